@@ -1,0 +1,1 @@
+"""Turn images into .beton files: sources, decoding, writing, the demo set and fastbyol-prep."""

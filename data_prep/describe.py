@@ -1,0 +1,83 @@
+"""Know what there is to say about a .beton: counts, classes, sizes, bytes, and how it was made."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from fastbyol.beton import JPEG, Reader
+
+CLASSES_SHOWN = 10
+
+
+def describe(reader: Reader) -> dict[str, Any]:
+    """Return the facts of a file as plain values, ready for JSON."""
+    jpegs = int(np.count_nonzero(reader.modes == JPEG))
+    return {
+        "path": str(reader.path),
+        "samples": len(reader),
+        "fields": reader.field_names,
+        "images": {"jpeg": jpegs, "raw": len(reader) - jpegs},
+        "width_px": _spread(reader.widths),
+        "height_px": _spread(reader.heights),
+        "bytes_per_image": _spread(reader.sizes),
+        "image_bytes": int(reader.sizes.sum()),
+        "file_bytes": reader.path.stat().st_size,
+        "page_bytes": reader.page_bytes,
+        "classes": _count_classes(reader),
+        "sidecar": {key: fact for key, fact in reader.sidecar.items() if key not in ("class_names", "checksum")},
+        "has_checksum": "checksum" in reader.sidecar,
+    }
+
+
+def lines(facts: dict[str, Any]) -> list[str]:
+    """Lay out what describe returned for reading."""
+    sidecar = facts["sidecar"]
+    table = {
+        "samples": f"{facts['samples']} ({facts['images']['jpeg']} JPEG, {facts['images']['raw']} raw)",
+        "fields": ", ".join(facts["fields"]),
+        "classes": _summarise(facts["classes"]),
+        "width": "{min} / {median:g} / {max} px (min / median / max)".format(**facts["width_px"]),
+        "height": "{min} / {median:g} / {max} px".format(**facts["height_px"]),
+        "bytes per image": "{min} / {median:g} / {max}, mean {mean:.0f}".format(**facts["bytes_per_image"]),
+        "file": f"{facts['file_bytes'] / 1e6:.1f} MB in pages of {facts['page_bytes'] >> 20} MiB",
+        "source": sidecar.get("source", "unknown: no sidecar"),
+        "settings": ", ".join(f"{key} {value}" for key, value in sidecar.get("settings", {}).items()) or "unknown",
+        "skipped": str(len(sidecar.get("skipped", []))),
+        "checksum": "in the sidecar" if facts["has_checksum"] else "none",
+    }
+    return [facts["path"], *(f"  {name:16}{text}" for name, text in table.items())]
+
+
+def _spread(values: NDArray[np.int64]) -> dict[str, float]:
+    """Return minimum, median, maximum and mean."""
+    return {
+        "min": int(values.min()),
+        "median": float(np.median(values)),
+        "max": int(values.max()),
+        "mean": float(values.mean()),
+    }
+
+
+def _count_classes(reader: Reader) -> dict[str, int] | None:
+    """Return the number of samples of each class, by name where the sidecar has names; None without labels."""
+    if reader.labels is None:
+        return None
+    labels, counts = np.unique(reader.labels, return_counts=True)
+    names = reader.class_names
+    if names is None:
+        return {str(label): int(count) for label, count in zip(labels, counts, strict=True)}
+    of_label = dict(zip(labels.tolist(), counts.tolist(), strict=True))
+    return {name: of_label.get(label, 0) for label, name in enumerate(names)}
+
+
+def _summarise(classes: dict[str, int] | None) -> str:
+    """Say how many classes there are and how even; list them when they are few."""
+    if classes is None:
+        return "none (unlabelled)"
+    counts = list(classes.values())
+    text = f"{len(counts)}, of {min(counts)} / {np.median(counts):g} / {max(counts)} samples (min / median / max)"
+    few = len(counts) <= CLASSES_SHOWN
+    return text + (": " + ", ".join(f"{name} {count}" for name, count in classes.items()) if few else "")

@@ -1,0 +1,58 @@
+"""Know how to run a function over many items on threads: in order, a bounded number in flight, with a progress bar.
+
+Threads, because simplejpeg and Pillow release the GIL while they decode, resize and encode, and nothing is pickled.
+Measured with two of each on a busy machine, images/s: 500-px JPEGs 160 to 200 from threads, 175 to 205 from processes;
+32-px images 8500 to 9000 from threads, 5900 to 8200 from processes.
+"""
+
+from __future__ import annotations
+
+import itertools
+import os
+from collections import deque
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import closing
+from typing import TypeVar
+
+from tqdm import tqdm
+
+Item = TypeVar("Item")
+Result = TypeVar("Result")
+GROUP = 8  # items a task: a future costs as much as decoding one 32-px image
+
+
+def default_workers() -> int:
+    """Return the number of cores this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def map_ordered(
+    function: Callable[[Item], Result], items: Iterable[Item], *, workers: int, total: int
+) -> Generator[Result, None, None]:
+    """Yield function(item) for each item, in order; at most 16 items a worker are held at a time.
+
+    A bar with images/s and time left appears on stderr after two seconds when stderr is a terminal.
+    """
+    bar = tqdm(total=total, unit=" images", delay=2, disable=None, dynamic_ncols=True)
+    with bar, closing(_map_groups(function, iter(items), workers)) as results:
+        for result in results:
+            yield result
+            bar.update()
+
+
+def _map_groups(
+    function: Callable[[Item], Result], items: Iterator[Item], workers: int
+) -> Generator[Result, None, None]:
+    """Yield results in order from a pool that is shut down, unstarted work cancelled, however the caller leaves."""
+    pending: deque[Future[list[Result]]] = deque()
+    pool = ThreadPoolExecutor(workers)
+    try:
+        while group := list(itertools.islice(items, GROUP)):
+            pending.append(pool.submit(list, map(function, group)))
+            if len(pending) > workers:
+                yield from pending.popleft().result()
+        while pending:
+            yield from pending.popleft().result()
+    finally:
+        pool.shutdown(cancel_futures=True)

@@ -1,0 +1,217 @@
+"""Know how to write a .beton: images appended in order, same input same bytes, whole under its name or not there."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import secrets
+import struct
+import zlib
+from collections.abc import Sequence
+from pathlib import Path
+from types import TracebackType
+from typing import Any
+
+import numpy as np
+
+from fastbyol import beton
+from fastbyol.beton import BetonError, StoredImage
+
+IMAGE_RECORD = struct.Struct("<BHHQ")  # mode, width, height, data_ptr
+LABELLED_RECORD = struct.Struct("<BHHQ3xq")  # and the label, aligned to 8 bytes
+ALLOCATION = struct.Struct("<QQQ")  # sample_id, ptr, size
+
+
+class BlockChecksums:
+    """Sum up a stream of bytes as the CRC-32 of each block of `block_bytes`, the last one as long as it is."""
+
+    def __init__(self, block_bytes: int) -> None:
+        self._block_bytes = block_bytes
+        self._full: list[int] = []
+        self._crc = 0
+        self._filled = 0
+
+    def update(self, data: bytes | bytearray | memoryview) -> None:
+        """Take in the next bytes of the stream."""
+        rest = memoryview(data)
+        while rest:
+            part = rest[: self._block_bytes - self._filled]
+            rest = rest[len(part) :]
+            self._crc = zlib.crc32(part, self._crc)
+            self._filled += len(part)
+            if self._filled == self._block_bytes:
+                self._full.append(self._crc)
+                self._crc = self._filled = 0
+
+    def blocks(self) -> list[int]:
+        """Return one CRC-32 for each block so far."""
+        return [*self._full, self._crc] if self._filled else list(self._full)
+
+
+class Writer:
+    """Write a .beton and its sidecar; both take their names when the `with` block ends without an exception.
+
+    `capacity` is the largest number of images to come: it fixes where the pages begin. `class_names` maps label to
+    name; None writes an image-only file. What `facts` holds at the end of the block goes into the sidecar, as JSON.
+    Memory grows by 48 B an image. Raises BetonError for what the format cannot hold, OSError for what the disk cannot.
+    """
+
+    def __init__(
+        self,
+        path: str | os.PathLike[str],
+        *,
+        capacity: int,
+        class_names: Sequence[str] | None,
+        page_bytes: int = beton.PAGE_BYTES_DEFAULT,
+        overwrite: bool = False,
+    ) -> None:
+        self.path = Path(path)
+        self.facts: dict[str, Any] = {}
+        self._class_names = None if class_names is None else list(class_names)
+        self._capacity = capacity
+        self._page_bytes = page_bytes
+        self._record = IMAGE_RECORD if class_names is None else LABELLED_RECORD
+        require_output(self.path, overwrite=overwrite)
+        self._require(capacity > 0, f"capacity is {capacity}; give the number of images to come, at least 1")
+        is_page = beton.PAGE_BYTES_MIN <= page_bytes <= beton.PAGE_BYTES_MAX and page_bytes & (page_bytes - 1) == 0
+        self._require(is_page, f"page is {page_bytes} bytes; give a power of two from 2 MiB to 2 GiB")
+        self._records_ptr = beton.HEADER.itemsize + beton.DESCRIPTOR.itemsize * (1 if class_names is None else 2)
+        self._pages_ptr = beton.round_up(self._records_ptr + capacity * self._record.size, page_bytes)
+
+    def __enter__(self) -> Writer:
+        token = secrets.token_hex(4)
+        self._partial, self._partial_sidecar = (
+            self.path.with_name(f".{path.name}.{token}.partial") for path in (self.path, beton.sidecar_path(self.path))
+        )
+        self._end = self._pages_ptr
+        self._records, self._table = bytearray(), bytearray()
+        self._sums = BlockChecksums(self._page_bytes)
+        try:
+            self._stream = self._partial.open("xb", buffering=1 << 20)
+        except OSError as error:
+            raise OSError(error.errno, error.strerror, str(self.path)) from error
+        self._stream.seek(self._pages_ptr)
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        try:
+            with self._stream:
+                if kind is None:
+                    self._finish()
+            if kind is None:
+                self._publish()
+        finally:
+            self._partial.unlink(missing_ok=True)
+            self._partial_sidecar.unlink(missing_ok=True)
+
+    def __len__(self) -> int:
+        return len(self._table) // ALLOCATION.size
+
+    def append(self, image: StoredImage, *, label: int | None = None) -> None:
+        """Add an image after the last one; labelled files need a label from 0 to the number of classes - 1."""
+        self._check(image, label)
+        size = len(image.data)
+        room = -self._end % self._page_bytes
+        if size > room:
+            self._pad(room)
+        fields = (image.mode, image.width, image.height, self._end)
+        self._table += ALLOCATION.pack(len(self), self._end, size)
+        self._records += self._record.pack(*fields) if label is None else self._record.pack(*fields, label)
+        self._stream.write(image.data)
+        self._sums.update(image.data)
+        self._end += size
+
+    def _check(self, image: StoredImage, label: int | None) -> None:
+        """Raise BetonError for an image or a label that the file cannot hold."""
+        number, size = len(self), len(image.data)
+        self._require(number < self._capacity, f"image {number} is one more than the capacity of {self._capacity}")
+        sides = 0 < image.width <= beton.SIDE_MAX and 0 < image.height <= beton.SIDE_MAX
+        self._require(sides, f"image {number} is {image.width}x{image.height}; sides lie in 1 to {beton.SIDE_MAX}")
+        wanted = 3 * image.width * image.height if image.mode == beton.RAW else size
+        self._require(0 < size == wanted, f"image {number} has {size} bytes; {wanted or 'at least 1'} wanted")
+        self._require(size <= self._page_bytes, f"image {number} has {size} bytes; a page holds {self._page_bytes}")
+        if self._class_names is None:
+            self._require(label is None, f"image {number} has a label; name the classes when opening the writer")
+        else:
+            known = label is not None and 0 <= label < len(self._class_names)
+            self._require(known, f"image {number} has label {label}; give 0 to {len(self._class_names) - 1}")
+
+    def _pad(self, count: int) -> None:
+        """Leave the next bytes zero."""
+        self._stream.seek(count, os.SEEK_CUR)
+        self._sums.update(bytes(count))
+        self._end += count
+
+    def _finish(self) -> None:
+        """Write what only the end knows: table, records, then the header that makes the file valid; and the sidecar."""
+        self._require(len(self) > 0, "no image was written; give a source with at least one good image")
+        self._pad(-self._end % self._page_bytes)
+        self._stream.write(self._table)
+        self._sums.update(self._table)
+        head = self._head()
+        self._stream.seek(0)
+        self._stream.write(head)
+        self._stream.flush()
+        os.fsync(self._stream.fileno())
+        head_sums = BlockChecksums(self._page_bytes)
+        head_sums.update(head)
+        head_sums.update(bytes(self._pages_ptr - len(head)))
+        sidecar = {
+            "fastbyol": version(),
+            "samples": len(self),
+            "class_names": self._class_names,
+            **self.facts,
+            "checksum": {"block_bytes": self._page_bytes, "crc32": head_sums.blocks() + self._sums.blocks()},
+        }
+        self._partial_sidecar.write_text(json.dumps(sidecar) + "\n", encoding="ascii")
+
+    def _head(self) -> bytes:
+        """Return header, descriptors and records."""
+        fields = (
+            [("image", beton.IMAGE)] if self._class_names is None else [("image", beton.IMAGE), ("label", beton.INT)]
+        )
+        header = np.zeros(1, beton.HEADER)
+        header[0] = (beton.VERSION, len(fields), self._page_bytes, len(self), self._end)
+        descriptors = np.zeros(len(fields), beton.DESCRIPTOR)
+        for descriptor, (name, type_id) in zip(descriptors, fields, strict=True):
+            descriptor["type_id"] = type_id
+            descriptor["name"][: len(name)] = list(name.encode("ascii"))
+        return header.tobytes() + descriptors.tobytes() + bytes(self._records)
+
+    def _publish(self) -> None:
+        """Give both files their names; the old pair goes first, so that no reader sees a sidecar of other pixels."""
+        self.path.unlink(missing_ok=True)
+        self._partial_sidecar.replace(beton.sidecar_path(self.path))
+        self._partial.replace(self.path)
+
+    def _require(self, claim: bool, fault: str) -> None:
+        """Raise BetonError unless the claim holds."""
+        _require(self.path, claim, fault)
+
+
+def require_output(path: Path, *, overwrite: bool) -> None:
+    """Raise BetonError when a .beton cannot be written at path, before anything is read for it."""
+    _require(path, not path.is_dir(), "output is a folder; give the name of a .beton file")
+    _require(path, path.parent.is_dir(), f"folder {path.parent} does not exist; create it first")
+    _require(path, overwrite or not path.exists(), "output exists; give --overwrite or another name")
+
+
+def _require(path: Path, claim: bool, fault: str) -> None:
+    if not claim:
+        raise BetonError(f"{path}: {fault}")
+
+
+def version() -> str:
+    """Return fastbyol's installed version, or "not installed" in a bare checkout."""
+    try:
+        return importlib.metadata.version("fastbyol")
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def find_partials(path: Path) -> list[Path]:
+    """List what writes of this .beton that were killed left beside it, and those still running."""
+    return sorted(path.parent.glob(f".{path.name}.*.partial"))

@@ -1,0 +1,199 @@
+"""Know what a run is made of: frozen, narrow dataclasses, checked when they are built."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from dataclasses import dataclass
+from typing import Any
+
+
+class ConfigError(ValueError):
+    """Tell the user which setting is wrong: what came, what was wanted and what to do."""
+
+
+def require(claim: bool, message: str) -> None:
+    """Raise ConfigError(message) unless the claim holds."""
+    if not claim:
+        raise ConfigError(message)
+
+
+@dataclass(frozen=True)
+class ViewConfig:
+    """Describe the distribution of one view; the defaults are T of the paper (appendix B).
+
+    Probabilities lie in [0, 1]; `area` is a fraction of the image; `ratio` is width / height, drawn log-uniformly;
+    strengths are half-widths of uniform distributions; `sigma` is in pixels of the output view.
+    """
+
+    area: tuple[float, float] = (0.08, 1.0)
+    ratio: tuple[float, float] = (3 / 4, 4 / 3)
+    flip: float = 0.5
+    jitter: float = 0.8
+    brightness: float = 0.4
+    contrast: float = 0.4
+    saturation: float = 0.2
+    hue: float = 0.1
+    grayscale: float = 0.2
+    blur: float = 1.0
+    sigma: tuple[float, float] = (0.1, 2.0)
+    solarize: float = 0.0
+
+    def __post_init__(self) -> None:
+        for name in ("flip", "jitter", "grayscale", "blur", "solarize"):
+            value = getattr(self, name)
+            require(0 <= value <= 1, f"view probability {name} is {value}; give a number from 0 to 1")
+        for name in ("area", "ratio", "sigma"):
+            low, high = getattr(self, name)
+            require(0 < low <= high, f"view range {name} is ({low}, {high}); give 0 < low <= high")
+        require(self.area[1] <= 1, f"view area ends at {self.area[1]}; a crop cannot exceed the image: give at most 1")
+        for name in ("brightness", "contrast", "saturation", "hue"):
+            value = getattr(self, name)
+            require(0 <= value <= 1, f"view strength {name} is {value}; give a number from 0 to 1")
+
+
+@dataclass(frozen=True)
+class EncoderConfig:
+    """Name a ResNet: a key of encoder.ARCHS, a multiplier of every layer's channels, a key of encoder.STEMS."""
+
+    arch: str = "resnet50"
+    width: float = 1
+    stem: str = "imagenet"
+
+
+@dataclass(frozen=True)
+class HeadConfig:
+    """Give the sizes of projector and predictor: Linear(hidden) -> BN -> ReLU -> Linear(out)."""
+
+    hidden: int = 4096
+    out: int = 256
+
+    def __post_init__(self) -> None:
+        for name in ("hidden", "out"):
+            value = getattr(self, name)
+            require(value >= 1, f"head size {name} is {value}; give at least 1")
+
+
+@dataclass(frozen=True)
+class OptimConfig:
+    """Give the peaks of the schedules and the constants of LARS.
+
+    `base_lr` is the peak per 256 images of batch; `tau_base` the target rate at the start; the learning rate rises
+    linearly over `warmup_epochs`.
+    """
+
+    base_lr: float
+    weight_decay: float
+    tau_base: float
+    warmup_epochs: float = 10
+    momentum: float = 0.9
+    trust: float = 1e-3
+
+    def __post_init__(self) -> None:
+        for name in ("base_lr", "weight_decay", "warmup_epochs"):
+            value = getattr(self, name)
+            require(value >= 0, f"{name} is {value}; give 0 or more")
+        require(0 <= self.tau_base <= 1, f"tau_base is {self.tau_base}; give a number from 0 to 1")
+        require(0 <= self.momentum < 1, f"momentum is {self.momentum}; give a number from 0 up to, not including, 1")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """Say what is trained: network, views, optimisation and their sizes.
+
+    `epochs` is the length the constants were chosen for; `crop_px` the side of a training view, `eval_px` of an
+    evaluation view, which shows the centre square of share `eval_margin` of the short side.
+    """
+
+    name: str
+    encoder: EncoderConfig
+    head: HeadConfig
+    views: tuple[ViewConfig, ViewConfig]
+    optim: OptimConfig
+    crop_px: int
+    batch_size: int
+    epochs: float
+    eval_px: int
+    eval_margin: float = 1.0
+
+    def __post_init__(self) -> None:
+        require(self.batch_size >= 2, f"batch size is {self.batch_size}; batch norm needs at least 2 images")
+        for name in ("crop_px", "eval_px"):
+            value = getattr(self, name)
+            require(value >= 8, f"{name} is {value}; give at least 8")
+        require(0 < self.eval_margin <= 1, f"eval_margin is {self.eval_margin}; give a share of the short side up to 1")
+        require(self.epochs > 0, f"a recipe of {self.epochs} epochs; give more than 0")
+
+    @property
+    def peak_lr(self) -> float:
+        """Scale the base learning rate linearly with the batch: base * batch / 256."""
+        return self.optim.base_lr * self.batch_size / 256
+
+
+@dataclass(frozen=True)
+class Config:
+    """Say what one run does: the recipe, its data, its length (`budget_s` or `epochs`, one of them) and its place."""
+
+    recipe: Recipe
+    data: str
+    val: str | None = None
+    budget_s: float | None = None
+    epochs: float | None = None
+    seed: int = 0
+    device: str = "cpu"
+    workers: int = 2
+    log_every: int = 20
+    checkpoint_s: float = 300.0
+    knn_bank: int = 10_000
+
+    def __post_init__(self) -> None:
+        require(
+            (self.budget_s is None) != (self.epochs is None),
+            "a run needs a budget or a number of epochs, and not both; give --budget 8h or --epochs 100",
+        )
+        require(self.budget_s is None or self.budget_s > 0, f"budget is {self.budget_s} s; give more than 0")
+        require(self.epochs is None or self.epochs > 0, f"epochs is {self.epochs}; give more than 0")
+        require(0 <= self.seed < 2**63, f"seed is {self.seed}; give a whole number from 0 to 2^63 - 1")
+        require(
+            self.warmup < 1,
+            f"{self.epochs or self.recipe.epochs:g} epochs do not outlast the warm-up of "
+            f"{self.recipe.optim.warmup_epochs:g}; give more epochs or a shorter --warmup-epochs",
+        )
+        require(self.workers >= 1, f"workers is {self.workers}; give at least 1")
+        require(self.log_every >= 1, f"log_every is {self.log_every}; give at least 1")
+        require(self.knn_bank >= 1, f"knn_bank is {self.knn_bank}; give at least 1 image")
+        require(self.checkpoint_s > 0, f"checkpoint_s is {self.checkpoint_s}; give more than 0 seconds")
+
+    @property
+    def warmup(self) -> float:
+        """Give the share of the run in [0, 1) that warms up: of `epochs`, or of the recipe's epochs under a budget."""
+        return self.recipe.optim.warmup_epochs / (self.epochs or self.recipe.epochs)
+
+
+def to_json(config: Config) -> str:
+    """Write a configuration as JSON, one setting a line."""
+    return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
+
+
+def from_json(text: str) -> Config:
+    """Read what to_json wrote; raise ConfigError where a setting is unknown, missing or out of range."""
+    try:
+        fields = json.loads(text)
+        recipe = dict(fields.pop("recipe"))
+        first, second = (ViewConfig(**_tuples(view)) for view in recipe.pop("views"))
+        return Config(
+            recipe=Recipe(
+                encoder=EncoderConfig(**recipe.pop("encoder")),
+                head=HeadConfig(**recipe.pop("head")),
+                optim=OptimConfig(**recipe.pop("optim")),
+                views=(first, second),
+                **recipe,
+            ),
+            **fields,
+        )
+    except (TypeError, KeyError, ValueError, AttributeError) as error:
+        raise ConfigError(f"this is not a configuration of this version of fastbyol: {error}") from error
+
+
+def _tuples(view: dict[str, Any]) -> dict[str, Any]:
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in view.items()}

@@ -1,0 +1,136 @@
+"""Know the ResNet family: post-activation, stride on the 3x3, torchvision's parameter names, batch norm per view."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from fastbyol.batchnorm import BatchNorm2d
+from fastbyol.config import EncoderConfig, require
+
+
+class BasicBlock(nn.Module):
+    """Two 3x3 convolutions with a residual sum."""
+
+    expansion = 1
+
+    def __init__(self, inputs: int, planes: int, *, stride: int, views: int) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(inputs, planes, 3, stride, 1, bias=False)
+        self.bn1 = BatchNorm2d(planes, views=views)
+        self.conv2 = nn.Conv2d(planes, planes, 3, 1, 1, bias=False)
+        self.bn2 = BatchNorm2d(planes, views=views)
+        self.downsample = _shortcut(inputs, planes, stride=stride, views=views)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [N, C, H, W] to [N, planes, H/stride, W/stride]."""
+        shortcut = x if self.downsample is None else self.downsample(x)
+        x = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        return F.relu(self.bn2(self.conv2(x)) + shortcut, inplace=True)
+
+
+class Bottleneck(nn.Module):
+    """1x1 down, 3x3 with the stride, 1x1 up to four times the planes, with a residual sum."""
+
+    expansion = 4
+
+    def __init__(self, inputs: int, planes: int, *, stride: int, views: int) -> None:
+        super().__init__()
+        outputs = planes * self.expansion
+        self.conv1 = nn.Conv2d(inputs, planes, 1, bias=False)
+        self.bn1 = BatchNorm2d(planes, views=views)
+        self.conv2 = nn.Conv2d(planes, planes, 3, stride, 1, bias=False)
+        self.bn2 = BatchNorm2d(planes, views=views)
+        self.conv3 = nn.Conv2d(planes, outputs, 1, bias=False)
+        self.bn3 = BatchNorm2d(outputs, views=views)
+        self.downsample = _shortcut(inputs, outputs, stride=stride, views=views)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [N, C, H, W] to [N, 4*planes, H/stride, W/stride]."""
+        shortcut = x if self.downsample is None else self.downsample(x)
+        x = F.relu(self.bn1(self.conv1(x)), inplace=True)
+        x = F.relu(self.bn2(self.conv2(x)), inplace=True)
+        return F.relu(self.bn3(self.conv3(x)) + shortcut, inplace=True)
+
+
+def _shortcut(inputs: int, outputs: int, *, stride: int, views: int) -> nn.Sequential | None:
+    if stride == 1 and inputs == outputs:
+        return None
+    return nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), BatchNorm2d(outputs, views=views))
+
+
+ARCHS: dict[str, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, ...]]] = {
+    "resnet8": (BasicBlock, (1, 1, 1)),
+    "resnet18": (BasicBlock, (2, 2, 2, 2)),
+    "resnet34": (BasicBlock, (3, 4, 6, 3)),
+    "resnet50": (Bottleneck, (3, 4, 6, 3)),
+    "resnet101": (Bottleneck, (3, 4, 23, 3)),
+    "resnet152": (Bottleneck, (3, 8, 36, 3)),
+    "resnet200": (Bottleneck, (3, 24, 36, 3)),
+}
+
+STEMS: dict[str, Callable[[int], tuple[nn.Conv2d, nn.Module]]] = {
+    "imagenet": lambda planes: (nn.Conv2d(3, planes, 7, 2, 3, bias=False), nn.MaxPool2d(3, 2, 1)),
+    "cifar": lambda planes: (nn.Conv2d(3, planes, 3, 1, 1, bias=False), nn.Identity()),
+    "cifar_stride2": lambda planes: (nn.Conv2d(3, planes, 3, 2, 1, bias=False), nn.Identity()),
+}
+
+
+class ResNet(nn.Module):
+    """A ResNet without its classifier: images [N, 3, H, W] to representations [N, features].
+
+    Attributes: `features`, the length of a representation. In training, N is views*B, view-major, and every batch
+    norm keeps the views apart. The width multiplies the stem and every group (paper, section 3.2), unlike
+    torchvision's wide ResNets. Source: He et al. 2015, stride placement as in torchvision.
+    """
+
+    def __init__(self, config: EncoderConfig, *, views: int = 2) -> None:
+        super().__init__()
+        require(config.arch in ARCHS, f"no encoder {config.arch!r}; choose one of {', '.join(ARCHS)}")
+        require(config.stem in STEMS, f"no stem {config.stem!r}; choose one of {', '.join(STEMS)}")
+        stem_planes = round(64 * config.width)
+        require(stem_planes >= 1, f"encoder width {config.width} leaves no channels; give 1/64 or more")
+        block, depths = ARCHS[config.arch]
+        self.conv1, self.maxpool = STEMS[config.stem](stem_planes)
+        self.bn1 = BatchNorm2d(stem_planes, views=views)
+        inputs = stem_planes
+        self.stages: list[str] = []
+        for number, depth in enumerate(depths):
+            planes = stem_planes * 2**number
+            blocks = []
+            for index in range(depth):
+                stride = 2 if number > 0 and index == 0 else 1
+                blocks.append(block(inputs, planes, stride=stride, views=views))
+                inputs = planes * block.expansion
+            self.stages.append(f"layer{number + 1}")
+            self.add_module(self.stages[-1], nn.Sequential(*blocks))
+        self.features = inputs
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch types only devices and dtypes
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map images [N, 3, H, W] to pooled representations [N, features]."""
+        x = self.maxpool(F.relu(self.bn1(self.conv1(images)), inplace=True))
+        for stage in self.stages:
+            x = self.get_submodule(stage)(x)
+        pooled: Tensor = x.mean((2, 3))
+        return pooled
+
+
+def init_(module: nn.Module, generator: torch.Generator) -> None:
+    """Draw convolution and linear weights from a normal of std 1/sqrt(fan_in) cut at 2 std; set their biases to 0."""
+    for layer in module.modules():
+        if isinstance(layer, nn.Conv2d | nn.Linear):
+            std = layer.weight[0].numel() ** -0.5
+            nn.init.trunc_normal_(layer.weight, 0.0, std, -2 * std, 2 * std, generator=generator)
+            if layer.bias is not None:
+                nn.init.zeros_(layer.bias)
+
+
+def build(config: EncoderConfig, *, seed: int, views: int = 2) -> ResNet:
+    """Build a ResNet in channels-last memory whose weights depend only on (config, seed)."""
+    encoder = ResNet(config, views=views)
+    init_(encoder, torch.Generator().manual_seed(seed))
+    return encoder

@@ -1,0 +1,1 @@
+"""Score a frozen encoder: features once, then kNN or a linear classifier."""

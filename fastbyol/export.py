@@ -1,0 +1,36 @@
+"""Know how an encoder leaves a run: safetensors with torchvision's names, and back."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+from pathlib import Path
+
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from fastbyol.config import ConfigError, EncoderConfig
+from fastbyol.encoder import ResNet
+
+
+def save_encoder(path: Path, encoder: ResNet, config: EncoderConfig) -> None:
+    """Write weights and batch-norm buffers, contiguous, with the architecture in the file's metadata; atomic."""
+    partial = path.with_suffix(".partial")
+    tensors = {name: value.detach().cpu().contiguous() for name, value in encoder.state_dict().items()}
+    save_file(tensors, partial, metadata={"format": "pt", "fastbyol": json.dumps(dataclasses.asdict(config))})
+    partial.replace(path)
+
+
+def load_encoder(path: Path) -> ResNet:
+    """Read what save_encoder wrote, in evaluation mode; raise ConfigError when the file is none of ours."""
+    try:
+        with safe_open(path, framework="pt") as file:
+            config = EncoderConfig(**json.loads(file.metadata()["fastbyol"]))
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
+        encoder = ResNet(config)
+        encoder.load_state_dict(tensors)
+    except (SafetensorError, OSError, KeyError, TypeError, RuntimeError) as error:
+        raise ConfigError(
+            f"{path} is not an encoder exported by fastbyol ({error}); give a folder in which fastbyol-train finished"
+        ) from error
+    return encoder.eval()

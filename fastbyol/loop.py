@@ -1,0 +1,176 @@
+"""Know the training loop: batch, views, step, row; checkpoints when due; an end by plan, signal or divergence."""
+
+from __future__ import annotations
+
+import math
+import signal
+from collections.abc import Iterator
+from contextlib import closing, contextmanager
+from dataclasses import dataclass
+from types import FrameType
+from typing import Any
+
+from fastbyol import checkpoint, schedule, views
+from fastbyol.beton import Reader
+from fastbyol.budget import ClockPlan, StepPlan, Stopwatch
+from fastbyol.byol import BYOL, Output, embedding_std
+from fastbyol.config import Config
+from fastbyol.loaders import Batch
+from fastbyol.loaders.native import load
+from fastbyol.optim import LARS
+from fastbyol.order import stream
+from fastbyol.runfolder import RunFolder
+from fastbyol.step import train_step
+from fastbyol.telemetry import Intervals, Telemetry
+
+
+class Diverged(RuntimeError):
+    """Tell that the loss is no longer a number, at which step, and what to do."""
+
+
+@dataclass(frozen=True)
+class Position:
+    """Say how far a run has come: steps taken, progress in [0, 1], seconds spent in the loop."""
+
+    step: int = 0
+    progress: float = 0.0
+    train_s: float = 0.0
+
+
+class StopSignal:
+    """Remember a SIGINT or SIGTERM until the loop looks; the second one interrupts at once."""
+
+    def __init__(self) -> None:
+        self.arrived = False
+
+    def _note(self, _number: int, _frame: FrameType | None) -> None:
+        if self.arrived:
+            raise KeyboardInterrupt
+        self.arrived = True
+
+    @contextmanager
+    def caught(self) -> Iterator[None]:
+        """Catch the signals inside the with-block; restore what was there after it."""
+        before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
+        try:
+            yield
+        finally:
+            for number, handler in before.items():
+                signal.signal(number, handler)
+
+
+class Loop:
+    """Train one model from a position to the end of a plan. Moves model, optimiser and `position`."""
+
+    def __init__(self, config: Config, *, reader: Reader, model: BYOL, optimizer: LARS, folder: RunFolder) -> None:
+        self.config = config
+        self.reader = reader
+        self.model = model
+        self.optimizer = optimizer
+        self.folder = folder
+        self.position = Position()
+        self.notes: dict[str, Any] = {}
+
+    def state(self, *, elapsed_s: float) -> dict[str, Any]:
+        """Gather all that a resumed run needs, as tensors and plain values."""
+        return {
+            "step": self.position.step,
+            "progress": self.position.progress,
+            "train_s": self.position.train_s,
+            "elapsed_s": elapsed_s,
+            "notes": self.notes,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+        }
+
+    def restore(self, state: dict[str, Any]) -> None:
+        """Take up what state() gathered."""
+        self.model.load_state_dict(state["model"])
+        self.optimizer.load_state_dict(state["optimizer"])
+        self.position = Position(state["step"], state["progress"], state["train_s"])
+        self.notes = state["notes"]
+
+    def save(self, stopwatch: Stopwatch) -> None:
+        """Write a checkpoint of the position."""
+        state = self.state(elapsed_s=stopwatch.elapsed_s())
+        checkpoint.save(self.folder.checkpoints, state, step=self.position.step)
+
+    def run(self, plan: StepPlan | ClockPlan, stopwatch: Stopwatch) -> bool:
+        """Train until the plan is over: True; or until a signal: False. Either way the position is checkpointed.
+
+        Raises Diverged when a logged loss is not finite; the checkpoints before it stay.
+        """
+        stop = StopSignal()
+        with stop.caught():
+            self._train(plan, stopwatch, stop)
+        self.save(stopwatch)
+        return self.position.progress == 1.0
+
+    def _train(self, plan: StepPlan | ClockPlan, stopwatch: Stopwatch, stop: StopSignal) -> None:
+        start, config = self.position, self.config
+        rows = stream(start.step, batch_size=config.recipe.batch_size, count=len(self.reader), seed=config.seed)
+        intervals, saved_s = Intervals(), stopwatch.elapsed_s()
+        began_s = saved_s
+        self.model.train()
+        with (
+            Telemetry(self.folder.metrics, from_step=start.step) as telemetry,
+            closing(load(self.reader, rows, workers=config.workers)) as batches,
+        ):
+            while self.position.progress < 1.0 and not stop.arrived:
+                elapsed_s = stopwatch.elapsed_s()
+                progress = plan.progress(self.position.step, elapsed_s=elapsed_s)
+                output = self._step(batches, progress, intervals)
+                step, now_s = self.position.step + 1, stopwatch.elapsed_s()
+                over = plan.is_over(step, elapsed_s=now_s, step_s=now_s - elapsed_s)
+                progress = 1.0 if over else plan.progress(step, elapsed_s=now_s)
+                self.position = Position(step, progress, start.train_s + now_s - began_s)
+                if over or step % config.log_every == 0:
+                    left_s = (now_s - began_s) * (1 - progress) / max(progress - start.progress, 1e-9)
+                    telemetry.row(self._row(output, intervals.take(), elapsed_s=now_s), left_s=left_s)
+                if now_s - saved_s > config.checkpoint_s:
+                    self.save(stopwatch)
+                    saved_s = stopwatch.elapsed_s()
+                    intervals.skip()
+
+    def _step(self, batches: Iterator[Batch], progress: float, intervals: Intervals) -> Output:
+        recipe = self.config.recipe
+        batch = next(batches)
+        intervals.lap("loader_wait_s")
+        drawn = views.draw(
+            recipe.views, seed=self.config.seed, epochs=batch.epochs, indices=batch.indices, sizes=batch.sizes.numpy()
+        )
+        device = self.config.device
+        pixels, offsets, sizes = (t.to(device) for t in (batch.pixels, batch.offsets, batch.sizes))
+        images = views.apply(pixels, offsets, sizes, drawn.to(device), crop_px=recipe.crop_px)
+        intervals.lap("views_s")
+        output = train_step(
+            self.model,
+            self.optimizer,
+            images,
+            lr=schedule.learning_rate(progress, peak=recipe.peak_lr, warmup=self.config.warmup),
+            tau=schedule.ema_rate(progress, base=recipe.optim.tau_base),
+        )
+        intervals.lap("step_s")
+        intervals.images += len(batch.indices)
+        return output
+
+    def _row(self, output: Output, times: dict[str, float], *, elapsed_s: float) -> dict[str, Any]:
+        """Describe the run after a step (host sync); lr and tau are those of the position's progress."""
+        recipe, at = self.config.recipe, self.position
+        loss = output.loss.item()
+        if not math.isfinite(loss):
+            raise Diverged(
+                f"the loss is {loss} at step {at.step}; lower --base-lr (now {recipe.optim.base_lr:g}) and start anew, "
+                "or --resume from the last checkpoint"
+            )
+        return {
+            "step": at.step,
+            "epoch": at.step * recipe.batch_size / len(self.reader),
+            "progress": at.progress,
+            "elapsed_s": elapsed_s,
+            "loss": loss,
+            "lr": schedule.learning_rate(at.progress, peak=recipe.peak_lr, warmup=self.config.warmup),
+            "tau": schedule.ema_rate(at.progress, base=recipe.optim.tau_base),
+            "embedding_std": embedding_std(output.target_projections),
+            **times,
+        }

@@ -1,0 +1,84 @@
+"""Know what lies where in a run folder, and when a folder may be used for a run."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fastbyol.config import Config, ConfigError, from_json, to_json
+
+FREE_ON_RESUME = {"budget_s", "device", "workers", "log_every", "checkpoint_s", "knn_bank"}  # move no weight of a step
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Name the files of one run."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """What was asked for."""
+        return self.path / "config.json"
+
+    @property
+    def metrics(self) -> Path:
+        """One JSON object a line, a line every log_every steps."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of the two newest checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def encoder(self) -> Path:
+        """The online encoder, safetensors, torchvision's names."""
+        return self.path / "encoder.safetensors"
+
+    @property
+    def report(self) -> Path:
+        """The report, one self-contained page."""
+        return self.path / "report.html"
+
+    @property
+    def result(self) -> Path:
+        """The outcome; there only when the run has finished."""
+        return self.path / "result.json"
+
+    def read_config(self) -> Config:
+        """Read the configuration; raise ConfigError when the folder holds no run."""
+        if not self.config.is_file():
+            raise ConfigError(f"{self.path} holds no run (no config.json); give the --out folder of fastbyol-train")
+        return from_json(self.config.read_text())
+
+
+def begin(folder: RunFolder, config: Config, *, overwrite: bool) -> None:
+    """Make the folder for a new run; raise ConfigError when it holds another one that may not be overwritten."""
+    if folder.config.exists() and not overwrite:
+        raise ConfigError(f"{folder.path} already holds a run; give --resume, --overwrite or another --out")
+    for path in (folder.config, folder.metrics, folder.encoder, folder.report, folder.result):
+        path.unlink(missing_ok=True)
+    shutil.rmtree(folder.checkpoints, ignore_errors=True)
+    folder.path.mkdir(parents=True, exist_ok=True)
+    folder.config.write_text(to_json(config))
+
+
+def check_resumable(folder: RunFolder, config: Config) -> None:
+    """Raise ConfigError when `config` would not continue the run of the folder, naming every setting that differs."""
+    before, now = (dataclasses.asdict(c) for c in (folder.read_config(), config))
+    differing = [name for name in before if before[name] != now[name] and name not in FREE_ON_RESUME]
+    if differing:
+        told = "; ".join(f"{name} was {before[name]}, is {now[name]}" for name in differing)
+        raise ConfigError(f"--resume continues the same run, but {told}; give the old settings, or another --out")
+
+
+def write_result(folder: RunFolder, result: dict[str, Any]) -> None:
+    """Write result.json; atomic, so that its presence means the run has finished."""
+    partial = folder.result.with_suffix(".partial")
+    partial.write_text(json.dumps(result, indent=2) + "\n")
+    partial.replace(folder.result)

@@ -1,0 +1,124 @@
+"""fastbyol-train: from a recipe and a beton to a run folder with a trained, scored, exported encoder."""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+
+import torch
+
+from fastbyol.beton import BetonError
+from fastbyol.budget import parse_duration
+from fastbyol.checkpoint import CheckpointError
+from fastbyol.config import Config, ConfigError, Recipe
+from fastbyol.loop import Diverged
+from fastbyol.recipes import RECIPES, named
+from fastbyol.run import run
+from fastbyol.runfolder import RunFolder
+
+FINISHED, BAD_INPUT, DIVERGED, INTERRUPTED = 0, 2, 3, 75  # exit status
+
+
+def build_parser() -> argparse.ArgumentParser:
+    """Describe the command line (a contract: names and meanings stay)."""
+    parser = argparse.ArgumentParser(prog="fastbyol-train", description="Train a BYOL encoder within a budget.")
+    parser.add_argument("recipe", metavar="RECIPE", help=f"one of {', '.join(RECIPES)}")
+    parser.add_argument("--data", metavar="F.beton", help="training images; recipe demo draws its own")
+    parser.add_argument("--val", metavar="F.beton", help="labelled images to score with kNN before and after")
+    length = parser.add_mutually_exclusive_group()
+    length.add_argument("--budget", metavar="8h", help="wall-clock from process start to exit: 90s, 5m, 8h, 1d12h")
+    length.add_argument("--epochs", type=float, metavar="N", help="length in epochs (default: the recipe's)")
+    parser.add_argument("--out", type=Path, metavar="DIR", help="run folder (default: runs/RECIPE)")
+    existing = parser.add_mutually_exclusive_group()
+    existing.add_argument("--resume", action="store_true", help="continue the run in --out from its newest checkpoint")
+    existing.add_argument("--overwrite", action="store_true", help="replace the run in --out")
+    parser.add_argument("--loader", choices=["native"], default="native", help="how images are decoded")
+    parser.add_argument("--batch-size", type=int, metavar="N", help="global batch (default: the recipe's)")
+    parser.add_argument("--base-lr", type=float, metavar="X", help="peak learning rate per 256 images")
+    parser.add_argument("--tau-base", type=float, metavar="X", help="target rate at the start")
+    parser.add_argument("--weight-decay", type=float, metavar="X")
+    parser.add_argument("--warmup-epochs", type=float, metavar="N", help="epochs of rising learning rate")
+    parser.add_argument("--device", choices=["cuda", "cpu"], help="default: cuda where there is one")
+    parser.add_argument("--seed", type=int, default=0, metavar="N")
+    parser.add_argument("--workers", type=int, default=2, metavar="N", help="decoding threads")
+    parser.add_argument("--log-every", type=int, default=20, metavar="N", help="steps from row to row of metrics.jsonl")
+    parser.add_argument("--checkpoint-every", default="5m", metavar="5m", help="time from checkpoint to checkpoint")
+    return parser
+
+
+def recipe_of(args: argparse.Namespace) -> Recipe:
+    """Build the recipe with what the command line changes in it."""
+    recipe = named(args.recipe)
+    given = {name: getattr(args, name) for name in ("base_lr", "tau_base", "weight_decay", "warmup_epochs")}
+    changed = {name: value for name, value in given.items() if value is not None}
+    batch_size = recipe.batch_size if args.batch_size is None else args.batch_size
+    return replace(recipe, optim=replace(recipe.optim, **changed), batch_size=batch_size)
+
+
+def config_of(args: argparse.Namespace, folder: RunFolder) -> Config:
+    """Build the configuration the command line asks for; draw the demo set where it is wanted and missing."""
+    recipe = recipe_of(args)
+    if args.device == "cuda" and not torch.cuda.is_available():
+        raise ConfigError(
+            "--device cuda, but torch finds no GPU here; give --device cpu, or install a CUDA build of torch"
+        )
+    budget_s = None if args.budget is None else parse_duration(args.budget)
+    epochs = recipe.epochs if args.epochs is None and budget_s is None else args.epochs
+    data, val = args.data, args.val
+    if data is None:
+        if args.recipe != "demo":
+            raise ConfigError(f"recipe {args.recipe} needs images; give --data F.beton, written by fastbyol-prep write")
+        data, val = demo_set(folder.path / "data")
+    return Config(
+        recipe=recipe,
+        data=str(data),
+        val=None if val is None else str(val),
+        budget_s=budget_s,
+        epochs=epochs,
+        seed=args.seed,
+        device=args.device or ("cuda" if torch.cuda.is_available() else "cpu"),
+        workers=args.workers,
+        log_every=args.log_every,
+        checkpoint_s=parse_duration(args.checkpoint_every),
+    )
+
+
+def demo_set(directory: Path) -> tuple[Path, Path]:
+    """Draw the demo set with fastbyol-prep where it is not there yet; return its training and validation files."""
+    train, val = directory / "train.beton", directory / "val.beton"
+    if not (train.exists() and val.exists()):
+        command = [sys.executable, "-m", "fastbyol.data_prep.cli", "demo", str(directory), "--overwrite"]
+        if subprocess.run(command, check=False).returncode:
+            raise ConfigError(f"the demo set could not be written to {directory}; see the line above")
+    return train, val
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run fastbyol-train; return 0 when finished, 2 on bad usage or input, 3 when diverged, 75 when interrupted."""
+    args = build_parser().parse_args(argv)
+    folder = RunFolder(args.out or Path("runs") / args.recipe)
+    try:
+        finished = run(config_of(args, folder), folder, resume=args.resume, overwrite=args.overwrite)
+    except KeyboardInterrupt:
+        finished = False
+    except Diverged as error:
+        return _say(error, DIVERGED)
+    except (ConfigError, BetonError, CheckpointError, OSError) as error:
+        return _say(error, BAD_INPUT)
+    if not finished:
+        return _say("interrupted; continue with the same command and --resume", INTERRUPTED)
+    print(f"report: {folder.report}")
+    return FINISHED
+
+
+def _say(message: object, status: int) -> int:
+    print(f"fastbyol-train: {'error: ' if status in (BAD_INPUT, DIVERGED) else ''}{message}", file=sys.stderr)
+    return status
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,45 @@
+"""Know the small files that several tests read."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import NamedTuple
+
+import pytest
+import simplejpeg
+import torch
+
+from fastbyol.beton import JPEG, StoredImage
+from fastbyol.data_prep import demo
+from fastbyol.data_prep.writer import Writer
+
+torch.set_num_threads(2)
+
+
+class Betons(NamedTuple):
+    """Name a labelled training and validation file and an unlabelled one, all of the demo set's classes."""
+
+    train: Path
+    val: Path
+    unlabelled: Path
+
+
+def write_beton(path: Path, count: int, *, split: str, labelled: bool = True) -> Path:
+    """Write `count` demo images."""
+    images, labels = demo.draw(count, seed=0, split=split)
+    with Writer(path, capacity=count, class_names=demo.CLASS_NAMES if labelled else None) as writer:
+        for image, label in zip(images, labels, strict=True):
+            stored = StoredImage(JPEG, 32, 32, simplejpeg.encode_jpeg(image, quality=90))
+            writer.append(stored, label=int(label) if labelled else None)
+    return path
+
+
+@pytest.fixture(scope="session")
+def betons(tmp_path_factory: pytest.TempPathFactory) -> Betons:
+    """Write 160 training, 60 validation and 40 unlabelled images."""
+    folder = tmp_path_factory.mktemp("betons")
+    return Betons(
+        write_beton(folder / "train.beton", 160, split="train"),
+        write_beton(folder / "val.beton", 60, split="val"),
+        write_beton(folder / "unlabelled.beton", 40, split="train", labelled=False),
+    )

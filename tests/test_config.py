@@ -1,0 +1,108 @@
+"""Laws of configurations and recipes: they survive JSON, and refuse what cannot be."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+import pytest
+import torch
+
+from fastbyol.config import Config, ConfigError, HeadConfig, OptimConfig, ViewConfig, from_json, to_json
+from fastbyol.encoder import ResNet
+from fastbyol.recipes import PAPER_VIEWS, RECIPES, named
+from fastbyol.schedule import ema_rate, learning_rate
+
+
+def config(**changes: Any) -> Config:
+    return Config(**{"recipe": named("demo"), "data": "train.beton", "epochs": 2.0, **changes})
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_recipes_build_and_end_at_zero_and_one(name: str) -> None:
+    recipe = named(name)
+    assert recipe.name == name
+    with torch.device("meta"):
+        assert ResNet(recipe.encoder).features > 0
+    warmup = config(recipe=recipe, epochs=recipe.epochs).warmup
+    assert learning_rate(warmup, peak=recipe.peak_lr, warmup=warmup) == recipe.peak_lr
+    assert learning_rate(1.0, peak=recipe.peak_lr, warmup=warmup) == 0
+    assert ema_rate(1.0, base=recipe.optim.tau_base) == 1
+
+
+def test_imagenet_recipe_is_the_papers() -> None:
+    recipe = named("imagenet_rn50")
+    assert recipe.peak_lr == pytest.approx(0.45 * 4096 / 256)
+    assert (recipe.head.hidden, recipe.head.out) == (4096, 256)
+    assert (recipe.optim.momentum, recipe.optim.trust, recipe.optim.weight_decay) == (0.9, 1e-3, 1e-6)
+    assert recipe.optim.tau_base == 0.99
+    first, second = recipe.views
+    assert (first.blur, second.blur, first.solarize, second.solarize) == (1.0, 0.1, 0.0, 0.2)
+    assert first.jitter == second.jitter == 0.8
+
+
+def test_warmup_follows_the_length_of_the_run() -> None:
+    recipe = named("imagenet_rn50")
+    assert config(recipe=recipe, epochs=1000).warmup == 0.01
+    assert config(recipe=recipe, epochs=None, budget_s=3600).warmup == 0.1
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_configurations_survive_json(name: str) -> None:
+    whole = config(recipe=named(name), epochs=None, budget_s=90.0, val="v.beton")
+    assert from_json(to_json(whole)) == whole
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{}", '{"recipe": 3}', to_json(config()).replace('"seed"', '"sead"')])
+def test_a_foreign_configuration_is_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="not a configuration"):
+        from_json(text)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"epochs": None},
+        {"epochs": 1.0, "budget_s": 1.0},
+        {"epochs": 0.0},
+        {"epochs": None, "budget_s": -1.0},
+        {"seed": -1},
+        {"workers": 0},
+        {"log_every": 0},
+        {"checkpoint_s": 0.0},
+        {"recipe": replace(named("demo"), optim=OptimConfig(1.0, 0.0, 0.9, warmup_epochs=50))},
+    ],
+)
+def test_an_impossible_run_is_refused_with_a_remedy(changes: dict[str, Any]) -> None:
+    with pytest.raises(ConfigError, match="give"):
+        config(**changes)
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda: ViewConfig(flip=1.5),
+        lambda: ViewConfig(area=(0.0, 1.0)),
+        lambda: ViewConfig(area=(0.5, 1.2)),
+        lambda: ViewConfig(sigma=(2.0, 1.0)),
+        lambda: ViewConfig(hue=-0.1),
+        lambda: HeadConfig(hidden=0),
+        lambda: OptimConfig(1.0, 0.0, tau_base=1.1),
+        lambda: OptimConfig(-1.0, 0.0, 0.9),
+        lambda: replace(named("demo"), batch_size=1),
+        lambda: replace(named("demo"), crop_px=4),
+        lambda: replace(named("demo"), eval_margin=0.0),
+    ],
+)
+def test_an_impossible_setting_is_refused_with_a_remedy(build: Any) -> None:
+    with pytest.raises(ConfigError, match=r"give|needs"):
+        build()
+
+
+def test_recipe_names_are_offered() -> None:
+    with pytest.raises(ConfigError, match="imagenet_rn50"):
+        named("imagenet_rn51")
+
+
+def test_views_of_every_recipe_are_the_papers() -> None:
+    assert all(named(name).views == PAPER_VIEWS for name in RECIPES)

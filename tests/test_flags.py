@@ -1,0 +1,42 @@
+"""The command lines are a contract: this list changes only with a line in CHANGELOG.md."""
+
+from __future__ import annotations
+
+import argparse
+
+from fastbyol import eval as evaluation
+from fastbyol import train
+from fastbyol.data_prep import cli
+
+COMMON_EVAL = "RUN_DIR --device --help --json --train --val --workers"
+CONTRACT = {
+    "fastbyol-prep write": "SOURCE OUT.beton --help --limit --max-side --mode --on-error --overwrite "
+    "--quality --workers",
+    "fastbyol-prep verify": "FILE --help --workers",
+    "fastbyol-prep info": "FILE --help --json",
+    "fastbyol-prep demo": "DIR --help --overwrite --seed",
+    "fastbyol-train": "RECIPE --base-lr --batch-size --budget --checkpoint-every --data --device --epochs --help "
+    "--loader --log-every --out --overwrite --resume --seed --tau-base --val --warmup-epochs --weight-decay --workers",
+    "fastbyol-eval knn": f"{COMMON_EVAL} --bank --k --temperature",
+    "fastbyol-eval linear": f"{COMMON_EVAL} --epochs --seed",
+}
+
+
+def flags(parser: argparse.ArgumentParser) -> dict[str, set[str]]:
+    """List each command's words: positional metavars and long flags."""
+    found: dict[str, set[str]] = {}
+    words = set()
+    for action in parser._actions:
+        if isinstance(action, argparse._SubParsersAction):
+            for child in action.choices.values():
+                found |= flags(child)
+        elif action.option_strings:
+            words.add(action.option_strings[-1])
+        else:
+            words.add(str(action.metavar or action.dest))
+    return found or {parser.prog: words}
+
+
+def test_flags_are_the_contract() -> None:
+    found = flags(cli.build_parser()) | flags(train.build_parser()) | flags(evaluation.build_parser())
+    assert found == {command: set(words.split()) for command, words in CONTRACT.items()}

@@ -1,0 +1,94 @@
+"""Laws of the native loader: the order asked for, pixels of the decoder, errors that arrive, threads that end."""
+
+from __future__ import annotations
+
+import shutil
+import threading
+from collections.abc import Iterator
+from contextlib import closing
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import simplejpeg
+
+from fastbyol.beton import RAW, BetonError, Reader, StoredImage
+from fastbyol.data_prep.writer import Writer
+from fastbyol.loaders.native import decode, load
+from fastbyol.order import Rows, stream
+from tests.conftest import Betons
+
+
+def rows(*indices: int) -> Rows:
+    return Rows(np.array(indices, np.int64), np.zeros(len(indices), np.int64))
+
+
+def test_a_batch_holds_the_images_asked_for(betons: Betons) -> None:
+    with Reader(betons.train) as reader:
+        batch = decode(reader, rows(5, 0, 5, 159))
+        assert batch.labels is not None
+        assert reader.labels is not None
+        assert batch.labels.tolist() == reader.labels[[5, 0, 5, 159]].tolist()
+        for place, index in enumerate((5, 0, 5, 159)):
+            begin, (height, width) = int(batch.offsets[place]), batch.sizes[place].tolist()
+            image = batch.pixels[begin : begin + height * width * 3].reshape(height, width, 3)
+            assert np.array_equal(image.numpy(), simplejpeg.decode_jpeg(bytes(reader.payload(index)), "RGB"))
+
+
+def test_raw_images_of_mixed_sizes_come_back_exactly(tmp_path: Path) -> None:
+    images = [
+        np.random.default_rng(i).integers(0, 256, size, np.uint8)
+        for i, size in enumerate([(1, 1, 3), (7, 3, 3), (2, 9, 3)])
+    ]
+    with Writer(tmp_path / "raw.beton", capacity=3, class_names=None) as writer:
+        for image in images:
+            writer.append(StoredImage(RAW, image.shape[1], image.shape[0], image.tobytes()))
+    with Reader(tmp_path / "raw.beton") as reader:
+        batch = decode(reader, rows(2, 0, 1))
+    assert batch.labels is None
+    assert batch.pixels.numpy().tobytes() == b"".join(images[i].tobytes() for i in (2, 0, 1))
+    assert batch.sizes.tolist() == [[2, 9], [1, 1], [7, 3]]
+    assert batch.offsets.tolist() == [0, 54, 57]
+
+
+@pytest.mark.parametrize("workers", [1, 3])
+def test_batches_come_in_order_whatever_the_threads(betons: Betons, workers: int) -> None:
+    with Reader(betons.train) as reader:
+        asked = list(islice(stream(3, batch_size=24, count=len(reader), seed=1), 9))
+        got = list(load(reader, asked, workers=workers))
+        assert [batch.indices.tolist() for batch in got] == [r.indices.tolist() for r in asked]
+        assert [batch.epochs.tolist() for batch in got] == [r.epochs.tolist() for r in asked]
+        assert all(batch.pixels.equal(decode(reader, r).pixels) for batch, r in zip(got, asked, strict=True))
+
+
+def test_closing_early_ends_the_threads_and_reads_no_further(betons: Betons) -> None:
+    taken = []
+
+    def endless() -> Iterator[Rows]:
+        for each in stream(0, batch_size=4, count=160, seed=0):
+            taken.append(each)
+            yield each
+
+    with Reader(betons.train) as reader:
+        before = threading.active_count()
+        with closing(load(reader, endless(), workers=2, ahead=2)) as batches:
+            next(batches)
+        assert threading.active_count() == before
+    assert len(taken) == 5
+
+
+def test_a_corrupt_sample_is_named_at_its_turn(betons: Betons, tmp_path: Path) -> None:
+    copy = tmp_path / "copy.beton"
+    shutil.copy(betons.train, copy)
+    with Reader(copy) as reader:
+        payload = bytes(reader.payload(7))
+    data = bytearray(copy.read_bytes())
+    begin = data.index(payload)
+    data[begin : begin + len(payload)] = bytes(len(payload))
+    copy.write_bytes(data)
+    with Reader(copy) as reader:
+        batches = load(reader, [rows(1, 2), rows(6, 7), rows(8)], workers=2)
+        assert next(batches).indices.tolist() == [1, 2]
+        with pytest.raises(BetonError, match="sample 7 is not a readable JPEG"):
+            next(batches)

@@ -1,0 +1,205 @@
+"""Laws of fastbyol-train: exact resume, on time, exact ends, one clear line for every wrong input."""
+
+from __future__ import annotations
+
+import json
+import re
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file
+
+from fastbyol.runfolder import RunFolder
+from fastbyol.telemetry import read_metrics
+from fastbyol.train import main
+from tests.conftest import Betons, write_beton
+
+TRAIN = (sys.executable, "-m", "fastbyol.train")
+
+
+def arguments(betons: Betons, out: Path, *more: str) -> list[str]:
+    return ["demo", f"--data={betons.train}", f"--out={out}", "--batch-size=32", "--log-every=1", "--device=cpu", *more]
+
+
+def encoders_are_equal(a: Path, b: Path) -> bool:
+    first, second = (load_file(RunFolder(out).encoder) for out in (a, b))
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def learned(out: Path) -> list[dict[str, Any]]:
+    """Give the rows of a run without what the clock wrote into them."""
+    timed = ("elapsed_s", "images_per_s", "interval_s", "loader_wait_s", "views_s", "step_s")
+    return [{name: row[name] for name in row if name not in timed} for row in read_metrics(RunFolder(out).metrics)]
+
+
+@pytest.fixture(scope="module")
+def finished(betons: Betons, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Train three epochs without interruption."""
+    out = tmp_path_factory.mktemp("finished") / "run"
+    assert main(arguments(betons, out, f"--val={betons.val}", "--epochs=3", "--warmup-epochs=1")) == 0
+    return out
+
+
+def test_a_run_leaves_its_whole_folder(finished: Path) -> None:
+    folder = RunFolder(finished)
+    result = json.loads(folder.result.read_text())
+    assert result["steps"] == 15
+    assert result["images"] == 480
+    assert result["epochs"] == 3.0
+    assert 0 <= result["knn_top1"] <= 100
+    assert 0 <= result["knn_top1_random_init"] <= 100
+    assert result["images_per_s"] > 0
+    assert folder.encoder.is_file()
+    assert folder.read_config().epochs == 3.0
+    assert sorted(path.name for path in folder.checkpoints.iterdir()) == ["step-000000000.pt", "step-000000015.pt"]
+
+
+def test_the_last_row_stands_at_progress_one_rate_zero_tau_one(finished: Path) -> None:
+    rows = read_metrics(RunFolder(finished).metrics)
+    assert [row["step"] for row in rows] == list(range(1, 16))
+    assert (rows[-1]["progress"], rows[-1]["lr"], rows[-1]["tau"]) == (1.0, 0.0, 1.0)
+    assert rows[4]["lr"] == max(row["lr"] for row in rows)  # one epoch of warm-up is five steps
+
+
+def test_rows_account_for_the_time_of_the_loop(finished: Path) -> None:
+    for row in read_metrics(RunFolder(finished).metrics):
+        parts = row["loader_wait_s"] + row["views_s"] + row["step_s"]
+        assert 0.5 * row["interval_s"] < parts <= row["interval_s"]
+
+
+def test_the_report_is_one_page_that_needs_nothing(finished: Path) -> None:
+    page = RunFolder(finished).report.read_text()
+    assert page.count("<svg") == 6
+    assert "data:image/png;base64," in page
+    assert not re.search(r"src=.http|<script|<link|@import", page)
+
+
+def test_the_same_seed_trains_the_same_encoder(betons: Betons, finished: Path, tmp_path: Path) -> None:
+    assert main(arguments(betons, tmp_path / "run", "--epochs=3", "--warmup-epochs=1", "--workers=1")) == 0
+    assert encoders_are_equal(finished, tmp_path / "run")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+def test_resume_after_a_signal_is_bit_equal(
+    betons: Betons, finished: Path, tmp_path: Path, number: signal.Signals
+) -> None:
+    out = tmp_path / "run"
+    asked = arguments(betons, out, f"--val={betons.val}", "--epochs=3", "--warmup-epochs=1")
+    process = subprocess.Popen([*TRAIN, *asked, "--checkpoint-every=0.01s"], stderr=subprocess.PIPE, text=True)
+    deadline = time.monotonic() + 120
+    while len(read_metrics(RunFolder(out).metrics)) < 4:
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.01)
+    process.send_signal(number)
+    _, said = process.communicate(timeout=60)
+    assert process.returncode == (-9 if number == signal.SIGKILL else 75), said
+    assert not RunFolder(out).result.exists()
+    assert main([*asked, "--resume"]) == 0
+    assert encoders_are_equal(finished, out)
+    assert learned(out) == learned(finished)
+
+
+@pytest.mark.slow
+def test_a_budget_is_kept_from_process_start_to_exit(betons: Betons, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    began = time.monotonic()
+    subprocess.run([*TRAIN, *arguments(betons, out, f"--val={betons.val}", "--budget=25s")], check=True, timeout=60)
+    wall_s = time.monotonic() - began
+    last = read_metrics(RunFolder(out).metrics)[-1]
+    assert wall_s < 25 + 2
+    assert wall_s > 0.5 * 25
+    assert (last["progress"], last["lr"], last["tau"]) == (1.0, 0.0, 1.0)
+    result = json.loads(RunFolder(out).result.read_text())
+    assert result["budget_s"] == 25
+    assert result["elapsed_s"] <= wall_s + 0.1
+
+
+def test_a_finished_run_is_not_run_again(betons: Betons, finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = RunFolder(finished).result.stat().st_mtime_ns
+    asked = arguments(betons, finished, f"--val={betons.val}", "--epochs=3", "--warmup-epochs=1")
+    assert main([*asked, "--resume"]) == 0
+    assert "already finished" in capsys.readouterr().err
+    assert RunFolder(finished).result.stat().st_mtime_ns == before
+
+
+def test_divergence_ends_with_status_3(betons: Betons, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = arguments(betons, tmp_path / "run", "--epochs=9", "--warmup-epochs=0", "--base-lr=1e30")
+    assert main(asked) == 3
+    assert "lower --base-lr" in capsys.readouterr().err
+    assert not RunFolder(tmp_path / "run").result.exists()
+
+
+def occupied(betons: Betons, tmp_path: Path) -> list[str]:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text("{}")
+    return arguments(betons, tmp_path / "run")
+
+
+def truncated(betons: Betons, tmp_path: Path) -> list[str]:
+    (tmp_path / "cut.beton").write_bytes(betons.train.read_bytes()[:5000])
+    return ["demo", f"--data={tmp_path / 'cut.beton'}", f"--out={tmp_path / 'run'}"]
+
+
+def foreign(_: Betons, tmp_path: Path) -> list[str]:
+    (tmp_path / "letter.beton").write_text("Dear Sir or Madam, " * 100)
+    return ["demo", f"--data={tmp_path / 'letter.beton'}", f"--out={tmp_path / 'run'}"]
+
+
+def other_classes(betons: Betons, tmp_path: Path) -> list[str]:
+    val = write_beton(tmp_path / "v.beton", 20, split="val")
+    sidecar = Path(f"{val}.json")
+    sidecar.write_text(sidecar.read_text().replace('"class_names": [', '"class_names": ["zebra", ', 1))
+    return arguments(betons, tmp_path / "run", f"--val={val}")
+
+
+def unwritable(betons: Betons, tmp_path: Path) -> list[str]:
+    (tmp_path / "file").touch()
+    return arguments(betons, tmp_path / "file" / "run")
+
+
+BAD = {
+    "missing file": (lambda b, t: ["demo", f"--data={t / 'none.beton'}", f"--out={t / 'run'}"], "none.beton"),
+    "a folder": (lambda b, t: ["demo", f"--data={t}", f"--out={t / 'run'}"], "folder|directory"),
+    "not a beton": (foreign, "letter.beton"),
+    "truncated beton": (truncated, "cut.beton"),
+    "unwritable output": (unwritable, "file"),
+    "unknown recipe": (lambda b, t: ["imagenet", f"--data={b.train}"], "imagenet_rn50"),
+    "no data": (lambda b, t: ["cifar10_tiny"], "give --data"),
+    "budget of bananas": (lambda b, t: arguments(b, t / "run", "--budget=8 bananas"), "8 bananas"),
+    "budget too short": (lambda b, t: arguments(b, t / "run", "--budget=1s"), "longer --budget"),
+    "negative epochs": (lambda b, t: arguments(b, t / "run", "--epochs=-1"), "epochs"),
+    "batch over dataset": (lambda b, t: arguments(b, t / "run", "--batch-size=161"), "160 images"),
+    "batch of one": (lambda b, t: arguments(b, t / "run", "--batch-size=1"), "at least 2"),
+    "unlabelled validation": (lambda b, t: arguments(b, t / "run", f"--val={b.unlabelled}"), "no labels"),
+    "other classes": (other_classes, "different classes|sidecar"),
+    "folder in use": (occupied, "--overwrite"),
+    "nothing to resume": (lambda b, t: arguments(b, t / "run", "--resume"), "holds no run"),
+    "resume with another seed": (lambda b, t: [], "seed was 0, is 7"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_ends_with_one_clear_line_and_status_2(
+    case: str, betons: Betons, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    build, expected = BAD[case]
+    command: Callable[[Betons, Path], list[str]] = build
+    asked = command(betons, tmp_path)
+    if case == "resume with another seed":
+        asked = arguments(
+            betons, finished, f"--val={betons.val}", "--epochs=3", "--warmup-epochs=1", "--resume", "--seed=7"
+        )
+    assert main(asked) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("fastbyol-train: error: ")
+    assert said.count("\n") == 1
+    assert re.search(expected, said), said
