@@ -198,7 +198,8 @@ def _run_info(arguments: argparse.Namespace) -> int:
 def _run_demo(arguments: argparse.Namespace) -> int:
     from fastbyol.data_prep import demo  # noqa: PLC0415 - the drawing is needed by this command only
 
-    demo.write(arguments.directory, seed=arguments.seed, overwrite=arguments.overwrite)
+    for path in demo.write(arguments.directory, seed=arguments.seed, overwrite=arguments.overwrite):
+        print(path)
     return 0
 
 

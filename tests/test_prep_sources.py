@@ -134,7 +134,8 @@ def test_archive_is_streamed(tmp_path: Path) -> None:
     path = pack(tmp_path / "a.tar", {f"{i % 2}/{i}.jpg": b"x" * 20_000 for i in range(3000)})
     tracemalloc.start()
     assert sum(len(sample.read()) for sample in TarSource(path)) == 60_000_000
-    assert tracemalloc.get_traced_memory()[1] < 1e6
+    # Up to 1.4 MB, the same at 1000 and 12 000 members, belongs to Python's own caches.
+    assert tracemalloc.get_traced_memory()[1] < 2e6
     tracemalloc.stop()
 
 
@@ -156,12 +157,13 @@ def test_unusable_folder_says_what_to_pass(tmp_path: Path, files: dict[str, byte
 @pytest.mark.parametrize(
     ("files", "message"),
     [
-        ({}, "no images"),
+        ({}, r"a\.tar: "),  # Python 3.10 cannot read an archive of nothing
+        ({"readme.txt": b""}, "no images"),
         ({"train/cat/a.jpg": b"", "val/cat/b.jpg": b""}, "train/cat and val/cat"),
         ({"cat/a.jpg": b"", "b.jpg": b""}, "different parents"),
         ({"x/cat/a.jpg": b"", "x/y/dog/b.jpg": b""}, "different parents"),
     ],
-    ids=["empty", "splits", "mixed", "depths"],
+    ids=["empty", "no images", "splits", "mixed", "depths"],
 )
 def test_unusable_archive_says_what_to_pass(tmp_path: Path, files: dict[str, bytes], message: str) -> None:
     with pytest.raises(SourceError, match=message):
