@@ -26,7 +26,8 @@ SIDE_PX = 32
 COUNTS = {"train": 5000, "val": 1000}
 JPEG_QUALITY = 90
 TONE_CONTRAST = 0.35  # of the two tones about middle gray
-CHROMA = 0.42  # of every pixel; from 0.6 on clipping wipes out the tones
+CHROMA = 0.45  # of every pixel; from 0.6 on clipping wipes out the tones
+HUE_TURNS = 1.5  # across the image; with one hue an image, BYOL learns the hue
 LUMA = (0.2989, 0.5870, 0.1140)
 
 
@@ -52,8 +53,9 @@ def _noise(draws: _Draws, count: int, cells: int) -> Plane:
     at = (np.arange(SIDE_PX) + 0.5) * (cells / SIDE_PX)
     low = np.floor(at).astype(np.int64)
     part = at - low
-    rows = lattice[:, low] * (1.0 - part)[:, None] + lattice[:, low + 1] * part[:, None]
-    return rows[:, :, low] * (1.0 - part) + rows[:, :, low + 1] * part
+    rows: Plane = lattice[:, low] * (1.0 - part)[:, None] + lattice[:, low + 1] * part[:, None]
+    noise: Plane = rows[:, :, low] * (1.0 - part) + rows[:, :, low + 1] * part
+    return noise
 
 
 def _radius(u: Plane, v: Plane) -> Plane:
@@ -126,10 +128,6 @@ def _stripes(a: Plane, _b: Plane) -> Plane:
     return _triangle_wave(a)
 
 
-def _bars(_a: Plane, b: Plane) -> Plane:
-    return _triangle_wave(b)
-
-
 def _checker(a: Plane, b: Plane) -> Plane:
     return 1.5 * _triangle_wave(0.6 * a) * _triangle_wave(0.6 * b)
 
@@ -162,7 +160,7 @@ def _plain(a: Plane, _b: Plane) -> Plane:
 class _Kind(NamedTuple):
     name: str
     shape: Callable[[Plane, Plane], Plane]
-    texture: Callable[[Plane, Plane], Plane] | None  # None: blotches, drawn anew for each image
+    texture: Callable[[Plane, Plane], Plane] | int  # int: random blotches, so many cells to the image's side
     is_centred: bool = False  # the texture's origin is the shape's centre
 
 
@@ -172,8 +170,8 @@ _KINDS = (
     _Kind("dotted heart", _heart, _dots),
     _Kind("rippled hexagon", _hexagon, _rings, is_centred=True),
     _Kind("latticed triangle", _triangle, _lattice),
-    _Kind("barred cross", _cross, _bars),
-    _Kind("blotched hourglass", _hourglass, None),
+    _Kind("speckled cross", _cross, 16),
+    _Kind("blotched hourglass", _hourglass, 7),
     _Kind("spoked ring", _ring, _spokes, is_centred=True),
     _Kind("plain star", _star, _plain),
     _Kind("plain crescent", _crescent, _plain),
@@ -195,8 +193,8 @@ def _forms(kind: _Kind, draws: _Draws, count: int) -> tuple[Plane, Plane]:
     radius_px, period_px, stretch = draws(12.0, 16.0, *one), draws(4.3, 7.5, *one), draws(0.85, 1.0, *one)
     u, v = _turn(x, y, draws(-0.4, 0.4, *one))
     inside = np.clip(0.5 - kind.shape(u / (radius_px * stretch), v / radius_px) * radius_px, 0.0, 1.0)
-    if kind.texture is None:
-        wave = 8.0 * _noise(draws, count, 7)
+    if isinstance(kind.texture, int):
+        wave = 8.0 * _noise(draws, count, kind.texture)
     else:
         phase = 0.0 if kind.is_centred else 1.0
         a, b = _turn(x, y, draws(-0.4, 0.4, *one))
@@ -218,8 +216,9 @@ def _draw_kind(kind: _Kind, draws: _Draws, count: int) -> NDArray[np.uint8]:
     inside, tone = _forms(kind, draws, count)
     polarity = np.where(draws(0.0, 1.0, *one) < 0.5, TONE_CONTRAST, -TONE_CONTRAST)
     across = np.arange(SIDE_PX) / SIDE_PX
-    slope_x, slope_y = draws(-1.5, 1.5, *one), draws(-1.5, 1.5, *one)
-    hue = draws(0.0, 1.0, *one) + slope_x * across + slope_y * across[:, None] + _noise(draws, count, 3)
+    slope_x, slope_y = draws(-1.0, 1.0, *one), draws(-1.0, 1.0, *one)
+    ramp = (slope_x * across + slope_y * across[:, None]) * (HUE_TURNS / (_radius(slope_x, slope_y) + 1e-9))
+    hue = draws(0.0, 1.0, *one) + ramp + _noise(draws, count, 3)
     first = _paint(0.5 + polarity, hue + draws(0.0, 1.0, *one))
     second = _paint(0.5 - polarity, hue + draws(0.0, 1.0, *one))
     image = _paint(0.5 + 0.25 * _noise(draws, count, 4), hue)

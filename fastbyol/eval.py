@@ -10,19 +10,19 @@ from pathlib import Path
 from typing import Any
 
 from fastbyol.beton import BetonError, Reader
+from fastbyol.commandline import BAD_INPUT, DONE, INTERRUPTED, Parser, fail, whole_number
 from fastbyol.config import Config, ConfigError
+from fastbyol.device import choose, use_all_cores
 from fastbyol.encoder import ResNet, build
 from fastbyol.evaluate import knn, linear
-from fastbyol.evaluate.features import Features, extract
+from fastbyol.evaluate.features import Features, check_classes, extract
 from fastbyol.export import load_encoder
 from fastbyol.runfolder import RunFolder
-
-SCORED, BAD_INPUT, INTERRUPTED = 0, 2, 75  # exit status
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Describe the command line (a contract: names and meanings stay)."""
-    parser = argparse.ArgumentParser(prog="fastbyol-eval", description="Score the encoder of a run.")
+    parser = Parser(prog="fastbyol-eval", description="Score the encoder of a run.")
     commands = parser.add_subparsers(dest="protocol", metavar="knn|linear", required=True)
     for name, told in (
         ("knn", "weighted k-nearest neighbours, cosine"),
@@ -33,14 +33,16 @@ def build_parser() -> argparse.ArgumentParser:
         command.add_argument("--train", required=True, metavar="F.beton", help="labelled images to learn from")
         command.add_argument("--val", required=True, metavar="F.beton", help="labelled images to score on")
         command.add_argument("--json", action="store_true", help="print one JSON object")
-        command.add_argument("--device", choices=["cuda", "cpu"], default="cpu")
-        command.add_argument("--workers", type=int, default=2, metavar="N", help="decoding threads")
+        command.add_argument("--device", choices=["cuda", "cpu"], help="default: cuda where there is one")
+        command.add_argument("--workers", type=whole_number, default=2, metavar="N", help="decoding threads")
         if name == "knn":
             command.add_argument("--k", type=int, default=knn.K, metavar="N", help="neighbours that vote")
             command.add_argument("--temperature", type=float, default=knn.TEMPERATURE, metavar="X")
-            command.add_argument("--bank", type=int, metavar="N", help="training images to vote (default: all)")
+            command.add_argument(
+                "--bank", type=whole_number, metavar="N", help="training images to vote (default: all)"
+            )
         else:
-            command.add_argument("--epochs", type=int, default=linear.EPOCHS, metavar="N")
+            command.add_argument("--epochs", type=whole_number, default=linear.EPOCHS, metavar="N")
             command.add_argument("--seed", type=int, default=0, metavar="N")
     return parser
 
@@ -48,7 +50,7 @@ def build_parser() -> argparse.ArgumentParser:
 def score(args: argparse.Namespace) -> dict[str, Any]:
     """Score the trained and the random-init encoder of a run by the protocol asked for."""
     folder = RunFolder(args.run_dir)
-    config = folder.read_config()
+    config, device = folder.read_config(), choose(args.device)
     if not folder.result.is_file():
         raise ConfigError(f"{folder.path} holds a run that has not finished; continue it with fastbyol-train --resume")
     trained = load_encoder(folder.encoder)
@@ -56,20 +58,11 @@ def score(args: argparse.Namespace) -> dict[str, Any]:
     with Reader(args.train) as train, Reader(args.val) as val:
         check_classes(train, val)
         scores = {
-            name: _score_one(args, config, encoder.to(args.device), train, val)
+            name: _score_one(args, config, encoder.to(device), train, val)
             for name, encoder in (("trained", trained), ("random_init", initial))
         }
     settings = {"protocol": args.protocol, "run": str(folder.path), "train": args.train, "val": args.val}
     return {**settings, **scores}
-
-
-def check_classes(train: Reader, val: Reader) -> None:
-    """Raise ConfigError unless both files are labelled with the same classes."""
-    for reader in (train, val):
-        if reader.labels is None:
-            raise ConfigError(f"{reader.path} has no labels; evaluation needs a file written from class folders")
-    if train.class_names != val.class_names:
-        raise ConfigError(f"{train.path} and {val.path} name different classes; write both from the same class folders")
 
 
 def _score_one(args: argparse.Namespace, config: Config, encoder: ResNet, train: Reader, val: Reader) -> dict[str, Any]:
@@ -98,16 +91,16 @@ def _sentence(scores: dict[str, Any]) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run fastbyol-eval; return the exit status: 0 scored, 2 bad usage or input, 75 interrupted."""
     args = build_parser().parse_args(argv)
+    use_all_cores()
     try:
         scores = score(args)
     except KeyboardInterrupt:
         print("fastbyol-eval: interrupted", file=sys.stderr)
         return INTERRUPTED
     except (ConfigError, BetonError, OSError) as error:
-        print(f"fastbyol-eval: error: {error}", file=sys.stderr)
-        return BAD_INPUT
+        return fail("fastbyol-eval", error, status=BAD_INPUT)
     print(json.dumps(scores) if args.json else _sentence(scores))
-    return SCORED
+    return DONE
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import os
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -21,7 +22,7 @@ def save_encoder(path: Path, encoder: ResNet, config: EncoderConfig) -> None:
     partial.replace(path)
 
 
-def load_encoder(path: Path) -> ResNet:
+def load_encoder(path: str | os.PathLike[str]) -> ResNet:
     """Read what save_encoder wrote, in evaluation mode; raise ConfigError when the file is none of ours."""
     try:
         with safe_open(path, framework="pt") as file:

@@ -42,16 +42,8 @@ def check_data(config: Config, train: Reader, val: Reader | None) -> None:
         raise ConfigError(
             f"batch size {batch} exceeds the {len(train)} images of {train.path}; give a smaller --batch-size"
         )
-    if val is None:
-        return
-    for reader in (train, val):
-        if reader.labels is None:
-            raise ConfigError(
-                f"{reader.path} has no labels, and --val scores with the labels of both files; "
-                "write it from class folders, or leave --val out"
-            )
-    if train.class_names != val.class_names:
-        raise ConfigError(f"{train.path} and {val.path} name different classes; write both from the same class folders")
+    if val is not None:
+        features.check_classes(train, val)
 
 
 def _carry_out(

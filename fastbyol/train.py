@@ -9,23 +9,21 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 
-import torch
-
 from fastbyol.beton import BetonError
 from fastbyol.budget import parse_duration
 from fastbyol.checkpoint import CheckpointError
+from fastbyol.commandline import BAD_INPUT, DIVERGED, DONE, INTERRUPTED, Parser, fail
 from fastbyol.config import Config, ConfigError, Recipe
+from fastbyol.device import choose, use_all_cores
 from fastbyol.loop import Diverged
 from fastbyol.recipes import RECIPES, named
 from fastbyol.run import run
 from fastbyol.runfolder import RunFolder
 
-FINISHED, BAD_INPUT, DIVERGED, INTERRUPTED = 0, 2, 3, 75  # exit status
-
 
 def build_parser() -> argparse.ArgumentParser:
     """Describe the command line (a contract: names and meanings stay)."""
-    parser = argparse.ArgumentParser(prog="fastbyol-train", description="Train a BYOL encoder within a budget.")
+    parser = Parser(prog="fastbyol-train", description="Train a BYOL encoder within a budget.")
     parser.add_argument("recipe", metavar="RECIPE", help=f"one of {', '.join(RECIPES)}")
     parser.add_argument("--data", metavar="F.beton", help="training images; recipe demo draws its own")
     parser.add_argument("--val", metavar="F.beton", help="labelled images to score with kNN before and after")
@@ -62,10 +60,6 @@ def recipe_of(args: argparse.Namespace) -> Recipe:
 def config_of(args: argparse.Namespace, folder: RunFolder) -> Config:
     """Build the configuration the command line asks for; draw the demo set where it is wanted and missing."""
     recipe = recipe_of(args)
-    if args.device == "cuda" and not torch.cuda.is_available():
-        raise ConfigError(
-            "--device cuda, but torch finds no GPU here; give --device cpu, or install a CUDA build of torch"
-        )
     budget_s = None if args.budget is None else parse_duration(args.budget)
     epochs = recipe.epochs if args.epochs is None and budget_s is None else args.epochs
     data, val = args.data, args.val
@@ -80,7 +74,7 @@ def config_of(args: argparse.Namespace, folder: RunFolder) -> Config:
         budget_s=budget_s,
         epochs=epochs,
         seed=args.seed,
-        device=args.device or ("cuda" if torch.cuda.is_available() else "cpu"),
+        device=choose(args.device),
         workers=args.workers,
         log_every=args.log_every,
         checkpoint_s=parse_duration(args.checkpoint_every),
@@ -101,23 +95,20 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run fastbyol-train; return 0 when finished, 2 on bad usage or input, 3 when diverged, 75 when interrupted."""
     args = build_parser().parse_args(argv)
     folder = RunFolder(args.out or Path("runs") / args.recipe)
+    use_all_cores()
     try:
         finished = run(config_of(args, folder), folder, resume=args.resume, overwrite=args.overwrite)
     except KeyboardInterrupt:
         finished = False
     except Diverged as error:
-        return _say(error, DIVERGED)
+        return fail("fastbyol-train", error, status=DIVERGED)
     except (ConfigError, BetonError, CheckpointError, OSError) as error:
-        return _say(error, BAD_INPUT)
+        return fail("fastbyol-train", error, status=BAD_INPUT)
     if not finished:
-        return _say("interrupted; continue with the same command and --resume", INTERRUPTED)
+        print("fastbyol-train: interrupted; continue with the same command and --resume", file=sys.stderr)
+        return INTERRUPTED
     print(f"report: {folder.report}")
-    return FINISHED
-
-
-def _say(message: object, status: int) -> int:
-    print(f"fastbyol-train: {'error: ' if status in (BAD_INPUT, DIVERGED) else ''}{message}", file=sys.stderr)
-    return status
+    return DONE
 
 
 if __name__ == "__main__":

@@ -18,8 +18,8 @@ ORDER = (  # a module may import what stands below it, never what stands above
     ("fastbyol.checkpoint", "fastbyol.export", "fastbyol.recipes", "fastbyol.evaluate.features"),
     ("fastbyol.byol", "fastbyol.optim", "fastbyol.loaders", "fastbyol.loaders.native"),
     ("fastbyol.encoder", "fastbyol.views", "fastbyol.order", "fastbyol.schedule", "fastbyol.budget"),
-    ("fastbyol.batchnorm", "fastbyol.philox", "fastbyol.beton", "fastbyol.evaluate"),
-    ("fastbyol.config",),
+    ("fastbyol.batchnorm", "fastbyol.device", "fastbyol.philox", "fastbyol.beton", "fastbyol.evaluate"),
+    ("fastbyol.config", "fastbyol.commandline"),
     ("fastbyol.kernels", "fastbyol.kernels.reference"),
 )
 

@@ -27,6 +27,17 @@ class Features(NamedTuple):
     labels: Tensor
 
 
+def check_classes(train: Reader, val: Reader) -> None:
+    """Raise ConfigError unless both files are labelled, with the same classes."""
+    for reader in (train, val):
+        if reader.labels is None:
+            raise ConfigError(
+                f"{reader.path} has no labels, and scoring needs those of both files; write it from class folders"
+            )
+    if train.class_names != val.class_names:
+        raise ConfigError(f"{train.path} and {val.path} name different classes; write both from the same class folders")
+
+
 @torch.inference_mode()
 def extract(
     encoder: ResNet, reader: Reader, *, eval_px: int, margin: float, workers: int, limit: int | None = None

@@ -1,0 +1,30 @@
+"""Know how our commands speak: one clear line for every error, and the exit statuses they share."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from typing import NoReturn
+
+DONE, BAD_INPUT, DIVERGED, INTERRUPTED = 0, 2, 3, 75
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose errors are one line and exit status 2."""
+
+    def error(self, message: str) -> NoReturn:
+        """Print the error and exit."""
+        self.exit(BAD_INPUT, f"{self.prog}: error: {message}; see {self.prog} --help\n")
+
+
+def fail(command: str, error: Exception, *, status: int) -> int:
+    """Print an exception as one line on stderr and return the status."""
+    print(f"{command}: error: {' '.join(str(error).split())}", file=sys.stderr)
+    return status
+
+
+def whole_number(text: str) -> int:
+    """Read a whole number from 1 for argparse."""
+    if not text.isdecimal() or int(text) < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} given; wanted a whole number from 1")
+    return int(text)
