@@ -23,6 +23,11 @@ def _steps(folder: Path) -> list[tuple[int, Path]]:
     return sorted((int(match.group(1)), path) for match, path in matches if match)
 
 
+def exists(folder: Path) -> bool:
+    """Tell whether any checkpoint was written, readable or not."""
+    return bool(_steps(folder))
+
+
 def save(folder: Path, state: dict[str, Any], *, step: int) -> Path:
     """Write `state` as checkpoint `step` and drop all but the two newest.
 

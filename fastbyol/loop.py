@@ -71,13 +71,12 @@ class Loop:
         self.position = Position()
         self.notes: dict[str, Any] = {}
 
-    def state(self, *, elapsed_s: float) -> dict[str, Any]:
+    def state(self) -> dict[str, Any]:
         """Gather all that a resumed run needs, as tensors and plain values."""
         return {
             "step": self.position.step,
             "progress": self.position.progress,
             "train_s": self.position.train_s,
-            "elapsed_s": elapsed_s,
             "notes": self.notes,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -90,10 +89,9 @@ class Loop:
         self.position = Position(state["step"], state["progress"], state["train_s"])
         self.notes = state["notes"]
 
-    def save(self, stopwatch: Stopwatch) -> None:
+    def save(self) -> None:
         """Write a checkpoint of the position."""
-        state = self.state(elapsed_s=stopwatch.elapsed_s())
-        checkpoint.save(self.folder.checkpoints, state, step=self.position.step)
+        checkpoint.save(self.folder.checkpoints, self.state(), step=self.position.step)
 
     def run(self, plan: StepPlan | ClockPlan, stopwatch: Stopwatch) -> bool:
         """Train until the plan is over: True; or until a signal: False. Either way the position is checkpointed.
@@ -103,7 +101,7 @@ class Loop:
         stop = StopSignal()
         with stop.caught():
             self._train(plan, stopwatch, stop)
-        self.save(stopwatch)
+        self.save()
         return self.position.progress == 1.0
 
     def _train(self, plan: StepPlan | ClockPlan, stopwatch: Stopwatch, stop: StopSignal) -> None:
@@ -124,11 +122,11 @@ class Loop:
                 over = plan.is_over(step, elapsed_s=now_s, step_s=now_s - elapsed_s)
                 progress = 1.0 if over else plan.progress(step, elapsed_s=now_s)
                 self.position = Position(step, progress, start.train_s + now_s - began_s)
-                if over or step % config.log_every == 0:
+                if over or stop.arrived or step % config.log_every == 0:
                     left_s = (now_s - began_s) * (1 - progress) / max(progress - start.progress, 1e-9)
                     telemetry.row(self._row(output, intervals.take(), elapsed_s=now_s), left_s=left_s)
                 if now_s - saved_s > config.checkpoint_s:
-                    self.save(stopwatch)
+                    self.save()
                     saved_s = stopwatch.elapsed_s()
                     intervals.skip()
 

@@ -15,6 +15,7 @@ from fastbyol.evaluate import features, knn
 from fastbyol.export import save_encoder
 from fastbyol.loop import Loop
 from fastbyol.runfolder import RunFolder, begin, check_resumable, write_result
+from fastbyol.telemetry import read_metrics
 
 EXIT_S = 1.0  # from result.json to the end of the process, with room for a busy machine
 RESERVE_MARGIN = 1.25  # of the closing work as measured before training; machines get busier
@@ -54,11 +55,8 @@ def _carry_out(
         if folder.result.exists():
             print(f"{folder.path} has already finished", file=sys.stderr)
             return True
-        state, damaged = checkpoint.load_newest(folder.checkpoints)
-        for line in damaged:
-            print(f"warning: {line}", file=sys.stderr)
-        this = Run(config, folder, Stopwatch(used_before_s=state["elapsed_s"]), train=train, val=val)
-        this.loop.restore(state)
+        this = Run(config, folder, Stopwatch(used_before_s=_used_s(folder)), train=train, val=val)
+        this.take_up()
     else:
         begin(folder, config, overwrite=overwrite)
         this = Run(config, folder, Stopwatch(), train=train, val=val)
@@ -68,6 +66,12 @@ def _carry_out(
             return False
     this.finish()
     return True
+
+
+def _used_s(folder: RunFolder) -> float:
+    """Give the seconds earlier processes of the run are known to have used: the last row they wrote."""
+    rows = read_metrics(folder.metrics)
+    return float(rows[-1]["elapsed_s"]) if rows else 0.0
 
 
 class Run:
@@ -82,6 +86,15 @@ class Run:
         optimizer = optim.build(self.model, self.model.target_of(), recipe.optim)
         self.loop = Loop(config, reader=train, model=self.model, optimizer=optimizer, folder=folder)
 
+    def take_up(self) -> None:
+        """Continue from the newest checkpoint that reads; from the start if the run was stopped before its first."""
+        if not checkpoint.exists(self.folder.checkpoints):
+            return
+        state, damaged = checkpoint.load_newest(self.folder.checkpoints)
+        for line in damaged:
+            print(f"warning: {line}", file=sys.stderr)
+        self.loop.restore(state)
+
     def rehearse(self) -> float:
         """Do the closing work once before training; return the seconds to reserve for it.
 
@@ -92,7 +105,7 @@ class Run:
         score = self.knn_top1()
         if self.loop.position.step == 0:
             self.loop.notes = {"knn_top1_random_init": score}
-        self.loop.save(self.stopwatch)
+        self.loop.save()
         save_encoder(self.folder.encoder, self.model.online.encoder, self.config.recipe.encoder)
         report.write(self.folder, train=self.train)
         return EXIT_S + RESERVE_MARGIN * (self.stopwatch.elapsed_s() - began_s)

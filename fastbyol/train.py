@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -96,6 +97,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     folder = RunFolder(args.out or Path("runs") / args.recipe)
     use_all_cores()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # outside the loop it ends a run as Ctrl-C does
     try:
         finished = run(config_of(args, folder), folder, resume=args.resume, overwrite=args.overwrite)
     except KeyboardInterrupt:
