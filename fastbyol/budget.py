@@ -14,14 +14,14 @@ UNITS_S = {"d": 86_400, "h": 3_600, "m": 60, "s": 1}
 DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)d)?(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?")
 
 
-def parse_duration(text: str) -> float:
-    """Read a duration such as 90s, 5m, 8h or 1d12h into seconds, more than 0; raise ConfigError on anything else."""
+def parse_duration(text: str, *, flag: str = "--budget") -> float:
+    """Read a duration such as 90s, 5m, 8h or 1d12h into seconds, more than 0; ConfigError names the flag otherwise."""
     match = DURATION.fullmatch(text.strip().lower())
     parts = match.groups() if match else ()
     seconds = sum(float(part) * unit for part, unit in zip(parts, UNITS_S.values(), strict=False) if part)
     if seconds <= 0:
         raise ConfigError(
-            f"budget {text!r} is not a duration; give days, hours, minutes, seconds such as 90s, 8h or 1d12h"
+            f"{flag} {text!r} is not a duration; give days, hours, minutes, seconds such as 90s, 8h or 1d12h"
         )
     return seconds
 

@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
 import pickle
 import re
 from pathlib import Path
 from typing import Any
 
 import torch
+
+from fastbyol import atomic
 
 KEPT = 2
 NAME = re.compile(r"step-(\d+)\.pt")
@@ -29,22 +30,20 @@ def exists(folder: Path) -> bool:
 
 
 def save(folder: Path, state: dict[str, Any], *, step: int) -> Path:
-    """Write `state` as checkpoint `step` and drop all but the two newest.
+    """Write `state` as checkpoint `step`; keep it and the one before, drop all others.
 
     The file appears under its name only when it is complete and on disk. Raises OSError where the disk refuses.
     """
     folder.mkdir(parents=True, exist_ok=True)
     final = folder / f"step-{step:09d}.pt"
-    partial = final.with_suffix(".partial")
     try:
-        with partial.open("wb") as file:
+        with atomic.replacing(final) as file:
             torch.save(state, file)
-            file.flush()
-            os.fsync(file.fileno())
-        partial.replace(final)
-    finally:
-        partial.unlink(missing_ok=True)
-    for _, path in _steps(folder)[:-KEPT]:
+    except RuntimeError as error:  # how torch's archive writer reports a failed write
+        raise OSError(f"{final} cannot be written: {str(error).partition(chr(10))[0]}; is the disk full?") from error
+    older = [path for number, path in _steps(folder) if number < step]
+    later = [path for number, path in _steps(folder) if number > step]  # damaged, else the run would stand there
+    for path in (*older[: 1 - KEPT], *later):
         path.unlink()
     return final
 

@@ -23,6 +23,13 @@ def fail(command: str, error: Exception, *, status: int) -> int:
     return status
 
 
+def seed(text: str) -> int:
+    """Read a seed, from 0 to 2^63 - 1, for argparse."""
+    if not text.isdecimal() or int(text) >= 2**63:
+        raise argparse.ArgumentTypeError(f"{text!r} given; wanted a whole number from 0 to 2^63 - 1")
+    return int(text)
+
+
 def whole_number(text: str) -> int:
     """Read a whole number from 1 for argparse."""
     if not text.isdecimal() or int(text) < 1:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -92,7 +93,7 @@ class OptimConfig:
     def __post_init__(self) -> None:
         for name in ("base_lr", "weight_decay", "warmup_epochs"):
             value = getattr(self, name)
-            require(value >= 0, f"{name} is {value}; give 0 or more")
+            require(0 <= value < math.inf, f"{name} is {value}; give a number from 0")
         require(0 <= self.tau_base <= 1, f"tau_base is {self.tau_base}; give a number from 0 to 1")
         require(0 <= self.momentum < 1, f"momentum is {self.momentum}; give a number from 0 up to, not including, 1")
 
@@ -152,7 +153,7 @@ class Config:
             "a run needs a budget or a number of epochs, and not both; give --budget 8h or --epochs 100",
         )
         require(self.budget_s is None or self.budget_s > 0, f"budget is {self.budget_s} s; give more than 0")
-        require(self.epochs is None or self.epochs > 0, f"epochs is {self.epochs}; give more than 0")
+        require(self.epochs is None or 0 < self.epochs < math.inf, f"epochs is {self.epochs}; give more than 0")
         require(0 <= self.seed < 2**63, f"seed is {self.seed}; give a whole number from 0 to 2^63 - 1")
         require(
             self.warmup < 1,

@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from fastbyol.beton import BetonError, Reader
-from fastbyol.commandline import BAD_INPUT, DONE, INTERRUPTED, Parser, fail, whole_number
+from fastbyol.commandline import BAD_INPUT, DONE, INTERRUPTED, Parser, fail, seed, whole_number
 from fastbyol.config import Config, ConfigError
 from fastbyol.device import choose, use_all_cores
 from fastbyol.encoder import ResNet, build
@@ -43,7 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
             )
         else:
             command.add_argument("--epochs", type=whole_number, default=linear.EPOCHS, metavar="N")
-            command.add_argument("--seed", type=int, default=0, metavar="N")
+            command.add_argument("--seed", type=seed, default=0, metavar="N")
     return parser
 
 
@@ -74,6 +75,7 @@ def _score_one(args: argparse.Namespace, config: Config, encoder: ResNet, train:
         )
 
     if args.protocol == "knn":
+        knn.check(args.k, min(args.bank or len(train), len(train)), temperature=args.temperature)
         bank, queries = features(train, args.bank), features(val, None)
         top1 = knn.top1(bank, queries, k=args.k, temperature=args.temperature)
         return {"top1": top1, "k": args.k, "temperature": args.temperature, "bank": len(bank.labels)}
@@ -92,6 +94,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run fastbyol-eval; return the exit status: 0 scored, 2 bad usage or input, 75 interrupted."""
     args = build_parser().parse_args(argv)
     use_all_cores()
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # it ends the scoring as Ctrl-C does
     try:
         scores = score(args)
     except KeyboardInterrupt:

@@ -8,18 +8,19 @@ import os
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
+from fastbyol import atomic
 from fastbyol.config import ConfigError, EncoderConfig
 from fastbyol.encoder import ResNet
 
 
 def save_encoder(path: Path, encoder: ResNet, config: EncoderConfig) -> None:
     """Write weights and batch-norm buffers, contiguous, with the architecture in the file's metadata; atomic."""
-    partial = path.with_suffix(".partial")
     tensors = {name: value.detach().cpu().contiguous() for name, value in encoder.state_dict().items()}
-    save_file(tensors, partial, metadata={"format": "pt", "fastbyol": json.dumps(dataclasses.asdict(config))})
-    partial.replace(path)
+    metadata = {"format": "pt", "fastbyol": json.dumps(dataclasses.asdict(config))}
+    with atomic.replacing(path) as file:
+        file.write(save(tensors, metadata=metadata))
 
 
 def load_encoder(path: str | os.PathLike[str]) -> ResNet:

@@ -6,7 +6,7 @@ import math
 import signal
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from types import FrameType
 from typing import Any
 
@@ -14,7 +14,7 @@ from fastbyol import checkpoint, schedule, views
 from fastbyol.beton import Reader
 from fastbyol.budget import ClockPlan, StepPlan, Stopwatch
 from fastbyol.byol import BYOL, Output, embedding_std
-from fastbyol.config import Config
+from fastbyol.config import Config, ConfigError
 from fastbyol.loaders import Batch
 from fastbyol.loaders.native import load
 from fastbyol.optim import LARS
@@ -71,9 +71,11 @@ class Loop:
         self.position = Position()
         self.notes: dict[str, Any] = {}
 
-    def state(self) -> dict[str, Any]:
+    def state(self, *, elapsed_s: float) -> dict[str, Any]:
         """Gather all that a resumed run needs, as tensors and plain values."""
         return {
+            "images": len(self.reader),
+            "elapsed_s": elapsed_s,
             "step": self.position.step,
             "progress": self.position.progress,
             "train_s": self.position.train_s,
@@ -83,25 +85,32 @@ class Loop:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Take up what state() gathered."""
+        """Take up what state() gathered; raise ConfigError when the data are no longer the same."""
+        if state["images"] != len(self.reader):
+            raise ConfigError(
+                f"{self.reader.path} holds {len(self.reader)} images, {state['images']} when the run began; "
+                "give the file it began with, or another --out"
+            )
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.position = Position(state["step"], state["progress"], state["train_s"])
         self.notes = state["notes"]
 
-    def save(self) -> None:
+    def save(self, stopwatch: Stopwatch) -> None:
         """Write a checkpoint of the position."""
-        checkpoint.save(self.folder.checkpoints, self.state(), step=self.position.step)
+        state = self.state(elapsed_s=stopwatch.elapsed_s())
+        checkpoint.save(self.folder.checkpoints, state, step=self.position.step)
 
     def run(self, plan: StepPlan | ClockPlan, stopwatch: Stopwatch) -> bool:
         """Train until the plan is over: True; or until a signal: False. Either way the position is checkpointed.
 
-        Raises Diverged when a logged loss is not finite; the checkpoints before it stay.
+        Raises Diverged when the loss is not finite at a row or checkpoint; the checkpoints before it stay.
         """
         stop = StopSignal()
         with stop.caught():
+            self.save(stopwatch)
             self._train(plan, stopwatch, stop)
-        self.save()
+            self.save(stopwatch)
         return self.position.progress == 1.0
 
     def _train(self, plan: StepPlan | ClockPlan, stopwatch: Stopwatch, stop: StopSignal) -> None:
@@ -119,16 +128,21 @@ class Loop:
                 progress = plan.progress(self.position.step, elapsed_s=elapsed_s)
                 output = self._step(batches, progress, intervals)
                 step, now_s = self.position.step + 1, stopwatch.elapsed_s()
-                over = plan.is_over(step, elapsed_s=now_s, step_s=now_s - elapsed_s)
-                progress = 1.0 if over else plan.progress(step, elapsed_s=now_s)
-                self.position = Position(step, progress, start.train_s + now_s - began_s)
-                if over or stop.arrived or step % config.log_every == 0:
-                    left_s = (now_s - began_s) * (1 - progress) / max(progress - start.progress, 1e-9)
-                    telemetry.row(self._row(output, intervals.take(), elapsed_s=now_s), left_s=left_s)
+                step_s = now_s - elapsed_s
+                self.position = Position(step, plan.progress(step, elapsed_s=now_s), start.train_s + now_s - began_s)
                 if now_s - saved_s > config.checkpoint_s:
-                    self.save()
-                    saved_s = stopwatch.elapsed_s()
+                    self._require_finite(output)
+                    self.save(stopwatch)
+                    saved_s = now_s = stopwatch.elapsed_s()
                     intervals.skip()
+                if plan.is_over(step, elapsed_s=now_s, step_s=step_s):
+                    self.position = replace(self.position, progress=1.0)
+                if self.position.progress == 1.0 or stop.arrived or step % config.log_every == 0:
+                    self._require_finite(output)
+                    done = max(self.position.progress - start.progress, 1e-9)
+                    left_s = (now_s - began_s) * (1 - self.position.progress) / done
+                    telemetry.row(self._row(output, intervals.take(), elapsed_s=now_s), left_s=left_s)
+                    intervals.lap("log_s")
 
     def _step(self, batches: Iterator[Batch], progress: float, intervals: Intervals) -> Output:
         recipe = self.config.recipe
@@ -152,21 +166,24 @@ class Loop:
         intervals.images += len(batch.indices)
         return output
 
-    def _row(self, output: Output, times: dict[str, float], *, elapsed_s: float) -> dict[str, Any]:
-        """Describe the run after a step (host sync); lr and tau are those of the position's progress."""
-        recipe, at = self.config.recipe, self.position
+    def _require_finite(self, output: Output) -> None:
+        """Raise Diverged unless the loss is a number (host sync)."""
         loss = output.loss.item()
         if not math.isfinite(loss):
             raise Diverged(
-                f"the loss is {loss} at step {at.step}; lower --base-lr (now {recipe.optim.base_lr:g}) and start anew, "
-                "or --resume from the last checkpoint"
+                f"the loss is {loss} at step {self.position.step}; lower --base-lr "
+                f"(now {self.config.recipe.optim.base_lr:g}) and start anew"
             )
+
+    def _row(self, output: Output, times: dict[str, float], *, elapsed_s: float) -> dict[str, Any]:
+        """Describe the run after a step (host sync); lr and tau are those of the position's progress."""
+        recipe, at = self.config.recipe, self.position
         return {
             "step": at.step,
             "epoch": at.step * recipe.batch_size / len(self.reader),
             "progress": at.progress,
             "elapsed_s": elapsed_s,
-            "loss": loss,
+            "loss": output.loss.item(),
             "lr": schedule.learning_rate(at.progress, peak=recipe.peak_lr, warmup=self.config.warmup),
             "tau": schedule.ema_rate(at.progress, base=recipe.optim.tau_base),
             "embedding_std": embedding_std(output.target_projections),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from fastbyol.config import ConfigError, EncoderConfig, HeadConfig, OptimConfig, Recipe, ViewConfig
 
@@ -57,31 +58,35 @@ def cifar10_rn18() -> Recipe:
 
 
 def cifar10_tiny() -> Recipe:
-    """A three-block ResNet-8 for CIFAR-10 on two CPU cores: minutes, not hours; constants chosen by docs/log.md."""
+    """ResNet-8 of half width for CIFAR-10 on two CPU cores, in minutes; constants measured in docs/log.md.
+
+    Colours are jittered half as much as in the paper: in a few epochs invariance to colour costs more than it brings.
+    """
+    view = ViewConfig(area=(0.2, 1.0), brightness=0.2, contrast=0.2, hue=0.05, grayscale=0.1, blur=0.5)
     return Recipe(
         name="cifar10_tiny",
         encoder=EncoderConfig("resnet8", width=0.5, stem="cifar_stride2"),
-        head=HeadConfig(hidden=1024, out=128),
-        views=PAPER_VIEWS,
-        optim=OptimConfig(base_lr=2.0, weight_decay=1e-6, tau_base=0.97, warmup_epochs=0.5),
-        crop_px=32,
-        batch_size=128,
+        head=HeadConfig(hidden=512, out=128),
+        views=(view, replace(view, blur=0.1)),
+        optim=OptimConfig(base_lr=3.0, weight_decay=1e-4, tau_base=0.97, warmup_epochs=0.5),
+        crop_px=24,  # 1.5 times the images/s of 32, and a better score in the same time
+        batch_size=64,
         epochs=5,
         eval_px=32,
     )
 
 
 def demo() -> Recipe:
-    """The demo set of fastbyol-prep in 90 seconds on two CPU cores; constants chosen by docs/log.md."""
+    """The demo set of fastbyol-prep, in 90 seconds on two CPU cores; constants measured in docs/log.md."""
     return Recipe(
         name="demo",
         encoder=EncoderConfig("resnet8", width=0.5, stem="cifar_stride2"),
         head=HeadConfig(hidden=512, out=128),
         views=PAPER_VIEWS,
         optim=OptimConfig(base_lr=2.0, weight_decay=1e-6, tau_base=0.97, warmup_epochs=1),
-        crop_px=32,
-        batch_size=128,
-        epochs=15,
+        crop_px=24,
+        batch_size=64,
+        epochs=10,
         eval_px=32,
     )
 

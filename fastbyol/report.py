@@ -6,6 +6,7 @@ import base64
 import html
 import io
 from collections.abc import Callable, Sequence
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -14,17 +15,29 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from PIL import Image
 
-from fastbyol import views
+from fastbyol import atomic, views
 from fastbyol.beton import Reader
 from fastbyol.budget import format_duration
 from fastbyol.config import Config
 from fastbyol.kernels.reference import IMAGENET_MEAN, IMAGENET_STD
 from fastbyol.loaders.native import decode
 from fastbyol.order import global_batch
-from fastbyol.runfolder import RunFolder
-from fastbyol.telemetry import read_metrics
 
 SHOWN_IMAGES = 10
+PLOTTED_ROWS = 1000  # enough for the eye; a long run has more
+SERIES = (
+    "elapsed_s",
+    "loss",
+    "lr",
+    "tau",
+    "embedding_std",
+    "images_per_s",
+    "interval_s",
+    "loader_wait_s",
+    "views_s",
+    "step_s",
+    "log_s",
+)  # of a row
 BLUE, ORANGE, GREEN, GRAY = "#2f6db5", "#d9822b", "#3b8f5a", "#8a8f98"
 
 STYLE = """
@@ -39,13 +52,15 @@ td{border-bottom:1px solid #eceff3;padding:.2rem .6rem .2rem 0;overflow-wrap:any
 """
 
 
-def write(folder: RunFolder, *, train: Reader, result: dict[str, Any] | None = None) -> None:
-    """Write report.html from the run folder's own files; `result` is None before the end. Atomic."""
-    config, rows = folder.read_config(), read_metrics(folder.metrics)
+def write(
+    path: Path, config: Config, *, train: Reader, rows: Sequence[dict[str, Any]], result: dict[str, Any] | None
+) -> None:
+    """Write the page from the rows of metrics.jsonl and the result, None for a run that has not finished; atomic."""
+    rows = rows[:: max(len(rows) // PLOTTED_ROWS, 1)]
     parts = [
         f"<h1>fastbyol: {html.escape(config.recipe.name)}</h1>",
         f"<p class=muted>{_summary(config, len(train))}</p>",
-        _numbers(result) if result else "<p>This run has not finished; the page is written again at its end.</p>",
+        _numbers(result) if result else "<p>This run has not finished.</p>",
         f"<h2>Training</h2><div class=plots>{''.join(_plots(config, rows, result))}</div>" if rows else "",
         "<h2>What the networks see: image, first view, second view</h2>",
         f'<img alt="training images above their two views" src="data:image/png;base64,{_views_png(config, train)}">',
@@ -56,9 +71,7 @@ def write(folder: RunFolder, *, train: Reader, result: dict[str, Any] | None = N
         f"<title>fastbyol {html.escape(config.recipe.name)}</title>"
         f"<style>{STYLE}</style><body>{''.join(parts)}</body></html>"
     )
-    partial = folder.report.with_suffix(".partial")
-    partial.write_text(page)
-    partial.replace(folder.report)
+    atomic.write(path, page)
 
 
 def _summary(config: Config, images: int) -> str:
@@ -104,8 +117,10 @@ def _plots(config: Config, rows: Sequence[dict[str, Any]], result: dict[str, Any
 
     def time_shares(ax: Axes) -> None:
         whole = np.array(series("interval_s"))
-        shares = [100 * np.array(series(name)) / whole for name in ("step_s", "views_s", "loader_wait_s")]
-        ax.stackplot(minutes, *shares, labels=("step", "views", "waiting for data"), colors=(GREEN, BLUE, ORANGE))
+        shares = [100 * np.array(series(name)) / whole for name in ("step_s", "views_s", "loader_wait_s", "log_s")]
+        ax.stackplot(
+            minutes, *shares, labels=("step", "views", "waiting", "logging"), colors=(GREEN, BLUE, ORANGE, GRAY)
+        )
         ax.set_ylim(0, 100)
         ax.legend(loc="lower left", fontsize=8)
 

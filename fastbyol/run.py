@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import shutil
 import sys
 from typing import Any
 
@@ -14,7 +15,7 @@ from fastbyol.config import Config, ConfigError
 from fastbyol.evaluate import features, knn
 from fastbyol.export import save_encoder
 from fastbyol.loop import Loop
-from fastbyol.runfolder import RunFolder, begin, check_resumable, write_result
+from fastbyol.runfolder import RunFolder, begin, check_resumable, check_unused, write_result
 from fastbyol.telemetry import read_metrics
 
 EXIT_S = 1.0  # from result.json to the end of the process, with room for a busy machine
@@ -25,7 +26,7 @@ def run(config: Config, folder: RunFolder, *, resume: bool = False, overwrite: b
     """Carry out a run in its folder; True when it finished, False when a signal stopped it and it can be resumed.
 
     The budget counts from the start of the process. Raises ConfigError, BetonError or CheckpointError for input that
-    cannot be used, before anything is overwritten, and loop.Diverged.
+    cannot be used, before anything is overwritten; OSError where the disk refuses; loop.Diverged.
     """
     with Reader(config.data) as train:
         if config.val is None:
@@ -55,60 +56,80 @@ def _carry_out(
         if folder.result.exists():
             print(f"{folder.path} has already finished", file=sys.stderr)
             return True
-        this = Run(config, folder, Stopwatch(used_before_s=_used_s(folder)), train=train, val=val)
-        this.take_up()
     else:
-        begin(folder, config, overwrite=overwrite)
-        this = Run(config, folder, Stopwatch(), train=train, val=val)
+        check_unused(folder, overwrite=overwrite)
+    this = Run(config, folder, train=train, val=val)
+    if resume:
+        this.take_up()
     if this.loop.position.progress < 1.0:
-        reserve_s = this.rehearse()
-        if not this.loop.run(this.plan(reserve_s), this.stopwatch):
+        plan = this.plan(this.rehearse())
+        if not resume:
+            begin(folder, config)
+        if not this.fit(plan):
             return False
     this.finish()
     return True
 
 
-def _used_s(folder: RunFolder) -> float:
-    """Give the seconds earlier processes of the run are known to have used: the last row they wrote."""
-    rows = read_metrics(folder.metrics)
-    return float(rows[-1]["elapsed_s"]) if rows else 0.0
-
-
 class Run:
     """Hold what one run works with, and take it from its position to its result."""
 
-    def __init__(
-        self, config: Config, folder: RunFolder, stopwatch: Stopwatch, *, train: Reader, val: Reader | None
-    ) -> None:
-        self.config, self.folder, self.stopwatch, self.train, self.val = config, folder, stopwatch, train, val
+    def __init__(self, config: Config, folder: RunFolder, *, train: Reader, val: Reader | None) -> None:
+        self.config, self.folder, self.train, self.val = config, folder, train, val
+        self.stopwatch = Stopwatch()
         recipe = config.recipe
         self.model = BYOL(recipe.encoder, recipe.head, seed=config.seed).to(config.device)
         optimizer = optim.build(self.model, self.model.target_of(), recipe.optim)
         self.loop = Loop(config, reader=train, model=self.model, optimizer=optimizer, folder=folder)
 
     def take_up(self) -> None:
-        """Continue from the newest checkpoint that reads; from the start if the run was stopped before its first."""
-        if not checkpoint.exists(self.folder.checkpoints):
-            return
-        state, damaged = checkpoint.load_newest(self.folder.checkpoints)
-        for line in damaged:
-            print(f"warning: {line}", file=sys.stderr)
-        self.loop.restore(state)
+        """Continue from the newest checkpoint that reads; from the start if the run was stopped before its first.
+
+        The clock takes up what earlier processes are known to have used: up to that checkpoint or the last row.
+        """
+        used_s = [row["elapsed_s"] for row in read_metrics(self.folder.metrics)[-1:]]
+        if checkpoint.exists(self.folder.checkpoints):
+            state, damaged = checkpoint.load_newest(self.folder.checkpoints)
+            for line in damaged:
+                print(f"warning: {line}", file=sys.stderr)
+            self.loop.restore(state)
+            used_s.append(state["elapsed_s"])
+        self.stopwatch = Stopwatch(used_before_s=max(used_s, default=0.0))
 
     def rehearse(self) -> float:
-        """Do the closing work once before training; return the seconds to reserve for it.
+        """Do the closing work once, in a folder of its own; return the seconds to reserve for it.
 
-        It measures the reserve, scores the encoder as it starts, and lets a full disk or a missing font fail now and
-        not after the night.
+        It measures the reserve, scores the encoder as it starts, and lets a full disk fail now and not after the night,
+        before anything of an earlier run is touched.
         """
         began_s = self.stopwatch.elapsed_s()
         score = self.knn_top1()
         if self.loop.position.step == 0:
             self.loop.notes = {"knn_top1_random_init": score}
-        self.loop.save()
-        save_encoder(self.folder.encoder, self.model.online.encoder, self.config.recipe.encoder)
-        report.write(self.folder, train=self.train)
+        stage = RunFolder(self.folder.path / "rehearsal")
+        try:
+            checkpoint.save(stage.checkpoints, self.loop.state(elapsed_s=began_s), step=0)
+            save_encoder(stage.encoder, self.model.online.encoder, self.config.recipe.encoder)
+            rows = [dict.fromkeys(report.SERIES, 1.0 + number) for number in range(2)]
+            result = {"images_per_s": 1.0, "epochs": 1.0, "train_s": 1.0, "knn_top1": score, **self.loop.notes}
+            report.write(stage.report, self.config, train=self.train, rows=rows, result=result)
+        finally:
+            shutil.rmtree(stage.path, ignore_errors=True)
         return EXIT_S + RESERVE_MARGIN * (self.stopwatch.elapsed_s() - began_s)
+
+    def fit(self, plan: StepPlan | ClockPlan) -> bool:
+        """Train to the end of the plan: True; or to a signal: False. A run that ends early gets its report, too."""
+        finished = False
+        try:
+            finished = self.loop.run(plan, self.stopwatch)
+        finally:
+            if not finished:
+                self._report(None)
+        return finished
+
+    def _report(self, result: dict[str, Any] | None) -> None:
+        rows = read_metrics(self.folder.metrics)
+        report.write(self.folder.report, self.config, train=self.train, rows=rows, result=result)
 
     def plan(self, reserve_s: float) -> StepPlan | ClockPlan:
         """Plan the training: a number of steps, or the clock up to the budget less the reserve."""
@@ -152,7 +173,7 @@ class Run:
             **self.loop.notes,
             "budget_s": self.config.budget_s,
         }
-        report.write(self.folder, train=self.train, result=result)
+        self._report(result)
         elapsed_s = self.stopwatch.elapsed_s()
         result["elapsed_s"] = elapsed_s
         if self.config.budget_s is not None:

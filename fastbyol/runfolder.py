@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from fastbyol import atomic
 from fastbyol.config import Config, ConfigError, from_json, to_json
 
 FREE_ON_RESUME = {"budget_s", "device", "workers", "log_every", "checkpoint_s", "knn_bank"}  # move no weight of a step
@@ -57,15 +58,20 @@ class RunFolder:
         return from_json(self.config.read_text())
 
 
-def begin(folder: RunFolder, config: Config, *, overwrite: bool) -> None:
-    """Make the folder for a new run; raise ConfigError when it holds another one that may not be overwritten."""
+def check_unused(folder: RunFolder, *, overwrite: bool) -> None:
+    """Make the folder; raise ConfigError when it holds a run that may not be overwritten."""
     if folder.config.exists() and not overwrite:
         raise ConfigError(f"{folder.path} already holds a run; give --resume, --overwrite or another --out")
+    folder.path.mkdir(parents=True, exist_ok=True)
+
+
+def begin(folder: RunFolder, config: Config) -> None:
+    """Clear the folder of an earlier run and write the new one's configuration."""
     for path in (folder.config, folder.metrics, folder.encoder, folder.report, folder.result):
         path.unlink(missing_ok=True)
-    shutil.rmtree(folder.checkpoints, ignore_errors=True)
-    folder.path.mkdir(parents=True, exist_ok=True)
-    folder.config.write_text(to_json(config))
+    if folder.checkpoints.exists():
+        shutil.rmtree(folder.checkpoints)
+    atomic.write(folder.config, to_json(config))
 
 
 def check_resumable(folder: RunFolder, config: Config) -> None:
@@ -79,6 +85,4 @@ def check_resumable(folder: RunFolder, config: Config) -> None:
 
 def write_result(folder: RunFolder, result: dict[str, Any]) -> None:
     """Write result.json; atomic, so that its presence means the run has finished."""
-    partial = folder.result.with_suffix(".partial")
-    partial.write_text(json.dumps(result, indent=2) + "\n")
-    partial.replace(folder.result)
+    atomic.write(folder.result, json.dumps(result, indent=2) + "\n")

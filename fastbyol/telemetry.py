@@ -11,7 +11,9 @@ from typing import Any
 
 from tqdm import tqdm
 
+from fastbyol import atomic
 from fastbyol.budget import format_duration
+from fastbyol.config import ConfigError
 
 LINE_EVERY_S = 30.0  # without a terminal
 
@@ -21,14 +23,20 @@ def read_metrics(path: Path) -> list[dict[str, Any]]:
     if not path.exists():
         return []
     lines = path.read_text().split("\n")[:-1]
-    return [json.loads(line) for line in lines]
+    try:
+        return [json.loads(line) for line in lines]
+    except ValueError as error:
+        raise ConfigError(f"{path} holds a line that is not JSON ({error}); remove that line") from error
 
 
 class Intervals:
-    """Add up where the time of the loop goes between two rows: seconds waiting for data, making views, stepping."""
+    """Add up where the loop's time goes between two rows: seconds waiting for data, making views, stepping, logging.
+
+    Host time: on a GPU, work that is only launched shows where the host next waits for it.
+    """
 
     def __init__(self) -> None:
-        self.seconds = {"loader_wait_s": 0.0, "views_s": 0.0, "step_s": 0.0}
+        self.seconds = {"loader_wait_s": 0.0, "views_s": 0.0, "step_s": 0.0, "log_s": 0.0}
         self.images = 0
         self._began = self._lap = time.perf_counter()
 
@@ -62,9 +70,7 @@ class Telemetry:
 
     def __init__(self, path: Path, *, from_step: int) -> None:
         kept = [row for row in read_metrics(path) if row["step"] <= from_step]
-        partial = path.with_suffix(".partial")
-        partial.write_text("".join(json.dumps(row) + "\n" for row in kept))
-        partial.replace(path)
+        atomic.write(path, "".join(json.dumps(row) + "\n" for row in kept))
         self._file = path.open("a")
         self._bar = tqdm(total=1.0, bar_format="{percentage:3.0f}%|{bar}| {desc}", disable=None, file=sys.stderr)
         self._next_line_s = 0.0

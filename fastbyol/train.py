@@ -13,7 +13,7 @@ from pathlib import Path
 from fastbyol.beton import BetonError
 from fastbyol.budget import parse_duration
 from fastbyol.checkpoint import CheckpointError
-from fastbyol.commandline import BAD_INPUT, DIVERGED, DONE, INTERRUPTED, Parser, fail
+from fastbyol.commandline import BAD_INPUT, DIVERGED, DONE, INTERRUPTED, Parser, fail, seed
 from fastbyol.config import Config, ConfigError, Recipe
 from fastbyol.device import choose, use_all_cores
 from fastbyol.loop import Diverged
@@ -42,7 +42,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--weight-decay", type=float, metavar="X")
     parser.add_argument("--warmup-epochs", type=float, metavar="N", help="epochs of rising learning rate")
     parser.add_argument("--device", choices=["cuda", "cpu"], help="default: cuda where there is one")
-    parser.add_argument("--seed", type=int, default=0, metavar="N")
+    parser.add_argument("--seed", type=seed, default=0, metavar="N")
     parser.add_argument("--workers", type=int, default=2, metavar="N", help="decoding threads")
     parser.add_argument("--log-every", type=int, default=20, metavar="N", help="steps from row to row of metrics.jsonl")
     parser.add_argument("--checkpoint-every", default="5m", metavar="5m", help="time from checkpoint to checkpoint")
@@ -59,37 +59,36 @@ def recipe_of(args: argparse.Namespace) -> Recipe:
 
 
 def config_of(args: argparse.Namespace, folder: RunFolder) -> Config:
-    """Build the configuration the command line asks for; draw the demo set where it is wanted and missing."""
+    """Build the configuration the command line asks for; recipe demo without files gets those of the run folder."""
     recipe = recipe_of(args)
-    budget_s = None if args.budget is None else parse_duration(args.budget)
-    epochs = recipe.epochs if args.epochs is None and budget_s is None else args.epochs
     data, val = args.data, args.val
     if data is None:
-        if args.recipe != "demo":
+        if args.recipe != "demo" or val is not None:
             raise ConfigError(f"recipe {args.recipe} needs images; give --data F.beton, written by fastbyol-prep write")
-        data, val = demo_set(folder.path / "data")
+        data, val = (folder.path / "data" / name for name in ("train.beton", "val.beton"))
+    budget_s = None if args.budget is None else parse_duration(args.budget)
     return Config(
         recipe=recipe,
         data=str(data),
         val=None if val is None else str(val),
         budget_s=budget_s,
-        epochs=epochs,
+        epochs=recipe.epochs if args.epochs is None and budget_s is None else args.epochs,
         seed=args.seed,
         device=choose(args.device),
         workers=args.workers,
         log_every=args.log_every,
-        checkpoint_s=parse_duration(args.checkpoint_every),
+        checkpoint_s=parse_duration(args.checkpoint_every, flag="--checkpoint-every"),
     )
 
 
-def demo_set(directory: Path) -> tuple[Path, Path]:
-    """Draw the demo set with fastbyol-prep where it is not there yet; return its training and validation files."""
-    train, val = directory / "train.beton", directory / "val.beton"
-    if not (train.exists() and val.exists()):
-        command = [sys.executable, "-m", "fastbyol.data_prep.cli", "demo", str(directory), "--overwrite"]
-        if subprocess.run(command, check=False).returncode:
-            raise ConfigError(f"the demo set could not be written to {directory}; see the line above")
-    return train, val
+def draw_demo_set(config: Config) -> None:
+    """Draw the demo set with fastbyol-prep, unless its files are there; raise ConfigError with its line if it fails."""
+    if Path(config.data).exists() and config.val and Path(config.val).exists():
+        return
+    command = [sys.executable, "-m", "fastbyol.data_prep.cli", "demo", str(Path(config.data).parent), "--overwrite"]
+    drawn = subprocess.run(command, check=False, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    if drawn.returncode:
+        raise ConfigError(f"the demo set could not be drawn: {drawn.stderr.strip()}")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -99,7 +98,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     use_all_cores()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # outside the loop it ends a run as Ctrl-C does
     try:
-        finished = run(config_of(args, folder), folder, resume=args.resume, overwrite=args.overwrite)
+        config = config_of(args, folder)
+        if args.data is None:
+            draw_demo_set(config)
+        finished = run(config, folder, resume=args.resume, overwrite=args.overwrite)
     except KeyboardInterrupt:
         finished = False
     except Diverged as error:
@@ -107,7 +109,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ConfigError, BetonError, CheckpointError, OSError) as error:
         return fail("fastbyol-train", error, status=BAD_INPUT)
     if not finished:
-        print("fastbyol-train: interrupted; continue with the same command and --resume", file=sys.stderr)
+        how = "the same command and --resume" if folder.config.exists() else "the same command"
+        print(f"fastbyol-train: interrupted; continue with {how}", file=sys.stderr)
         return INTERRUPTED
     print(f"report: {folder.report}")
     return DONE

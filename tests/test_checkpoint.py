@@ -15,7 +15,7 @@ def names(folder: Path) -> list[str]:
 
 
 def test_what_is_saved_is_loaded_and_two_are_kept(tmp_path: Path) -> None:
-    for step in (1, 20, 3):
+    for step in (1, 3, 20):
         save(tmp_path, {"step": step, "weights": torch.full((3,), float(step))}, step=step)
     assert names(tmp_path) == ["step-000000003.pt", "step-000000020.pt"]
     state, damaged = load_newest(tmp_path)
@@ -33,6 +33,12 @@ def test_a_damaged_newest_falls_back_and_says_so(tmp_path: Path, content: bytes 
     assert state["step"] == 1
     assert len(damaged) == 1
     assert "step-000000002.pt does not load" in damaged[0]
+
+
+def test_a_later_checkpoint_that_did_not_load_makes_room(tmp_path: Path) -> None:
+    for step in (1, 200, 150, 180):
+        save(tmp_path, {"step": step}, step=step)
+    assert names(tmp_path) == ["step-000000150.pt", "step-000000180.pt"]
 
 
 def test_code_in_a_checkpoint_is_not_run(tmp_path: Path) -> None:

@@ -104,5 +104,5 @@ def test_recipe_names_are_offered() -> None:
         named("imagenet_rn51")
 
 
-def test_views_of_every_recipe_are_the_papers() -> None:
-    assert all(named(name).views == PAPER_VIEWS for name in RECIPES)
+def test_views_are_the_papers_but_for_the_smallest_recipe() -> None:
+    assert {name for name in RECIPES if named(name).views != PAPER_VIEWS} == {"cifar10_tiny"}

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import subprocess
+import sys
 from collections.abc import Iterator
 
 import pytest
@@ -39,5 +41,10 @@ def test_a_missing_gpu_is_refused_and_the_cpu_is_the_default() -> None:
         choose("cuda")
 
 
-def test_idle_threads_sleep() -> None:
-    assert os.environ["OMP_WAIT_POLICY"]  # set when fastbyol is imported, before torch's pool starts
+def test_idle_threads_spin_briefly_unless_the_user_chose() -> None:
+    code = "import os, sys, fastbyol; assert 'torch' not in sys.modules; print(os.environ.get('GOMP_SPINCOUNT'))"
+    plain = {name: value for name, value in os.environ.items() if name not in ("OMP_WAIT_POLICY", "GOMP_SPINCOUNT")}
+    for chosen, expected in (({}, "100000"), ({"GOMP_SPINCOUNT": "7"}, "7"), ({"OMP_WAIT_POLICY": "active"}, "None")):
+        environment = {**plain, **chosen}
+        said = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
+        assert said.stdout == f"{expected}\n"

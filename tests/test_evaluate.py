@@ -14,7 +14,7 @@ from fastbyol.beton import Reader
 from fastbyol.config import ConfigError, EncoderConfig
 from fastbyol.encoder import build
 from fastbyol.evaluate import knn, linear
-from fastbyol.evaluate.features import Features, extract
+from fastbyol.evaluate.features import Features, check_classes, extract
 from tests.conftest import Betons
 
 
@@ -84,6 +84,21 @@ def test_a_limit_spreads_over_the_file(betons: Betons) -> None:
         part = extract(encoder, reader, eval_px=32, margin=1.0, workers=2, limit=40)
     assert torch.equal(part.labels, whole.labels[::4])
     torch.testing.assert_close(part.values, whole.values[::4])
+
+
+@pytest.mark.parametrize("temperature", [0.0, -1.0, float("nan")])
+def test_a_temperature_of_nothing_is_refused(temperature: float) -> None:
+    with pytest.raises(ConfigError, match="more than 0"):
+        knn.top1(clusters(10, seed=0), clusters(3, seed=1), k=1, temperature=temperature)
+
+
+def test_labels_that_name_no_class_are_refused(betons: Betons) -> None:
+    with Reader(betons.train) as train, Reader(betons.val) as val:
+        check_classes(train, val)
+        assert val.labels is not None
+        val.labels[3] = -1
+        with pytest.raises(ConfigError, match="labels from -1 to 9"):
+            check_classes(train, val)
 
 
 def test_features_need_labels(betons: Betons) -> None:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
+import shutil
 import signal
 import subprocess
 import sys
@@ -35,7 +37,7 @@ def encoders_are_equal(a: Path, b: Path) -> bool:
 
 def learned(out: Path) -> list[dict[str, Any]]:
     """Give the rows of a run without what the clock wrote into them."""
-    timed = ("elapsed_s", "images_per_s", "interval_s", "loader_wait_s", "views_s", "step_s")
+    timed = ("elapsed_s", "images_per_s", "interval_s", "loader_wait_s", "views_s", "step_s", "log_s")
     return [{name: row[name] for name in row if name not in timed} for row in read_metrics(RunFolder(out).metrics)]
 
 
@@ -70,7 +72,7 @@ def test_the_last_row_stands_at_progress_one_rate_zero_tau_one(finished: Path) -
 
 def test_rows_account_for_the_time_of_the_loop(finished: Path) -> None:
     for row in read_metrics(RunFolder(finished).metrics):
-        parts = row["loader_wait_s"] + row["views_s"] + row["step_s"]
+        parts = row["loader_wait_s"] + row["views_s"] + row["step_s"] + row["log_s"]
         assert 0.5 * row["interval_s"] < parts <= row["interval_s"]
 
 
@@ -146,6 +148,43 @@ def status_of(asked: list[str]) -> int:
         return int(str(end.code))
 
 
+def test_a_refused_overwrite_leaves_the_old_run(betons: Betons, finished: Path) -> None:
+    before = {path.name: path.stat().st_mtime_ns for path in finished.iterdir()}
+    assert main(arguments(betons, finished, "--budget=1s", "--overwrite")) == 2
+    assert {path.name: path.stat().st_mtime_ns for path in finished.iterdir()} == before
+
+
+def test_a_run_stopped_before_its_first_checkpoint_starts_anew(betons: Betons, finished: Path, tmp_path: Path) -> None:
+    asked = arguments(betons, tmp_path / "run", f"--val={betons.val}", "--epochs=3", "--warmup-epochs=1")
+    (tmp_path / "run").mkdir()
+    RunFolder(tmp_path / "run").config.write_bytes(RunFolder(finished).config.read_bytes())
+    assert main([*asked, "--resume"]) == 0
+    assert encoders_are_equal(finished, tmp_path / "run")
+
+
+def test_resume_refuses_data_that_changed(
+    betons: Betons, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(finished, tmp_path / "run")
+    (tmp_path / "run" / "result.json").unlink()
+    data = write_beton(tmp_path / "train.beton", 150, split="train")
+    config = RunFolder(tmp_path / "run").config
+    config.write_text(config.read_text().replace(str(betons.train), str(data)))
+    asked = arguments(betons, tmp_path / "run", f"--val={betons.val}", "--epochs=3", "--warmup-epochs=1", "--resume")
+    assert main([argument.replace(str(betons.train), str(data)) for argument in asked]) == 2
+    assert "holds 150 images, 160 when the run began" in capsys.readouterr().err
+
+
+@pytest.mark.slow
+def test_a_full_disk_ends_with_one_clear_line(betons: Betons, tmp_path: Path) -> None:
+    limited = f"ulimit -f 200; exec {shlex.join([*TRAIN, *arguments(betons, tmp_path / 'run', '--epochs=1')])}"
+    ended = subprocess.run(["bash", "-c", limited + " --warmup-epochs=0"], capture_output=True, text=True, check=False)
+    assert ended.returncode == 2, ended.stderr
+    assert ended.stderr.count("\n") == 1
+    assert "fastbyol-train: error: " in ended.stderr
+    assert not list((tmp_path / "run").iterdir())
+
+
 def occupied(betons: Betons, tmp_path: Path) -> list[str]:
     (tmp_path / "run").mkdir()
     (tmp_path / "run" / "config.json").write_text("{}")
@@ -187,6 +226,8 @@ BAD = {
     "no data": (lambda b, t: ["cifar10_tiny"], "give --data"),
     "budget of bananas": (lambda b, t: arguments(b, t / "run", "--budget=8 bananas"), "8 bananas"),
     "budget too short": (lambda b, t: arguments(b, t / "run", "--budget=1s"), "longer --budget"),
+    "endless epochs": (lambda b, t: arguments(b, t / "run", "--epochs=inf"), "epochs"),
+    "endless rate": (lambda b, t: arguments(b, t / "run", "--base-lr=inf"), "base_lr"),
     "negative epochs": (lambda b, t: arguments(b, t / "run", "--epochs=-1"), "epochs"),
     "batch over dataset": (lambda b, t: arguments(b, t / "run", "--batch-size=161"), "160 images"),
     "batch of one": (lambda b, t: arguments(b, t / "run", "--batch-size=1"), "at least 2"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import closing
 from typing import NamedTuple
 
 import numpy as np
@@ -18,6 +19,7 @@ from fastbyol.order import Rows
 from fastbyol.views import center_view
 
 BATCH = 256
+CLASSES_MAX = 65_536  # more would be a mistake, and a large one in memory
 
 
 class Features(NamedTuple):
@@ -34,7 +36,13 @@ def check_classes(train: Reader, val: Reader) -> None:
             raise ConfigError(
                 f"{reader.path} has no labels, and scoring needs those of both files; write it from class folders"
             )
-    if train.class_names != val.class_names:
+        low, high = int(reader.labels.min()), int(reader.labels.max())
+        if low < 0 or high >= CLASSES_MAX:
+            raise ConfigError(f"{reader.path} has labels from {low} to {high}; scoring needs 0 to {CLASSES_MAX - 1}")
+    if len(train) < 2:
+        raise ConfigError(f"{train.path} holds one image; scoring needs at least 2 to learn from")
+    names = {tuple(reader.class_names) for reader in (train, val) if reader.class_names is not None}
+    if len(names) > 1:
         raise ConfigError(f"{train.path} and {val.path} name different classes; write both from the same class folders")
 
 
@@ -57,8 +65,11 @@ def extract(
     chosen = np.arange(count, dtype=np.int64) * len(reader) // count
     rows = [Rows(part, np.zeros_like(part)) for part in np.array_split(chosen, math.ceil(count / BATCH))]
     parts = []
-    with tqdm(total=count, desc=reader.path.name, unit="images", delay=2, leave=False, disable=None) as bar:
-        for batch in load(reader, rows, workers=workers):
+    with (
+        closing(load(reader, rows, workers=workers)) as batches,
+        tqdm(total=count, desc=reader.path.name, unit="images", delay=2, leave=False, disable=None) as bar,
+    ):
+        for batch in batches:
             pixels, offsets, sizes = (t.to(device) for t in (batch.pixels, batch.offsets, batch.sizes))
             images = center_view(pixels, offsets, sizes, crop_px=eval_px, margin=margin)
             parts.append(encoder(images).float().cpu())

@@ -40,7 +40,7 @@ def _fit(
     steps_per_epoch = len(labels) // batch
     total = epochs * steps_per_epoch
     step = 0
-    for _ in trange(epochs, desc=label, unit="epoch", delay=2, leave=False):
+    for _ in trange(epochs, desc=label, unit="epoch", delay=2, leave=False, disable=None):
         for rows in torch.randperm(len(labels), generator=generator)[: steps_per_epoch * batch].chunk(steps_per_epoch):
             x, y = values[rows], F.one_hot(labels[rows], classes).float()
             error = ((x @ params[0] + params[1]).softmax(-1) - y) / batch

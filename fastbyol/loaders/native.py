@@ -12,11 +12,9 @@ import simplejpeg
 import torch
 from numpy.typing import NDArray
 
-from fastbyol.beton import BetonError, Reader
+from fastbyol.beton import RAW, BetonError, Reader
 from fastbyol.loaders import Batch
 from fastbyol.order import Rows
-
-RAW = 1  # beton's image mode for plain RGB bytes
 
 
 def decode(reader: Reader, rows: Rows) -> Batch:
