@@ -48,7 +48,7 @@ h1{font-size:1.5rem;margin:0}h2{font-size:1.1rem;margin:2rem 0 .6rem}p{margin:.3
 .number b{display:block;font-size:1.5rem}
 .plots{display:grid;grid-template-columns:repeat(auto-fit,minmax(300px,1fr));gap:1rem}.plots svg{width:100%;height:auto}
 img{width:100%;image-rendering:pixelated}table{border-collapse:collapse;width:100%}
-td{border-bottom:1px solid #eceff3;padding:.2rem .6rem .2rem 0;overflow-wrap:anywhere}
+td{border-bottom:1px solid #eceff3;padding:.2rem .6rem .2rem 0}td+td{overflow-wrap:anywhere}
 """
 
 
