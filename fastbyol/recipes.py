@@ -83,7 +83,7 @@ def demo() -> Recipe:
         encoder=EncoderConfig("resnet8", width=0.5, stem="cifar_stride2"),
         head=HeadConfig(hidden=512, out=128),
         views=PAPER_VIEWS,
-        optim=OptimConfig(base_lr=2.0, weight_decay=1e-6, tau_base=0.97, warmup_epochs=1),
+        optim=OptimConfig(base_lr=2.0, weight_decay=1e-6, tau_base=0.97, warmup_epochs=0.5),
         crop_px=24,
         batch_size=64,
         epochs=10,
