@@ -13,7 +13,7 @@ from typing import Any
 from fastbyol.beton import BetonError, Reader
 from fastbyol.commandline import BAD_INPUT, DONE, INTERRUPTED, Parser, fail, seed, whole_number
 from fastbyol.config import Config, ConfigError
-from fastbyol.device import choose, use_all_cores
+from fastbyol.device import choose
 from fastbyol.encoder import ResNet, build
 from fastbyol.evaluate import knn, linear
 from fastbyol.evaluate.features import Features, check_classes, extract
@@ -93,7 +93,6 @@ def _sentence(scores: dict[str, Any]) -> str:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run fastbyol-eval; return the exit status: 0 scored, 2 bad usage or input, 75 interrupted."""
     args = build_parser().parse_args(argv)
-    use_all_cores()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # it ends the scoring as Ctrl-C does
     try:
         scores = score(args)

@@ -15,7 +15,7 @@ from fastbyol.budget import parse_duration
 from fastbyol.checkpoint import CheckpointError
 from fastbyol.commandline import BAD_INPUT, DIVERGED, DONE, INTERRUPTED, Parser, fail, seed
 from fastbyol.config import Config, ConfigError, Recipe
-from fastbyol.device import choose, use_all_cores
+from fastbyol.device import choose
 from fastbyol.loop import Diverged
 from fastbyol.recipes import RECIPES, named
 from fastbyol.run import run
@@ -95,7 +95,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run fastbyol-train; return 0 when finished, 2 on bad usage or input, 3 when diverged, 75 when interrupted."""
     args = build_parser().parse_args(argv)
     folder = RunFolder(args.out or Path("runs") / args.recipe)
-    use_all_cores()
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # outside the loop it ends a run as Ctrl-C does
     try:
         config = config_of(args, folder)
