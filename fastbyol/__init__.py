@@ -2,9 +2,8 @@
 
 import os
 
-# Idle threads spin for about 0.1 ms, then sleep. Libgomp's own default spins far longer: as fast alone, but beside
-# other busy processes a CPU step takes two to four times as long; sleeping at once halves the speed alone
-# (docs/log.md). Read when torch loads its thread pool, so it has to be said before that; a user's own choice
-# stands.
+# Idle threads spin for about 0.1 ms, then sleep. Libgomp's own default spins far longer: as fast alone, but 1.5 and 3.9
+# times slower in two interleaved pairs beside busy processes; sleeping at once halves the speed alone (docs/log.md).
+# Read when torch loads its thread pool, so it has to be said before that; a user's own choice stands.
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "100000")
