@@ -20,7 +20,7 @@ ORDER = (  # a module may import what stands below it, never what stands above
     ("fastbyol.encoder", "fastbyol.views", "fastbyol.order", "fastbyol.schedule", "fastbyol.budget"),
     ("fastbyol.batchnorm", "fastbyol.device", "fastbyol.philox", "fastbyol.beton", "fastbyol.evaluate"),
     ("fastbyol.config", "fastbyol.commandline", "fastbyol.atomic"),
-    ("fastbyol.kernels", "fastbyol.kernels.reference"),
+    ("fastbyol.kernels", "fastbyol.kernels.dispatch", "fastbyol.kernels.reference"),
 )
 
 
