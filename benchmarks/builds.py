@@ -2,6 +2,227 @@
 
 from __future__ import annotations
 
-from benchmarks.aot import Build
+from typing import Any
 
-BUILDS: tuple[Build, ...] = ()
+from triton import next_power_of_2
+
+from benchmarks.aot import Build
+from fastbyol.kernels import batchnorm, blur, byol_loss, color, crop, ema_loss, lars_ema, segments
+
+BATCHNORM_SUMS = {"barriers": 16, "shared": 1024}  # programs add up their lanes and warps, once, at the end
+
+
+def loss_builds() -> tuple[Build, ...]:
+    """Build the loss alone and with the targets' sweep, for projections [1024, 256] under autocast and in float32.
+
+    Barriers and shared memory add up the rows of the warps of a program and hand its ticket round: both are meant.
+    """
+    pointers = {f"{name}_ptr": "*fp32" for name in ("partials", "loss")} | {"ticket_ptr": "*i32"}
+    scalars = dict.fromkeys(("pairs", "width", "q_stride", "z_stride", "programs"), "i32")
+    tables = {"segments_ptr": "*i64", "segment_of_block_ptr": "*i32", "tau_ptr": "*fp64"}
+    shape = {"ROWS": byol_loss.TILE // 256, "BLOCK_D": 256, "CHUNK": byol_loss.CHUNK}
+    meant: dict[str, Any] = {"num_warps": segments.NUM_WARPS, "registers": 64, "barriers": 20, "shared": 64}
+    builds = []
+    for dtype, accesses in (("bf16", 1), ("fp32", 2)):  # of 128 bits, for 8 elements a thread
+        types = {f"{name}_ptr": f"*{dtype}" for name in ("q", "z", "dq")} | pointers | scalars
+        name, wide = f"{dtype} [1024, 256]", {"wide_loads": 2 * accesses, "wide_stores": accesses}
+        kernel = byol_loss.byol_loss_kernel
+        builds.append(Build(f"byol_loss {name}", kernel, types, shape, divisible=tuple(scalars), **wide, **meant))
+        for is_aligned in (True, False):
+            builds.append(
+                Build(
+                    f"ema_loss {name}{'' if is_aligned else ' unaligned'}",
+                    ema_loss.ema_loss_kernel,
+                    types | tables,
+                    {**shape, "ALIGNED": is_aligned, "BLOCK": segments.BLOCK},
+                    divisible=tuple(scalars),
+                    wide_loads=2 * accesses + 4 * is_aligned,
+                    wide_stores=accesses + 2 * is_aligned,
+                    **meant,
+                )
+            )
+    # One image of one number: Triton makes a constant of every argument that is 1, and the only column changes its
+    # layout on the way through shared memory.
+    types = {f"{name}_ptr": "*fp32" for name in ("q", "z", "dq")} | pointers
+    ones = dict.fromkeys(scalars, 1) | {"ROWS": byol_loss.TILE, "BLOCK_D": 1, "CHUNK": byol_loss.CHUNK}
+    builds.append(Build("byol_loss fp32 [2, 1]", byol_loss.byol_loss_kernel, types, ones, **{**meant, "shared": 8192}))
+    return tuple(builds)
+
+
+def lars_builds() -> tuple[Build, ...]:
+    """Build the three kernels of a LARS step; the sweeps once more for tensors that are not aligned."""
+    tables = {"segments_ptr": "*i64", "grads_ptr": "*i64", "segment_of_block_ptr": "*i32", "rates_ptr": "*fp64"}
+    norms = {**tables, "partials_ptr": "*fp32", "is_skipped_ptr": "*i32", "blocks": "i32"}
+    ratios = {name: norms[name] for name in ("segments_ptr", "rates_ptr", "partials_ptr", "is_skipped_ptr", "blocks")}
+    sweep = {**tables, "ratios_ptr": "*fp32", "is_skipped_ptr": "*i32", "skipped_ptr": "*i32"}
+    sums: dict[str, Any] = {"barriers": 6, "shared": 64}  # squares are added over the warps of a program
+    builds = [
+        Build(
+            "lars_ratios",
+            lars_ema.lars_ratios_kernel,
+            {**ratios, "ratios_ptr": "*fp32"},
+            {"BLOCK": segments.BLOCK, "CHUNK": lars_ema.CHUNK},
+            num_warps=lars_ema.RATIO_WARPS,
+            registers=48,
+            **sums,
+        )
+    ]
+    for is_aligned in (True, False):
+        shape = {"ALIGNED": is_aligned, "BLOCK": segments.BLOCK}
+        name = "" if is_aligned else " unaligned"
+        warps = segments.NUM_WARPS
+        builds += [
+            Build(
+                f"lars_norms{name}",
+                lars_ema.lars_norms_kernel,
+                norms,
+                shape,
+                num_warps=warps,
+                registers=40,
+                wide_loads=4 * is_aligned,
+                **sums,
+            ),
+            Build(
+                f"lars_sweep{name}",
+                lars_ema.lars_sweep_kernel,
+                sweep,
+                shape,
+                num_warps=warps,
+                registers=64,
+                wide_loads=8 * is_aligned,
+                wide_stores=6 * is_aligned,
+            ),
+        ]
+    return tuple(builds)
+
+
+def batchnorm_builds() -> tuple[Build, ...]:
+    """Build batch norm's kernels for two views of feature maps of 256 channels."""
+    launch: dict[str, Any] = {"GROUPS": 2, **batchnorm.FINALIZE}
+    limits: dict[str, Any] = {"num_warps": launch.pop("num_warps"), "registers": 112, "divisible": ("channels",)}
+    limits |= {"wide_loads": 8, **BATCHNORM_SUMS}
+    statistics = {f"{name}_ptr": "*fp32" for name in ("partial", "mean", "rstd", "running_mean", "running_var")}
+    statistics |= {"batches_ptr": "*i64", "momentum": "fp32", "eps": "fp32"}
+    totals = {f"{name}_ptr": "*fp32" for name in ("partial", "sums", "first", "second")}
+    numbers = {"channels": "i32", "splits": "i32", "count": "fp32"}
+    joined = Build("batchnorm join", batchnorm.join_kernel, totals | numbers, launch, **limits)
+    finalized = (
+        Build(name, batchnorm.finalize_kernel, statistics | numbers, {"COUNTED": is_synced, **launch}, **limits)
+        for name, is_synced in (("batchnorm finalize", False), ("batchnorm finalize synced", True))
+    )
+    return (
+        *_batchnorm_tiles("bf16", 2, packing={}),
+        *_batchnorm_tiles("fp32", 4, packing={"barriers": 1, "shared": 128}),
+        joined,
+        *finalized,
+    )
+
+
+def _batchnorm_tiles(dtype: str, width: int, *, packing: dict[str, int]) -> list[Build]:
+    """Build the kernels that read feature maps of numbers of `width` bytes, two wide accesses a thread and tensor.
+
+    packing: what eight channels to a mask byte may cost; in bfloat16 one thread holds them.
+    """
+    bc = batchnorm.WIDEST
+    x, sizes = f"*{dtype}", {"rows": "i32", "channels": "i32"}
+    parts = {"partial_ptr": "*fp32", "rows_per_split": "i32", **sizes}
+    channel = {f"{name}_ptr": "*fp32" for name in ("mean", "rstd", "weight", "bias")}
+
+    def build(name: str, kernel: Any, types: dict[str, str], *, registers: int, loads: int, **other: Any) -> Build:
+        tile_bytes = batchnorm.STATS_TILE_BYTES if name == "stats" else batchnorm.TILE_BYTES
+        constexprs = {"RELU": other.pop("relu", True), "BM": tile_bytes // width // bc, "BC": bc}
+        optional = ("residual_ptr", "mask_ptr", "other_dz_ptr", "g_ptr", "eps")
+        constexprs |= {key: None for key in optional if key not in types}
+        return Build(
+            f"batchnorm {name} {dtype}",
+            kernel,
+            types,
+            {key: value for key, value in constexprs.items() if key in kernel.arg_names},
+            num_warps=batchnorm.WARPS,
+            registers=registers,
+            divisible=("rows", "channels", "rows_per_split"),
+            wide_loads=loads,
+            **other,
+        )
+
+    stats = {"x_ptr": x, "running_mean_ptr": "*fp32", **parts}
+    apply = {"x_ptr": x, "z_ptr": x, **channel, **sizes}
+    add = {**apply, "residual_ptr": x, "mask_ptr": "*u8"}
+    evaluate = {**apply, "residual_ptr": x, "eps": "fp32"}
+    sums = {"dz_ptr": x, "x_ptr": x, **channel, **parts}
+    add_sums = {**sums, "mask_ptr": "*u8", "g_ptr": x}
+    two_sums = {**add_sums, "other_dz_ptr": x}
+    dx = {"g_ptr": x, "x_ptr": x, "dx_ptr": x, "sums_ptr": "*fp32", **channel, **sizes}
+    add_limits: dict[str, Any] = {"relu": False, "wide_stores": 2, **BATCHNORM_SUMS}
+    return [
+        build("stats", batchnorm.stats_kernel, stats, registers=64, loads=4, **BATCHNORM_SUMS),
+        build("apply relu", batchnorm.apply_kernel, apply, registers=64, loads=2, wide_stores=2),
+        build("apply add", batchnorm.apply_kernel, add, registers=72, loads=4, wide_stores=2, **packing),
+        build("eval add", batchnorm.apply_kernel, evaluate, registers=64, loads=4, wide_stores=2),
+        build("sums relu", batchnorm.backward_sums_kernel, sums, registers=96, loads=4, **BATCHNORM_SUMS),
+        build("sums add", batchnorm.backward_sums_kernel, add_sums, registers=80, loads=4, **add_limits),
+        build("sums add two", batchnorm.backward_sums_kernel, two_sums, registers=80, loads=6, **add_limits),
+        build("dx relu", batchnorm.backward_apply_kernel, dx, registers=72, loads=4, wide_stores=2),
+        build("dx add", batchnorm.backward_apply_kernel, dx, registers=64, loads=4, wide_stores=2, relu=False),
+    ]
+
+
+def view_builds() -> tuple[Build, ...]:
+    """Build the four launches of 224-pixel views for both dtypes, and of a side that no tile and no access divides.
+
+    Crop and color add up sums over a program's warps: their barriers and shared memory are meant. Crop reads scattered
+    words, finish one pixel a thread (see there), so both access narrowly.
+    """
+    builds = []
+    for dtype, between, side in (("bf16", "fp16", 224), ("fp32", "fp32", 224), ("bf16", "fp16", 33)):
+        steps, tiles = crop.tiling(side)
+        planes = {"planes_ptr": f"*{between}", "params_ptr": "*fp32"}
+        crop_types = planes | {"pixels_ptr": "*u8", "offsets_ptr": "*i64", "sizes_ptr": "*i64", "sums_ptr": "*fp32"}
+        blur_shape = {"SIDE": side, "RADIUS": side // 20}
+        accesses = 0 if side % 16 else 1 if between == "fp16" else 2  # of 128 bits for 8 numbers
+        builds += [
+            Build(
+                f"crop {dtype} {side}",
+                crop.crop_kernel,
+                crop_types | {"views": "i32", "images": "i32"},
+                {"SIDE": side, "STEPS": steps, "ROWS": crop.ROWS, "COLS": crop.COLS},
+                num_warps=crop.WARPS,
+                registers=64,
+                barriers=8,
+                shared=64,
+            ),
+            Build(
+                f"color {dtype} {side}",
+                color.color_kernel,
+                planes | {"sums_ptr": "*fp32"},
+                {"AREA": side**2, "TILES": tiles, "TILES_POW2": next_power_of_2(tiles), "BLOCK": color.BLOCK},
+                num_warps=color.WARPS,
+                registers=80,
+                wide_loads=3 * accesses,
+                wide_stores=3 * accesses,
+                barriers=8,
+                shared=64,
+            ),
+            Build(
+                f"blur_down {dtype} {side}",
+                blur.blur_down_kernel,
+                planes | {"out_ptr": f"*{between}"},
+                blur_shape | {"BLOCK": blur.DOWN_BLOCK},
+                num_warps=blur.DOWN_WARPS,
+                registers=40,
+                wide_loads=3 * accesses,
+                wide_stores=accesses,
+            ),
+            Build(
+                f"finish {dtype} {side}",
+                blur.finish_kernel,
+                planes | {"down_ptr": f"*{between}", "out_ptr": f"*{dtype}"},
+                blur_shape | {"BLOCK": blur.FINISH_BLOCK},
+                num_warps=blur.FINISH_WARPS,
+                registers=40,
+            ),
+        ]
+    return tuple(builds)
+
+
+BUILDS: tuple[Build, ...] = (*batchnorm_builds(), *loss_builds(), *lars_builds(), *view_builds())

@@ -2,44 +2,72 @@
 
 from __future__ import annotations
 
+from typing import Any
+
+import torch.distributed as dist
 from torch import Tensor, nn
 
-from fastbyol.kernels import reference
+from fastbyol.kernels.batchnorm import batch_norm_act, batch_norm_add_relu, batch_norm_eval
 
 EPS = 1e-5
 MOMENTUM = 0.1
 
 
 class _PerView(nn.modules.batchnorm._BatchNorm):
-    """Batch norm over [V*B, ...] whose training statistics are taken per view; names and buffers are torch's own."""
+    """Batch norm over [V*B, ...] whose training statistics are taken per view; names and buffers are torch's own.
+
+    Attribute `group`: the process group whose ranks share statistics, or None; see synchronize_.
+    """
 
     def __init__(self, channels: int, *, views: int = 2) -> None:
         super().__init__(channels, eps=EPS, momentum=MOMENTUM)
         self.views = views
+        self.group: dist.ProcessGroup | None = None
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalise [V*B, C, ...] per view in training, by the running statistics in evaluation."""
-        if not self.training:
-            return super().forward(x)
+    def _tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
         assert self.running_mean is not None
         assert self.running_var is not None
-        if self.num_batches_tracked is not None:
-            self.num_batches_tracked.add_(self.views)
-        return reference.batch_norm(
-            x,
-            self.weight,
-            self.bias,
-            self.running_mean,
-            self.running_var,
-            views=self.views,
-            momentum=MOMENTUM,
-            eps=EPS,
-        )
+        return self.weight, self.bias, self.running_mean, self.running_var
+
+    def _options(self) -> dict[str, Any]:
+        return {"views": self.views, "momentum": MOMENTUM, "eps": EPS, "group": self.group}
 
 
-class BatchNorm1d(_PerView, nn.BatchNorm1d):
-    """Per-view batch norm of vectors [V*B, C]."""
+class _Act(_PerView):
+    """Batch norm, then ReLU unless `relu` is False."""
+
+    def __init__(self, channels: int, *, views: int = 2, relu: bool = True) -> None:
+        super().__init__(channels, views=views)
+        self.relu = relu
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise [V*B, C, ...] per view in training, [N, C, ...] by the running statistics in evaluation."""
+        if not self.training:
+            return batch_norm_eval(x, None, *self._tensors(), relu=self.relu, eps=EPS)
+        return batch_norm_act(x, *self._tensors(), self.num_batches_tracked, relu=self.relu, **self._options())
 
 
-class BatchNorm2d(_PerView, nn.BatchNorm2d):
-    """Per-view batch norm of feature maps [V*B, C, H, W]."""
+class BatchNormAct1d(_Act, nn.BatchNorm1d):
+    """Per-view batch norm and ReLU of vectors [V*B, C]."""
+
+
+class BatchNormAct2d(_Act, nn.BatchNorm2d):
+    """Per-view batch norm and ReLU of feature maps [V*B, C, H, W]."""
+
+
+class BatchNormAddReLU2d(_PerView, nn.BatchNorm2d):
+    """Per-view batch norm of feature maps [V*B, C, H, W], a residual sum and ReLU: the end of a residual block."""
+
+    def forward(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]  # two inputs
+        """Return the result twice, once for each consumer, so that the kernel can add their gradients."""
+        if not self.training:
+            z = batch_norm_eval(x, residual, *self._tensors(), relu=True, eps=EPS)
+            return z, z
+        return batch_norm_add_relu(x, residual, *self._tensors(), self.num_batches_tracked, **self._options())
+
+
+def synchronize_(module: nn.Module, group: dist.ProcessGroup | None) -> None:
+    """Let every batch norm inside the module share its statistics with the ranks of a group; None ends that."""
+    for layer in module.modules():
+        if isinstance(layer, _PerView):
+            layer.group = group

@@ -5,11 +5,12 @@ from __future__ import annotations
 from collections.abc import Callable
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastbyol.batchnorm import BatchNorm2d
+from fastbyol.batchnorm import BatchNormAct2d, BatchNormAddReLU2d
 from fastbyol.config import EncoderConfig, require
+
+Twins = tuple[Tensor, Tensor]  # one feature map for two consumers: a block's convolutions and its shortcut
 
 
 class BasicBlock(nn.Module):
@@ -20,16 +21,18 @@ class BasicBlock(nn.Module):
     def __init__(self, inputs: int, planes: int, *, stride: int, views: int) -> None:
         super().__init__()
         self.conv1 = nn.Conv2d(inputs, planes, 3, stride, 1, bias=False)
-        self.bn1 = BatchNorm2d(planes, views=views)
+        self.bn1 = BatchNormAct2d(planes, views=views)
         self.conv2 = nn.Conv2d(planes, planes, 3, 1, 1, bias=False)
-        self.bn2 = BatchNorm2d(planes, views=views)
+        self.bn2 = BatchNormAddReLU2d(planes, views=views)
         self.downsample = _shortcut(inputs, planes, stride=stride, views=views)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, twins: Twins) -> Twins:
         """Map [N, C, H, W] to [N, planes, H/stride, W/stride]."""
-        shortcut = x if self.downsample is None else self.downsample(x)
-        x = F.relu(self.bn1(self.conv1(x)), inplace=True)
-        return F.relu(self.bn2(self.conv2(x)) + shortcut, inplace=True)
+        x, shortcut = twins
+        if self.downsample is not None:
+            shortcut = self.downsample(shortcut)
+        z: Twins = self.bn2(self.conv2(self.bn1(self.conv1(x))), shortcut)
+        return z
 
 
 class Bottleneck(nn.Module):
@@ -41,25 +44,29 @@ class Bottleneck(nn.Module):
         super().__init__()
         outputs = planes * self.expansion
         self.conv1 = nn.Conv2d(inputs, planes, 1, bias=False)
-        self.bn1 = BatchNorm2d(planes, views=views)
+        self.bn1 = BatchNormAct2d(planes, views=views)
         self.conv2 = nn.Conv2d(planes, planes, 3, stride, 1, bias=False)
-        self.bn2 = BatchNorm2d(planes, views=views)
+        self.bn2 = BatchNormAct2d(planes, views=views)
         self.conv3 = nn.Conv2d(planes, outputs, 1, bias=False)
-        self.bn3 = BatchNorm2d(outputs, views=views)
+        self.bn3 = BatchNormAddReLU2d(outputs, views=views)
         self.downsample = _shortcut(inputs, outputs, stride=stride, views=views)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, twins: Twins) -> Twins:
         """Map [N, C, H, W] to [N, 4*planes, H/stride, W/stride]."""
-        shortcut = x if self.downsample is None else self.downsample(x)
-        x = F.relu(self.bn1(self.conv1(x)), inplace=True)
-        x = F.relu(self.bn2(self.conv2(x)), inplace=True)
-        return F.relu(self.bn3(self.conv3(x)) + shortcut, inplace=True)
+        x, shortcut = twins
+        if self.downsample is not None:
+            shortcut = self.downsample(shortcut)
+        x = self.bn2(self.conv2(self.bn1(self.conv1(x))))
+        z: Twins = self.bn3(self.conv3(x), shortcut)
+        return z
 
 
 def _shortcut(inputs: int, outputs: int, *, stride: int, views: int) -> nn.Sequential | None:
     if stride == 1 and inputs == outputs:
         return None
-    return nn.Sequential(nn.Conv2d(inputs, outputs, 1, stride, bias=False), BatchNorm2d(outputs, views=views))
+    return nn.Sequential(
+        nn.Conv2d(inputs, outputs, 1, stride, bias=False), BatchNormAct2d(outputs, views=views, relu=False)
+    )
 
 
 ARCHS: dict[str, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, ...]]] = {
@@ -95,7 +102,7 @@ class ResNet(nn.Module):
         require(stem_planes >= 1, f"encoder width {config.width} leaves no channels; give 1/64 or more")
         block, depths = ARCHS[config.arch]
         self.conv1, self.maxpool = STEMS[config.stem](stem_planes)
-        self.bn1 = BatchNorm2d(stem_planes, views=views)
+        self.bn1 = BatchNormAct2d(stem_planes, views=views)
         inputs = stem_planes
         self.stages: list[str] = []
         for number, depth in enumerate(depths):
@@ -112,11 +119,11 @@ class ResNet(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images [N, 3, H, W] to pooled representations [N, features]."""
-        x = self.maxpool(F.relu(self.bn1(self.conv1(images)), inplace=True))
+        x = self.maxpool(self.bn1(self.conv1(images)))
+        twins: Twins = (x, x)
         for stage in self.stages:
-            x = self.get_submodule(stage)(x)
-        pooled: Tensor = x.mean((2, 3))
-        return pooled
+            twins = self.get_submodule(stage)(twins)
+        return twins[0].mean((2, 3))
 
 
 def init_(module: nn.Module, generator: torch.Generator) -> None:

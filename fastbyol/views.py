@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import dataclass
 from itertools import permutations
 
 import numpy as np
@@ -13,70 +11,11 @@ from torch import Tensor
 
 from fastbyol import philox
 from fastbyol.config import ViewConfig
-from fastbyol.kernels import reference
+from fastbyol.kernels.augment import augment
+from fastbyol.kernels.view_params import ViewParams
 
 BLOCKS = 4  # Philox calls per view, four words each; word k of a view always decides the same thing
 ORDERS = np.array(list(permutations(range(4))))  # [24, 4]
-CHUNK_PIXELS = 2**19  # of source or of views at a time: bounds temporaries to a few times 6 MB
-
-
-@dataclass(frozen=True)
-class ViewParams:
-    """Hold every draw of V views of B images as one float32 tensor, so that one copy moves it to the device.
-
-    packed: [V, B, 18]. Whole numbers (pixels, flags, orders) are exact in float32.
-    """
-
-    packed: Tensor
-
-    @property
-    def boxes(self) -> Tensor:
-        """[V, B, 4]: top, left, height, width of the crop in source pixels."""
-        return self.packed[..., 0:4]
-
-    @property
-    def flip(self) -> Tensor:
-        """[V, B] bool: mirror left to right."""
-        return self.packed[..., 4] > 0
-
-    @property
-    def jitter(self) -> Tensor:
-        """[V, B] bool: apply the four colour operations."""
-        return self.packed[..., 5] > 0
-
-    @property
-    def grayscale(self) -> Tensor:
-        """[V, B] bool."""
-        return self.packed[..., 6] > 0
-
-    @property
-    def blur(self) -> Tensor:
-        """[V, B] bool."""
-        return self.packed[..., 7] > 0
-
-    @property
-    def solarize(self) -> Tensor:
-        """[V, B] bool."""
-        return self.packed[..., 8] > 0
-
-    @property
-    def sigma(self) -> Tensor:
-        """[V, B]: blur, in pixels of the view."""
-        return self.packed[..., 9]
-
-    @property
-    def factors(self) -> Tensor:
-        """[V, B, 4]: brightness (added), contrast (factor), saturation (factor), hue (added, in circles)."""
-        return self.packed[..., 10:14]
-
-    @property
-    def order(self) -> Tensor:
-        """[V, B, 4]: which colour operation comes first, second, third, last; a permutation of 0..3."""
-        return self.packed[..., 14:18]
-
-    def to(self, device: torch.device | str) -> ViewParams:
-        """Return the parameters on the device; the copy does not wait when `packed` is pinned."""
-        return ViewParams(self.packed.to(device, non_blocking=True))
 
 
 def draw(
@@ -130,27 +69,15 @@ def apply(
     *,
     crop_px: int,
     dtype: torch.dtype = torch.float32,
+    out: Tensor | None = None,
 ) -> Tensor:
     """Make the views: crop, flip, jitter, grayscale, blur, solarize, clip, normalise.
 
     pixels: [bytes] uint8, RGB images H W C of any sizes; offsets: [B] int64, an image's first byte; sizes: [B, 2]
     (H, W); all tensors on one device. Result: [V*B, 3, crop_px, crop_px] channels_last, all of view 0, then all of
-    view 1.
+    view 1; written to `out` where given, so that its address stays (CUDA graphs).
     """
-    view_count, image_count, _ = params.packed.shape
-    out = empty_views(view_count, image_count, crop_px, dtype=dtype, device=pixels.device)
-    working = working_dtype(dtype)
-    for part in chunks(sizes, pixels_per_image=view_count * crop_px**2):
-        p = ViewParams(params.packed[:, part])
-        x = reference.random_resized_crop(
-            pixels, offsets[part], sizes[part], p.boxes, p.flip, crop_px=crop_px, dtype=working
-        )
-        x = reference.color_jitter(x, p.factors.flatten(0, 1).to(working), p.order.flatten(0, 1), p.jitter.flatten())
-        x = reference.grayscale(x, p.grayscale.flatten())
-        x = reference.gaussian_blur(x, p.sigma.flatten().to(working), p.blur.flatten())
-        x = reference.solarize(x, p.solarize.flatten())
-        reference.normalize(x.view(view_count, -1, *x.shape[1:]), out=out[:, part])
-    return out.flatten(0, 1)
+    return augment(pixels, offsets, sizes, params, crop_px=crop_px, dtype=dtype, out=out)
 
 
 def center_view(
@@ -171,38 +98,5 @@ def center_view(
         raise ValueError(f"margin is {margin}; give the part of the short side to keep, above 0 and at most 1")
     height, width = sizes.long().unbind(1)
     side = (torch.minimum(height, width) * margin).round().long().clamp(min=1)
-    boxes = torch.stack(((height - side) // 2, (width - side) // 2, side, side), 1)[None]
-    flip = torch.zeros_like(boxes[..., 0], dtype=torch.bool)
-    out = empty_views(1, len(sizes), crop_px, dtype=dtype, device=pixels.device)
-    for part in chunks(sizes, pixels_per_image=crop_px**2):
-        x = reference.random_resized_crop(
-            pixels,
-            offsets[part],
-            sizes[part],
-            boxes[:, part],
-            flip[:, part],
-            crop_px=crop_px,
-            dtype=working_dtype(dtype),
-        )
-        reference.normalize(x, out=out[0, part])
-    return out[0]
-
-
-def working_dtype(dtype: torch.dtype) -> torch.dtype:
-    """Compute in float32 whatever narrower dtype is asked for."""
-    return torch.promote_types(dtype, torch.float32)
-
-
-def empty_views(view_count: int, image_count: int, crop_px: int, *, dtype: torch.dtype, device: torch.device) -> Tensor:
-    """Allocate [V, B, 3, crop_px, crop_px] that flattens to a channels_last tensor."""
-    return torch.empty(view_count, image_count, crop_px, crop_px, 3, dtype=dtype, device=device).movedim(-1, 2)
-
-
-def chunks(sizes: Tensor, *, pixels_per_image: int) -> Iterator[slice]:
-    """Split B images so that neither their padded sources nor their views pass CHUNK_PIXELS; at least one at a time."""
-    if not len(sizes):
-        return
-    source_pixels = int(sizes.amax(0).long().prod())  # syncs
-    step = max(1, CHUNK_PIXELS // max(source_pixels, pixels_per_image))
-    for start in range(0, len(sizes), step):
-        yield slice(start, start + step)
+    boxes = torch.stack(((height - side) // 2, (width - side) // 2, side, side), 1)
+    return augment(pixels, offsets, sizes, ViewParams.crops_alone(boxes), crop_px=crop_px, dtype=dtype)

@@ -13,5 +13,6 @@ def runs_triton(x: Tensor) -> bool:
     Not in float64, which is the reference's alone, and not inside torch.compile, which fuses the reference itself. The
     interpreter runs kernels on CPU tensors, slowly, in a process started with TRITON_INTERPRET=1.
     """
-    on_triton = x.is_cuda or knobs.runtime.interpret
-    return on_triton and x.dtype != torch.float64 and not torch.compiler.is_compiling()
+    if torch.compiler.is_compiling() or x.dtype == torch.float64:
+        return False
+    return x.is_cuda or knobs.runtime.interpret

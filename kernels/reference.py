@@ -8,11 +8,15 @@ Source: byol-spec.md, "Augmentation"; TensorFlow 2's bicubic resizing, adjust_co
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from typing import Any, NamedTuple
 
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
+
+from fastbyol.kernels.view_params import ViewParams
 
 KEYS_CUBIC = (  # Keys 1981, a = -1/2: columns weigh the pixels at -1, 0, 1, 2; rows are powers of the fraction
     (0.0, 1.0, 0.0, 0.0),
@@ -23,6 +27,7 @@ KEYS_CUBIC = (  # Keys 1981, a = -1/2: columns weigh the pixels at -1, 0, 1, 2; 
 LUMA = (0.2989, 0.5870, 0.1140)  # ITU-R BT.601, as tf.image.rgb_to_grayscale rounds it
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
+CHUNK_PIXELS = 2**19  # of source or of views at a time: bounds temporaries to a few times 6 MB
 NORM_EPS = 1e-12  # under the root of a squared norm (the authors' code)
 
 
@@ -203,7 +208,105 @@ def normalize(x: Tensor, *, out: Tensor) -> Tensor:
     return torch.addcmul(-mean / std, x, 1 / std, out=out)
 
 
-def batch_norm(
+def augment(
+    pixels: Tensor,
+    offsets: Tensor,
+    sizes: Tensor,
+    params: ViewParams,
+    *,
+    crop_px: int,
+    dtype: torch.dtype,
+    out: Tensor | None = None,
+) -> Tensor:
+    """Make V views of B images: crop, flip, jitter, grayscale, blur, solarize, normalise.
+
+    pixels, offsets, sizes: as for random_resized_crop. Result: [V*B, 3, crop_px, crop_px] channels_last, view-major,
+    computed in float32 at least; in `out` where given.
+    """
+    views, images, _ = params.packed.shape
+    out = views_out(out, count=views * images, crop_px=crop_px, dtype=dtype, device=pixels.device)
+    by_view = out.unflatten(0, (views, images))
+    wide = torch.promote_types(dtype, torch.float32)
+    for part in chunks(sizes, pixels_per_image=views * crop_px**2):
+        p = ViewParams(params.packed[:, part])
+        x = random_resized_crop(pixels, offsets[part], sizes[part], p.boxes, p.flip, crop_px=crop_px, dtype=wide)
+        x = color_jitter(x, p.factors.flatten(0, 1).to(wide), p.order.flatten(0, 1), p.jitter.flatten())
+        x = grayscale(x, p.grayscale.flatten())
+        x = gaussian_blur(x, p.sigma.flatten().to(wide), p.blur.flatten())
+        x = solarize(x, p.solarize.flatten())
+        normalize(x.unflatten(0, (views, -1)), out=by_view[:, part])
+    return out
+
+
+def views_out(out: Tensor | None, *, count: int, crop_px: int, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Return `out`, or a new tensor [count, 3, crop_px, crop_px] channels_last.
+
+    Raises ValueError when `out` is not such a tensor.
+    """
+    shape = (count, 3, crop_px, crop_px)
+    if out is None:
+        return torch.empty(shape, dtype=dtype, device=device, memory_format=torch.channels_last)
+    is_channels_last = out.is_contiguous(memory_format=torch.channels_last)
+    if (out.shape, out.dtype, out.device, is_channels_last) != (shape, dtype, device, True):
+        raise ValueError(
+            f"out is {out.dtype} {list(out.shape)} of strides {out.stride()} on {out.device}; "
+            f"views need {dtype} {list(shape)} channels_last on {device}"
+        )
+    return out
+
+
+def chunks(sizes: Tensor, *, pixels_per_image: int) -> Iterator[slice]:
+    """Split B images so that neither their padded sources nor their views pass CHUNK_PIXELS; at least one at a time."""
+    if not len(sizes):
+        return
+    source_pixels = int(sizes.amax(0).long().prod())  # syncs
+    step = max(1, CHUNK_PIXELS // max(source_pixels, pixels_per_image))
+    for start in range(0, len(sizes), step):
+        yield slice(start, start + step)
+
+
+def check_channels(x: Tensor, weight: Tensor) -> None:
+    """Raise ValueError unless x is [N, C] or [N, C, H, W] with the C channels of weight [C]."""
+    if x.ndim not in (2, 4) or x.shape[1] != len(weight):
+        raise ValueError(f"batch norm of C = {len(weight)} channels got {list(x.shape)}; give [N, C] or [N, C, H, W]")
+
+
+def check_views(x: Tensor, weight: Tensor, *, views: int, is_alone: bool) -> None:
+    """Raise ValueError unless x splits into views and each channel has the values that a variance needs.
+
+    is_alone: no other rank adds values.
+    """
+    check_channels(x, weight)
+    if x.shape[0] % views:
+        raise ValueError(
+            f"batch norm got {x.shape[0]} rows for {views} views; give the views in equal parts, one after the other"
+        )
+    if is_alone and x.numel() // (x.shape[1] * views) < 2:
+        raise ValueError(f"batch norm got {list(x.shape)} for {views} views, one value per channel; give more images")
+
+
+def check_residual(x: Tensor, residual: Tensor) -> None:
+    """Raise ValueError unless the residual has the shape of x."""
+    if residual.shape != x.shape:
+        raise ValueError(f"batch norm got a residual {list(residual.shape)} for x {list(x.shape)}; give equal shapes")
+
+
+class _SumOverRanks(torch.autograd.Function):
+    """Add a tensor over the ranks of a group; its gradient is the sum of the ranks' gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
+        ctx.group = group
+        total = x.clone()
+        dist.all_reduce(total, group=group)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return _SumOverRanks.apply(grad, ctx.group), None
+
+
+def _synchronized_batch_norm(
     x: Tensor,
     weight: Tensor,
     bias: Tensor,
@@ -213,20 +316,118 @@ def batch_norm(
     views: int,
     momentum: float,
     eps: float,
+    group: dist.ProcessGroup,
 ) -> Tensor:
-    """Normalise x with the batch statistics of each view, as `views` separate forwards would.
+    """Normalise x with statistics over a group: of d = x - running mean, one all-reduce of [V, 2C+1] sums each way."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    shift = torch.where(running_mean.isfinite(), running_mean, 0)
+    per_channel = (1, 1, -1, *[1] * (x.ndim - 2))
+    d = x.unflatten(0, (views, -1)).to(wide) - shift.view(per_channel)  # [V, B, C, ...]
+    across = [i for i in range(d.ndim) if i not in (0, 2)]
+    local_count = d.new_full((views, 1), d[0].numel() // len(weight))
+    sums = torch.cat((d.sum(across), d.square().sum(across), local_count), 1)
+    joined: Tensor = _SumOverRanks.apply(sums, group)
+    total, square, count = joined.split((len(weight), len(weight), 1), 1)
+    offset = total / count
+    variance = (square / count - offset.square()).clamp_min(0)
+    with torch.no_grad():
+        for mean, unbiased in zip(shift + offset, variance * (count / (count - 1)), strict=True):
+            running_mean.lerp_(mean.to(running_mean.dtype), momentum)
+            running_var.lerp_(unbiased.to(running_var.dtype), momentum)
+    per_view = (views, 1, -1, *[1] * (x.ndim - 2))
+    xhat = (d - offset.view(per_view)) * torch.rsqrt(variance + eps).view(per_view)
+    return torch.addcmul(bias.view(per_channel), xhat, weight.view(per_channel)).flatten(0, 1).to(x.dtype)
+
+
+def batch_norm_act(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    running_mean: Tensor,
+    running_var: Tensor,
+    num_batches_tracked: Tensor | None,
+    *,
+    relu: bool,
+    views: int,
+    momentum: float,
+    eps: float,
+    group: dist.ProcessGroup | None = None,
+) -> Tensor:
+    """Normalise x with the batch statistics of each view, as `views` separate forwards would, then ReLU where asked.
 
     x is [V*B, C] or [V*B, C, H, W], view-major; weight, bias [C]. running_mean and running_var [C] are moved in
-    place, view after view, with the unbiased variance. Raises ValueError when the first dimension does not split into
-    `views`.
+    place, view after view, with the unbiased variance; num_batches_tracked, int64, grows by `views`. With a group a
+    view is that of all its ranks, whose running statistics must be equal; their B may differ. Gradients of weight and
+    bias are the rank's own share. Raises ValueError when the first dimension does not split into `views`, or leaves
+    one value per channel.
     """
-    if x.shape[0] % views:
-        raise ValueError(
-            f"batch_norm got {x.shape[0]} rows for {views} views; give the views in equal parts, one after the other"
+    check_views(x, weight, views=views, is_alone=group is None)
+    if num_batches_tracked is not None:
+        num_batches_tracked.add_(views)
+    if group is not None:
+        y = _synchronized_batch_norm(
+            x, weight, bias, running_mean, running_var, views=views, momentum=momentum, eps=eps, group=group
         )
-    return torch.cat(
-        [F.batch_norm(part, running_mean, running_var, weight, bias, True, momentum, eps) for part in x.chunk(views)]
+    else:
+        parts = x.chunk(views)
+        y = torch.cat(
+            [F.batch_norm(part, running_mean, running_var, weight, bias, True, momentum, eps) for part in parts]
+        )
+    return y.relu_() if relu else y
+
+
+def batch_norm_add_relu(
+    x: Tensor,
+    residual: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    running_mean: Tensor,
+    running_var: Tensor,
+    num_batches_tracked: Tensor | None,
+    *,
+    views: int,
+    momentum: float,
+    eps: float,
+    group: dist.ProcessGroup | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Compute relu(batch norm of x + residual), returned twice: the same tensor for each of two consumers.
+
+    Everything else is as in batch_norm_act; the residual has the shape of x.
+    """
+    check_residual(x, residual)
+    y = batch_norm_act(
+        x,
+        weight,
+        bias,
+        running_mean,
+        running_var,
+        num_batches_tracked,
+        relu=False,
+        views=views,
+        momentum=momentum,
+        eps=eps,
+        group=group,
     )
+    z = y.add_(residual).relu_()
+    return z, z
+
+
+def batch_norm_eval(
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    running_mean: Tensor,
+    running_var: Tensor,
+    *,
+    relu: bool,
+    eps: float,
+) -> Tensor:
+    """Normalise x with the running statistics, add a residual where given, then ReLU where asked."""
+    y = F.batch_norm(x, running_mean, running_var, weight, bias, False, 0.0, eps)
+    if residual is not None:
+        y = y.add_(residual)
+    return y.relu_() if relu else y
 
 
 def normalize_rows(x: Tensor) -> Tensor:
@@ -247,33 +448,73 @@ def byol_loss(q: Tensor, z: Tensor) -> Tensor:
     return difference.square().sum() / (q.shape[0] // 2)
 
 
-def lars_(
-    params: Sequence[Tensor],
-    grads: Sequence[Tensor],
-    momenta: Sequence[Tensor],
-    *,
-    lr: float,
-    momentum: float,
-    weight_decay: float,
-    trust: float | None,
-) -> None:
-    """Move parameters and momenta one LARS step, in place and without a host sync.
+class LarsRates(NamedTuple):
+    """Settings of one group: trust None sets the ratio to 1; tau is the EMA rate of its targets."""
 
-    g <- g + wd*p;  ratio = trust*|p|/|g|, 1 where either norm is 0;  u <- momentum*u + ratio*g;  p <- p - lr*u.
-    `trust=None` sets the ratio to 1 (biases and batch-norm parameters). Source: the authors' code.
+    lr: float
+    momentum: float
+    weight_decay: float
+    trust: float | None
+    tau: float
+
+
+class LarsGroup(NamedTuple):
+    """Tensors under the same settings: a parameter, its gradient, its momentum and its target, None for none."""
+
+    params: Sequence[Tensor]
+    grads: Sequence[Tensor]
+    momenta: Sequence[Tensor]
+    targets: Sequence[Tensor | None]
+    rates: LarsRates
+
+
+def lars_ema_(groups: Sequence[LarsGroup], *, skipped: Tensor) -> None:
+    """Take one LARS step and let the targets follow, or skip it all where the norm of any gradient is inf or NaN.
+
+    g <- g + wd*p;  ratio = trust*|p|/|g|, 1 where either norm is 0 or trust is None (biases and batch norm);
+    u <- momentum*u + ratio*g;  p <- p - lr*u;  target <- tau*target + (1-tau)*p.
+    skipped [2] int32 counts the steps skipped, in all and in a row. Source: the authors' code; the skip is ours.
     """
-    decayed = torch._foreach_add(list(grads), list(params), alpha=weight_decay)
-    torch._foreach_mul_(list(momenta), momentum)
-    if trust is None:
-        torch._foreach_add_(list(momenta), decayed)
+    decayed = [torch._foreach_add(list(g.grads), list(g.params), alpha=g.rates.weight_decay) for g in groups]
+    norms = [torch.stack(torch._foreach_norm(gradients)) for gradients in decayed]
+    if not torch.cat(norms).isfinite().all():  # syncs
+        skipped += 1
+        return
+    skipped[1] = 0
+    for group, gradients, g_norms in zip(groups, decayed, norms, strict=True):
+        lr, momentum, _, trust, tau = group.rates
+        if trust is not None:
+            p_norms = torch.stack(torch._foreach_norm(list(group.params)))
+            ratios = torch.where((p_norms > 0) & (g_norms > 0), trust * p_norms / g_norms, 1.0)
+            torch._foreach_mul_(gradients, list(ratios.unbind()))
+        torch._foreach_mul_(list(group.momenta), momentum)
+        torch._foreach_add_(list(group.momenta), gradients)
+        torch._foreach_add_(list(group.params), list(group.momenta), alpha=-lr)
+        pairs = [(target, p) for target, p in zip(group.targets, group.params, strict=True) if target is not None]
+        if pairs:
+            targets, followed = zip(*pairs, strict=True)
+            ema_(targets, followed, tau=tau)
+
+
+def ema_(targets: Sequence[Tensor], params: Sequence[Tensor], *, tau: float | Tensor) -> None:
+    """Move targets towards params in place: xi <- tau*xi + (1-tau)*theta; tau in [0, 1], 1 freezes, 0 copies.
+
+    tau may be a scalar tensor on the targets' device, of float32 or, for an exact 1-tau, float64.
+    """
+    if isinstance(tau, Tensor):
+        follow = (1 - tau).to(targets[0].dtype)
+        torch._foreach_lerp_(list(targets), list(params), [follow] * len(targets))
     else:
-        p_norm, g_norm = torch.stack(torch._foreach_norm(list(params))), torch.stack(torch._foreach_norm(decayed))
-        has_norms = (p_norm > 0) & (g_norm > 0)
-        ratio = torch.where(has_norms, trust * p_norm / g_norm, 1.0)
-        torch._foreach_add_(list(momenta), torch._foreach_mul(decayed, list(ratio.unbind())))
-    torch._foreach_add_(list(params), list(momenta), alpha=-lr)
+        torch._foreach_lerp_(list(targets), list(params), 1 - tau)
 
 
-def ema_(targets: Sequence[Tensor], params: Sequence[Tensor], *, tau: float) -> None:
-    """Move targets towards params in place: xi <- tau*xi + (1-tau)*theta; tau in [0, 1], 1 freezes, 0 copies."""
-    torch._foreach_lerp_(list(targets), list(params), 1 - tau)
+def ema_loss(
+    q: Tensor, z: Tensor, targets: Sequence[Tensor], params: Sequence[Tensor], *, tau: float | Tensor
+) -> Tensor:
+    """Compute byol_loss of q and z [2B, D] and move the targets, from which z was computed, towards params.
+
+    At loss time params are those of this step: the target stays one step behind `lars_ema_`'s.
+    """
+    with torch.no_grad():
+        ema_(targets, params, tau=tau)
+    return byol_loss(q, z)

@@ -1,4 +1,4 @@
-"""Laws of per-view batch norm: one forward over [V*B] is V forwards over [B]."""
+"""Laws of per-view batch norm: one forward over [V*B] is V forwards over [B], then a residual and ReLU."""
 
 from __future__ import annotations
 
@@ -6,39 +6,57 @@ import copy
 
 import pytest
 import torch
+from torch import Tensor, nn
 
-from fastbyol.batchnorm import BatchNorm1d, BatchNorm2d
+from fastbyol.batchnorm import BatchNormAct1d, BatchNormAct2d, BatchNormAddReLU2d
 from tests.tolerances import FLOAT64_ATOL, FLOAT64_RTOL
 
 
-@pytest.mark.parametrize("views", [1, 2, 3])
-@pytest.mark.parametrize("shape", [(4, 1), (5, 7), (3, 2, 1, 1), (4, 3, 5, 6)], ids=str)
-def test_one_forward_equals_a_forward_per_view(views: int, shape: tuple[int, ...]) -> None:
-    torch.manual_seed(0)
-    channels = shape[1]
-    ours = (BatchNorm1d if len(shape) == 2 else BatchNorm2d)(channels, views=views).double()
-    torch.nn.init.normal_(ours.weight)
-    torch.nn.init.normal_(ours.bias)
-    plain = (torch.nn.BatchNorm1d if len(shape) == 2 else torch.nn.BatchNorm2d)(channels).double()
+def drawn(kind: type[nn.Module], channels: int, **options: object) -> nn.Module:
+    layer = kind(channels, **options).double()
+    nn.init.normal_(layer.weight)
+    nn.init.normal_(layer.bias)
+    return layer
+
+
+def check(ours: nn.Module, *inputs: Tensor, relu: bool) -> None:
+    """Compare forward, gradients and buffers with torch's batch norm called once a view, a sum and a ReLU."""
+    plain = (nn.BatchNorm1d if inputs[0].ndim == 2 else nn.BatchNorm2d)(ours.num_features).double()
     plain.load_state_dict(copy.deepcopy(ours.state_dict()))
-    offsets = torch.arange(views, dtype=torch.float64).repeat_interleave(shape[0]).view(-1, *[1] * (len(shape) - 1))
-    x = (torch.randn(views * shape[0], *shape[1:], dtype=torch.float64) * 2 + 30 * offsets).requires_grad_()
-    x2 = x.detach().clone().requires_grad_()
-    weights = torch.randn_like(x)
-    y = ours(x)
-    y2 = torch.cat([plain(part) for part in x2.chunk(views)])
-    (y * weights).sum().backward()
-    (y2 * weights).sum().backward()
+    leaves, leaves2 = ([x.clone().requires_grad_() for x in inputs] for _ in range(2))
+    y = ours(*leaves)
+    y2 = sum(leaves2[1:], torch.cat([plain(part) for part in leaves2[0].chunk(ours.views)]))
+    y2 = y2.relu() if relu else y2
+    twice = (y, y2) if isinstance(y, Tensor) else (y[0] + 2 * y[1], 3 * y2)
+    weights = torch.randn_like(y2)
+    for result in twice:
+        (result * weights).sum().backward()
     close = {"rtol": FLOAT64_RTOL, "atol": FLOAT64_ATOL}
-    torch.testing.assert_close(y, y2, **close)
-    torch.testing.assert_close(x.grad, x2.grad, **close)
-    torch.testing.assert_close(ours.weight.grad, plain.weight.grad, **close)
-    torch.testing.assert_close(ours.bias.grad, plain.bias.grad, **close)
+    torch.testing.assert_close(*twice, **close)
+    for leaf, leaf2 in zip([*leaves, *ours.parameters()], [*leaves2, *plain.parameters()], strict=True):
+        torch.testing.assert_close(leaf.grad, leaf2.grad, **close)
     torch.testing.assert_close(ours.state_dict(), plain.state_dict(), **close)
 
 
+@pytest.mark.parametrize("relu", [True, False])
+@pytest.mark.parametrize("views", [1, 2, 3])
+@pytest.mark.parametrize("shape", [(4, 1), (5, 7), (3, 2, 1, 1), (4, 3, 5, 6)], ids=str)
+def test_one_forward_equals_a_forward_per_view(views: int, shape: tuple[int, ...], relu: bool) -> None:
+    torch.manual_seed(0)
+    kind = BatchNormAct1d if len(shape) == 2 else BatchNormAct2d
+    offsets = torch.arange(views, dtype=torch.float64).repeat_interleave(shape[0]).view(-1, *[1] * (len(shape) - 1))
+    x = torch.randn(views * shape[0], *shape[1:], dtype=torch.float64) * 2 + 30 * offsets
+    check(drawn(kind, shape[1], views=views, relu=relu), x, relu=relu)
+
+
+def test_the_end_of_a_block_adds_the_residual_and_sums_both_gradients() -> None:
+    torch.manual_seed(0)
+    x, residual = torch.randn(2, 6, 3, 4, 5, dtype=torch.float64)
+    check(drawn(BatchNormAddReLU2d, 3), x, residual, relu=True)
+
+
 def test_views_are_separate_populations() -> None:
-    layer = BatchNorm2d(3, views=2)
+    layer = BatchNormAct2d(3, views=2)
     x = torch.randn(8, 3, 4, 4)
     y = layer(x)
     x[4:] += 100
@@ -46,7 +64,7 @@ def test_views_are_separate_populations() -> None:
 
 
 def test_evaluation_uses_running_statistics_and_leaves_them() -> None:
-    layer = BatchNorm2d(2)
+    layer = BatchNormAct2d(2, relu=False)
     layer.running_mean.fill_(1.0)
     layer.running_var.fill_(4.0)
     layer.eval()
@@ -58,4 +76,20 @@ def test_evaluation_uses_running_statistics_and_leaves_them() -> None:
 
 def test_a_batch_that_does_not_split_is_refused() -> None:
     with pytest.raises(ValueError, match="equal parts"):
-        BatchNorm1d(2, views=2)(torch.randn(5, 2))
+        BatchNormAct1d(2, views=2)(torch.randn(5, 2))
+
+
+def test_evaluation_of_a_blocks_end_equals_torchs() -> None:
+    torch.manual_seed(0)
+    layer = drawn(BatchNormAddReLU2d, 3).eval()
+    x, residual = torch.randn(2, 5, 3, 2, 2, dtype=torch.float64)
+    z, twin = layer(x, residual)
+    plain = nn.BatchNorm2d(3).double().eval()
+    plain.load_state_dict(layer.state_dict())
+    assert torch.equal(z, (plain(x) + residual).relu())
+    assert torch.equal(z, twin)
+
+
+def test_one_value_per_channel_is_refused() -> None:
+    with pytest.raises(ValueError, match="one value per channel"):
+        BatchNormAct1d(2, views=2)(torch.randn(2, 2))

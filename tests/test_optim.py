@@ -10,6 +10,7 @@ from torch import nn
 
 from fastbyol import optim
 from fastbyol.config import OptimConfig
+from fastbyol.kernels.reference import byol_loss, ema_, ema_loss
 from fastbyol.optim import LARS
 
 CONFIG = OptimConfig(base_lr=1.0, weight_decay=0.1, tau_base=0.9)
@@ -92,3 +93,68 @@ def test_state_restores_bit_for_bit() -> None:
 def test_a_missing_gradient_is_an_error_that_says_so() -> None:
     with pytest.raises(RuntimeError, match="no gradient"):
         LARS([nn.Parameter(torch.ones(2))]).step()
+
+
+def two_groups() -> tuple[list[nn.Parameter], LARS]:
+    params = [nn.Parameter(torch.tensor(value)) for value in ([1.0, 2.0], [3.0])]
+    targets = [torch.tensor(value) for value in ([0.0, 0.0], [0.0])]
+    groups = [{"params": params[:1]}, {"params": params[1:], "trust": None}, {"params": []}]
+    return params, LARS(groups, lr=1.0, tau=0.5, target_of=dict(zip(params, targets, strict=True)))
+
+
+@pytest.mark.parametrize("bad", [torch.inf, torch.nan])
+@pytest.mark.parametrize("where", [0, 1])
+def test_one_bad_gradient_skips_the_whole_step_and_is_counted(bad: float, where: int) -> None:
+    params, lars = two_groups()
+    for p in params:
+        p.grad = torch.ones_like(p)
+    lars.step()
+    tensors = [*params, *lars.target_of.values(), *(state["momentum"] for state in lars.state.values())]
+    before = [x.detach().clone() for x in tensors]
+    params[where].grad[0] = bad
+    lars.step()
+    lars.step()
+    assert all(torch.equal(*pair) for pair in zip(tensors, before, strict=True))
+    assert lars.skipped.tolist() == [2, 2]
+    params[where].grad[0] = 1.0
+    lars.step()
+    assert not any(torch.equal(*pair) for pair in zip(tensors, before, strict=True))
+    assert lars.skipped.tolist() == [2, 0]
+
+
+def test_a_copy_keeps_its_targets_and_leaves_the_originals() -> None:
+    params, lars = two_groups()
+    twin = copy.deepcopy(lars)
+    assert len(twin.target_of) == 2
+    for group in twin.param_groups:
+        for p in group["params"]:
+            p.grad = torch.ones_like(p)
+    twin.step()
+    assert all(target.any() for target in twin.target_of.values())
+    assert not any(target.any() for target in lars.target_of.values())
+    assert params[1].item() == 3.0
+
+
+def test_tau_is_a_scalar_that_set_rates_moves() -> None:
+    _, lars = two_groups()
+    assert lars.tau.item() == 0.5
+    lars.set_rates(lr=0.1, tau=0.25)
+    assert lars.tau.item() == 0.25
+
+
+@pytest.mark.parametrize("tau", [0.0, 0.7, 1.0])
+def test_ema_takes_a_number_or_a_scalar_tensor(tau: float) -> None:
+    torch.manual_seed(0)
+    theta, xi = torch.randn(2, 9, dtype=torch.float64)
+    for rate in (tau, torch.tensor(tau, dtype=torch.float64)):
+        target = xi.clone()
+        ema_([target], [theta], tau=rate)
+        torch.testing.assert_close(target, tau * xi + (1 - tau) * theta)
+
+
+def test_lagged_targets_move_with_the_loss() -> None:
+    torch.manual_seed(0)
+    q, z = torch.randn(2, 6, 4)
+    target, p = torch.zeros(3), nn.Parameter(torch.ones(3))
+    assert torch.equal(ema_loss(q, z, [target], [p], tau=0.75), byol_loss(q, z))
+    assert torch.equal(target, torch.full((3,), 0.25))

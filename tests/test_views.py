@@ -13,7 +13,7 @@ from torch import Tensor
 from fastbyol import views
 from fastbyol.config import ViewConfig
 from fastbyol.kernels import reference
-from fastbyol.views import ViewParams
+from fastbyol.kernels.view_params import ViewParams
 from tests.tolerances import (
     BINOMIAL_SIGMAS,
     CHI_SQUARE_23,
@@ -228,7 +228,7 @@ def test_views_do_not_depend_on_chunks(monkeypatch: pytest.MonkeyPatch) -> None:
     params = draw(np.arange(11), sizes.numpy())
     whole = views.apply(pixels, offsets, sizes, params, crop_px=16)
     for pixels_a_chunk in (1, 2048, 4000):
-        monkeypatch.setattr(views, "CHUNK_PIXELS", pixels_a_chunk)
+        monkeypatch.setattr(reference, "CHUNK_PIXELS", pixels_a_chunk)
         assert torch.equal(views.apply(pixels, offsets, sizes, params, crop_px=16), whole)
 
 
@@ -257,6 +257,28 @@ def test_views_are_channels_last_and_view_major() -> None:
     assert x.is_contiguous(memory_format=torch.channels_last)
     swapped = views.apply(pixels, offsets, sizes, ViewParams(params.packed.flip(0)), crop_px=8)
     assert torch.equal(swapped, torch.cat((x[7:], x[:7])))
+
+
+def test_views_are_written_where_asked() -> None:
+    pixels, offsets, sizes = packed_images(MIXED)
+    params = draw(np.arange(7), MIXED)
+    out = torch.full((14, 3, 8, 8), torch.nan).to(memory_format=torch.channels_last)
+    assert views.apply(pixels, offsets, sizes, params, crop_px=8, out=out) is out
+    assert torch.equal(out, views.apply(pixels, offsets, sizes, params, crop_px=8))
+
+
+@pytest.mark.parametrize(
+    "out",
+    [
+        torch.empty(14, 3, 8, 8),
+        torch.empty(14, 3, 9, 9, memory_format=torch.channels_last),
+        torch.empty(14, 3, 8, 8, memory_format=torch.channels_last, dtype=torch.bfloat16),
+    ],
+    ids=["channels-first", "wrong-size", "wrong-dtype"],
+)
+def test_an_output_that_does_not_fit_is_refused(out: Tensor) -> None:
+    with pytest.raises(ValueError, match=r"views need torch.float32 \[14, 3, 8, 8\] channels_last"):
+        views.apply(*packed_images(MIXED), draw(np.arange(7), MIXED), crop_px=8, out=out)
 
 
 def test_an_empty_batch_gives_no_views() -> None:

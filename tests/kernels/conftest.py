@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from typing import Any
+
 import pytest
 import torch
+from triton import knobs
+from triton.runtime.interpreter import GridExecutor
 
 from fastbyol.kernels.dispatch import runs_triton
 
@@ -20,3 +25,35 @@ def device() -> str:
 def _triton_runs() -> None:
     if not runs_triton(torch.empty(0, device=DEVICE)):
         pytest.skip("no GPU and no TRITON_INTERPRET=1: `make test` runs these in a second process")
+
+
+@pytest.fixture
+def poisoned() -> Iterator[None]:
+    """Let torch.empty return NaN and huge integers, so that nothing passes that was not written."""
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    assert torch.empty(1).isnan()
+    yield
+    torch.use_deterministic_algorithms(False)
+
+
+@pytest.fixture
+def launches(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
+    """Collect an entry for each kernel that Triton launches or interprets from here on."""
+    launched: list[str] = []
+    if knobs.runtime.interpret:
+        interpret = GridExecutor.__call__
+
+        def note(self: GridExecutor, *args: Any, **kwargs: Any) -> None:
+            launched.append(self.fn.__name__)
+            interpret(self, *args, **kwargs)
+
+        monkeypatch.setattr(GridExecutor, "__call__", note)
+        yield launched
+        return
+
+    def hook(metadata: Any) -> None:
+        launched.append(metadata.get()["name"])
+
+    knobs.runtime.launch_enter_hook.add(hook)
+    yield launched
+    knobs.runtime.launch_enter_hook.remove(hook)
