@@ -8,10 +8,12 @@ from typing import NamedTuple
 import torch
 from torch import Tensor, nn
 
-from fastbyol.batchnorm import BatchNorm1d
+from fastbyol.batchnorm import BatchNormAct1d
 from fastbyol.config import EncoderConfig, HeadConfig
 from fastbyol.encoder import ResNet, build, init_
 from fastbyol.kernels import reference
+from fastbyol.kernels.byol_loss import byol_loss
+from fastbyol.kernels.ema_loss import Workspace, ema_loss
 
 VIEWS = 2
 
@@ -22,8 +24,8 @@ class MLP(nn.Sequential):
     def __init__(self, inputs: int, config: HeadConfig) -> None:
         super().__init__(
             nn.Linear(inputs, config.hidden),
-            BatchNorm1d(config.hidden, views=VIEWS),
-            nn.ReLU(inplace=True),
+            BatchNormAct1d(config.hidden, views=VIEWS),
+            nn.Identity(),  # the ReLU's place: it happens in the batch norm, and the layers keep their names
             nn.Linear(config.hidden, config.out, bias=False),
         )
 
@@ -52,11 +54,18 @@ class Output(NamedTuple):
 class BYOL(nn.Module):
     """Online and target networks. The target starts as a copy, stays in train mode and never sees a gradient.
 
-    Both weights depend only on (encoder, head, seed). The EMA that moves the target belongs to the optimiser.
+    Both weights depend only on (encoder, head, seed). The EMA that moves the target belongs to the optimiser, or with
+    a lagged target to the loss. With target_statistics "running" the target's batch norms run in evaluation mode, on
+    statistics that `follow_statistics` moves.
     """
 
-    def __init__(self, encoder: EncoderConfig, head: HeadConfig, *, seed: int) -> None:
+    _ticket: Tensor
+
+    def __init__(
+        self, encoder: EncoderConfig, head: HeadConfig, *, seed: int, target_statistics: str = "batch"
+    ) -> None:
         super().__init__()
+        self.target_statistics = target_statistics
         resnet = build(encoder, seed=seed, views=VIEWS)
         projector, predictor = MLP(resnet.features, head), MLP(head.out, head)
         generator = torch.Generator().manual_seed(seed + 1)
@@ -65,13 +74,37 @@ class BYOL(nn.Module):
         self.online = Branch(resnet, projector)
         self.predictor = predictor
         self.target = copy.deepcopy(self.online).requires_grad_(False)
+        self.register_buffer("_ticket", torch.zeros(1, dtype=torch.int32), persistent=False)  # of the loss's launch
+        self._workspace = Workspace()  # of a lagged target
 
-    def forward(self, views: Tensor) -> Output:
-        """Compute the loss of views [2B, 3, H, W], view-major (byol-spec, steps 1 and 2)."""
+    def forward(self, views: Tensor, *, tau: Tensor | None = None) -> Output:
+        """Compute the loss of views [2B, 3, H, W], view-major (byol-spec, steps 1 and 2).
+
+        With tau, a scalar on the views' device, the launch that computes the loss also moves the target towards the
+        parameters of this forward: one step later than the paper.
+        """
         predictions = self.predictor(self.online(views))
         with torch.no_grad():
             projections = self.target(views)
-        return Output(reference.byol_loss(predictions, projections), projections)
+        if tau is None:
+            return Output(byol_loss(predictions, projections, ticket=self._ticket), projections)
+        targets, params = list(self.target.parameters()), list(self.online.parameters())
+        loss = ema_loss(predictions, projections, targets, params, tau=tau, workspace=self._workspace)
+        return Output(loss, projections)
+
+    def train(self, mode: bool = True) -> BYOL:
+        """Set the mode; a target on running statistics stays in evaluation mode."""
+        super().train(mode)
+        self.target.train(mode and self.target_statistics == "batch")
+        return self
+
+    def follow_statistics(self, tau: Tensor) -> None:
+        """Move the target's running statistics towards the online network's: an EMA at the rate of the weights."""
+        targets, sources = (
+            [buffer for buffer in branch.buffers() if buffer.is_floating_point()]
+            for branch in (self.target, self.online)
+        )
+        reference.ema_(targets, sources, tau=tau)
 
     def target_of(self) -> dict[nn.Parameter, Tensor]:
         """Pair every online parameter that has a target with that target tensor, for the EMA."""

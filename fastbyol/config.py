@@ -13,6 +13,10 @@ class ConfigError(ValueError):
     """Tell the user which setting is wrong: what came, what was wanted and what to do."""
 
 
+TARGET_STATISTICS = ("batch", "running")
+OPTIMIZERS = ("lars", "apex-larc")
+
+
 def require(claim: bool, message: str) -> None:
     """Raise ConfigError(message) unless the claim holds."""
     if not claim:
@@ -103,7 +107,9 @@ class Recipe:
     """Say what is trained: network, views, optimisation and their sizes.
 
     `epochs` is the length the constants were chosen for; `crop_px` the side of a training view, `eval_px` of an
-    evaluation view, which shows the centre square of share `eval_margin` of the short side.
+    evaluation view, which shows the centre square of share `eval_margin` of the short side. Two departures from the
+    paper: `target_statistics` "running" lets the target normalise by an EMA of the online network's running statistics
+    instead of its own batches'; `lagged_target` moves the target in the launch of the loss, one step late.
     """
 
     name: str
@@ -116,8 +122,14 @@ class Recipe:
     epochs: float
     eval_px: int
     eval_margin: float = 1.0
+    target_statistics: str = "batch"
+    lagged_target: bool = False
 
     def __post_init__(self) -> None:
+        require(
+            self.target_statistics in TARGET_STATISTICS,
+            f"target statistics {self.target_statistics!r}; choose one of {', '.join(TARGET_STATISTICS)}",
+        )
         require(self.batch_size >= 2, f"batch size is {self.batch_size}; batch norm needs at least 2 images")
         for name in ("crop_px", "eval_px"):
             value = getattr(self, name)
@@ -142,6 +154,9 @@ class Config:
     epochs: float | None = None
     seed: int = 0
     device: str = "cpu"
+    engine: str = "eager"
+    precision: str = "float32"
+    optimizer: str = "lars"
     workers: int = 2
     log_every: int = 20
     checkpoint_s: float = 300.0
@@ -160,6 +175,7 @@ class Config:
             f"{self.epochs or self.recipe.epochs:g} epochs do not outlast the warm-up of "
             f"{self.recipe.optim.warmup_epochs:g}; give more epochs or a shorter --warmup-epochs",
         )
+        require(self.optimizer in OPTIMIZERS, f"no optimizer {self.optimizer!r}; choose one of {', '.join(OPTIMIZERS)}")
         require(self.workers >= 1, f"workers is {self.workers}; give at least 1")
         require(self.log_every >= 1, f"log_every is {self.log_every}; give at least 1")
         require(self.knn_bank >= 1, f"knn_bank is {self.knn_bank}; give at least 1 image")

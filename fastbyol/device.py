@@ -1,6 +1,8 @@
-"""Know where a process of ours computes."""
+"""Know where a process of ours computes, and keep the host's clock near the GPU's."""
 
 from __future__ import annotations
+
+from collections import deque
 
 import torch
 
@@ -12,3 +14,32 @@ def choose(asked: str | None) -> str:
     if asked == "cuda" and not torch.cuda.is_available():
         raise ConfigError("--device cuda, but torch finds no GPU; give --device cpu, or install a CUDA build of torch")
     return asked or ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def queue_copy(tensor: torch.Tensor, device: str) -> torch.Tensor:
+    """Return the tensor on the device; the copy is queued from pinned memory, and the host does not wait for it."""
+    if device == "cpu" or tensor.is_cuda:
+        return tensor
+    return tensor.pin_memory().to(device, non_blocking=True)
+
+
+class Pace:
+    """Hold the host at most `ahead` steps before the GPU: it stays ahead, and its clock stays the GPU's.
+
+    Without it the host would queue minutes of work, and a deadline read from its clock would be missed by as much.
+    """
+
+    def __init__(self, device: str, *, ahead: int = 2) -> None:
+        self._on_gpu = device == "cuda"
+        self._ahead = ahead
+        self._ends: deque[torch.cuda.Event] = deque()
+
+    def step_queued(self) -> None:
+        """Take note of a step just queued; wait for the one `ahead` before it, not for this one."""
+        if not self._on_gpu:
+            return
+        end = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        end.record()
+        self._ends.append(end)
+        if len(self._ends) > self._ahead:
+            self._ends.popleft().synchronize()

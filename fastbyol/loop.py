@@ -13,14 +13,15 @@ from typing import Any
 from fastbyol import checkpoint, schedule, views
 from fastbyol.beton import Reader
 from fastbyol.budget import ClockPlan, StepPlan, Stopwatch
-from fastbyol.byol import BYOL, Output, embedding_std
+from fastbyol.byol import Output, embedding_std
 from fastbyol.config import Config, ConfigError
+from fastbyol.device import Pace, queue_copy
+from fastbyol.kernels.view_params import ViewParams
 from fastbyol.loaders import Batch
 from fastbyol.loaders.native import load
-from fastbyol.optim import LARS
 from fastbyol.order import stream
 from fastbyol.runfolder import RunFolder
-from fastbyol.step import train_step
+from fastbyol.step import Eager
 from fastbyol.telemetry import Intervals, Telemetry
 
 
@@ -62,12 +63,13 @@ class StopSignal:
 class Loop:
     """Train one model from a position to the end of a plan. Moves model, optimiser and `position`."""
 
-    def __init__(self, config: Config, *, reader: Reader, model: BYOL, optimizer: LARS, folder: RunFolder) -> None:
+    def __init__(self, config: Config, *, reader: Reader, engine: Eager, folder: RunFolder) -> None:
         self.config = config
         self.reader = reader
-        self.model = model
-        self.optimizer = optimizer
+        self.engine = engine
+        self.model, self.optimizer = engine.model, engine.optimizer
         self.folder = folder
+        self.pace = Pace(config.device)
         self.position = Position()
         self.notes: dict[str, Any] = {}
 
@@ -79,6 +81,7 @@ class Loop:
             "step": self.position.step,
             "progress": self.position.progress,
             "train_s": self.position.train_s,
+            "skipped": self.optimizer.skipped,
             "notes": self.notes,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -93,6 +96,7 @@ class Loop:
             )
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
+        self.optimizer.skipped.copy_(state["skipped"])
         self.position = Position(state["step"], state["progress"], state["train_s"])
         self.notes = state["notes"]
 
@@ -152,16 +156,19 @@ class Loop:
             recipe.views, seed=self.config.seed, epochs=batch.epochs, indices=batch.indices, sizes=batch.sizes.numpy()
         )
         device = self.config.device
-        pixels, offsets, sizes = (t.to(device) for t in (batch.pixels, batch.offsets, batch.sizes))
-        images = views.apply(pixels, offsets, sizes, drawn.to(device), crop_px=recipe.crop_px)
+        pixels, offsets, sizes, packed = (
+            queue_copy(tensor, device) for tensor in (batch.pixels, batch.offsets, batch.sizes, drawn.packed)
+        )
+        images = views.apply(
+            pixels, offsets, sizes, ViewParams(packed), crop_px=recipe.crop_px, dtype=self.engine.precision
+        )
         intervals.lap("views_s")
-        output = train_step(
-            self.model,
-            self.optimizer,
+        output = self.engine(
             images,
             lr=schedule.learning_rate(progress, peak=recipe.peak_lr, warmup=self.config.warmup),
             tau=schedule.ema_rate(progress, base=recipe.optim.tau_base),
         )
+        self.pace.step_queued()
         intervals.lap("step_s")
         intervals.images += len(batch.indices)
         return output
@@ -187,5 +194,6 @@ class Loop:
             "lr": schedule.learning_rate(at.progress, peak=recipe.peak_lr, warmup=self.config.warmup),
             "tau": schedule.ema_rate(at.progress, base=recipe.optim.tau_base),
             "embedding_std": embedding_std(output.target_projections),
+            "skipped_steps": int(self.optimizer.skipped[0]),
             **times,
         }

@@ -5,9 +5,12 @@ from __future__ import annotations
 import math
 import shutil
 import sys
+from collections.abc import Callable
 from typing import Any
 
-from fastbyol import checkpoint, optim, report
+import torch
+
+from fastbyol import apex, checkpoint, optim, report, step
 from fastbyol.beton import Reader
 from fastbyol.budget import ClockPlan, StepPlan, Stopwatch, format_duration
 from fastbyol.byol import BYOL
@@ -19,6 +22,7 @@ from fastbyol.runfolder import RunFolder, begin, check_resumable, check_unused, 
 from fastbyol.telemetry import read_metrics
 
 EXIT_S = 1.0  # from result.json to the end of the process, with room for a busy machine
+OPTIMIZERS: dict[str, Callable[..., step.Optimizer]] = {"lars": optim.build, "apex-larc": apex.LARC}
 RESERVE_MARGIN = 1.25  # of the closing work as measured before training; machines get busier
 
 
@@ -78,9 +82,16 @@ class Run:
         self.config, self.folder, self.train, self.val = config, folder, train, val
         self.stopwatch = Stopwatch()
         recipe = config.recipe
-        self.model = BYOL(recipe.encoder, recipe.head, seed=config.seed).to(config.device)
-        optimizer = optim.build(self.model, self.model.target_of(), recipe.optim)
-        self.loop = Loop(config, reader=train, model=self.model, optimizer=optimizer, folder=folder)
+        torch.backends.cudnn.benchmark = True  # shapes repeat for hours: cuDNN may time its algorithms
+        self.model = BYOL(recipe.encoder, recipe.head, seed=config.seed, target_statistics=recipe.target_statistics).to(
+            config.device
+        )
+        followed = {} if recipe.lagged_target else self.model.target_of()
+        optimizer = OPTIMIZERS[config.optimizer](self.model, followed, recipe.optim)
+        engine = step.engine(
+            config.engine, self.model, optimizer, precision=config.precision, lagged_target=recipe.lagged_target
+        )
+        self.loop = Loop(config, reader=train, engine=engine, folder=folder)
 
     def take_up(self) -> None:
         """Continue from the newest checkpoint that reads; from the start if the run was stopped before its first.

@@ -14,12 +14,13 @@ from fastbyol.beton import BetonError
 from fastbyol.budget import parse_duration
 from fastbyol.checkpoint import CheckpointError
 from fastbyol.commandline import BAD_INPUT, DIVERGED, DONE, INTERRUPTED, Parser, fail, seed
-from fastbyol.config import Config, ConfigError, Recipe
+from fastbyol.config import OPTIMIZERS, TARGET_STATISTICS, Config, ConfigError, Recipe
 from fastbyol.device import choose
 from fastbyol.loop import Diverged
 from fastbyol.recipes import RECIPES, named
 from fastbyol.run import run
 from fastbyol.runfolder import RunFolder
+from fastbyol.step import ENGINES, PRECISIONS
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -42,6 +43,18 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--weight-decay", type=float, metavar="X")
     parser.add_argument("--warmup-epochs", type=float, metavar="N", help="epochs of rising learning rate")
     parser.add_argument("--device", choices=["cuda", "cpu"], help="default: cuda where there is one")
+    parser.add_argument("--engine", choices=list(ENGINES), help="default: graph on cuda, eager on cpu")
+    parser.add_argument("--precision", choices=list(PRECISIONS), help="default: bfloat16 on cuda, float32 on cpu")
+    parser.add_argument("--optimizer", choices=OPTIMIZERS, default="lars", help="apex-larc needs NVIDIA apex")
+    parser.add_argument(
+        "--target-statistics", choices=TARGET_STATISTICS, help="what the target normalises by (paper: batch)"
+    )
+    parser.add_argument(
+        "--lagged-target",
+        action="store_const",
+        const=True,
+        help="move the target in the launch of the loss, one step later than the paper",
+    )
     parser.add_argument("--seed", type=seed, default=0, metavar="N")
     parser.add_argument("--workers", type=int, default=2, metavar="N", help="decoding threads")
     parser.add_argument("--log-every", type=int, default=20, metavar="N", help="steps from row to row of metrics.jsonl")
@@ -54,8 +67,9 @@ def recipe_of(args: argparse.Namespace) -> Recipe:
     recipe = named(args.recipe)
     given = {name: getattr(args, name) for name in ("base_lr", "tau_base", "weight_decay", "warmup_epochs")}
     changed = {name: value for name, value in given.items() if value is not None}
-    batch_size = recipe.batch_size if args.batch_size is None else args.batch_size
-    return replace(recipe, optim=replace(recipe.optim, **changed), batch_size=batch_size)
+    own = {name: getattr(args, name) for name in ("batch_size", "target_statistics", "lagged_target")}
+    own = {name: value for name, value in own.items() if value is not None}
+    return replace(recipe, optim=replace(recipe.optim, **changed), **own)
 
 
 def config_of(args: argparse.Namespace, folder: RunFolder) -> Config:
@@ -67,6 +81,7 @@ def config_of(args: argparse.Namespace, folder: RunFolder) -> Config:
             raise ConfigError(f"recipe {args.recipe} needs images; give --data F.beton, written by fastbyol-prep write")
         data, val = (folder.path / "data" / name for name in ("train.beton", "val.beton"))
     budget_s = None if args.budget is None else parse_duration(args.budget)
+    device = choose(args.device)
     return Config(
         recipe=recipe,
         data=str(data),
@@ -74,7 +89,10 @@ def config_of(args: argparse.Namespace, folder: RunFolder) -> Config:
         budget_s=budget_s,
         epochs=recipe.epochs if args.epochs is None and budget_s is None else args.epochs,
         seed=args.seed,
-        device=choose(args.device),
+        device=device,
+        engine=args.engine or ("graph" if device == "cuda" else "eager"),
+        precision=args.precision or ("bfloat16" if device == "cuda" else "float32"),
+        optimizer=args.optimizer,
         workers=args.workers,
         log_every=args.log_every,
         checkpoint_s=parse_duration(args.checkpoint_every, flag="--checkpoint-every"),

@@ -10,13 +10,14 @@ from fastbyol.data_prep import cli
 
 COMMON_EVAL = "RUN_DIR --device --help --json --train --val --workers"
 CONTRACT = {
-    "fastbyol-prep write": "SOURCE OUT.beton --help --limit --max-side --mode --on-error --overwrite "
-    "--quality --workers",
+    "fastbyol-prep write": "SOURCE OUT.beton --classes-from --help --jpeg-share --label-column --limit --max-side "
+    "--mode --on-error --overwrite --quality --workers",
     "fastbyol-prep verify": "FILE --help --workers",
     "fastbyol-prep info": "FILE --help --json",
     "fastbyol-prep demo": "DIR --help --overwrite --seed",
-    "fastbyol-train": "RECIPE --base-lr --batch-size --budget --checkpoint-every --data --device --epochs --help "
-    "--loader --log-every --out --overwrite --resume --seed --tau-base --val --warmup-epochs --weight-decay --workers",
+    "fastbyol-train": "RECIPE --base-lr --batch-size --budget --checkpoint-every --data --device --engine --epochs "
+    "--help --lagged-target --loader --log-every --optimizer --out --overwrite --precision --resume --seed --tau-base "
+    "--target-statistics --val --warmup-epochs --weight-decay --workers",
     "fastbyol-eval knn": f"{COMMON_EVAL} --bank --k --temperature",
     "fastbyol-eval linear": f"{COMMON_EVAL} --epochs --seed",
 }
