@@ -1,10 +1,15 @@
 # make demo: the whole chain on the embedded demo set; make test, make lint: what CI runs.
+# make gpu: GPU tests and all benchmarks, uninstalled, with any python that has torch, triton, numpy and pytest.
 PYTHON ?= python3.11
+PYTHON_GPU ?= python3
+COMMIT ?=
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
+PEERS := .venv-peers
+PEERS_APT := build-essential pkg-config libopencv-dev libturbojpeg0-dev
 
-.PHONY: demo test lint bench clean
+.PHONY: demo test test-peers lint bench gpu clean
 .DELETE_ON_ERROR:
 
 $(INSTALLED): pyproject.toml setup.py constraints.txt
@@ -22,13 +27,36 @@ test: $(INSTALLED)
 	$(BIN)/python -m pytest --ignore tests/kernels
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/kernels
 
+# ffcv, DALI, torchvision and lightly as oracles, in an environment of their own; ffcv is built from source.
+test-peers: $(PEERS)/installed
+	$(PEERS)/bin/python -m pytest -m peers tests/test_loader_contract.py tests/peers
+
+$(PEERS)/installed: pyproject.toml setup.py constraints.txt constraints-peers.txt
+	missing=$$(for name in $(PEERS_APT); do \
+		dpkg-query -W -f='$${Status}' $$name 2>/dev/null | grep -q 'ok installed' || echo $$name; done); \
+	if [ -n "$$missing" ] && [ "$$(id -u)" != 0 ]; then \
+		echo "make test-peers: to build ffcv, first: apt-get install" $$missing >&2; exit 1; \
+	elif [ -n "$$missing" ]; then \
+		apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
+			apt-get install -y -qq --no-install-recommends $$missing >/dev/null; fi
+	test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
+	$(PEERS)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -c constraints-peers.txt \
+		-e '.[ffcv,dali]' pytest
+	$(PEERS)/bin/pip install --quiet --disable-pip-version-check --no-deps -c constraints-peers.txt torchvision lightly
+	touch $@
+
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
 bench: $(INSTALLED)
-	for group in views step optimizer; do $(BIN)/python benchmarks/bench.py $$group --json benchmarks/results/bench.jsonl; done
+	for group in kernels views step optimizer; do \
+		$(BIN)/python benchmarks/bench.py $$group --json benchmarks/results/bench.jsonl || exit 1; done
+	$(BIN)/python benchmarks/report.py benchmarks/results/*.jsonl --write
+
+gpu:
+	PYTHONUNBUFFERED=1 $(PYTHON_GPU) benchmarks/suite.py --commit "$(COMMIT)"
 
 clean:
-	rm -rf $(VENV) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(PEERS) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -1,38 +1,99 @@
-"""python benchmarks/bench.py loader|step|optimizer|views: time a part of fastbyol, print a table, keep the rows."""
+"""python benchmarks/bench.py kernels|views|optimizer|step|loader: time a part of fastbyol against its rivals."""
 
+# ruff: noqa: PLC0415  # see cases_of
 from __future__ import annotations
 
 import argparse
+import math
+import subprocess
 import sys
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a script, from a checkout
 
-from benchmarks import cases, harness
+import torch
+import triton
+
+from benchmarks import harness, rows
+from fastbyol import device
+
+GROUPS = ("kernels", "views", "optimizer", "step", "loader")
 
 
-def main() -> None:
-    """Time the cases of one group."""
-    parser = argparse.ArgumentParser(prog="bench.py", description="Time a part of fastbyol on this machine.")
-    parser.add_argument("group", choices=["loader", "step", "optimizer", "views"])
-    parser.add_argument("--json", type=Path, metavar="FILE", help="append the rows to this .jsonl")
-    parser.add_argument("--repeats", type=int, default=20, metavar="N")
-    parser.add_argument("--data", type=Path, metavar="F.beton", help="for loader")
-    parser.add_argument("--batch-size", type=int, default=256, metavar="N", help="for loader")
-    parser.add_argument("--workers", type=int, default=2, metavar="N", help="for loader")
-    args = parser.parse_args()
-    if args.group == "loader":
-        if args.data is None:
-            parser.error("loader needs --data F.beton, written by fastbyol-prep")
-        chosen = cases.loader_cases(args.data, batch_size=args.batch_size, workers=args.workers)
+def cases_of(args: argparse.Namespace, where: str) -> Iterator[harness.Case]:
+    """Build the cases of a group, lazily; imported here, so that a broken group breaks no other."""
+    if args.group == "kernels":
+        from benchmarks.cases import batchnorm, losses
+
+        yield from batchnorm.cases(where)
+        yield from losses.cases(where)
+    elif args.group == "views":
+        from benchmarks.cases import views
+
+        yield from views.cases(where)
+    elif args.group == "optimizer":
+        from benchmarks.cases import optimizer
+
+        yield from optimizer.cases(where)
+    elif args.group == "step":
+        from benchmarks.cases import step
+
+        yield from step.cases(where)
     else:
-        build = {"step": cases.step_cases, "optimizer": cases.optimizer_cases, "views": cases.view_cases}
-        chosen = build[args.group]()
-    rows = harness.measure(chosen, repeats=args.repeats)
-    print(harness.table(rows))
-    if args.json:
-        harness.append(args.json, rows)
+        from benchmarks.cases import loader
+
+        yield from loader.cases(args.data, batch_size=args.batch_size, workers=args.workers)
+
+
+def parser() -> argparse.ArgumentParser:
+    """Describe the command line."""
+    described = argparse.ArgumentParser(prog="bench.py", description=__doc__)
+    described.add_argument("group", choices=GROUPS)
+    described.add_argument("--json", type=Path, metavar="FILE", help="append the rows to this .jsonl")
+    described.add_argument("--device", choices=("cuda", "cpu"), help="the GPU if there is one")
+    described.add_argument("--repeats", type=int, default=20, metavar="N", help="rounds of a comparison, at most")
+    described.add_argument("--limit", type=float, default=math.inf, metavar="SECONDS", help="for the whole group")
+    described.add_argument("--only", default="", metavar="TEXT", help="cases whose name, shape or rival holds this")
+    described.add_argument("--commit", metavar="TEXT", help="to write into the rows of a tree without git")
+    described.add_argument("--start", type=int, default=0, metavar="N", help="skip the first N comparisons")
+    described.add_argument("--data", type=Path, metavar="F.beton", help="for loader")
+    described.add_argument("--batch-size", type=int, default=256, metavar="N", help="for loader")
+    described.add_argument("--workers", type=int, default=2, metavar="N", help="for loader")
+    return described
+
+
+def main() -> int:
+    """Time the cases of one group; return 1 where one failed."""
+    args = parser().parse_args()
+    if triton.knobs.runtime.interpret:
+        print("TRITON_INTERPRET is set: an interpreter's times say nothing; unset it", file=sys.stderr)
+        return 2
+    deadline = time.monotonic() + args.limit
+    where = device.choose(args.device)
+    if where == "cpu" and args.group != "loader":
+        print(f"{args.group}: no GPU is used; this is the reduced CPU form: small shapes, plain torch on both sides")
+    torch.backends.cudnn.benchmark = True  # as training sets it
+    limits = harness.Limits(repeats=args.repeats, deadline=deadline)
+    chosen = (c for c in cases_of(args, where) if args.only in f"{c.case}, {c.shape}, {c.implementation}")
+    kept: list[rows.Row] = []
+    status = 0
+    try:
+        for found in harness.measure(chosen, device=where, limits=limits, start=args.start, commit=args.commit):
+            kept += found
+            for row in found:
+                print(rows.line(row), flush=True)
+            if args.json:
+                rows.append(args.json, found)
+    except harness.ContextLost as lost:
+        print(f"{args.group}: {lost}; going on in a new process", flush=True)
+        rest = ("--start", str(lost.number), "--limit", str(max(0.0, deadline - time.monotonic())))
+        subprocess.run([sys.executable, *sys.argv, *rest], check=False)
+        status = 1
+    print(rows.table(kept))
+    return 1 if any(map(rows.has_failed, kept)) else status
 
 
 if __name__ == "__main__":
-    main()
+    sys.exit(main())

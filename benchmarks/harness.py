@@ -1,89 +1,248 @@
-"""Know how a benchmark is timed and written down: interleaved repeats, quantiles, and where it ran."""
+"""Know how rivals are compared: each is checked against the reference, then all are timed in interleaved rounds."""
 
 from __future__ import annotations
 
-import json
-import platform
-import subprocess
+import gc
+import math
+import signal
+import threading
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from pathlib import Path
-from typing import Any
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from itertools import groupby
+from types import FrameType
 
 import numpy as np
 import torch
 
-ROOT = Path(__file__).parents[1]
+from benchmarks.rows import Row, place, row_of
+
+FLUSH_BYTES = 2**29  # nine times the L2 of an H200, and 0.1 ms of reading in which the host issues the next launches
+COPY_BYTES = 2**31
+WARM_UPS = {"cuda": 3, "cpu": 1}
+LEAST_ROUNDS = 3
+
+
+class Absent(Exception):
+    """Say that a rival is not installed on this machine."""
+
+
+class ContextLost(RuntimeError):
+    """Say that a kernel broke this process's CUDA context; what follows comparison `number` needs a new process."""
+
+    def __init__(self, number: int) -> None:
+        super().__init__(f"the CUDA context was lost in comparison {number}")
+        self.number = number
+
+
+@dataclass(frozen=True)
+class Ready:
+    """Hold a prepared implementation: `run` does the work once, `check` raises where its results are wrong."""
+
+    run: Callable[[], object]
+    check: Callable[[], object] | None = None
 
 
 @dataclass(frozen=True)
 class Case:
-    """Name something to time: `run` does it once, over `images` images where that means anything."""
+    """Name something to time. `prepare` makes it ready, or raises Absent. Cases of one name, shape and dtype compete.
+
+    images: of one run, where that means anything. bytes_moved: the least any implementation of this algorithm reads and
+    writes in one run, so that GB/s compare. is_alone: too large to stay in memory beside its rivals.
+    """
 
     case: str
     shape: str
     implementation: str
-    run: Callable[[], object]
+    prepare: Callable[[], Ready]
     images: int | None = None
     dtype: str = "float32"
+    bytes_moved: int | None = None
+    is_alone: bool = False
+
+    @property
+    def question(self) -> tuple[str, str, str, str]:
+        """Name the comparison this case belongs to."""
+        return self.case, self.shape, self.dtype, self.implementation if self.is_alone else ""
 
 
-def measure(cases: Sequence[Case], *, repeats: int) -> list[dict[str, Any]]:
-    """Time the cases in turn, `repeats` rounds after one of warm-up, so that a busy minute falls on all alike."""
-    times: list[list[float]] = [[] for _ in cases]
-    for round_number in range(repeats + 1):
-        for case, taken in zip(cases, times, strict=True):
+@dataclass
+class _Entry:
+    """Follow one case through a comparison: what it is, what is run, what it took, why it failed."""
+
+    case: Case
+    ready: Ready | None = None
+    taken_ms: list[float] = field(default_factory=list)
+    host_ms: list[float] = field(default_factory=list)
+    error: str | None = None
+
+
+@dataclass(frozen=True)
+class Limits:
+    """Bound a measurement: rounds and seconds of each comparison, seconds of a preparation, and when all must end."""
+
+    repeats: int = 20
+    seconds: float = 5.0
+    prepare_s: float = 120.0
+    deadline: float = math.inf  # on time.monotonic's clock
+
+
+class Stopwatch:
+    """Time one run on a device; on a GPU by events, with the caches filled by something else."""
+
+    def __init__(self, device: str) -> None:
+        self.device = device
+        if device == "cuda":
+            self._flush = torch.ones(FLUSH_BYTES // 4, device=device)
+            self._began, self._ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+
+    def __call__(self, run: Callable[[], object]) -> tuple[float, float]:
+        """Return milliseconds on the device and milliseconds until the host could go on."""
+        if self.device == "cpu":
             began = time.perf_counter()
-            case.run()
-            if round_number:
-                taken.append(1000 * (time.perf_counter() - began))
-    return [_row(case, taken) for case, taken in zip(cases, times, strict=True)]
+            run()
+            taken_ms = 1000 * (time.perf_counter() - began)
+            return taken_ms, taken_ms
+        torch.cuda.synchronize()
+        self._flush.sum()  # read, not written: a dirty cache would be written back inside the timed part
+        self._began.record()
+        began = time.perf_counter()
+        run()
+        host_ms = 1000 * (time.perf_counter() - began)
+        self._ended.record()
+        self._ended.synchronize()
+        return self._began.elapsed_time(self._ended), host_ms
+
+    def copy_gb_per_s(self) -> float | None:
+        """Measure what a plain copy reaches on the GPU, bytes read plus bytes written."""
+        if self.device == "cpu":
+            return None  # what is timed on a CPU fits its caches, and would not compare
+        source = torch.ones(COPY_BYTES // 4, device=self.device)
+        target = torch.empty_like(source)
+        for _ in range(WARM_UPS[self.device]):
+            target.copy_(source)
+        taken = [self(lambda: target.copy_(source))[0] for _ in range(10)]
+        return 2 * COPY_BYTES / float(np.median(taken)) / 1e6
 
 
-def _row(case: Case, taken_ms: list[float]) -> dict[str, Any]:
-    p20, p50, p80 = (round(float(q), 3) for q in np.quantile(taken_ms, [0.2, 0.5, 0.8]))
-    rate = None if case.images is None else round(1000 * case.images / p50, 1)
-    return {
+def measure(
+    cases: Iterable[Case], *, device: str, limits: Limits, start: int = 0, commit: str | None = None
+) -> Iterator[list[Row]]:
+    """Yield the rows of one comparison after the other; the first `start` are skipped.
+
+    A case whose preparation, check or run fails becomes a row that says so, and so does one the deadline cuts off.
+    Raises ContextLost, after the rows, when a failure left the GPU unusable by this process.
+    """
+    here, stopwatch = place(device, commit), Stopwatch(device)
+    copy_gb_per_s = stopwatch.copy_gb_per_s()
+    for number, (_, rivals) in enumerate(groupby(cases, key=lambda case: case.question), 1):
+        entries = [_Entry(case) for case in rivals]
+        if number <= start:
+            continue
+        is_alive = _compare(entries, stopwatch, limits)
+        yield [_row(entry, copy_gb_per_s) | here for entry in entries]
+        if not is_alive:
+            raise ContextLost(number)
+        del entries
+        _free(device)
+
+
+def _compare(entries: Sequence[_Entry], stopwatch: Stopwatch, limits: Limits) -> bool:
+    """Fill the entries; tell whether the device still works."""
+    for entry in entries:
+        if time.monotonic() > limits.deadline:
+            entry.error = "not run: the time limit had passed"
+            continue
+        with _becoming_a_row(entry), _alarm(min(limits.prepare_s, limits.deadline - time.monotonic())):
+            entry.ready = entry.case.prepare()
+            if entry.ready.check is not None:
+                entry.ready.check()
+            for _ in range(WARM_UPS[stopwatch.device]):
+                stopwatch(entry.ready.run)
+        if entry.error and not _works(stopwatch.device):
+            for other in entries:
+                other.error = other.error or f"not run: {entry.case.implementation} broke the CUDA context"
+            return False
+    began = time.monotonic()
+    for done in range(limits.repeats):
+        late = time.monotonic() - began > limits.seconds or time.monotonic() > limits.deadline
+        if late and done >= LEAST_ROUNDS:
+            break
+        for entry in entries:
+            if entry.ready is not None and not entry.error:
+                with _becoming_a_row(entry):
+                    taken_ms, host_ms = stopwatch(entry.ready.run)
+                    entry.taken_ms.append(taken_ms)
+                    entry.host_ms.append(host_ms)
+    return _works(stopwatch.device)
+
+
+@contextmanager
+def _becoming_a_row(entry: _Entry) -> Iterator[None]:
+    """Turn whatever a rival raises into its result."""
+    try:
+        yield
+    except Absent as error:
+        entry.error = f"absent: {error}"
+    except Exception as error:  # noqa: BLE001  # the other rivals are still to be timed
+        first_line = (str(error).strip() or "no message").splitlines()[0]
+        entry.error = f"failed: {type(error).__name__}: {first_line}"[:300]
+
+
+@contextmanager
+def _alarm(seconds: float) -> Iterator[None]:
+    """Raise TimeoutError in the block after so many seconds; compilers are Python enough to be interrupted."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+
+    def ring(_signal: int, _frame: FrameType | None) -> None:
+        raise TimeoutError(f"preparation took more than {seconds:.0f} s")
+
+    previous = signal.signal(signal.SIGALRM, ring)
+    signal.setitimer(signal.ITIMER_REAL, max(seconds, 0.001))
+    try:
+        yield
+    finally:
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        signal.signal(signal.SIGALRM, previous)
+
+
+def _works(device: str) -> bool:
+    """Tell whether the device still answers; an illegal access leaves every later call failing."""
+    if device == "cpu":
+        return True
+    try:
+        torch.cuda.synchronize()
+    except RuntimeError:
+        return False
+    return True
+
+
+def _free(device: str) -> None:
+    """Give back what a comparison held, compiled code too: Dynamo stops compiling after eight forms of a function."""
+    if device == "cuda":  # where something is compiled
+        torch.compiler.reset()
+        gc.collect()
+        torch.cuda.empty_cache()
+
+
+def _row(entry: _Entry, copy_gb_per_s: float | None) -> Row:
+    case = entry.case
+    named = {
         "case": case.case,
         "shape": case.shape,
         "dtype": case.dtype,
         "implementation": case.implementation,
-        "p20_ms": p20,
-        "p50_ms": p50,
-        "p80_ms": p80,
-        "images_per_s": rate,
-        "repeats": len(taken_ms),
-        **_place(),
     }
-
-
-def _place() -> dict[str, Any]:
-    """Say where and with what: commit, processor, threads, versions."""
-    described = subprocess.run(
-        ["git", "describe", "--always", "--dirty"], cwd=ROOT, capture_output=True, text=True, check=False
+    if entry.error is not None:
+        return row_of(named, error=entry.error)
+    return row_of(
+        named,
+        taken_ms=entry.taken_ms,
+        host_ms=entry.host_ms,
+        images=case.images,
+        bytes_moved=case.bytes_moved,
+        copy_gb_per_s=copy_gb_per_s,
     )
-    cpuinfo = Path("/proc/cpuinfo")
-    models = [line.partition(": ")[2] for line in cpuinfo.read_text().splitlines() if line.startswith("model name")]
-    return {
-        "commit": described.stdout.strip() or "unknown",
-        "hardware": f"{len(models)} x {models[0]}" if models else platform.machine(),
-        "threads": torch.get_num_threads(),
-        "torch": torch.__version__,
-        "numpy": np.__version__,
-        "python": platform.python_version(),
-    }
-
-
-def append(path: Path, rows: Sequence[dict[str, Any]]) -> None:
-    """Add the rows to a .jsonl file; results are kept, not replaced."""
-    with path.open("a") as file:
-        file.writelines(json.dumps(row) + "\n" for row in rows)
-
-
-def table(rows: Sequence[dict[str, Any]]) -> str:
-    """Lay the rows out as a Markdown table."""
-    names = ("case", "shape", "implementation", "p20_ms", "p50_ms", "p80_ms", "images_per_s")
-    lines = [" | ".join(names), " | ".join("---" for _ in names)]
-    lines += [" | ".join("" if row[name] is None else str(row[name]) for name in names) for row in rows]
-    return "\n".join(f"| {line} |" for line in lines)

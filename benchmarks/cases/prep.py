@@ -1,0 +1,106 @@
+"""Know the conversions that are timed: image files to one .beton, in each mode, against FFCV's own writer."""
+
+from __future__ import annotations
+
+import io
+import tempfile
+from collections.abc import Callable, Iterator
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from PIL import Image
+
+from benchmarks.harness import Absent, Case, Ready
+from fastbyol.beton import Reader
+from fastbyol.data_prep.convert import convert
+from fastbyol.data_prep.settings import Mode, Settings
+from fastbyol.data_prep.sources import open_source
+
+DRAWN, WIDTH, HEIGHT = 100, 500, 375  # ImageNet's most common size
+# What FFCV's users write in place of each mode; it always encodes anew, so passthrough has JPEG for its rival.
+FFCV_MODES: dict[Mode, str] = {"passthrough": "jpg", "jpeg": "jpg", "raw": "raw", "proportion": "proportion"}
+
+
+def cases(source: Path | None, *, workers: int, max_side: int = 500) -> Iterator[Case]:
+    """Convert the images of a source, or drawn ones, from a flat folder of files on both sides."""
+    folder = tempfile.TemporaryDirectory()
+    count = _lay_out(source, Path(folder.name))
+    shown = source.name if source else f"drawn {WIDTH}x{HEIGHT}"
+    for mode in FFCV_MODES:
+        shape = f"{mode}, {count} images of {shown}, max side {max_side}, {workers} workers"
+        for name, prepare in (("fastbyol", _ours), ("ffcv", _ffcv)):
+            ready = partial(prepare, folder, mode, workers=workers, max_side=max_side)
+            yield Case("prep", shape, name, ready, images=count, dtype="uint8")
+
+
+def _lay_out(source: Path | None, folder: Path) -> int:
+    """Write the images as files, in the order of the source; return their number."""
+    (folder / "images").mkdir()
+    files = (sample.read() for sample in open_source(source)) if source else map(_draw, range(DRAWN))
+    count = 0
+    for count, data in enumerate(files, start=1):
+        (folder / "images" / f"{count:06}.jpg").write_bytes(data)
+    return count
+
+
+def _draw(seed: int) -> bytes:
+    """Draw a JPEG of about a photograph's bytes: noise of several scales."""
+    rng = np.random.default_rng(seed)
+    image = np.zeros((HEIGHT, WIDTH, 3))
+    for cells, contrast in ((4, 60), (16, 40), (64, 25), (250, 12)):
+        grid = rng.normal(0, contrast, (cells, cells, 3)).clip(-127, 127) + 128
+        layer = Image.fromarray(grid.astype(np.uint8)).resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC)
+        image += np.asarray(layer, np.float64) - 128
+    stream = io.BytesIO()
+    Image.fromarray((image + 128).clip(0, 255).astype(np.uint8)).save(stream, "JPEG", quality=92)
+    return stream.getvalue()
+
+
+def _ours(folder: tempfile.TemporaryDirectory[str], mode: Mode, *, workers: int, max_side: int) -> Ready:
+    source = open_source(Path(folder.name) / "images")
+    out = Path(folder.name) / f"{mode}.beton"
+    settings = Settings(mode, max_side=max_side)
+
+    def write() -> None:
+        convert(source, out, settings, workers=workers, overwrite=True)
+
+    return Ready(write, partial(_check, write, out, source.count))
+
+
+def _ffcv(folder: tempfile.TemporaryDirectory[str], mode: Mode, *, workers: int, max_side: int) -> Ready:
+    try:
+        from ffcv.fields import RGBImageField  # noqa: PLC0415  # an extra, hard to install
+        from ffcv.writer import DatasetWriter  # noqa: PLC0415
+    except ImportError as error:
+        raise Absent(f"ffcv is not installed ({error})") from error
+    files = sorted((Path(folder.name) / "images").iterdir())
+    out = Path(folder.name) / f"ffcv-{mode}.beton"
+
+    def write() -> None:
+        image = RGBImageField(write_mode=FFCV_MODES[mode], max_resolution=max_side, jpeg_quality=90)
+        DatasetWriter(str(out), {"image": image}, num_workers=workers).from_indexed_dataset(_Files(files))
+
+    return Ready(write, partial(_check, write, out, len(files)))
+
+
+class _Files:
+    """Show image files as FFCV's writer wants a data set: indexed, decoded by Pillow."""
+
+    def __init__(self, files: list[Path]) -> None:
+        self._files = files
+
+    def __len__(self) -> int:
+        return len(self._files)
+
+    def __getitem__(self, index: int) -> tuple[Any]:
+        with Image.open(self._files[index]) as image:
+            return (image.convert("RGB"),)
+
+
+def _check(write: Callable[[], None], path: Path, count: int) -> None:
+    """Raise unless what is written holds every image."""
+    write()
+    with Reader(path) as reader:
+        assert len(reader) == count, f"{len(reader)} of {count} images were written"

@@ -1,0 +1,201 @@
+"""Know what a BYOL step must compute and move, and so how fast a GPU could be at best: predictions, not measurements.
+
+`python benchmarks/roofline.py` prints the table; --write puts it into docs/performance.md. A part takes the longer of
+its arithmetic at RATE and its bytes at BANDWIDTH; parts follow one another. Per image: two views, each forward and
+backward through the online network and forward through the target. Heads, loss, views and LARS are left out.
+"""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a script, from a checkout
+
+import torch
+from torch import Tensor, nn
+
+from benchmarks.report import DOCUMENT, put
+from fastbyol.batchnorm import BatchNormAct2d, BatchNormAddReLU2d
+from fastbyol.config import EncoderConfig
+from fastbyol.encoder import BasicBlock, Bottleneck, ResNet
+
+BANDWIDTH = 4.3e12  # bytes/s, read plus written: a large copy on one H200, measured apart from these benchmarks
+RATE = 790e12  # bf16 FLOP/s: a large matrix product there
+BATCH = 512  # images, over which a weight is read once
+VIEWS = 2
+WIDTH = 2  # bytes of a bf16
+MASK = 1 / 16  # of a tensor's bytes: a bit an element
+INDEX = 8  # bytes of an index that torch's max-pool keeps an output element
+BEGIN, END = "<!-- predictions: python benchmarks/roofline.py --write -->", "<!-- end of predictions -->"
+NETWORKS = (
+    ("resnet50", "imagenet", 224),
+    ("resnet50", "imagenet", 192),
+    ("resnet50", "imagenet", 160),
+    ("resnet50", "imagenet", 128),
+    ("resnet50", "imagenet", 96),
+    ("resnet18", "imagenet", 224),
+    ("resnet18", "cifar", 32),
+)
+
+
+@dataclass
+class Unit:
+    """Describe a convolution and the batch norm after it, in bytes of one image's view; a batch shares the weight's."""
+
+    read: float
+    written: float
+    weight: float
+    flops: float
+    is_stem: bool
+    has_relu: bool = True
+    has_residual: bool = False
+
+
+class Part(NamedTuple):
+    """Hold a piece of work."""
+
+    flops: float
+    moved: float
+
+    @property
+    def seconds(self) -> float:
+        """Bound the time from below."""
+        return max(self.flops / RATE, self.moved / BANDWIDTH)
+
+
+@dataclass(frozen=True)
+class Network:
+    """Hold the units of an encoder, the bytes of its block inputs, and those around its max-pool."""
+
+    units: list[Unit]
+    block_inputs: list[float]
+    pool: tuple[float, float] | None
+
+
+def trace(arch: str, stem: str, side: int) -> Network:
+    """Run an encoder without numbers and note every convolution, batch norm and block input."""
+    with torch.device("meta"):
+        encoder = ResNet(EncoderConfig(arch, stem=stem), views=1)
+    units: list[Unit] = []
+    block_inputs: list[float] = []
+    pools: list[tuple[float, float]] = []
+
+    def per_image(x: Tensor) -> float:
+        return x.numel() / len(x) * WIDTH
+
+    def note(module: nn.Module, given: Sequence[Any], result: Any) -> None:
+        if isinstance(module, nn.Conv2d):
+            positions = result.numel() / len(result) / module.out_channels
+            weight = module.weight.numel()
+            is_stem = module is encoder.conv1
+            units.append(
+                Unit(per_image(given[0]), per_image(result), weight * WIDTH / BATCH, 2 * weight * positions, is_stem)
+            )
+        elif isinstance(module, BatchNormAddReLU2d):
+            units[-1].has_residual = True
+        elif isinstance(module, BatchNormAct2d):
+            units[-1].has_relu = module.relu
+        elif isinstance(module, BasicBlock | Bottleneck):
+            block_inputs.append(per_image(given[0][0]))
+        elif isinstance(module, nn.MaxPool2d):
+            pools.append((per_image(given[0]), per_image(result)))
+
+    for module in encoder.modules():
+        module.register_forward_hook(note)
+    with torch.no_grad():
+        encoder(torch.empty(2, 3, side, side, device="meta"))
+    return Network(units, block_inputs, pools[0] if pools else None)
+
+
+def convolution(unit: Unit, *, backward: bool) -> Iterator[Part]:
+    """Yield forward, or the gradients of the weight and, but for the stem, of the input."""
+    moved = unit.read + unit.written + unit.weight
+    for _ in range(2 - unit.is_stem if backward else 1):
+        yield Part(unit.flops, moved)
+
+
+def eager(network: Network, *, backward: bool) -> Iterator[Part]:
+    """Yield the passes of plain torch: every operation reads and writes its tensors."""
+    for unit in network.units:
+        yield from convolution(unit, backward=backward)
+        passes = (5 + 3 * unit.has_relu) if backward else (3 + 3 * unit.has_residual + 2 * unit.has_relu)
+        yield Part(0, passes * unit.written)
+    if backward:
+        yield Part(0, 3 * sum(network.block_inputs))  # autograd adds the gradients of two consumers
+    yield from pooling(network)
+
+
+def fused(network: Network, *, backward: bool) -> Iterator[Part]:
+    """Yield the passes of kernels/batchnorm.py: statistics, then all else at once; backward sums, then the rest."""
+    for unit in network.units:
+        yield from convolution(unit, backward=backward)
+        masks = 2 * MASK * unit.has_residual if backward else 0  # what the online forward writes, and its reading
+        passes = 5 + 2 * unit.has_residual if backward else 3 + unit.has_residual
+        yield Part(0, (passes + masks) * unit.written)
+    if backward:
+        yield Part(0, 3 * network.block_inputs[0])  # the first block's input comes from no such batch norm
+    yield from pooling(network)
+
+
+def pooling(network: Network) -> Iterator[Part]:
+    """Yield max-pool with the index it keeps for the backward; both directions move the same."""
+    if network.pool is not None:
+        read, written = network.pool
+        yield Part(0, read + written * (1 + INDEX / WIDTH))
+
+
+class Prediction(NamedTuple):
+    """Sum up one way of running a step, per image."""
+
+    gflop: float
+    mb: float
+    images_per_s: float
+
+
+def predict(network: Network, passes: Callable[..., Iterator[Part]]) -> Prediction:
+    """Add up the online network's forward and backward and the target's forward, for both views."""
+    online = [*passes(network, backward=False), *passes(network, backward=True)]
+    parts = [*online, *passes(network, backward=False)]
+    flops, moved, seconds = (VIEWS * sum(values) for values in zip(*((*p, p.seconds) for p in parts), strict=True))
+    return Prediction(flops / 1e9, moved / 1e6, 1 / seconds)
+
+
+def markdown() -> str:
+    """Lay the predictions out, eager beside fused."""
+    lines = [
+        "| network | GFLOP/image | MB/image, eager | MB/image, fused | images/s, eager | images/s, fused | times |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for arch, stem, side in NETWORKS:
+        network = trace(arch, stem, side)
+        plain, ours = (predict(network, passes) for passes in (eager, fused))
+        cells = (
+            f"{arch}, {stem} stem, {side} px",
+            f"{plain.gflop:.1f}",
+            f"{plain.mb:.0f}",
+            f"{ours.mb:.0f}",
+            f"{plain.images_per_s:.0f}",
+            f"{ours.images_per_s:.0f}",
+            f"{ours.images_per_s / plain.images_per_s:.2f}",
+        )
+        lines.append("| " + " | ".join(cells) + " |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Print the table, or put it into docs/performance.md."""
+    parser = argparse.ArgumentParser(prog="roofline.py", description=__doc__)
+    parser.add_argument("--write", action="store_true", help="put the table into docs/performance.md")
+    if parser.parse_args().write:
+        put(markdown(), DOCUMENT, BEGIN, END)
+    else:
+        print(markdown())
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,129 @@
+"""Laws of the training step that only a GPU can show: no host sync between steps, and a graph replays the same step."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+
+import numpy as np
+import pytest
+import torch
+from torch.autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile, record_function
+
+from benchmarks.cases import plain
+from fastbyol import optim, step, views
+from fastbyol.byol import BYOL
+from fastbyol.config import EncoderConfig, HeadConfig, OptimConfig
+from fastbyol.kernels.view_params import ViewParams
+from fastbyol.recipes import PAPER_VIEWS
+from tests.tolerances import GPU_STEPS_RTOL
+
+pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]
+
+SMALL = EncoderConfig("resnet18", width=1 / 4, stem="cifar")
+HEAD = HeadConfig(hidden=64, out=32)
+OPTIM = OptimConfig(base_lr=0.4, weight_decay=1e-6, tau_base=0.9, warmup_epochs=0)
+IMAGES, SIDE, CROP = 16, 40, 32
+SYNCS = {
+    f"{api}{call}"
+    for api in ("cuda", "cu")
+    for call in ("StreamSynchronize", "DeviceSynchronize", "CtxSynchronize", "EventSynchronize", "Memcpy")
+}
+LAUNCHES = ("LaunchKernel", "GraphLaunch")
+
+
+@pytest.fixture(autouse=True)
+def _exact_float32() -> Iterator[None]:
+    allowed = torch.backends.cudnn.allow_tf32
+    torch.backends.cudnn.allow_tf32 = False
+    yield
+    torch.backends.cudnn.allow_tf32 = allowed
+
+
+def model_of() -> BYOL:
+    return BYOL(SMALL, HEAD, seed=1).cuda()
+
+
+def engine_of(name: str, *, precision: str = "float32", lagged_target: bool = False) -> step.Eager:
+    model = model_of()
+    lars = optim.build(model, {} if lagged_target else model.target_of(), OPTIM)
+    return step.engine(name, model, lars, precision=precision, lagged_target=lagged_target)
+
+
+def batch(number: int) -> torch.Tensor:
+    generator = torch.Generator("cuda").manual_seed(number)
+    images = torch.randn(2 * IMAGES, 3, CROP, CROP, generator=generator, device="cuda")
+    return images.to(memory_format=torch.channels_last)
+
+
+@pytest.fixture(params=[("eager", False), ("graph", False), ("graph", True)], ids=["eager", "graph", "graph-lagged"])
+def whole_step(request: pytest.FixtureRequest) -> Callable[[], None]:
+    """Go from packed bytes in pinned memory to the moved target, warmed up."""
+    name, lagged_target = request.param
+    engine = engine_of(name, precision="bfloat16", lagged_target=lagged_target)
+    rng = np.random.default_rng(0)
+    pixels = torch.from_numpy(rng.integers(0, 256, IMAGES * SIDE * SIDE * 3, np.uint8)).pin_memory()
+    offsets = (torch.arange(IMAGES) * SIDE * SIDE * 3).pin_memory()
+    sizes = torch.full((IMAGES, 2), SIDE, dtype=torch.int64)
+    pinned_sizes = sizes.pin_memory()
+    indices = np.arange(IMAGES)
+    drawn = views.draw(PAPER_VIEWS, seed=0, epochs=indices * 0, indices=indices, sizes=sizes.numpy())
+    params = ViewParams(drawn.packed.pin_memory())
+
+    def run() -> None:
+        packed = (t.to("cuda", non_blocking=True) for t in (pixels, offsets, pinned_sizes))
+        images = views.apply(*packed, params.to("cuda"), crop_px=CROP, dtype=torch.bfloat16)
+        engine(images, lr=0.1, tau=0.9)
+
+    for _ in range(step.WARM_UP + 2):
+        run()
+    torch.cuda.synchronize()
+    return run
+
+
+def test_steps_never_wait_for_the_gpu(whole_step: Callable[[], None]) -> None:
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        for _ in range(3):
+            whole_step()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    torch.cuda.synchronize()
+
+
+def test_a_trace_of_steps_holds_no_synchronisation(whole_step: Callable[[], None]) -> None:
+    with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as trace:
+        with record_function("steps"):
+            for _ in range(3):
+                whole_step()
+        torch.cuda.synchronize()
+    events = trace.events()
+    assert events is not None
+    (steps,) = (e.time_range for e in events if e.name == "steps" and e.device_type == DeviceType.CPU)
+    calls = {e.name for e in events if steps.start <= e.time_range.start <= steps.end}
+    if not any(launch in call for call in calls for launch in LAUNCHES):
+        pytest.skip("the profiler sees no CUDA calls on this machine")
+    assert not calls & SYNCS
+
+
+@pytest.mark.parametrize("lagged_target", [False, True], ids=["exact", "lagged"])
+def test_a_graph_replays_the_eager_step(lagged_target: bool) -> None:
+    engines = [engine_of(name, lagged_target=lagged_target) for name in ("eager", "graph")]
+    for number in range(step.WARM_UP + 4):
+        rates = {"lr": 0.1 * (number + 1), "tau": 0.9 + 0.01 * number}  # a replay follows them
+        losses = [engine(batch(number), **rates).loss.item() for engine in engines]
+        assert losses[1] == pytest.approx(losses[0], rel=GPU_STEPS_RTOL)
+    eager, graph = (dict(engine.model.named_parameters()) for engine in engines)
+    for name, value in eager.items():
+        torch.testing.assert_close(graph[name], value, rtol=GPU_STEPS_RTOL, atol=GPU_STEPS_RTOL)
+
+
+def test_the_kernels_step_is_plain_torchs_step() -> None:
+    ours = engine_of("eager")
+    model = copy.deepcopy(ours.model)
+    theirs = step.Eager(model, plain.LARS(model, OPTIM, plain.lars_loop_))  # type: ignore[arg-type]
+    theirs.forward = plain.PerView(model)
+    for number in range(5):
+        losses = [engine(batch(number), lr=0.1, tau=0.9).loss.item() for engine in (ours, theirs)]
+        assert losses[0] == pytest.approx(losses[1], rel=GPU_STEPS_RTOL)

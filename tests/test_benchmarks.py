@@ -1,0 +1,259 @@
+"""Laws of the benchmarks: nothing is timed unchecked, nothing that fails is silent, every group runs on a CPU."""
+
+from __future__ import annotations
+
+import copy
+import json
+import os
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import torch
+
+from benchmarks import harness, report, roofline, rows, suite
+from benchmarks.cases import batchnorm, compare, losses, optimizer, plain, views
+from benchmarks.cases import step as step_cases
+from benchmarks.harness import Absent, Case, Limits, Ready, measure
+from fastbyol import optim, step
+from fastbyol.byol import BYOL
+from fastbyol.config import EncoderConfig, HeadConfig, OptimConfig
+from tests.tolerances import NAIVE_STEPS_RTOL
+
+ROOT = Path(__file__).parents[1]
+
+
+def case(implementation: str, run: Callable[[], object], *, check: Callable[[], object] | None = None) -> Case:
+    return Case("sleep", "short", implementation, lambda: Ready(run, check), images=10, bytes_moved=1000)
+
+
+def fail() -> None:
+    raise ValueError("out of luck\nand of lines")
+
+
+def nothing() -> None: ...
+
+
+def rows_of(cases: list[Case], **limits: float) -> dict[str, rows.Row]:
+    found = measure(cases, device="cpu", limits=Limits(**{"repeats": 5, **limits}))  # type: ignore[arg-type]
+    return {row["implementation"]: row for comparison in found for row in comparison}
+
+
+def test_quantiles_and_rates_are_those_of_the_times() -> None:
+    row = rows.row_of({"case": "c"}, taken_ms=[1, 2, 3, 4, 5, 6], images=7, bytes_moved=7_000_000, copy_gb_per_s=4.0)
+    assert (row["p20_ms"], row["p50_ms"], row["p80_ms"]) == (2.0, 3.5, 5.0)
+    assert (row["images_per_s"], row["gb_per_s"], row["fraction_of_copy"]) == (2000.0, 2.0, 0.5)
+    assert row["repeats"] == 6
+    assert row["error"] is None
+
+
+def test_rivals_are_timed_in_turn() -> None:
+    order: list[str] = []
+    found = rows_of([case(name, lambda name=name: order.append(name)) for name in "ab"])  # type: ignore[misc]
+    assert order == ["a", "b"] * (5 + harness.WARM_UPS["cpu"])
+    assert [row["repeats"] for row in found.values()] == [5, 5]
+
+
+def test_a_case_alone_is_dropped_before_the_next_is_prepared() -> None:
+    order: list[str] = []
+
+    def prepared(name: str) -> Ready:
+        order.append(f"prepare {name}")
+        return Ready(lambda: order.append(name))
+
+    cases = [Case("c", "s", name, lambda name=name: prepared(name), is_alone=True) for name in "ab"]  # type: ignore[misc]
+    rows_of(cases, repeats=1)
+    assert order == ["prepare a", "a", "a", "prepare b", "b", "b"]
+
+
+@pytest.mark.parametrize("where", ["prepare", "check", "run"])
+def test_a_failing_case_becomes_a_row_and_the_others_still_run(where: str) -> None:
+    broken = {
+        "prepare": Case("sleep", "short", "broken", fail),  # type: ignore[arg-type]
+        "check": case("broken", nothing, check=fail),
+        "run": case("broken", fail),
+    }[where]
+    found = rows_of([case("first", nothing), broken, case("last", nothing)])
+    assert found["broken"]["error"] == "failed: ValueError: out of luck"
+    assert found["broken"]["p50_ms"] is None
+    assert rows.has_failed(found["broken"])
+    assert found["first"]["repeats"] == found["last"]["repeats"] == 5
+
+
+def test_a_case_that_fails_late_keeps_no_time() -> None:
+    countdown = iter(range(3))
+    found = rows_of([case("late", lambda: next(countdown))])
+    assert found["late"]["error"].startswith("failed: StopIteration")
+    assert found["late"]["p50_ms"] is None
+
+
+def test_what_is_not_installed_is_absent_and_no_failure() -> None:
+    def prepare() -> Ready:
+        raise Absent("no such package")
+
+    row = rows_of([Case("c", "s", "rival", prepare)])["rival"]
+    assert row["error"] == "absent: no such package"
+    assert not rows.has_failed(row)
+
+
+def test_a_preparation_that_takes_too_long_is_stopped() -> None:
+    began = time.monotonic()
+    row = rows_of([Case("c", "s", "slow", lambda: time.sleep(60))], prepare_s=0.2)["slow"]  # type: ignore[arg-type]
+    assert time.monotonic() - began < 10
+    assert "TimeoutError" in row["error"]
+
+
+def test_what_the_time_limit_cuts_off_says_so() -> None:
+    found = rows_of([case("never", fail)], deadline=time.monotonic() - 1)
+    assert found["never"]["error"] == "not run: the time limit had passed"
+    assert rows.has_failed(found["never"])
+
+
+def test_rounds_end_when_their_seconds_are_over() -> None:
+    found = rows_of([case("slow", lambda: time.sleep(0.05))], repeats=1000, seconds=0.0)
+    assert found["slow"]["repeats"] == harness.LEAST_ROUNDS
+
+
+def test_measuring_can_start_in_the_middle() -> None:
+    cases = [Case("c", shape, "a", lambda: Ready(nothing)) for shape in ("one", "two", "three")]
+    found = measure(cases, device="cpu", limits=Limits(repeats=1), start=2)
+    assert [row["shape"] for comparison in found for row in comparison] == ["three"]
+
+
+def test_a_wrong_or_nan_result_is_refused() -> None:
+    wanted = [torch.ones(4)]
+    compare.agree([torch.ones(4)], wanted, tolerance=1e-6)
+    for wrong in (torch.ones(4) * 1.1, torch.full((4,), torch.nan), torch.ones(5)):
+        with pytest.raises(compare.WrongResult):
+            compare.agree([wrong], wanted, tolerance=1e-2)
+
+
+def all_gpu_cases() -> Iterator[Case]:
+    """List what a GPU would be asked; nothing is prepared."""
+    for group in (batchnorm, losses, views, optimizer, step_cases):
+        yield from group.cases("cuda")
+
+
+def test_cases_of_a_gpu_are_told_apart_and_neighbours_compete() -> None:
+    cases = list(all_gpu_cases())
+    names = [(c.case, c.shape, c.dtype, c.implementation) for c in cases]
+    assert len(set(names)) == len(names)
+    questions = [c.question for c in cases]
+    assert sum(a != b for a, b in pairwise(questions)) + 1 == len(set(questions))
+    assert all(c.bytes_moved is None or c.bytes_moved > 0 for c in cases)
+
+
+def test_batch_norm_on_a_gpu_moves_the_bytes_its_kernels_name() -> None:
+    problem = batchnorm.Problem(256, 56, True, 2, "cuda")
+    elements = 2 * 256 * 256 * 56 * 56
+    assert problem.bytes_moved(backward=False) == 8 * elements
+    assert problem.bytes_moved(backward=True) == (8 + 14 + 1 / 4) * elements
+
+
+@pytest.mark.parametrize("step_", [plain.lars_loop_, plain.lars_foreach_], ids=["loop", "foreach"])
+def test_plain_rival_takes_the_same_steps(step_: Callable[..., None]) -> None:
+    config = OptimConfig(base_lr=0.8, weight_decay=1e-3, tau_base=0.9, warmup_epochs=0)
+    model = BYOL(EncoderConfig("resnet8", width=1 / 16, stem="cifar"), HeadConfig(hidden=16, out=8), seed=1).double()
+    other = copy.deepcopy(model)
+    ours = step.Eager(model, optim.build(model, model.target_of(), config))
+    theirs = step.Eager(other, plain.LARS(other, config, step_))  # type: ignore[arg-type]
+    theirs.forward = plain.PerView(other)
+    for number in range(3):
+        images = torch.randn(12, 3, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(number))
+        found = [engine(images, lr=0.1, tau=0.9).loss.item() for engine in (ours, theirs)]
+        assert found[0] == pytest.approx(found[1], rel=NAIVE_STEPS_RTOL)
+
+
+@pytest.mark.parametrize("group", ["kernels", "views", "optimizer", "step", "loader"])
+@pytest.mark.slow
+def test_every_group_runs_its_reduced_form(group: str, tmp_path: Path) -> None:
+    file = tmp_path / "rows.jsonl"
+    command = [sys.executable, "benchmarks/bench.py", group, "--device", "cpu", "--repeats", "1", "--json", str(file)]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    assert group == "loader" or "reduced CPU form" in done.stdout
+    found = rows.read(file)
+    assert any(row["p50_ms"] for row in found)
+    assert not any(map(rows.has_failed, found))
+    assert {"gpu", "triton", "cuda", "commit"} <= found[0].keys()
+
+
+def test_the_interpreter_is_not_timed() -> None:
+    command = [sys.executable, "benchmarks/bench.py", "kernels", "--device", "cpu"]
+    environment = os.environ | {"TRITON_INTERPRET": "1"}
+    done = subprocess.run(command, cwd=ROOT, env=environment, capture_output=True, text=True, check=False)
+    assert done.returncode == 2
+    assert "TRITON_INTERPRET" in done.stderr
+
+
+def row(implementation: str, p50_ms: float | None, *, gpu: str | None = None, **others: object) -> rows.Row:
+    named = {"case": "c", "shape": "s", "dtype": "float32", "implementation": implementation}
+    made = rows.row_of(named, taken_ms=[] if p50_ms is None else [p50_ms])
+    place = {"gpu": gpu, "hardware": "cpu", "threads": 2, "torch": "2", "python": "3", "commit": "abc"}
+    return made | place | others
+
+
+def test_report_keeps_the_newest_row_and_compares_on_one_machine() -> None:
+    found = [
+        row("fastbyol", 9.0, gpu="G"),
+        row("fastbyol", 2.0, gpu="G"),
+        row("eager", 3.0, gpu="G"),
+        row("eager", 1.0),
+    ]
+    text = report.markdown(found, on_gpu=True)
+    assert "| c | s | 2.0 | eager | 3.0 | 1.50 |" in text
+    assert "9.0" not in text
+    assert "### G; torch 2, python 3" in text
+
+
+def test_report_keeps_losing_and_failing_rows() -> None:
+    found = [row("fastbyol", 4.0, gpu="G"), row("eager", 1.0, gpu="G"), row("x", None, gpu="G", error="failed: why")]
+    text = report.markdown(found, on_gpu=True)
+    assert "| 0.25 |" in text
+    assert "failed: why" in text
+
+
+def test_report_says_where_nothing_was_measured() -> None:
+    assert report.markdown([row("eager", 1.0)], on_gpu=True) == "No GPU has run these benchmarks yet."
+
+
+def test_the_document_holds_the_newest_rows_and_predictions() -> None:
+    kept = [each for file in sorted((ROOT / "benchmarks" / "results").glob("*.jsonl")) for each in rows.read(file)]
+    text = report.DOCUMENT.read_text()
+    for on_gpu, (begin, end) in report.MARKERS.items():
+        assert text.split(begin)[1].split(end)[0].strip() == report.markdown(kept, on_gpu=on_gpu)
+    assert text.split(roofline.BEGIN)[1].split(roofline.END)[0].strip() == roofline.markdown()
+
+
+def test_roofline_of_a_resnet50_is_that_of_its_layers() -> None:
+    network = roofline.trace("resnet50", "imagenet", 224)
+    assert len(network.units) == 53
+    assert sum(unit.has_residual for unit in network.units) == len(network.block_inputs) == 16
+    assert sum(not unit.has_relu for unit in network.units) == 4
+    assert sum(unit.flops for unit in network.units) / 2e9 == pytest.approx(4.087, abs=5e-4)  # the known multiply-adds
+    eager, fused = (roofline.predict(network, passes) for passes in (roofline.eager, roofline.fused))
+    assert eager.gflop == fused.gflop == pytest.approx(64.9, abs=0.1)
+    assert eager.mb == pytest.approx(1322, rel=0.005)
+    assert fused.mb < 0.75 * eager.mb
+
+
+def test_the_suite_survives_parts_that_fail_or_hang() -> None:
+    deadline = time.monotonic() + 60
+    parts = {
+        "ok": suite.Part("ok", ("-c", "pass"), 30),
+        "failed: exit status 3": suite.Part("breaks", ("-c", "raise SystemExit(3)"), 30),
+        "failed: stopped after 1 s": suite.Part("hangs", ("-c", "import time; time.sleep(60)"), 1),
+    }
+    for status, part in parts.items():
+        assert suite.run(part, deadline=deadline).status == status
+    assert suite.run(parts["ok"], deadline=time.monotonic() - 1).status.startswith("not run")
+
+
+def test_the_suite_fits_its_time() -> None:
+    parts = suite.parts("cuda", Path("rows.jsonl"), "abc")
+    assert sum(part.limit_s for part in parts) <= suite.TOTAL_S <= 480
+    assert json.dumps([part.arguments for part in parts]).count("abc") == len(parts) - 1
