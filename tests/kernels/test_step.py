@@ -1,0 +1,63 @@
+"""Laws of the whole step through the kernels: from packed bytes to the moved target it is the reference's step."""
+
+from __future__ import annotations
+
+import copy
+
+import numpy as np
+import pytest
+import torch
+
+from fastbyol import optim, step, views
+from fastbyol.byol import BYOL
+from fastbyol.config import EncoderConfig, HeadConfig, OptimConfig
+from fastbyol.recipes import PAPER_VIEWS
+from tests.tolerances import KERNEL_STEPS
+
+TINY = EncoderConfig("resnet8", width=1 / 32, stem="cifar_stride2")
+HEAD = HeadConfig(hidden=16, out=8)
+OPTIM = OptimConfig(base_lr=0.8, weight_decay=1e-3, tau_base=0.9, warmup_epochs=0)
+IMAGES, SIDE, CROP = 4, 20, 16
+
+
+def engine_of(model: BYOL, *, lagged_target: bool) -> step.Eager:
+    lars = optim.build(model, {} if lagged_target else model.target_of(), OPTIM)
+    return step.Eager(model, lars, lagged_target=lagged_target)
+
+
+@pytest.mark.parametrize(
+    ("lagged_target", "target_statistics"), [(False, "batch"), (True, "running")], ids=["paper", "lagged-running"]
+)
+def test_steps_are_the_references(device: str, lagged_target: bool, target_statistics: str) -> None:
+    model = BYOL(TINY, HEAD, seed=1, target_statistics=target_statistics).to(device).train()
+    engines = [engine_of(m, lagged_target=lagged_target) for m in (model, copy.deepcopy(model).double())]
+    rng, indices = np.random.default_rng(0), np.arange(IMAGES)
+    pixels = torch.from_numpy(rng.integers(0, 256, IMAGES * SIDE * SIDE * 3, np.uint8)).to(device)
+    offsets = torch.arange(IMAGES, device=device) * SIDE * SIDE * 3
+    sizes = torch.full((IMAGES, 2), SIDE, device=device)
+    for number in range(2):
+        drawn = views.draw(
+            PAPER_VIEWS, seed=0, epochs=indices * 0 + number, indices=indices, sizes=sizes.cpu().numpy()
+        ).to(device)
+        losses = [
+            engine(
+                views.apply(pixels, offsets, sizes, drawn, crop_px=CROP, dtype=dtype), lr=0.1, tau=0.9 + 0.02 * number
+            ).loss.item()
+            for engine, dtype in zip(engines, (torch.float32, torch.float64), strict=True)
+        ]
+        assert losses[0] == pytest.approx(losses[1], rel=KERNEL_STEPS)
+    ours, theirs = (engine.model.state_dict() for engine in engines)
+    for name, value in theirs.items():
+        torch.testing.assert_close(ours[name], value.to(ours[name].dtype), rtol=KERNEL_STEPS, atol=KERNEL_STEPS)
+
+
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # the interpreter's, of the inf put in
+def test_a_step_with_inf_changes_no_parameter(device: str) -> None:
+    engine = engine_of(BYOL(TINY, HEAD, seed=1).to(device), lagged_target=False)
+    images = torch.randn(2 * IMAGES, 3, CROP, CROP, device=device).to(memory_format=torch.channels_last)
+    engine(images, lr=0.1, tau=0.9)
+    before = [p.clone() for p in engine.model.parameters()]
+    images[0, 0, 0, 0] = float("inf")
+    engine(images, lr=0.1, tau=0.9)
+    assert all(torch.equal(p, q) for p, q in zip(engine.model.parameters(), before, strict=True))
+    assert engine.optimizer.skipped.tolist() == [1, 1]
