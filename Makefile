@@ -29,7 +29,7 @@ test: $(INSTALLED)
 
 # ffcv, DALI, torchvision and lightly as oracles, in an environment of their own; ffcv is built from source.
 test-peers: $(PEERS)/installed
-	$(PEERS)/bin/python -m pytest -m peers tests/test_loader_contract.py tests/peers
+	timeout 900 $(PEERS)/bin/python -m pytest -m peers tests/test_loader_contract.py tests/peers
 
 $(PEERS)/installed: pyproject.toml setup.py constraints.txt constraints-peers.txt
 	missing=$$(for name in $(PEERS_APT); do \

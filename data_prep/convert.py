@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import closing
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from functools import partial
 from typing import Literal
 
 from fastbyol.beton import StoredImage
-from fastbyol.data_prep.images import ImageError, Settings, store
+from fastbyol.data_prep.images import ImageError, store
 from fastbyol.data_prep.parallel import map_ordered
-from fastbyol.data_prep.sources import Sample, Source
+from fastbyol.data_prep.settings import Settings
+from fastbyol.data_prep.sources.source import Sample, Source
 from fastbyol.data_prep.writer import Writer
 
 OnError = Literal["fail", "skip"]
@@ -59,7 +60,7 @@ def convert(
                 raise ImageError(f"{source.path}: {sample.name}: {image}; repair it or give --on-error skip") from image
         writer.facts = {
             "source": str(source.path),
-            "settings": {**asdict(settings), "limit": limit},
+            "settings": {**settings.facts(), "limit": limit},
             "found": source.count,
             "ignored": source.ignored,
             "skipped": [{"name": name, "reason": reason} for name, reason in skipped],

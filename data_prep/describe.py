@@ -48,7 +48,7 @@ def lines(facts: dict[str, Any]) -> list[str]:
         "skipped": str(len(sidecar.get("skipped", []))),
         "checksum": "in the sidecar" if facts["has_checksum"] else "none",
     }
-    return [facts["path"], *(f"  {name:16}{text}" for name, text in table.items())]
+    return [facts["path"], *(f"  {name:16}{printable(text)}" for name, text in table.items())]
 
 
 def _spread(values: NDArray[np.int64]) -> dict[str, float]:
@@ -71,6 +71,11 @@ def _count_classes(reader: Reader) -> dict[str, int] | None:
         return {str(label): int(count) for label, count in zip(labels, counts, strict=True)}
     of_label = dict(zip(labels.tolist(), counts.tolist(), strict=True))
     return {name: of_label.get(label, 0) for label, name in enumerate(names)}
+
+
+def printable(text: str) -> str:
+    """Return what a file claims as it is, or escaped where it would break the line or move the cursor."""
+    return text if text.isprintable() else repr(text)
 
 
 def _summarise(classes: dict[str, int] | None) -> str:

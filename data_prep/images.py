@@ -7,10 +7,12 @@ Pillow keeps the high byte, within one level of that. Of an animation the first 
 from __future__ import annotations
 
 import io
+import logging
 import struct
+import warnings
 import zlib
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import simplejpeg
@@ -18,10 +20,8 @@ from numpy.typing import NDArray
 from PIL import Image, UnidentifiedImageError
 
 from fastbyol import beton
+from fastbyol.data_prep.settings import PIXELS_MAX, Settings
 
-Mode = Literal["jpeg", "raw", "passthrough"]
-MODES: tuple[Mode, ...] = ("jpeg", "raw", "passthrough")
-PIXELS_MAX = (1 << 30) // 12  # Pillow's own limit against decompression bombs: 89 Mpx, 256 MiB of RGB
 # JPEG is decoded by simplejpeg. EPS, PDF and the like run other programs: only plain pixel formats are opened.
 PILLOW_FORMATS = ("PNG", "WEBP", "BMP", "GIF", "TIFF")
 # What Pillow's readers raise on damaged bytes, found by flipping bits in each of the formats above.
@@ -45,29 +45,6 @@ class ImageError(ValueError):
 
 
 @dataclass(frozen=True)
-class Settings:
-    """Say how images are stored: `max_side` in pixels caps the longest side, `quality` is libjpeg's 1 to 100."""
-
-    mode: Mode = "jpeg"
-    max_side: int = 500
-    quality: int = 90
-
-    def __post_init__(self) -> None:
-        if self.mode not in MODES:
-            raise ImageError(f"mode is {self.mode!r}; give one of {', '.join(MODES)}")
-        if not 1 <= self.max_side <= beton.SIDE_MAX:
-            raise ImageError(f"max side is {self.max_side} px; give 1 to {beton.SIDE_MAX}")
-        if not 1 <= self.quality <= 100:
-            raise ImageError(f"JPEG quality is {self.quality}; give 1 to 100")
-
-    @property
-    def page_bytes(self) -> int:
-        """Return the page that holds the largest raw image these settings let through."""
-        largest = 3 * min(self.max_side**2, PIXELS_MAX)
-        return max(beton.PAGE_BYTES_DEFAULT, 1 << (largest - 1).bit_length())
-
-
-@dataclass(frozen=True)
 class _JpegHeader:
     """Hold what the markers before the first scan say; `frame` is the SOF marker's second byte, C0 for baseline."""
 
@@ -80,11 +57,19 @@ class _JpegHeader:
     is_adobe: bool
 
 
+def silence_pillow() -> None:
+    """Keep Pillow's warnings and log off stderr: what they tell is refused here, or concerns metadata nobody reads."""
+    warnings.filterwarnings("ignore", module=r"PIL\.")
+    logging.getLogger("PIL").setLevel(logging.CRITICAL)
+
+
 def store(data: bytes, settings: Settings) -> beton.StoredImage:
     """Turn the bytes of one image file into what the settings ask for; the image is fully decoded on the way.
 
     Raises ImageError for bytes that are no supported image, are damaged or cut short, or decode to over 89 Mpx.
     """
+    if not data:
+        raise ImageError("empty: no bytes")
     if data[:2] == SOI:
         header = _jpeg_header(data)
         orientation = _jpeg_orientation(data) if header.has_exif else 1
@@ -96,7 +81,7 @@ def store(data: bytes, settings: Settings) -> beton.StoredImage:
         pixels, orientation = _decode(data)
     pixels = np.ascontiguousarray(shrink(upright(pixels, orientation), settings.max_side))
     height, width = pixels.shape[:2]
-    if settings.mode == "raw":
+    if settings.wants_raw(data):
         return beton.StoredImage(beton.RAW, width, height, pixels.tobytes())
     # 4:2:0 is what cameras and ImageNet hold, decodes fastest and is FFCV's choice too.
     encoded = simplejpeg.encode_jpeg(pixels, settings.quality, "RGB", "420")
@@ -188,12 +173,14 @@ def _decode_jpeg(data: bytes, header: _JpegHeader) -> NDArray[np.uint8]:
 
 
 def _check_jpeg(data: bytes | memoryview, header: _JpegHeader) -> None:
-    """Raise ImageError unless the whole JPEG decodes.
+    """Raise ImageError unless the whole JPEG decodes to RGB, as loaders ask for.
 
     A decode to an eighth of the size reads every coefficient and so meets every fault a full one meets (1500 damaged
     files: no difference) at .6 of its cost.
     """
-    _strict_jpeg(data, "CMYK" if header.components == 4 else "RGB", shrink_by=8)
+    if header.components not in (1, 3):
+        raise ImageError(f"the JPEG has {header.components} components; loaders decode gray and colour")
+    _strict_jpeg(data, "RGB", shrink_by=8)
 
 
 def _strict_jpeg(data: bytes | memoryview, colorspace: str, *, shrink_by: int = 1) -> NDArray[np.uint8]:

@@ -10,6 +10,7 @@ import numpy as np
 from tqdm import tqdm
 
 from fastbyol.beton import BetonError, Reader
+from fastbyol.data_prep.describe import printable
 from fastbyol.data_prep.images import ImageError, check
 from fastbyol.data_prep.parallel import map_ordered
 from fastbyol.data_prep.writer import BlockChecksums
@@ -41,7 +42,7 @@ def _describe(reader: Reader, index: int) -> str:
     if reader.labels is None:
         return f"sample {index}"
     label = int(reader.labels[index])
-    return f"sample {index} (class {reader.class_names[label] if reader.class_names else label})"
+    return f"sample {index} (class {printable(reader.class_names[label]) if reader.class_names else label})"
 
 
 def _damaged_blocks(reader: Reader) -> Iterator[str]:

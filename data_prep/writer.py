@@ -5,7 +5,6 @@ from __future__ import annotations
 import importlib.metadata
 import json
 import os
-import secrets
 import struct
 import zlib
 from collections.abc import Sequence
@@ -17,6 +16,7 @@ import numpy as np
 
 from fastbyol import beton
 from fastbyol.beton import BetonError, StoredImage
+from fastbyol.data_prep import partial
 
 IMAGE_RECORD = struct.Struct("<BHHQ")  # mode, width, height, data_ptr
 LABELLED_RECORD = struct.Struct("<BHHQ3xq")  # and the label, aligned to 8 bytes
@@ -71,6 +71,7 @@ class Writer:
         self._class_names = None if class_names is None else list(class_names)
         self._capacity = capacity
         self._page_bytes = page_bytes
+        self._overwrite = overwrite
         self._record = IMAGE_RECORD if class_names is None else LABELLED_RECORD
         require_output(self.path, overwrite=overwrite)
         self._require(capacity > 0, f"capacity is {capacity}; give the number of images to come, at least 1")
@@ -80,17 +81,10 @@ class Writer:
         self._pages_ptr = beton.round_up(self._records_ptr + capacity * self._record.size, page_bytes)
 
     def __enter__(self) -> Writer:
-        token = secrets.token_hex(4)
-        self._partial, self._partial_sidecar = (
-            self.path.with_name(f".{path.name}.{token}.partial") for path in (self.path, beton.sidecar_path(self.path))
-        )
+        self._stream, self._partial, self._partial_sidecar = partial.create(self.path)
         self._end = self._pages_ptr
         self._records, self._table = bytearray(), bytearray()
         self._sums = BlockChecksums(self._page_bytes)
-        try:
-            self._stream = self._partial.open("xb", buffering=1 << 20)
-        except OSError as error:
-            raise OSError(error.errno, error.strerror, str(self.path)) from error
         self._stream.seek(self._pages_ptr)
         return self
 
@@ -98,11 +92,10 @@ class Writer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            with self._stream:
+            with self._stream:  # open, and so locked, until it has its name
                 if kind is None:
                     self._finish()
-            if kind is None:
-                self._publish()
+                    self._publish()
         finally:
             self._partial.unlink(missing_ok=True)
             self._partial_sidecar.unlink(missing_ok=True)
@@ -151,14 +144,14 @@ class Writer:
         self._pad(-self._end % self._page_bytes)
         self._stream.write(self._table)
         self._sums.update(self._table)
-        head = self._head()
+        head_sums = BlockChecksums(self._page_bytes)
         self._stream.seek(0)
-        self._stream.write(head)
+        for part in (self._head(), self._records):
+            self._stream.write(part)
+            head_sums.update(part)
+        head_sums.update(bytes(self._pages_ptr - self._stream.tell()))
         self._stream.flush()
         os.fsync(self._stream.fileno())
-        head_sums = BlockChecksums(self._page_bytes)
-        head_sums.update(head)
-        head_sums.update(bytes(self._pages_ptr - len(head)))
         sidecar = {
             "fastbyol": version(),
             "samples": len(self),
@@ -169,7 +162,7 @@ class Writer:
         self._partial_sidecar.write_text(json.dumps(sidecar) + "\n", encoding="ascii")
 
     def _head(self) -> bytes:
-        """Return header, descriptors and records."""
+        """Return header and descriptors."""
         fields = (
             [("image", beton.IMAGE)] if self._class_names is None else [("image", beton.IMAGE), ("label", beton.INT)]
         )
@@ -179,10 +172,11 @@ class Writer:
         for descriptor, (name, type_id) in zip(descriptors, fields, strict=True):
             descriptor["type_id"] = type_id
             descriptor["name"][: len(name)] = list(name.encode("ascii"))
-        return header.tobytes() + descriptors.tobytes() + bytes(self._records)
+        return header.tobytes() + descriptors.tobytes()
 
     def _publish(self) -> None:
         """Give both files their names; the old pair goes first, so that no reader sees a sidecar of other pixels."""
+        require_output(self.path, overwrite=self._overwrite)  # another write may have ended in the meantime
         self.path.unlink(missing_ok=True)
         self._partial_sidecar.replace(beton.sidecar_path(self.path))
         self._partial.replace(self.path)
@@ -210,8 +204,3 @@ def version() -> str:
         return importlib.metadata.version("fastbyol")
     except importlib.metadata.PackageNotFoundError:
         return "not installed"
-
-
-def find_partials(path: Path) -> list[Path]:
-    """List what writes of this .beton that were killed left beside it, and those still running."""
-    return sorted(path.parent.glob(f".{path.name}.*.partial"))

@@ -153,7 +153,7 @@ def _pick(file: _File, fields: tuple[list[int], list[str]], type_id: int, name: 
     found = [i for i, of_type in enumerate(fields[0]) if of_type == type_id]
     named = [i for i in found if fields[1][i] == name]
     choice = named or found
-    came = ", ".join(fields[1][i] for i in choice)
+    came = ", ".join(repr(fields[1][i]) for i in choice)  # a damaged name may hold anything
     file.require(len(choice) <= 1, f"set of {name} fields", came, "one", f"name one of them {name!r} when writing")
     return choice[0] if choice else None
 
@@ -208,7 +208,7 @@ def _read_sidecar(path: Path, num_samples: int) -> dict[str, Any]:
             raise BetonError(f"{path}: {key} is {sidecar[key]!r:.60}; wanted {wanted.__name__}; {remedy}")
     samples, names = sidecar.get("samples", num_samples), sidecar.get("class_names")
     if samples != num_samples:
-        raise BetonError(f"{path}: samples is {samples}; wanted {num_samples}, as in the .beton; {remedy}")
+        raise BetonError(f"{path}: samples is {samples!r:.60}; wanted {num_samples}, as in the .beton; {remedy}")
     if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
         raise BetonError(f"{path}: class_names is {names!r:.60}; wanted a list of strings; {remedy}")
     return sidecar

@@ -15,6 +15,8 @@ class ConfigError(ValueError):
 
 TARGET_STATISTICS = ("batch", "running")
 OPTIMIZERS = ("lars", "apex-larc")
+LOADERS = ("native", "memory", "ffcv", "dali")
+ON_ERROR = ("fail", "skip")  # of a sample that does not decode
 
 
 def require(claim: bool, message: str) -> None:
@@ -157,7 +159,10 @@ class Config:
     engine: str = "eager"
     precision: str = "float32"
     optimizer: str = "lars"
+    loader: str = "native"
     workers: int = 2
+    prefetch: int = 2
+    on_error: str = "fail"
     log_every: int = 20
     checkpoint_s: float = 300.0
     knn_bank: int = 10_000
@@ -177,6 +182,9 @@ class Config:
         )
         require(self.optimizer in OPTIMIZERS, f"no optimizer {self.optimizer!r}; choose one of {', '.join(OPTIMIZERS)}")
         require(self.workers >= 1, f"workers is {self.workers}; give at least 1")
+        require(self.prefetch >= 1, f"prefetch is {self.prefetch}; give at least 1 batch")
+        require(self.on_error in ON_ERROR, f"on_error is {self.on_error!r}; choose one of {', '.join(ON_ERROR)}")
+        require(self.loader in LOADERS, f"no loader {self.loader!r}; choose one of {', '.join(LOADERS)}")
         require(self.log_every >= 1, f"log_every is {self.log_every}; give at least 1")
         require(self.knn_bank >= 1, f"knn_bank is {self.knn_bank}; give at least 1 image")
         require(self.checkpoint_s > 0, f"checkpoint_s is {self.checkpoint_s}; give more than 0 seconds")

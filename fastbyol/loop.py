@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import signal
-from collections.abc import Iterator
+from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import dataclass, replace
 from types import FrameType
@@ -17,9 +17,8 @@ from fastbyol.byol import Output, embedding_std
 from fastbyol.config import Config, ConfigError
 from fastbyol.device import Pace, queue_copy
 from fastbyol.kernels.view_params import ViewParams
-from fastbyol.loaders import Batch
-from fastbyol.loaders.native import load
-from fastbyol.order import stream
+from fastbyol.loaders import Batch, load
+from fastbyol.order import Rows, stream
 from fastbyol.runfolder import RunFolder
 from fastbyol.step import Eager
 from fastbyol.telemetry import Intervals, Telemetry
@@ -71,6 +70,7 @@ class Loop:
         self.folder = folder
         self.pace = Pace(config.device)
         self.position = Position()
+        self.skipped_samples = 0
         self.notes: dict[str, Any] = {}
 
     def state(self, *, elapsed_s: float) -> dict[str, Any]:
@@ -81,7 +81,8 @@ class Loop:
             "step": self.position.step,
             "progress": self.position.progress,
             "train_s": self.position.train_s,
-            "skipped": self.optimizer.skipped,
+            "skipped_steps": self.optimizer.skipped,
+            "skipped_samples": self.skipped_samples,
             "notes": self.notes,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -96,7 +97,8 @@ class Loop:
             )
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
-        self.optimizer.skipped.copy_(state["skipped"])
+        self.optimizer.skipped.copy_(state["skipped_steps"])
+        self.skipped_samples = state["skipped_samples"]
         self.position = Position(state["step"], state["progress"], state["train_s"])
         self.notes = state["notes"]
 
@@ -125,7 +127,7 @@ class Loop:
         self.model.train()
         with (
             Telemetry(self.folder.metrics, from_step=start.step) as telemetry,
-            closing(load(self.reader, rows, workers=config.workers)) as batches,
+            closing(self._load(rows)) as batches,
         ):
             while self.position.progress < 1.0 and not stop.arrived:
                 elapsed_s = stopwatch.elapsed_s()
@@ -147,6 +149,18 @@ class Loop:
                     left_s = (now_s - began_s) * (1 - self.position.progress) / done
                     telemetry.row(self._row(output, intervals.take(), elapsed_s=now_s), left_s=left_s)
                     intervals.lap("log_s")
+
+    def _load(self, rows: Iterator[Rows]) -> Generator[Batch, None, None]:
+        config = self.config
+        return load(
+            config.loader,
+            self.reader,
+            rows,
+            workers=config.workers,
+            ahead=config.prefetch,
+            on_error=config.on_error,
+            device=config.device,
+        )
 
     def _step(self, batches: Iterator[Batch], progress: float, intervals: Intervals) -> Output:
         recipe = self.config.recipe
@@ -171,6 +185,7 @@ class Loop:
         self.pace.step_queued()
         intervals.lap("step_s")
         intervals.images += len(batch.indices)
+        self.skipped_samples += len(batch.skipped)
         return output
 
     def _require_finite(self, output: Output) -> None:
@@ -195,5 +210,6 @@ class Loop:
             "tau": schedule.ema_rate(at.progress, base=recipe.optim.tau_base),
             "embedding_std": embedding_std(output.target_projections),
             "skipped_steps": int(self.optimizer.skipped[0]),
+            "skipped_samples": self.skipped_samples,
             **times,
         }

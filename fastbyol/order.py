@@ -1,4 +1,4 @@
-"""Know which sample stands where: global batch k is a pure function of (seed, k), whatever ran before or beside it."""
+"""Know which sample stands where: global batch k is a pure function of (seed, k), and a rank's rows a slice of it."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from fastbyol.config import ConfigError
 from fastbyol.philox import key_of, philox4x32
 
 ORDER_STREAM = 0xFFFFFFFF  # fourth counter word; the views use small ones
@@ -50,9 +51,29 @@ def global_batch(k: int, *, batch_size: int, count: int, seed: int) -> Rows:
     return Rows(indices, epochs)
 
 
-def stream(start: int, *, batch_size: int, count: int, seed: int) -> Iterator[Rows]:
-    """Yield global batches start, start+1, ... without end."""
+def share(rows: Rows, *, rank: int, ranks: int) -> Rows:
+    """Give the rows of one rank, the rank-th of `ranks` equal parts; raise ConfigError when they do not come out equal.
+
+    Global batches therefore do not depend on the number of ranks: joined in order of rank, the parts are the batch.
+    """
+    if not 0 <= rank < ranks:
+        raise ConfigError(f"rank {rank} of {ranks}; wanted a rank from 0 to {ranks - 1}")
+    local, rest = divmod(len(rows.indices), ranks)
+    if rest or not local:
+        nearest = " or ".join(str(n * ranks) for n in (local, local + 1) if n)
+        raise ConfigError(
+            f"a global batch of {len(rows.indices)} does not divide by {ranks} ranks; give --batch-size {nearest}"
+        )
+    mine = slice(rank * local, (rank + 1) * local)
+    return Rows(rows.indices[mine], rows.epochs[mine])
+
+
+def stream(start: int, *, batch_size: int, count: int, seed: int, rank: int = 0, ranks: int = 1) -> Iterator[Rows]:
+    """Yield a rank's rows of global batches start, start+1, ... without end; nothing before `start` is computed.
+
+    batch_size counts the images of a global batch, over all ranks.
+    """
     k = start
     while True:
-        yield global_batch(k, batch_size=batch_size, count=count, seed=seed)
+        yield share(global_batch(k, batch_size=batch_size, count=count, seed=seed), rank=rank, ranks=ranks)
         k += 1

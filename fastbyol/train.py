@@ -14,7 +14,7 @@ from fastbyol.beton import BetonError
 from fastbyol.budget import parse_duration
 from fastbyol.checkpoint import CheckpointError
 from fastbyol.commandline import BAD_INPUT, DIVERGED, DONE, INTERRUPTED, Parser, fail, seed
-from fastbyol.config import OPTIMIZERS, TARGET_STATISTICS, Config, ConfigError, Recipe
+from fastbyol.config import LOADERS, ON_ERROR, OPTIMIZERS, TARGET_STATISTICS, Config, ConfigError, Recipe
 from fastbyol.device import choose
 from fastbyol.loop import Diverged
 from fastbyol.recipes import RECIPES, named
@@ -36,7 +36,13 @@ def build_parser() -> argparse.ArgumentParser:
     existing = parser.add_mutually_exclusive_group()
     existing.add_argument("--resume", action="store_true", help="continue the run in --out from its newest checkpoint")
     existing.add_argument("--overwrite", action="store_true", help="replace the run in --out")
-    parser.add_argument("--loader", choices=["native"], default="native", help="how images are decoded")
+    parser.add_argument(
+        "--loader", choices=LOADERS, default="native", help="native: threads; memory: decode once; ffcv, dali: theirs"
+    )
+    parser.add_argument("--prefetch", type=int, default=2, metavar="N", help="batches decoded in advance")
+    parser.add_argument(
+        "--on-error", choices=ON_ERROR, default="fail", help="an image that does not decode: stop, or take the next"
+    )
     parser.add_argument("--batch-size", type=int, metavar="N", help="global batch (default: the recipe's)")
     parser.add_argument("--base-lr", type=float, metavar="X", help="peak learning rate per 256 images")
     parser.add_argument("--tau-base", type=float, metavar="X", help="target rate at the start")
@@ -93,7 +99,10 @@ def config_of(args: argparse.Namespace, folder: RunFolder) -> Config:
         engine=args.engine or ("graph" if device == "cuda" else "eager"),
         precision=args.precision or ("bfloat16" if device == "cuda" else "float32"),
         optimizer=args.optimizer,
+        loader=args.loader,
         workers=args.workers,
+        prefetch=args.prefetch,
+        on_error=args.on_error,
         log_every=args.log_every,
         checkpoint_s=parse_duration(args.checkpoint_every, flag="--checkpoint-every"),
     )

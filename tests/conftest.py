@@ -6,12 +6,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-import simplejpeg
 import torch
 
 from fastbyol.beton import JPEG, StoredImage
-from fastbyol.data_prep import demo
-from fastbyol.data_prep.writer import Writer
 
 torch.set_num_threads(2)
 
@@ -26,6 +23,11 @@ class Betons(NamedTuple):
 
 def write_beton(path: Path, count: int, *, split: str, labelled: bool = True) -> Path:
     """Write `count` demo images."""
+    import simplejpeg  # noqa: PLC0415  # kernel tests run where there is no codec
+
+    from fastbyol.data_prep import demo  # noqa: PLC0415
+    from fastbyol.data_prep.writer import Writer  # noqa: PLC0415
+
     images, labels = demo.draw(count, seed=0, split=split)
     with Writer(path, capacity=count, class_names=demo.CLASS_NAMES if labelled else None) as writer:
         for image, label in zip(images, labels, strict=True):

@@ -16,8 +16,8 @@ CONTRACT = {
     "fastbyol-prep info": "FILE --help --json",
     "fastbyol-prep demo": "DIR --help --overwrite --seed",
     "fastbyol-train": "RECIPE --base-lr --batch-size --budget --checkpoint-every --data --device --engine --epochs "
-    "--help --lagged-target --loader --log-every --optimizer --out --overwrite --precision --resume --seed --tau-base "
-    "--target-statistics --val --warmup-epochs --weight-decay --workers",
+    "--help --lagged-target --loader --log-every --on-error --optimizer --out --overwrite --precision --prefetch "
+    "--resume --seed --tau-base --target-statistics --val --warmup-epochs --weight-decay --workers",
     "fastbyol-eval knn": f"{COMMON_EVAL} --bank --k --temperature",
     "fastbyol-eval linear": f"{COMMON_EVAL} --epochs --seed",
 }

@@ -15,12 +15,24 @@ ORDER = (  # a module may import what stands below it, never what stands above
     ("fastbyol.run",),
     ("fastbyol.loop", "fastbyol.report"),
     ("fastbyol.runfolder", "fastbyol.telemetry", "fastbyol.step", "fastbyol.evaluate.knn", "fastbyol.evaluate.linear"),
-    ("fastbyol.checkpoint", "fastbyol.export", "fastbyol.recipes", "fastbyol.evaluate.features"),
-    ("fastbyol.byol", "fastbyol.optim", "fastbyol.loaders", "fastbyol.loaders.native"),
+    ("fastbyol.apex", "fastbyol.checkpoint", "fastbyol.export", "fastbyol.recipes", "fastbyol.evaluate.features"),
+    ("fastbyol.loaders.dali", "fastbyol.loaders.ffcv", "fastbyol.loaders.memory"),
+    ("fastbyol.loaders.aside", "fastbyol.loaders.native", "fastbyol.loaders.transfer"),
+    ("fastbyol.loaders.faults",),
+    ("fastbyol.loaders.packing", "fastbyol.loaders.ram", "fastbyol.loaders.stored"),
+    ("fastbyol.byol", "fastbyol.optim", "fastbyol.loaders"),
     ("fastbyol.encoder", "fastbyol.views", "fastbyol.order", "fastbyol.schedule", "fastbyol.budget"),
     ("fastbyol.batchnorm", "fastbyol.device", "fastbyol.philox", "fastbyol.beton", "fastbyol.evaluate"),
     ("fastbyol.config", "fastbyol.commandline", "fastbyol.atomic"),
-    ("fastbyol.kernels", "fastbyol.kernels.dispatch", "fastbyol.kernels.reference"),
+    (
+        "fastbyol.kernels.batchnorm",
+        "fastbyol.kernels.byol_loss",
+        "fastbyol.kernels.ema_loss",
+        "fastbyol.kernels.lars_ema",
+        "fastbyol.kernels.segments",
+    ),
+    ("fastbyol.kernels.augment", "fastbyol.kernels.blur", "fastbyol.kernels.color", "fastbyol.kernels.crop"),
+    ("fastbyol.kernels", "fastbyol.kernels.dispatch", "fastbyol.kernels.reference", "fastbyol.kernels.view_params"),
 )
 
 
@@ -64,7 +76,7 @@ def test_kernels_import_only_torch_and_triton(name: str) -> None:
 
 @pytest.mark.parametrize("name", [n for n in modules() if n.startswith("fastbyol.data_prep")])
 def test_data_prep_imports_beton_numpy_and_codecs_only(name: str) -> None:
-    allowed = STDLIB | {"numpy", "simplejpeg", "PIL", "tqdm"}
+    allowed = STDLIB | {"numpy", "simplejpeg", "PIL", "tqdm", "pyarrow"}
     for imported in imports(modules()[name]):
         inside = imported == "fastbyol.beton" or imported.startswith("fastbyol.data_prep")
         assert inside or imported.split(".")[0] in allowed

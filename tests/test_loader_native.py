@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import shutil
 import threading
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from itertools import islice
@@ -47,7 +48,8 @@ def test_raw_images_of_mixed_sizes_come_back_exactly(tmp_path: Path) -> None:
     with Reader(tmp_path / "raw.beton") as reader:
         batch = decode(reader, rows(2, 0, 1))
     assert batch.labels is None
-    assert batch.pixels.numpy().tobytes() == b"".join(images[i].tobytes() for i in (2, 0, 1))
+    spare = 3 * (9 - 3)  # so that a row as wide as the widest image can be read at the last one
+    assert batch.pixels.numpy().tobytes() == b"".join(images[i].tobytes() for i in (2, 0, 1)) + bytes(spare)
     assert batch.sizes.tolist() == [[2, 9], [1, 1], [7, 3]]
     assert batch.offsets.tolist() == [0, 54, 57]
 
@@ -75,7 +77,7 @@ def test_closing_early_ends_the_threads_and_reads_no_further(betons: Betons) -> 
         with closing(load(reader, endless(), workers=2, ahead=2)) as batches:
             next(batches)
         assert threading.active_count() == before
-    assert len(taken) == 5
+    assert len(taken) == 3  # the one handed out and two ahead of it
 
 
 def test_a_corrupt_sample_is_named_at_its_turn(betons: Betons, tmp_path: Path) -> None:
@@ -92,3 +94,37 @@ def test_a_corrupt_sample_is_named_at_its_turn(betons: Betons, tmp_path: Path) -
         assert next(batches).indices.tolist() == [1, 2]
         with pytest.raises(BetonError, match="sample 7 is not a readable JPEG"):
             next(batches)
+
+
+def test_a_worker_that_dies_raises_in_the_main_thread(betons: Betons) -> None:
+    with Reader(betons.train) as reader:
+        batches = load(reader, stream(0, batch_size=4, count=160, seed=0), workers=2)
+        next(batches)
+        reader.close()  # what a worker reads next is gone
+        with pytest.raises(ValueError, match="released memoryview"):
+            list(batches)
+
+
+def test_memory_holds_no_more_than_the_batches_ahead(tmp_path: Path) -> None:
+    """Many threads, large batches, a slow reader: the bound is that of `ahead`, whatever the number of threads."""
+    side, batch_size, ahead = 1000, 8, 2
+    batch_bytes = batch_size * side * side * 3
+    with Writer(tmp_path / "large.beton", capacity=batch_size, class_names=None) as writer:
+        for index in range(batch_size):
+            writer.append(StoredImage(RAW, side, side, bytes([index]) * (side * side * 3)))
+    held = []
+    with Reader(tmp_path / "large.beton") as reader:
+        rows = stream(0, batch_size=batch_size, count=batch_size, seed=0)
+        before = anonymous_bytes()
+        with closing(load(reader, rows, workers=8, ahead=ahead)) as batches:
+            for batch in islice(batches, 6):
+                time.sleep(0.1)  # all that may be decoded is
+                held.append(anonymous_bytes() - before)
+                del batch
+    assert max(held) < (ahead + 1.5) * batch_bytes  # the one handed out, those ahead, and what numpy takes beside
+
+
+def anonymous_bytes() -> int:
+    """Measure the memory of this process that no file backs."""
+    lines = dict(line.split(":", 1) for line in Path("/proc/self/status").read_text().splitlines())
+    return int(lines["RssAnon"].split()[0]) * 1024

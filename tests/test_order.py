@@ -7,7 +7,8 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from fastbyol.order import global_batch, permutation, stream
+from fastbyol.config import ConfigError
+from fastbyol.order import global_batch, permutation, share, stream
 
 PINNED = [6, 1, 2, 4, 5, 0, 3, 7]  # a change here changes every run: resuming older ones would no longer be exact
 
@@ -45,3 +46,27 @@ def test_positions_are_uniform() -> None:
 def test_order_is_pinned() -> None:
     assert permutation(8, seed=0, epoch=0).tolist() == PINNED
     assert global_batch(1, batch_size=3, count=8, seed=0).indices.tolist() == PINNED[3:6]
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 8])
+def test_ranks_take_equal_slices_of_the_same_global_batch(ranks: int) -> None:
+    for k in (0, 5):
+        whole = global_batch(k, batch_size=24, count=41, seed=3)
+        streams = [stream(k, batch_size=24, count=41, seed=3, rank=rank, ranks=ranks) for rank in range(ranks)]
+        parts = [next(each) for each in streams]
+        assert {len(part.indices) for part in parts} == {24 // ranks}
+        assert np.array_equal(np.concatenate([part.indices for part in parts]), whole.indices)
+        assert np.array_equal(np.concatenate([part.epochs for part in parts]), whole.epochs)
+
+
+@pytest.mark.parametrize(
+    ("batch_size", "ranks", "advice"), [(24, 7, "21 or 28"), (3, 8, "give --batch-size 8"), (9, 8, "8 or 16")]
+)
+def test_a_batch_that_ranks_cannot_share_is_refused(batch_size: int, ranks: int, advice: str) -> None:
+    with pytest.raises(ConfigError, match=advice):
+        share(global_batch(0, batch_size=batch_size, count=41, seed=0), rank=0, ranks=ranks)
+
+
+def test_a_rank_outside_its_ranks_is_refused() -> None:
+    with pytest.raises(ConfigError, match="rank 2 of 2"):
+        share(global_batch(0, batch_size=4, count=41, seed=0), rank=2, ranks=2)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import json
 import os
 import resource
@@ -17,21 +16,17 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image
 
 from fastbyol.beton import Reader
 from fastbyol.data_prep.cli import build_parser, main
+from fastbyol.data_prep.convert import convert
+from fastbyol.data_prep.settings import MODES, Settings
+from fastbyol.data_prep.sources import open_source
+from fastbyol.data_prep.sources.source import SourceError
+from tests.layouts import draw, pack
 
 ROOT = Path(__file__).parent.parent
 COMMAND = [sys.executable, "-m", "fastbyol.data_prep.cli"]
-
-
-def draw(seed: int, *, kind: str = "JPEG", side: int = 40) -> bytes:
-    """Draw a noisy image file."""
-    pixels = np.random.default_rng(seed).integers(0, 256, (side, side + seed % 7, 3)).astype(np.uint8)
-    stream = io.BytesIO()
-    Image.fromarray(pixels).save(stream, kind)
-    return stream.getvalue()
 
 
 @pytest.fixture
@@ -53,7 +48,7 @@ def names_in(folder: Path) -> set[str]:
     return {path.name for path in folder.iterdir()}
 
 
-@pytest.mark.parametrize("mode", ["jpeg", "raw", "passthrough"])
+@pytest.mark.parametrize("mode", MODES)
 def test_worker_count_does_not_change_a_byte(source: Path, tmp_path: Path, mode: str) -> None:
     written = set()
     for workers in ("1", "2", "7"):
@@ -165,7 +160,7 @@ def test_all_images_bad_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixtur
 BAD_INPUT = {
     "missing source": (["write", "nowhere", "a.beton"], "no such file or folder"),
     "empty folder": (["write", "empty", "a.beton"], "no images"),
-    "not a tar": (["write", "text", "a.beton"], "neither a folder nor a tar"),
+    "not a tar": (["write", "text", "a.beton"], "neither a folder, nor a tar"),
     "existing output": (["write", "source", "text"], "output exists; give --overwrite"),
     "missing output folder": (["write", "source", "no/a.beton"], "does not exist"),
     "unwritable output": (["write", "source", "/proc/self/a.beton"], "/proc/self/a.beton"),
@@ -174,6 +169,13 @@ BAD_INPUT = {
     "limit": (["write", "source", "a.beton", "--limit", "0"], "from 1"),
     "max side": (["write", "source", "a.beton", "--max-side", "big"], "'big' given"),
     "mode": (["write", "source", "a.beton", "--mode", "png"], "invalid choice"),
+    "share": (["write", "source", "a.beton", "--mode", "proportion", "--jpeg-share", "1.5"], "from 0 to 1"),
+    "share of no mix": (["write", "source", "a.beton", "--jpeg-share", "0.5"], "give it with mode proportion"),
+    "pattern without files": (["write", "shard-{0..3}.tar", "a.beton"], "shard-0.tar is not there"),
+    "pattern not quoted": (["write", "0.tar", "1.tar", "2.tar", "a.beton"], "quote a pattern"),
+    "classes from nowhere": (["write", "source", "a.beton", "--classes-from", "no.json"], "cannot be read"),
+    "classes from text": (["write", "source", "a.beton", "--classes-from", "text"], "text: "),
+    "column of a folder": (["write", "source", "a.beton", "--label-column", "x"], "leave out --label-column"),
     "no command": ([], "COMMAND"),
     "unknown command": (["wirte"], "invalid choice"),
     "verify nothing": (["verify", "nowhere.beton"], "cannot be opened"),
@@ -205,15 +207,47 @@ def test_a_real_process_reports_bad_input_in_one_line(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout, done.stderr.count("\n")) == (2, "", 1)
 
 
-def test_full_disk_leaves_nothing(source: Path, tmp_path: Path) -> None:
+def test_a_library_that_logs_does_not_break_the_line(tmp_path: Path) -> None:
+    data = bytearray(draw(0, kind="TIFF"))
+    at = data.index(b"\x15\x01\x03\x00")  # tag 277, samples per pixel
+    data[at + 8 : at + 10] = b"\x00\x08"
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source" / "a.tif").write_bytes(data)
+    done = run("write", tmp_path / "source", tmp_path / "a.beton")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1), done.stderr
+
+
+@pytest.mark.parametrize("room", [1 << 23, (1 << 23) + 9000, 1 << 24], ids=["no image", "some images", "no table"])
+def test_full_disk_leaves_nothing(source: Path, tmp_path: Path, room: int) -> None:
     def small_files() -> None:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (1 << 23, 1 << 23))
+        resource.setrlimit(resource.RLIMIT_FSIZE, (room, room))
 
     done = run("write", source, tmp_path / "a.beton", limit=small_files)
     assert done.returncode == 2
     assert done.stderr.startswith(f"fastbyol-prep: error: {tmp_path / 'a.beton'}: ")
     assert done.stderr.count("\n") == 1
     assert names_in(tmp_path) == {"source"}
+
+
+def test_unreadable_image_is_a_bad_image(source: Path, tmp_path: Path) -> None:
+    (source / "b" / "01.jpg").unlink()
+    (source / "b" / "01.jpg").symlink_to("/proc/self/mem")  # a plain file whose first byte gives EIO
+    done = run("write", source, tmp_path / "a.beton")
+    assert (done.returncode, done.stderr.count("\n")) == (2, 1)
+    assert "b/01.jpg: [Errno 5]" in done.stderr
+    assert names_in(tmp_path) == {"source"}
+    assert run("write", source, tmp_path / "a.beton", "--on-error", "skip").returncode == 0
+    with Reader(tmp_path / "a.beton") as reader:
+        assert len(reader) == 35
+
+
+def test_a_source_that_breaks_in_the_middle_leaves_nothing(tmp_path: Path) -> None:
+    archive = pack(tmp_path / "s.tar", {f"{number}.jpg": draw(number) for number in range(200)})
+    source = open_source(archive)
+    os.truncate(archive, archive.stat().st_size // 2)
+    with pytest.raises(SourceError, match=r"s\.tar: damaged or cut short"):
+        convert(source, tmp_path / "a.beton", Settings(), workers=2, on_error="skip")
+    assert names_in(tmp_path) == {"s.tar"}
 
 
 def start_long_write(tmp_path: Path) -> subprocess.Popen[str]:
@@ -247,7 +281,8 @@ def test_signal_in_the_middle_leaves_nothing_under_the_name(tmp_path: Path, numb
         (tmp_path / "source" / "0.jpg").write_bytes(draw(0))
         again = run("write", tmp_path / "source", tmp_path / "a.beton")
         assert again.returncode == 0
-        assert left.pop() in again.stderr, "the next write says what the killed one left"
+        assert left.pop() in again.stderr, "the next write removes what the killed one left, and says so"
+        assert names_in(tmp_path) == {"source", "a.beton", "a.beton.json"}
     else:
         assert (process.returncode, out, err.count("\n"), left) == (75, "", 1, set())
 

@@ -14,7 +14,9 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from fastbyol.beton import JPEG, RAW
-from fastbyol.data_prep.images import PIXELS_MAX, ImageError, Settings, check, shrink, store, upright
+from fastbyol.data_prep.images import ImageError, check, shrink, store, upright
+from fastbyol.data_prep.settings import PIXELS_MAX, Settings, SettingsError
+from tests.tolerances import BINOMIAL_SIGMAS
 
 Pixels = NDArray[np.uint8]
 RAW_ALL = Settings(mode="raw", max_side=2000)
@@ -312,17 +314,60 @@ def test_check_compares_with_the_record() -> None:
         check(save(smooth()), mode=JPEG, width=64, height=48)
 
 
+def test_check_refuses_what_loaders_cannot_decode() -> None:
+    data = save(Image.new("CMYK", (20, 10)), "JPEG")
+    with pytest.raises(ImageError, match="4 components; loaders decode gray and colour"):
+        check(data, mode=JPEG, width=20, height=10)
+    check(save(smooth()[..., 0], "JPEG"), mode=JPEG, width=64, height=48)
+
+
 @pytest.mark.parametrize(
-    "changes", [{"mode": "png"}, {"max_side": 0}, {"max_side": 65536}, {"quality": 0}, {"quality": 101}]
+    "changes",
+    [
+        {"mode": "png"},
+        {"max_side": 0},
+        {"max_side": 65536},
+        {"quality": 0},
+        {"quality": 101},
+        {"jpeg_share": 0.5},
+        {"mode": "proportion", "jpeg_share": 1.01},
+        {"mode": "proportion", "jpeg_share": float("nan")},
+    ],
 )
 def test_settings_are_checked(changes: dict[str, Any]) -> None:
-    with pytest.raises(ImageError, match="give"):
+    with pytest.raises(SettingsError, match="give"):
         Settings(**changes)
 
 
 @pytest.mark.parametrize(("max_side", "page_mib"), [(500, 8), (1672, 8), (1673, 16), (4000, 64), (65535, 256)])
 def test_page_holds_the_largest_raw_image(max_side: int, page_mib: int) -> None:
     assert Settings(mode="raw", max_side=max_side).page_bytes == page_mib << 20
+
+
+def test_proportion_stores_what_its_two_modes_store() -> None:
+    mix, raws = Settings(mode="proportion", max_side=30), 0
+    for number in range(40):
+        data = save(smooth(40 + number, 60))
+        image = store(data, mix)
+        raws += image.mode == RAW
+        assert image == store(data, Settings(mode="raw" if image.mode == RAW else "jpeg", max_side=30))
+        assert (image.width, image.height) == (30, round(30 * (40 + number) / 60)) or number >= 20
+    assert 0 < raws < 40
+
+
+@pytest.mark.parametrize("share", [0.0, 0.2, 0.5, 1.0])
+def test_share_of_jpegs_is_the_share_asked_for(share: float) -> None:
+    mix = Settings(mode="proportion", jpeg_share=share)
+    count = 10_000
+    jpegs = sum(not mix.wants_raw(number.to_bytes(4, "little")) for number in range(count))
+    assert abs(jpegs - share * count) <= BINOMIAL_SIGMAS * (count * share * (1 - share)) ** 0.5
+
+
+def test_a_larger_share_keeps_every_jpeg() -> None:
+    small, large = (Settings(mode="proportion", jpeg_share=share) for share in (0.3, 0.6))
+    for number in range(1000):
+        data = number.to_bytes(4, "little")
+        assert small.wants_raw(data) or not large.wants_raw(data)
 
 
 def test_passthrough_meets_every_fault_a_full_decode_meets() -> None:

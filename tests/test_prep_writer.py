@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 
 from fastbyol.beton import JPEG, RAW, BetonError, Reader, StoredImage
+from fastbyol.data_prep.partial import remove_dead
 from fastbyol.data_prep.writer import BlockChecksums, Writer
 
 PAGE = 1 << 21
@@ -200,3 +201,44 @@ def test_memory_does_not_grow_with_the_images(tmp_path: Path) -> None:
         # 37 B an image for record and table entry, bytearrays grow by an eighth, and one page of padding.
         assert tracemalloc.get_traced_memory()[1] < 10_000 * 60 + PAGE
         tracemalloc.stop()
+
+
+def test_only_unfinished_files_of_dead_writes_are_removed(tmp_path: Path) -> None:
+    dead = tmp_path / ".a.beton.01234567.partial"
+    for path in (dead, tmp_path / ".a.beton.json.01234567.partial"):
+        path.write_bytes(b"left")
+    others = [
+        tmp_path / name for name in (".b.beton.01234567.partial", ".a.beton.0123.partial", ".axbeton.01234567.partial")
+    ]
+    for path in others:
+        path.write_bytes(b"not of this output")
+    with Writer(tmp_path / "a.beton", capacity=1, class_names=None) as writer:
+        assert remove_dead(tmp_path / "a.beton") == ([dead], [])
+        writer.append(raw(1, 1))
+    assert names_in(tmp_path) == sorted(["a.beton", "a.beton.json", *(path.name for path in others)])
+
+
+def test_an_output_that_appeared_meanwhile_is_not_replaced(tmp_path: Path) -> None:
+    def overtaken() -> None:
+        with Writer(tmp_path / "a.beton", capacity=1, class_names=None) as writer:
+            writer.append(raw(1, 1))
+            (tmp_path / "a.beton").write_text("another write was faster")
+
+    with pytest.raises(BetonError, match="output exists"):
+        overtaken()
+    assert names_in(tmp_path) == ["a.beton"]
+    assert (tmp_path / "a.beton").read_text() == "another write was faster"
+
+
+def test_writes_at_the_same_time_leave_one_whole_file(tmp_path: Path) -> None:
+    """Both clean up before they begin; neither takes the other for dead, whichever ends first."""
+    first, second = (Writer(tmp_path / "a.beton", capacity=1, class_names=None, overwrite=True) for _ in range(2))
+    with first:
+        assert remove_dead(tmp_path / "a.beton") == ([], [])
+        with second:
+            assert remove_dead(tmp_path / "a.beton") == ([], [])
+            second.append(raw(2, 2))
+        first.append(raw(3, 3))
+    with Reader(tmp_path / "a.beton") as reader:
+        assert reader.widths.tolist() == [3]
+    assert names_in(tmp_path) == ["a.beton", "a.beton.json"]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import torch
+
 # Float64 results of a few dozen operations on numbers up to 1: 2**-52 times the count, with room for cancellation.
 FLOAT64 = 1e-13
 
@@ -21,6 +23,14 @@ FLOAT32_VIEW = 1e-4
 # same terms otherwise. In a dataset of one size the views are equal to the bit.
 FLOAT32_PADDING = 1e-5
 
+# A view made by the kernels in float32, normalised, against float64: as FLOAT32_VIEW, measured ten times below this. A
+# GPU divides to 2 ulp and takes exponentials to 2**-22, of which blur's weights are quotients.
+FLOAT32_KERNEL_VIEW = 2e-5
+
+# Planes between the kernels in float16, each rounding 2**-12 in [0, 1], divided by a std of 0.22: three roundings, the
+# first made up to 3 times larger by contrast 1.4, saturation 1.2 and hue. A step of the source's 256 levels is 0.017.
+FLOAT16_PLANES = 8e-3
+
 # Pillow resizes float images in float32 with weights in float64: rounding of two passes over values up to 1.
 PILLOW = 1e-6
 
@@ -39,3 +49,49 @@ FLOAT64_ATOL = 1e-12
 
 # Five float64 steps against the naive trainer: such roundings amplified by 1/|z| in the normalisation, step after step.
 NAIVE_STEPS_RTOL = 1e-8
+
+# Loss of a small network in bfloat16 against float32: eight bits in every activation, averaged over a dozen images.
+BF16_LOSS = 0.05
+
+# Losses and parameters of up to eight float32 steps on a GPU taken two ways: cuDNN may choose other algorithms, which
+# add thousands of products in another order, and steps amplify that. An estimate: no GPU has run these tests yet.
+GPU_STEPS_RTOL = 2e-3
+
+# Loss in float32 against float64: two rsqrt of 2**-22, sums of D squares of units by a tree, rows of loss up to 4.
+FLOAT32_LOSS = 4e-6
+
+# Its gradient, times |q| * B / 2 so that it is a combination of unit vectors: such roundings, none of them amplified.
+FLOAT32_LOSS_GRADIENT = 4e-6
+
+# A bfloat16 has 8 significant bits: one unit in the last place is at most this share of the number.
+BF16_ULP = 2**-7
+
+# A LARS step in float32 against float64, on numbers up to 5: four roundings of 2**-24 and a ratio of two norms to 1e-6.
+FLOAT32_LARS = 3e-6
+
+# Batch norm in float32 against float64, on results up to 10: a dozen roundings of 2**-24. Ten times that for the
+# gradients of weight and bias, which are sums over up to a few hundred rows.
+FLOAT32_BATCHNORM = 1e-5
+
+# The same before the running mean follows a mean of 30 at a std of 2: (30 / 2)**2 such roundings in the variance.
+FLOAT32_BATCHNORM_COLD = 3e-4
+
+# One unit in the last place of a 16-bit float, as a share of the number.
+HALF_ULPS = {torch.bfloat16: BF16_ULP, torch.float16: 2**-10}
+
+# A gradient of nine float32 layers against float64, relative to its norm: each batch norm amplifies the roundings of
+# the layers before it by the condition of its statistics, here over 32 to 256 values.
+FLOAT32_NETWORK = 2e-5
+
+# torchvision turns hue in float32 whatever it is given, HSV there and back: a dozen roundings of 2**-24, times 6.
+TORCHVISION_HUE = 4e-6
+
+# torchvision makes the taps of its Gaussian in float32 from float64 sigma: 2**-24 each, seven taps twice.
+TORCHVISION_BLUR = 1e-6
+
+# torchvision takes mean and std as float64 here, but ours are rounded once more by 1 / std and mean / std.
+TORCHVISION_NORMALIZE = 1e-12
+
+# Two float32 steps of a small network against float64, loss and parameters up to 2: a gradient of some thousand float32
+# roundings, divided by |z| in the normalisation, step after step.
+KERNEL_STEPS = 1e-4

@@ -1,8 +1,12 @@
-"""Know the conversions that are timed: image files to one .beton, in each mode, against FFCV's own writer."""
+"""Know the conversions that are timed: image files to one .beton, in each mode, against FFCV's own writer.
+
+Passthrough decodes every JPEG to check it, at an eighth of the size: most of its time is that entropy decoding.
+"""
 
 from __future__ import annotations
 
 import io
+import shutil
 import tempfile
 from collections.abc import Callable, Iterator
 from functools import partial
@@ -19,6 +23,7 @@ from fastbyol.data_prep.settings import Mode, Settings
 from fastbyol.data_prep.sources import open_source
 
 DRAWN, WIDTH, HEIGHT = 100, 500, 375  # ImageNet's most common size
+FILES = 1000  # at least; of 100, starting FFCV's processes would be the larger part of its time
 # What FFCV's users write in place of each mode; it always encodes anew, so passthrough has JPEG for its rival.
 FFCV_MODES: dict[Mode, str] = {"passthrough": "jpg", "jpeg": "jpg", "raw": "raw", "proportion": "proportion"}
 
@@ -36,13 +41,16 @@ def cases(source: Path | None, *, workers: int, max_side: int = 500) -> Iterator
 
 
 def _lay_out(source: Path | None, folder: Path) -> int:
-    """Write the images as files, in the order of the source; return their number."""
+    """Write the images as files, in the order of the source, over again up to FILES; return their number."""
     (folder / "images").mkdir()
     files = (sample.read() for sample in open_source(source)) if source else map(_draw, range(DRAWN))
     count = 0
-    for count, data in enumerate(files, start=1):
+    for data in files:
         (folder / "images" / f"{count:06}.jpg").write_bytes(data)
-    return count
+        count += 1
+    for number in range(count, FILES):
+        shutil.copy(folder / "images" / f"{number % count:06}.jpg", folder / "images" / f"{number:06}.jpg")
+    return max(count, FILES)
 
 
 def _draw(seed: int) -> bytes:

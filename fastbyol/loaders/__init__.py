@@ -1,12 +1,22 @@
-"""Name what every loader yields: decoded images of one batch, packed in one buffer."""
+"""Know what every loader yields, decoded images of one batch in one buffer, and which loader a name means."""
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import importlib
+from collections.abc import Callable, Generator, Iterable
+from dataclasses import dataclass, field
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
 from torch import Tensor
+
+from fastbyol.beton import Reader
+from fastbyol.config import LOADERS, ON_ERROR, ConfigError
+from fastbyol.order import Rows
+
+PACKAGES = {"native": None, "memory": None, "ffcv": "ffcv", "dali": "nvidia.dali"}  # what a loader needs beside ours
+AHEAD = 2  # batches decoded before they are asked for
 
 
 @dataclass(frozen=True)
@@ -14,8 +24,9 @@ class Batch:
     """Hold B decoded images of any sizes.
 
     indices, epochs: int64 [B]; labels: int64 [B], or None where the file has none; pixels: uint8 [bytes], RGB rows of
-    all images one after the other; offsets: int64 [B], where in `pixels` each image begins; sizes: int64 [B, 2],
-    height and width.
+    every image without gaps inside it, to be read only; offsets: int64 [B], where in `pixels` each image begins; sizes:
+    int64 [B, 2], height and width, on the host as offsets are; skipped: int64 [S], the samples asked for that do not
+    decode: the next of the file that does stands in the place of each.
     """
 
     indices: NDArray[np.int64]
@@ -24,3 +35,53 @@ class Batch:
     pixels: Tensor
     offsets: Tensor
     sizes: Tensor
+    skipped: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
+
+
+def load(
+    name: str,
+    reader: Reader,
+    batches: Iterable[Rows],
+    *,
+    workers: int,
+    ahead: int = AHEAD,
+    on_error: str = "fail",
+    device: torch.device | str = "cpu",
+) -> Generator[Batch, None, None]:
+    """Yield the decoded batches in the order given, each with its pixels on `device`, through the loader of this name.
+
+    `workers` threads decode up to `ahead` batches in advance. A sample that does not decode raises BetonError with its
+    index (on_error "fail"), or is replaced by the next of the file that does ("skip"). Closing the generator ends the
+    threads. Raises ConfigError for what cannot be used, a missing package included, before anything is decoded.
+    """
+    _check(name, workers=workers, ahead=ahead, on_error=on_error)
+    try:
+        module = importlib.import_module(f"fastbyol.loaders.{name}")
+    except ImportError as error:
+        package = PACKAGES[name]
+        if package is None or (error.name or "").partition(".")[0] == "fastbyol":
+            raise
+        raise ConfigError(
+            f"loader {name} needs the package {package}, and importing it failed ({error}); "
+            f"pip install 'fastbyol[{name}]', or choose another --loader"
+        ) from error
+    place = torch.device(device)
+    if place.type == "cuda" and place.index is None:  # other threads would take the machine's first GPU
+        place = torch.device("cuda", torch.cuda.current_device())
+    loader: Callable[..., Generator[Batch, None, None]] = module.load
+    loaded = loader(reader, batches, workers=workers, ahead=ahead, on_error=on_error, device=place)
+    if place.type == "cpu":
+        return loaded
+    transfer = importlib.import_module("fastbyol.loaders.transfer")
+    moved: Generator[Batch, None, None] = transfer.to_gpu(loaded, place)
+    return moved
+
+
+def _check(name: str, *, workers: int, ahead: int, on_error: str) -> None:
+    if name not in LOADERS:
+        raise ConfigError(f"no loader {name!r}; choose one of {', '.join(LOADERS)}")
+    if on_error not in ON_ERROR:
+        raise ConfigError(f"on_error is {on_error!r}; choose one of {', '.join(ON_ERROR)}")
+    for setting, value in (("workers", workers), ("ahead", ahead)):
+        if value < 1:
+            raise ConfigError(f"{setting} is {value}; give at least 1")

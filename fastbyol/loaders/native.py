@@ -5,67 +5,110 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
+from itertools import islice, pairwise
+from typing import NamedTuple
 
 import numpy as np
-import simplejpeg
 import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
-from fastbyol.beton import RAW, BetonError, Reader
-from fastbyol.loaders import Batch
+from fastbyol.beton import BetonError, Reader
+from fastbyol.loaders import AHEAD, Batch
+from fastbyol.loaders.faults import Faults, StandIns
+from fastbyol.loaders.packing import Packing, pack
+from fastbyol.loaders.stored import decode_into
 from fastbyol.order import Rows
+
+PARTS_PER_WORKER = 2  # of a batch: a thread that finishes early takes over from a late one
+SMALL_PIXELS = 64 * 64  # mean image; below it threads lose more by passing the GIL around than decoding gains
+
+
+class _Decoding(NamedTuple):
+    """Hold a batch under way."""
+
+    packing: Packing
+    skipped: NDArray[np.int64]
+    pixels: Tensor
+    parts: list[Future[Faults]]
+
+
+def load(
+    reader: Reader,
+    batches: Iterable[Rows],
+    *,
+    workers: int,
+    ahead: int = AHEAD,
+    on_error: str = "fail",
+    device: torch.device | str = "cpu",
+) -> Generator[Batch, None, None]:
+    """Yield the decoded batches in the order given, while `workers` threads decode up to `ahead` in advance.
+
+    At most `ahead` batches are decoded or under way beside those the caller holds, whatever the number of threads;
+    pinned memory is rounded up to powers of two by torch's allocator. An error is raised at its batch's turn.
+    """
+    source = iter(batches)
+    threads = 1 if np.mean(reader.heights * reader.widths) < SMALL_PIXELS else workers
+    stand_ins = StandIns(reader, on_error=on_error)
+
+    def empty(packing: Packing) -> Tensor:
+        return packing.empty(device)
+
+    with ThreadPoolExecutor(threads, thread_name_prefix="decode") as pool:
+        pending: deque[_Decoding] = deque()
+
+        def begin(count: int) -> None:
+            for rows in islice(source, count):
+                pending.append(_submit(pool, reader, stand_ins.put(rows), parts=PARTS_PER_WORKER * threads, to=device))
+
+        try:
+            begin(ahead)
+            while pending:
+                packing, skipped, pixels, parts = pending.popleft()
+                faults = [fault for part in parts for fault in part.result()]
+                batch = stand_ins.finish(packing, pixels, faults, empty=empty, skipped=skipped)
+                begin(1)
+                yield batch
+        finally:
+            for decoding in pending:
+                for part in decoding.parts:
+                    part.cancel()
+
+
+def _submit(
+    pool: ThreadPoolExecutor,
+    reader: Reader,
+    asked: tuple[Rows, NDArray[np.int64]],
+    *,
+    parts: int,
+    to: torch.device | str,
+) -> _Decoding:
+    """Begin to decode a batch, in parts of about equally many images."""
+    rows, skipped = asked
+    packing = pack(reader, rows)
+    pixels = packing.empty(to)
+    cuts = np.linspace(0, len(rows.indices), min(parts, len(rows.indices)) + 1).astype(int).tolist()
+    places = [range(first, end) for first, end in pairwise(cuts)]
+    return _Decoding(
+        packing, skipped, pixels, [pool.submit(decode_part, reader, packing, pixels.numpy(), part) for part in places]
+    )
+
+
+def decode_part(reader: Reader, packing: Packing, pixels: NDArray[np.uint8], places: range) -> Faults:
+    """Decode the images at these places of the batch into its buffer; return those that do not decode."""
+    faults: Faults = []
+    for index, begin, end in packing.places(places.start, places.stop):
+        try:
+            decode_into(pixels[begin:end], reader, index)
+        except BetonError as error:
+            faults.append((index, error))
+    return faults
 
 
 def decode(reader: Reader, rows: Rows) -> Batch:
-    """Decode the images of `rows` into one packed buffer; raise BetonError naming a sample that does not decode."""
-    sizes = np.stack([reader.heights[rows.indices], reader.widths[rows.indices]], axis=1)
-    lengths = sizes.prod(axis=1) * 3
-    ends = np.cumsum(lengths)
-    pixels = np.empty(ends[-1], np.uint8)
-    for index, begin, end, size in zip(rows.indices, ends - lengths, ends, sizes, strict=True):
-        _decode_into(pixels[begin:end].reshape(*size, 3), reader, int(index))
-    labels = None if reader.labels is None else reader.labels[rows.indices]
-    packed = torch.from_numpy(pixels)
-    return Batch(rows.indices, rows.epochs, labels, packed, torch.from_numpy(ends - lengths), torch.from_numpy(sizes))
-
-
-def _decode_into(image: NDArray[np.uint8], reader: Reader, index: int) -> None:
-    payload = reader.payload(index)
-    if reader.modes[index] == RAW:
-        image[:] = np.frombuffer(payload, np.uint8).reshape(image.shape)
-        return
-    try:
-        decoded = simplejpeg.decode_jpeg(payload, "RGB", buffer=image)
-    except ValueError as error:
-        raise BetonError(
-            f"{reader.path}: sample {index} is not a readable JPEG ({error}); "
-            "run fastbyol-prep verify and write the file anew"
-        ) from error
-    if decoded.shape != image.shape:
-        raise BetonError(
-            f"{reader.path}: sample {index} decodes to {decoded.shape[:2]} pixels, its record says {image.shape[:2]}; "
-            "write the file anew with fastbyol-prep"
-        )
-
-
-def load(reader: Reader, batches: Iterable[Rows], *, workers: int, ahead: int = 2) -> Generator[Batch, None, None]:
-    """Yield the decoded batches in the order given, while `workers` threads decode up to workers + `ahead` in advance.
-
-    Memory is bounded by that many batches. An error of a worker is raised here, at its batch's turn. Closing the
-    generator ends the threads.
-    """
-    source = iter(batches)
-    with ThreadPoolExecutor(workers, thread_name_prefix="decode") as pool:
-        pending: deque[Future[Batch]] = deque()
-        try:
-            for rows in islice(source, workers + ahead):
-                pending.append(pool.submit(decode, reader, rows))
-            while pending:
-                batch = pending.popleft().result()
-                for rows in islice(source, 1):
-                    pending.append(pool.submit(decode, reader, rows))
-                yield batch
-        finally:
-            for future in pending:
-                future.cancel()
+    """Decode one batch here and now; raise BetonError naming a sample that does not decode."""
+    packing = pack(reader, rows)
+    pixels = packing.empty()
+    for _, error in decode_part(reader, packing, pixels.numpy(), range(len(rows.indices))):
+        raise error
+    return packing.batch(reader, pixels, skipped=rows.indices[:0])

@@ -1,0 +1,79 @@
+"""Know what lies at a path: a folder of images, a .tar of one of three kinds, WebDataset shards, or parquet."""
+
+from __future__ import annotations
+
+import os
+import tarfile
+from pathlib import Path
+
+from fastbyol.data_prep.sources import webdataset
+from fastbyol.data_prep.sources.folder import FolderSource
+from fastbyol.data_prep.sources.nested_tar import INNER_SUFFIX, NestedTarSource
+from fastbyol.data_prep.sources.pattern import find
+from fastbyol.data_prep.sources.source import Source, SourceError
+from fastbyol.data_prep.sources.tar import TarSource, files, open_archive, readable
+from fastbyol.data_prep.sources.webdataset import WebDatasetSource
+
+KINDS = "a folder of images, a .tar of one, ILSVRC2012's tar of tars, WebDataset shards or parquet"
+PARQUET_MAGIC = b"PAR1"
+
+
+def open_source(path: str | os.PathLike[str], *, label_column: str | None = None) -> Source:
+    """Recognise what lies at the path, or at the paths of a pattern; raise SourceError when nothing there is usable.
+
+    `label_column` names the parquet column or the .json key of labels, where it is not `label`.
+    """
+    path = Path(path)
+    found = [path] if path.exists() else find(os.fspath(path))
+    if not found:
+        raise SourceError(f"{path}: no such file or folder; give {KINDS}")
+    folders = [each for each in found if each.is_dir()]
+    if folders and len(found) > 1:
+        raise SourceError(f"{path}: {folders[0]} is a folder; a pattern names .tar shards or parquet files")
+    if folders:
+        inside = sorted(path.glob("*.parquet"))
+        return _open_parquet(path, inside, label_column) if inside else _without(FolderSource(path), label_column)
+    kinds = {_is_parquet(each) for each in found}
+    if len(kinds) > 1:
+        raise SourceError(f"{path}: names both parquet and other files; give one kind")
+    if kinds == {True}:
+        return _open_parquet(path, found, label_column)
+    for each in found:
+        with readable(each):
+            if not tarfile.is_tarfile(each):
+                raise SourceError(f"{each}: neither a folder, nor a tar archive, nor parquet; give {KINDS}")
+    if len(found) > 1 or found != [path] or webdataset.is_shard(path):
+        return WebDatasetSource(path, found, label_column=label_column)
+    nested_or_plain: Source = NestedTarSource(path) if _is_nested(path) else TarSource(path)
+    return _without(nested_or_plain, label_column)
+
+
+def _without(source: Source, label_column: str | None) -> Source:
+    """Return a source that has no columns; refuse the wish for one."""
+    if label_column:
+        raise SourceError(f"{source.path}: has no columns; leave out --label-column {label_column}")
+    return source
+
+
+def _open_parquet(path: Path, found: list[Path], label_column: str | None) -> Source:
+    """Open parquet files, where the package that reads them is installed."""
+    try:
+        from fastbyol.data_prep.sources.parquet import ParquetSource, one_split  # noqa: PLC0415 - an extra
+    except ImportError as error:
+        wanted = "wanted pyarrow; pip install 'fastbyol[parquet]'"
+        raise SourceError(f"{path}: parquet cannot be read here ({error}); {wanted}") from error
+    return ParquetSource(path, one_split(path, found), label_column=label_column)
+
+
+def _is_parquet(path: Path) -> bool:
+    with readable(path), path.open("rb") as stream:
+        return stream.read(len(PARQUET_MAGIC)) == PARQUET_MAGIC
+
+
+def _is_nested(path: Path) -> bool:
+    """Tell whether the first file of a .tar is a .tar."""
+    with readable(path), open_archive(path) as archive:
+        for _, name in files(archive, path):
+            if name is not None:
+                return name.suffix == INNER_SUFFIX
+    return False

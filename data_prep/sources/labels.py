@@ -1,0 +1,119 @@
+"""Know how the labels found in shards and tables become classes: all numbers, all names, or none; and stay the same."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import replace
+from pathlib import Path
+
+from fastbyol.beton import BetonError, Reader
+from fastbyol.data_prep.sources.source import Sample, Source, SourceError
+
+NUMBER_MAX = 1 << 20  # a label far beyond any data set would ask for as many class names
+UNLABELLED = -1  # what test splits on the Hugging Face hub hold
+
+
+class LabelCount:
+    """Count the labels of a source as they are found, then say what the classes are.
+
+    `declared` names the numbers where the source does; without it numbers are named by their digits.
+    """
+
+    def __init__(self, path: Path, declared: Sequence[str] | None = None) -> None:
+        self._path = path
+        self._declared = declared
+        self._counts: Counter[int | str | None] = Counter()
+        self._first: dict[type, str] = {}
+
+    def add(self, label: object, sample: str, *, count: int = 1) -> None:
+        """Count a label as found; raise SourceError for one that is neither a whole number, nor a name, nor none."""
+        if label == UNLABELLED:
+            label = None
+        is_label = label is None or (isinstance(label, (int, str)) and not isinstance(label, bool))
+        wanted = "a whole number or a name; name another with --label-column"
+        self._require(is_label, f"label of {sample} is {label!r:.60}; wanted {wanted}")
+        highest = NUMBER_MAX if self._declared is None else len(self._declared)
+        in_range = not isinstance(label, int) or 0 <= label < highest
+        self._require(in_range, f"label of {sample} is {label}; wanted 0 to {highest - 1}")
+        self._first.setdefault(type(label), sample)
+        assert label is None or isinstance(label, (int, str))
+        self._counts[label] += count
+
+    def classes(self) -> tuple[list[str] | None, list[int] | None]:
+        """Return the name and the number of images of each class, by label; None twice when nothing is labelled."""
+        kinds = [kind for kind in (int, str) if kind in self._first]
+        if not kinds:
+            return None, None
+        if type(None) in self._first:
+            unlabelled = f"{self._counts[None]} of {self._counts.total()} samples have no label"
+            first = self._first[type(None)]
+            self._require(False, f"{unlabelled}, the first is {first}; label all of them or none")
+        self._require(len(kinds) == 1, f"{self._first.get(int)} has a number as label, {self._first.get(str)} a name")
+        if kinds == [str]:
+            names = sorted(str(label) for label in self._counts)
+            return names, [self._counts[name] for name in names]
+        numbers = range(1 + max(int(label or 0) for label in self._counts))
+        names = [str(number) for number in numbers] if self._declared is None else list(self._declared)
+        return names, [self._counts[label] for label in range(len(names))]
+
+    def _require(self, claim: bool, fault: str) -> None:
+        if not claim:
+            raise SourceError(f"{self._path}: {fault}")
+
+
+def label_index(names: Sequence[str] | None) -> dict[object, int | None]:
+    """Return the label of each value a sample may carry: its number itself, or the place of its name."""
+    index: dict[object, int | None] = {}
+    for label, name in enumerate(names or ()):
+        index[name] = index[label] = label
+    return index
+
+
+def read_class_names(path: Path) -> list[str]:
+    """Return the class names of a .beton, of its .json sidecar, or of a .json list; raise SourceError without any."""
+    try:
+        if path.suffix != ".json":
+            with Reader(path) as reader:
+                found: object = reader.class_names
+        else:
+            found = json.loads(path.read_bytes())
+            found = found.get("class_names") if isinstance(found, dict) else found
+    except BetonError as error:
+        raise SourceError(str(error)) from error
+    except OSError as error:
+        raise SourceError(f"{path}: cannot be read: {error.strerror}; check the path") from error
+    except (ValueError, RecursionError) as error:
+        raise SourceError(f"{path}: not JSON ({error}); give a .beton, its .json, or a list of names") from error
+    if not (isinstance(found, list) and found and all(isinstance(name, str) for name in found)):
+        raise SourceError(f"{path}: no class names in it; give a labelled .beton, its .json, or a list of names")
+    if len(set(found)) < len(found):
+        twice = next(name for name, count in Counter(found).items() if count > 1)
+        raise SourceError(f"{path}: two classes are named {twice!r}; give each a name of its own")
+    return found
+
+
+class Relabelled:
+    """Show a source under the label map of another: classes are matched by name, and may be missing here."""
+
+    def __init__(self, source: Source, class_names: list[str], *, origin: Path) -> None:
+        if source.class_names is None or source.class_counts is None:
+            raise SourceError(f"{source.path}: its images have no labels; leave out --classes-from {origin}")
+        of_name = {name: label for label, name in enumerate(class_names)}
+        here = list(zip(source.class_names, source.class_counts, strict=True))
+        unknown = [name for name, count in here if count and name not in of_name]
+        if unknown:
+            more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
+            raise SourceError(f"{source.path}: class {unknown[0]!r}{more} is not among the classes of {origin}")
+        self._source = source
+        self._new_label = [of_name.get(name) for name in source.class_names]
+        self.path, self.count, self.ignored = source.path, source.count, source.ignored
+        self.class_names: list[str] | None = class_names
+        count_of = dict(here)
+        self.class_counts: list[int] | None = [count_of.get(name, 0) for name in class_names]
+
+    def __iter__(self) -> Iterator[Sample]:
+        for sample in self._source:
+            assert sample.label is not None, "a source with class names labels every sample"
+            yield replace(sample, label=self._new_label[sample.label])

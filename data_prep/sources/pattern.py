@@ -1,0 +1,58 @@
+"""Know the patterns that name many files at once: braces as in shard-{0000..0099}.tar or {a,b}.tar, and * ? [ ]."""
+
+from __future__ import annotations
+
+import glob
+import itertools
+import re
+from collections.abc import Iterator
+from pathlib import Path
+
+from fastbyol.data_prep.sources.source import SourceError
+
+FILES_MAX = 1 << 20
+BRACES = re.compile(r"\{([^{}]*)\}")
+RANGE = re.compile(r"(\d{1,18})\.\.(\d{1,18})")
+
+
+def find(pattern: str) -> list[Path]:
+    """Return the files a pattern names, those of a brace in its order, those of a * sorted; [] where it names none.
+
+    Raises SourceError for a file of a brace that is not there: a missing shard must not pass unseen.
+    """
+    names = list(itertools.islice(_expand(pattern), FILES_MAX + 1))
+    if len(names) > FILES_MAX:
+        raise SourceError(f"{pattern}: names more than {FILES_MAX} files; give fewer")
+    if names == [pattern] and not glob.has_magic(pattern):
+        return []
+    found: list[Path] = []
+    for name in names:
+        matches = sorted(glob.glob(name)) if glob.has_magic(name) else [name]  # noqa: PTH207 - absolute and relative
+        missing = [each for each in matches or [name] if not Path(each).exists()]
+        if missing:
+            raise SourceError(f"{pattern}: {missing[0]} is not there; copy it, or correct the pattern")
+        found += map(Path, matches)
+    return found
+
+
+def _expand(text: str) -> Iterator[str]:
+    """Yield the texts that braces stand for, as a shell does; braces without a comma or a range are themselves."""
+    for brace in BRACES.finditer(text):
+        parts = list(_parts(brace[1]))
+        if parts:
+            for part in itertools.chain.from_iterable(parts):
+                yield from _expand(f"{text[: brace.start()]}{part}{text[brace.end() :]}")
+            return
+    yield text
+
+
+def _parts(inside: str) -> Iterator[Iterator[str]]:
+    """Yield what stands for a brace: a range of numbers, as wide as its first is written, or a list."""
+    if ends := RANGE.fullmatch(inside):
+        first, last = int(ends[1]), int(ends[2])
+        step = 1 if last >= first else -1
+        is_padded = any(end.startswith("0") and len(end) > 1 for end in ends.groups())
+        width = max(map(len, ends.groups())) if is_padded else 0
+        yield (f"{number:0{width}}" for number in range(first, last + step, step))
+    elif "," in inside:
+        yield iter(inside.split(","))

@@ -1,0 +1,122 @@
+"""Know the command `fastbyol-prep write`: its flags, and what it says about what it wrote."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+import time
+from pathlib import Path
+
+from fastbyol.beton import SIDE_MAX
+from fastbyol.data_prep.arguments import add_overwrite, add_workers, at_least, share
+from fastbyol.data_prep.convert import convert
+from fastbyol.data_prep.partial import remove_dead
+from fastbyol.data_prep.settings import JPEG_SHARE, MODES, Settings
+from fastbyol.data_prep.sources import open_source
+from fastbyol.data_prep.sources.labels import Relabelled, read_class_names
+from fastbyol.data_prep.writer import require_output
+
+SOURCES = """\
+SOURCE is one of
+  FOLDER                      class folders, or a flat folder without labels
+  FILE.tar                    the same in an archive, or ILSVRC2012_img_train.tar (a .tar a class)
+  'shard-{0000..0099}.tar'    WebDataset shards, quoted; label from .cls, else from "label" in .json
+  FILE.parquet, FOLDER        Hugging Face style: image bytes and a column "label"; or a quoted
+  'data/train-*.parquet'      pattern; wants pip install 'fastbyol[parquet]'
+Without labels it writes an image-only .beton. Nothing under OUT.beton's name is ever unfinished.
+"""
+
+
+def declare(command: argparse.ArgumentParser) -> None:
+    """Declare the flags of `write`."""
+    defaults = Settings()
+    command.add_argument("source", metavar="SOURCE", type=Path, help="where the images lie, see below")
+    command.add_argument("out", metavar="OUT.beton", type=Path)
+    command.add_argument(
+        "--max-side",
+        type=at_least(1, SIDE_MAX),
+        default=defaults.max_side,
+        metavar="PX",
+        help=f"shrink the longest side to this, never enlarge (default {defaults.max_side})",
+    )
+    command.add_argument(
+        "--quality",
+        type=at_least(1, 100),
+        default=defaults.quality,
+        metavar="Q",
+        help=f"JPEG quality, 4:2:0 (default {defaults.quality})",
+    )
+    command.add_argument(
+        "--mode",
+        choices=MODES,
+        default=defaults.mode,
+        help="jpeg: re-encode all; raw: RGB bytes; passthrough: keep upright baseline RGB JPEGs within --max-side byte "
+        f"for byte, re-encode the rest; proportion: jpeg and raw, mixed by --jpeg-share (default {defaults.mode})",
+    )
+    command.add_argument(
+        "--jpeg-share",
+        type=share,
+        metavar="P",
+        help=f"in mode proportion, the share of JPEGs, chosen by a hash of each file (default {JPEG_SHARE})",
+    )
+    command.add_argument(
+        "--classes-from",
+        type=Path,
+        metavar="FILE",
+        help="number the classes as another .beton does, its .json, or a .json list of names; classes may be missing "
+        "here, an unknown one is an error",
+    )
+    command.add_argument(
+        "--label-column", metavar="NAME", help='parquet column, or .json key, of the label (default "label")'
+    )
+    add_workers(command)
+    command.add_argument(
+        "--on-error",
+        choices=("fail", "skip"),
+        default="fail",
+        help="a bad image ends the command, or is left out and recorded in the sidecar (default fail)",
+    )
+    command.add_argument("--limit", type=at_least(1), metavar="N", help="take N images, spread evenly over the source")
+    add_overwrite(command)
+    command.set_defaults(run=run)
+
+
+def run(arguments: argparse.Namespace) -> int:
+    require_output(arguments.out, overwrite=arguments.overwrite)
+    settings = Settings(arguments.mode, arguments.max_side, arguments.quality, arguments.jpeg_share)
+    _clear_partials(arguments.out)
+    start = time.monotonic()
+    source = open_source(arguments.source, label_column=arguments.label_column)
+    if arguments.classes_from is not None:
+        names = read_class_names(arguments.classes_from)
+        source = Relabelled(source, names, origin=arguments.classes_from)
+    done = convert(
+        source,
+        arguments.out,
+        settings,
+        workers=arguments.workers,
+        on_error=arguments.on_error,
+        limit=arguments.limit,
+        overwrite=arguments.overwrite,
+    )
+    seconds = time.monotonic() - start
+    classes = f"{len(source.class_names)} classes" if source.class_names else "no labels"
+    print(
+        f"{arguments.out}: {done.written} images, {classes}, {arguments.out.stat().st_size / 1e6:.1f} MB in "
+        f"{seconds:.1f} s ({(done.written + len(done.skipped)) / seconds:.0f} images/s)"
+    )
+    if source.ignored:
+        print(f"ignored {source.ignored} files that are not named as images, or are links in an archive")
+    if done.skipped:
+        name, reason = done.skipped[0]
+        print(f"skipped {len(done.skipped)} bad images, listed in {arguments.out}.json; the first: {name}: {reason}")
+    return 0
+
+
+def _clear_partials(out: Path) -> None:
+    """Remove what killed writes of this output left, and say so."""
+    removed, unknown = remove_dead(out)
+    for left in removed:
+        print(f"fastbyol-prep: note: removed {left}, left by a killed write", file=sys.stderr)
+    for left in unknown:
+        print(f"fastbyol-prep: note: {left} is unfinished; remove it unless a write is running", file=sys.stderr)

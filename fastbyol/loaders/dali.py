@@ -1,0 +1,198 @@
+"""Know how to have NVIDIA DALI decode: JPEG bytes of our order in, whole images out, on the GPU where there is one.
+
+DALI draws nothing and crops nothing: views come from the same kernels and the same draws as under every other loader.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator
+from itertools import islice
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from nvidia.dali import Pipeline, fn, types
+from torch import Tensor
+from torch.utils.dlpack import from_dlpack
+
+from fastbyol.beton import JPEG, BetonError, Reader
+from fastbyol.loaders import AHEAD, Batch
+from fastbyol.loaders.aside import run_aside
+from fastbyol.loaders.faults import Faults, StandIns
+from fastbyol.loaders.packing import Packing, pack
+from fastbyol.loaders.stored import decode_to, other_size
+from fastbyol.order import Rows
+
+CHUNK_IMAGES = 64  # a run of the pipeline
+CHUNKS = 3  # under way in the pipeline
+
+log = logging.getLogger(__name__)
+
+
+def load(
+    reader: Reader,
+    batches: Iterable[Rows],
+    *,
+    workers: int,
+    ahead: int = AHEAD,
+    on_error: str = "fail",
+    device: torch.device | str = "cpu",
+) -> Generator[Batch, None, None]:
+    """Yield the decoded batches in the order given, by DALI with `workers` threads, up to `ahead` in advance.
+
+    On the CPU the pixels are native's. On a GPU DALI's mixed decoder leaves them there. Beside the batches, memory
+    holds the images of CHUNKS runs. DALI takes JPEGs whose data end early or hold a few wrong bits as they come, where
+    the other loaders raise.
+    """
+    stand_ins = StandIns(reader, on_error=on_error)
+    return run_aside(_assembled(reader, batches, stand_ins, workers, torch.device(device)), ahead=ahead, device=device)
+
+
+class _Chunk(NamedTuple):
+    """Hold one run: places of a batch whose images are JPEGs, none for a batch of raw images only."""
+
+    packing: Packing
+    places: NDArray[np.int64]
+    is_last: bool
+
+
+def _chunks(reader: Reader, batches: Iterable[Rows]) -> Iterator[_Chunk]:
+    """Split batches into runs of the pipeline; none spans two batches."""
+    for rows in batches:
+        packing = pack(reader, rows)
+        places = np.flatnonzero(reader.modes[rows.indices] == JPEG)
+        parts = np.array_split(places, max(-(-len(places) // CHUNK_IMAGES), 1))
+        for number, part in enumerate(parts, 1):
+            yield _Chunk(packing, part, is_last=number == len(parts))
+
+
+def _assembled(
+    reader: Reader, batches: Iterable[Rows], stand_ins: StandIns, workers: int, device: torch.device
+) -> Generator[Batch, None, None]:
+    """Copy the pipeline's images together to batches, with the raw ones, which no decoder sees."""
+
+    def empty(packing: Packing) -> Tensor:
+        return torch.zeros(packing.buffer_bytes(), dtype=torch.uint8, device=device)
+
+    stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+    decoder = _Decoder(reader, workers=workers, device=device)
+    chunks = _chunks(reader, batches)
+    coming = deque(islice(chunks, CHUNKS))
+    for chunk in coming:
+        decoder.begin(chunk)
+    pixels, faults = None, Faults()
+    with torch.cuda.stream(stream):  # copies wait for no step of the training; nothing without a GPU
+        while coming:
+            chunk = coming.popleft()
+            if pixels is None:
+                pixels = empty(chunk.packing)
+            faults += decoder.end(chunk, pixels, coming)
+            for chunk_after in islice(chunks, 1):
+                coming.append(chunk_after)
+                decoder.begin(chunk_after)
+            if chunk.is_last:
+                _put_raw(reader, chunk.packing, pixels)
+                batch = stand_ins.finish(chunk.packing, pixels, faults, empty=empty)
+                if stream is not None:
+                    stream.synchronize()
+                yield batch
+                pixels, faults = None, Faults()
+
+
+def _put_raw(reader: Reader, packing: Packing, pixels: Tensor) -> None:
+    for index, begin, end in packing.places():
+        if reader.modes[index] != JPEG:
+            decode_to(pixels[begin:end], reader, index)
+
+
+class _Decoder:
+    """Hold a pipeline and what is under way in it; build another when DALI has given it up over a bad image."""
+
+    def __init__(self, reader: Reader, *, workers: int, device: torch.device) -> None:
+        self.reader, self.workers, self.device = reader, workers, device
+        self.pipeline = build(workers=workers, device=device)
+        self._told = False
+
+    def begin(self, chunk: _Chunk) -> None:
+        """Hand the bytes of a chunk to the pipeline."""
+        if len(chunk.places):
+            indices = chunk.packing.rows.indices[chunk.places].tolist()
+            payloads = [np.frombuffer(self.reader.payload(index), np.uint8) for index in indices]
+            self.pipeline.feed_input("payloads", payloads)
+            self.pipeline.schedule_run()
+
+    def end(self, chunk: _Chunk, pixels: Tensor, under_way: Iterable[_Chunk]) -> Faults:
+        """Copy the images of the oldest chunk to their places in `pixels`; return those that do not decode."""
+        if not len(chunk.places):
+            return []
+        try:
+            (images,) = self.pipeline.share_outputs()
+        except RuntimeError as error:
+            self.pipeline = build(workers=self.workers, device=self.device)
+            for after in under_way:
+                self.begin(after)
+            return self._without_dali(chunk, pixels, error)
+        faults = self._copy(chunk, images, pixels)
+        if pixels.is_cuda:
+            torch.cuda.current_stream().synchronize()  # DALI takes its buffers back
+        self.pipeline.release_outputs()
+        return faults
+
+    def _copy(self, chunk: _Chunk, images: Any, pixels: Tensor) -> Faults:
+        faults: Faults = []
+        shapes = images.shape()
+        for number, place in enumerate(chunk.places.tolist()):
+            packing, (height, width, _) = chunk.packing, shapes[number]
+            index = int(packing.rows.indices[place])
+            if (height, width) == tuple(packing.sizes[place]):
+                image = from_dlpack(images[number])
+                pixels[packing.begins[place] : packing.ends[place]].view(height, width, 3).copy_(image)
+            else:
+                faults.append((index, other_size(self.reader, index, height=height, width=width)))
+        return faults
+
+    def _without_dali(self, chunk: _Chunk, pixels: Tensor, error: RuntimeError) -> Faults:
+        """Decode a chunk that DALI gave up, which does not say at what image, by simplejpeg, which does."""
+        faults: Faults = []
+        packing = chunk.packing
+        for place in chunk.places.tolist():
+            index = int(packing.rows.indices[place])
+            try:
+                decode_to(pixels[packing.begins[place] : packing.ends[place]], self.reader, index)
+            except BetonError as fault:
+                faults.append((index, fault))
+        if not faults and not self._told:
+            log.warning("DALI refuses JPEGs that simplejpeg decodes, and simplejpeg's pixels are taken: %s", error)
+            self._told = True
+        return faults
+
+
+def build(*, workers: int, device: torch.device) -> Pipeline:
+    """Build the pipeline: whole images as stored, without the rotation EXIF asks for, which no other loader makes.
+
+    Fancy upsampling is what libjpeg-turbo does by default, and what the CPU decoder of DALI does, too.
+    """
+    is_gpu = device.type == "cuda"
+    pipeline = Pipeline(
+        batch_size=CHUNK_IMAGES,
+        num_threads=workers,
+        device_id=device.index if is_gpu else None,
+        prefetch_queue_depth=CHUNKS,
+        exec_dynamic=True,
+        exec_pipelined=False,  # each run is scheduled here; pipelined, the first call would ask for CHUNKS at once
+    )
+    with pipeline:
+        payloads = fn.external_source(name="payloads", dtype=types.UINT8, ndim=1)
+        images = fn.decoders.image(
+            payloads,
+            device="mixed" if is_gpu else "cpu",
+            output_type=types.RGB,
+            adjust_orientation=False,
+            jpeg_fancy_upsampling=True,
+        )
+        pipeline.set_outputs(images)
+    pipeline.build()
+    return pipeline

@@ -1,0 +1,90 @@
+"""Know what stands in for a sample that does not decode: nothing, or the next sample of the file that does."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fastbyol.beton import BetonError, Reader
+from fastbyol.loaders import Batch
+from fastbyol.loaders.packing import Packing, pack
+from fastbyol.loaders.stored import decode_into, decode_to
+from fastbyol.order import Rows
+
+Faults = list[tuple[int, BetonError]]  # index and error of each sample that does not decode
+
+
+class StandIns:
+    """Remember which samples do not decode and what stands in for each.
+
+    The stand-in is a function of the file alone, so one order of samples gives one sequence of batches whatever the
+    loader, the number of ranks and where a run was resumed. One thread uses it.
+    """
+
+    def __init__(self, reader: Reader, *, on_error: str) -> None:
+        self.reader = reader
+        self._fails = on_error == "fail"
+        self._stand_ins: dict[int, int] = {}
+
+    def find(self, index: int, error: BetonError) -> int:
+        """Return the stand-in of a sample that failed with this error; raise the error where the policy is to fail."""
+        if self._fails:
+            raise error
+        if index not in self._stand_ins:
+            self._stand_ins[index] = self._next_good(index, error)
+        return self._stand_ins[index]
+
+    def _next_good(self, index: int, error: BetonError) -> int:
+        count = len(self.reader)
+        for candidate in ((index + step) % count for step in range(1, count)):
+            if self.decodes(candidate):
+                return candidate
+        raise BetonError(f"{self.reader.path}: no sample decodes; the first error was: {error}") from error
+
+    def decodes(self, index: int) -> bool:
+        """Tell whether a sample decodes to the size of its record."""
+        size = int(self.reader.heights[index] * self.reader.widths[index] * 3)
+        try:
+            decode_into(np.empty(size, np.uint8), self.reader, index)
+        except BetonError:
+            return False
+        return True
+
+    def put(self, rows: Rows) -> tuple[Rows, NDArray[np.int64]]:
+        """Return the rows with known bad samples replaced, and those samples."""
+        if not self._stand_ins:
+            return rows, rows.indices[:0]
+        asked = rows.indices.tolist()
+        indices = np.array([self._stand_ins.get(index, index) for index in asked], np.int64)
+        return Rows(indices, rows.epochs), rows.indices[indices != rows.indices]
+
+    def finish(
+        self,
+        packing: Packing,
+        pixels: Tensor,
+        faults: Faults,
+        *,
+        empty: Callable[[Packing], Tensor],
+        skipped: NDArray[np.int64] | None = None,
+    ) -> Batch:
+        """Make a Batch of a filled buffer; where samples in it did not decode, of another with the stand-ins.
+
+        `empty` allocates that other one; `skipped` names samples that were replaced before, when the batch began.
+        """
+        before = packing.rows.indices[:0] if skipped is None else skipped
+        if not faults:
+            return packing.batch(self.reader, pixels, skipped=before)
+        for index, error in faults:
+            self.find(index, error)
+        rows, now = self.put(packing.rows)
+        repaired = pack(self.reader, rows)
+        out = empty(repaired)
+        for place, (index, begin, end) in enumerate(repaired.places()):
+            if index == packing.rows.indices[place]:
+                out[begin:end] = pixels[packing.begins[place] : packing.ends[place]]
+            else:
+                decode_to(out[begin:end], self.reader, index)
+        return repaired.batch(self.reader, out, skipped=np.concatenate([before, now]))

@@ -1,0 +1,76 @@
+"""Know where each image of a batch lies in its packed buffer, and in what memory the buffer is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fastbyol.beton import Reader
+from fastbyol.loaders import Batch
+from fastbyol.order import Rows
+
+
+class Packing(NamedTuple):
+    """Lay out the images of `rows` one after the other: sizes [B, 2] (H, W), first bytes and ends [B], all int64."""
+
+    rows: Rows
+    sizes: NDArray[np.int64]
+    begins: NDArray[np.int64]
+    ends: NDArray[np.int64]
+
+    def empty(self, device: torch.device | str = "cpu") -> Tensor:
+        """Allocate the buffer on the host, for copies to `device`: uint8 [bytes and spare bytes].
+
+        For a GPU it is pinned and comes from torch's caching allocator: fresh ones cost nothing once a few exist, and
+        none is handed out again before the copies queued from it are done. Else numpy allocates, whose large arrays
+        lie in huge pages.
+        """
+        size = self.buffer_bytes()
+        if torch.device(device).type == "cpu":
+            pixels = torch.from_numpy(np.empty(size, np.uint8))
+        else:
+            pixels = torch.empty(size, dtype=torch.uint8, pin_memory=True)
+        pixels[self.image_bytes() :] = 0
+        return pixels
+
+    def places(self, first: int = 0, end: int | None = None) -> Iterator[tuple[int, int, int]]:
+        """Yield sample, first byte and end of the images at places first .. end - 1 of the batch."""
+        part = slice(first, end)
+        return zip(self.rows.indices[part].tolist(), self.begins[part].tolist(), self.ends[part].tolist(), strict=True)
+
+    def image_bytes(self) -> int:
+        """Count the bytes of the images."""
+        return int(self.ends[-1])
+
+    def buffer_bytes(self) -> int:
+        """Count the bytes of the buffer: those of the images, and what the widest of them would need as the last.
+
+        reference.unpack_planes reads that far, and copies the buffer when it ends earlier.
+        """
+        widths = self.sizes[:, 1]
+        return self.image_bytes() + 3 * int(widths.max() - widths[-1])
+
+    def batch(self, reader: Reader, pixels: Tensor, *, skipped: NDArray[np.int64]) -> Batch:
+        """Describe the filled buffer as a Batch; `rows` holds the samples that are in it."""
+        labels = None if reader.labels is None else reader.labels[self.rows.indices]
+        offsets, sizes = on_host(self.begins, like=pixels), on_host(self.sizes, like=pixels)
+        return Batch(self.rows.indices, self.rows.epochs, labels, pixels, offsets, sizes, skipped)
+
+
+def pack(reader: Reader, rows: Rows) -> Packing:
+    """Lay out the rows by the sizes the file records."""
+    sizes = np.stack([reader.heights[rows.indices], reader.widths[rows.indices]], axis=1)
+    lengths = sizes.prod(axis=1) * 3
+    ends = np.cumsum(lengths)
+    return Packing(rows, sizes, ends - lengths, ends)
+
+
+def on_host(values: NDArray[np.int64], *, like: Tensor) -> Tensor:
+    """Return the values as a tensor on the host, pinned if `like` is bound for, or on, a GPU."""
+    tensor = torch.from_numpy(values)
+    return tensor.pin_memory() if like.is_cuda or like.is_pinned() else tensor

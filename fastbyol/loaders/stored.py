@@ -1,0 +1,53 @@
+"""Know how one stored image becomes pixels on the host: raw bytes are copied, a JPEG is decoded by simplejpeg.
+
+simplejpeg (libjpeg-turbo) was the fastest decoder of those tried at every size and releases the GIL; docs/log.md.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import simplejpeg
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fastbyol.beton import RAW, BetonError, Reader
+
+
+def decode_into(out: NDArray[np.uint8], reader: Reader, index: int) -> None:
+    """Write the pixels of a sample to out [height * width * 3]; raise BetonError naming it if it does not decode."""
+    payload = reader.payload(index)
+    if reader.modes[index] == RAW:
+        out[:] = np.frombuffer(payload, np.uint8)
+        return
+    try:
+        height, width, _ = simplejpeg.decode_jpeg(payload, "RGB", buffer=out).shape
+    except ValueError as error:
+        raise unreadable(reader, index, str(error)) from error
+    if (height, width) != (reader.heights[index], reader.widths[index]):
+        raise other_size(reader, index, height=height, width=width)
+
+
+def decode_to(out: Tensor, reader: Reader, index: int) -> None:
+    """Do as decode_into for a tensor on any device."""
+    host = out if out.device.type == "cpu" else torch.empty_like(out, device="cpu")
+    decode_into(host.numpy(), reader, index)
+    if host is not out:
+        out.copy_(host)
+
+
+def unreadable(reader: Reader, index: int, reason: str) -> BetonError:
+    """Say that a sample is not a readable JPEG."""
+    return BetonError(
+        f"{reader.path}: sample {index} is not a readable JPEG ({reason}); "
+        "run fastbyol-prep verify and write the file anew"
+    )
+
+
+def other_size(reader: Reader, index: int, *, height: int, width: int) -> BetonError:
+    """Say that a JPEG is not of the size its record gives."""
+    recorded = (int(reader.heights[index]), int(reader.widths[index]))
+    return BetonError(
+        f"{reader.path}: sample {index} decodes to {(height, width)} pixels, its record says {recorded}; "
+        "write the file anew with fastbyol-prep"
+    )

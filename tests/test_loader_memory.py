@@ -1,0 +1,81 @@
+"""Laws of loader memory: nothing is decoded after the first pass, and what does not fit is refused with the numbers."""
+
+from __future__ import annotations
+
+import shutil
+from contextlib import closing
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fastbyol import loaders
+from fastbyol.beton import JPEG, RAW, Reader, StoredImage
+from fastbyol.config import ConfigError
+from fastbyol.data_prep.writer import Writer
+from fastbyol.loaders import memory
+from fastbyol.loaders.native import decode
+from fastbyol.loaders.packing import pack
+from fastbyol.loaders.ram import available_bytes
+from fastbyol.order import Rows, stream
+from tests.conftest import Betons
+
+
+def test_batches_do_not_need_the_file_any_more(betons: Betons, tmp_path: Path) -> None:
+    copy = tmp_path / "copy.beton"
+    shutil.copy(betons.train, copy)
+    with Reader(betons.train) as whole, Reader(copy) as reader:
+        rows = list(islice(stream(0, batch_size=48, count=160, seed=0), 5))
+        with closing(loaders.load("memory", reader, rows, workers=2)) as batches:
+            first = int(reader.offsets.min())
+            with copy.open("r+b") as file:
+                file.seek(first)
+                file.write(bytes(copy.stat().st_size - first))
+            assert not any(reader.payload(0))
+            for batch, each in zip(batches, rows, strict=True):
+                wanted = decode(whole, each)
+                for got, begin in zip(batch.offsets.tolist(), wanted.offsets.tolist(), strict=True):
+                    assert batch.pixels[got : got + 3072].equal(wanted.pixels[begin : begin + 3072])
+
+
+def test_batches_share_the_resident_pixels(betons: Betons) -> None:
+    with Reader(betons.train) as reader:
+        rows = stream(0, batch_size=48, count=160, seed=0)
+        with closing(loaders.load("memory", reader, rows, workers=2)) as batches:
+            assert len({batch.pixels.data_ptr() for batch in islice(batches, 3)}) == 1
+
+
+def test_a_file_too_large_for_the_memory_is_refused_with_the_numbers(tmp_path: Path) -> None:
+    path, side = tmp_path / "huge.beton", 65_535
+    count = int(available_bytes() // (3 * side * side)) + 2
+    with Writer(path, capacity=count, class_names=None) as writer:
+        for _ in range(count):
+            writer.append(StoredImage(JPEG, side, side, b"a record that claims a huge image"))
+    gib = 3 * side * side * count / 2**30
+    with Reader(path) as reader, pytest.raises(ConfigError, match=rf"takes {gib:.1f} GiB; .* GiB of RAM are available"):
+        loaders.load("memory", reader, [], workers=1)
+
+
+@pytest.mark.parametrize("equal", [True, False])
+def test_gathering_copies_the_images_asked_for(tmp_path: Path, equal: bool) -> None:
+    random = np.random.default_rng(0)
+    images = [random.integers(0, 256, (4, 5 if equal else 3 + i, 3), np.uint8) for i in range(6)]
+    with Writer(tmp_path / "raw.beton", capacity=6, class_names=None) as writer:
+        for image in images:
+            writer.append(StoredImage(RAW, image.shape[1], 4, image.tobytes()))
+    with Reader(tmp_path / "raw.beton") as reader:
+        everything = np.arange(6)
+        whole = pack(reader, Rows(everything, np.zeros(6, np.int64)))
+        pixels = torch.from_numpy(np.concatenate([image.ravel() for image in images]))
+        part = pack(reader, Rows(np.array([4, 0, 4, 5]), np.zeros(4, np.int64)))
+        out = part.empty()
+        (memory._gather_equal if equal else memory._gather)(pixels, whole, part, out)
+    wanted = b"".join(images[index].tobytes() for index in (4, 0, 4, 5))
+    assert out.numpy()[: len(wanted)].tobytes() == wanted
+
+
+def test_available_memory_is_less_than_the_machine_has() -> None:
+    lines = dict(line.split(":", 1) for line in Path("/proc/meminfo").read_text().splitlines())
+    assert 0 < available_bytes() < int(lines["MemTotal"].split()[0]) * 1024
