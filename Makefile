@@ -1,4 +1,4 @@
-# make demo: the whole chain on the embedded demo set; make test, make lint: what CI runs.
+# make demo: the whole chain on the embedded demo set; make lint, test, test-triton, test-peers: what CI runs.
 # make gpu: GPU tests and all benchmarks, uninstalled, with any python that has torch, triton, numpy and pytest.
 PYTHON ?= python3.11
 PYTHON_GPU ?= python3
@@ -6,10 +6,11 @@ COMMIT ?=
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
+OLDEST := .venv-triton
 PEERS := .venv-peers
 PEERS_APT := build-essential pkg-config libopencv-dev libturbojpeg0-dev
 
-.PHONY: demo test test-peers lint bench gpu clean
+.PHONY: demo test test-triton test-peers lint bench gpu clean
 .DELETE_ON_ERROR:
 
 $(INSTALLED): pyproject.toml setup.py constraints.txt
@@ -26,6 +27,16 @@ demo: $(INSTALLED)
 test: $(INSTALLED)
 	$(BIN)/python -m pytest --ignore tests/kernels
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/kernels
+
+# The kernels under the oldest Triton that is supported, which torch 2.11 brings on a GPU.
+test-triton: $(OLDEST)/installed
+	TRITON_INTERPRET=1 $(OLDEST)/bin/python -m pytest tests/kernels
+	$(OLDEST)/bin/python -m pytest tests/test_aot.py
+
+$(OLDEST)/installed: pyproject.toml setup.py constraints.txt
+	test -x $(OLDEST)/bin/python || $(PYTHON) -m venv $(OLDEST)
+	$(OLDEST)/bin/pip install --quiet --disable-pip-version-check -e . pytest torch==2.13.0 triton==3.6.0 "numpy<2.4"
+	touch $@
 
 # ffcv, DALI, torchvision and lightly as oracles, in an environment of their own; ffcv is built from source.
 test-peers: $(PEERS)/installed
@@ -59,4 +70,4 @@ gpu:
 	PYTHONUNBUFFERED=1 $(PYTHON_GPU) benchmarks/suite.py --commit "$(COMMIT)"
 
 clean:
-	rm -rf $(VENV) $(PEERS) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(OLDEST) $(PEERS) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -13,6 +13,7 @@ import signal
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -21,6 +22,7 @@ sys.path.insert(0, str(ROOT))  # run as a script, from a checkout
 
 TOTAL_S = 470.0  # of eight minutes; the rest is the start of this process and the tables at its end
 GRACE_S = 12.0  # between a benchmark's own limit and the end of its patience
+FAREWELL_S = 8.0  # for a part that is stopped to print its summary
 RESULTS = {"cuda": ROOT / "benchmarks" / "results" / "gpu.jsonl", "cpu": ROOT / "runs" / "reduced" / "cpu.jsonl"}
 REPEATS = {"cuda": 50, "cpu": 5}
 LIMITS_S = {"kernels": 100.0, "optimizer": 30.0, "views": 30.0, "step": 190.0, "loader": 20.0}
@@ -50,7 +52,7 @@ def parts(device: str, results: Path, commit: str | None) -> list[Part]:
     """List the parts in the order of what a first run on a new GPU most needs to know."""
     workers = ("-n", str(TEST_WORKERS)) if device == "cuda" and importlib.util.find_spec("xdist") else ()
     tests = ("-m", "pytest", "-q", "-p", "no:cacheprovider", *workers, "tests/kernels", "tests/gpu")
-    made = [Part("tests", tests, 100.0, is_group=False)]
+    made = [Part("tests", tests, 120.0, is_group=False)]
     for group, limit_s in LIMITS_S.items():
         options = ["--device", device, "--json", str(results), "--repeats", str(REPEATS[device])]
         options += ["--limit", str(limit_s - GRACE_S), *(("--commit", commit) if commit else ())]
@@ -70,6 +72,9 @@ def run(part: Part, *, deadline: float) -> Outcome:
         status = "ok" if code == 0 else f"failed: exit status {code}"
     except subprocess.TimeoutExpired:
         status = f"failed: stopped after {limit_s:.0f} s"
+        os.killpg(process.pid, signal.SIGINT)  # pytest then prints what failed so far
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(FAREWELL_S)
     finally:
         if process.poll() is None:
             os.killpg(process.pid, signal.SIGKILL)

@@ -16,23 +16,23 @@ from fastbyol.config import ConfigError, OptimConfig
 from fastbyol.kernels import reference
 from fastbyol.optim import parameter_groups
 
-PIECES = {  # where a piece is, and which versions of apex have it
+PIECES = {  # where a piece is, and which builds of apex have it
     "LARC": ("apex.parallel", "25.05 and older"),
     "SyncBatchNorm": ("apex.parallel", "25.05 and older, built with --cuda_ext"),
-    "FusedSGD": ("apex.optimizers", "all that were built with --cuda_ext"),
-    "BatchNorm2d_NHWC": ("apex.contrib.groupbn", "those built with --bnp"),
+    "FusedSGD": ("apex.optimizers", "any version built with --cuda_ext"),
+    "BatchNorm2d_NHWC": ("apex.contrib.groupbn", "versions built with --bnp"),
 }
 
 
 def piece(name: str) -> Any:
-    """Import one of PIECES; raise ConfigError saying why it is missing and which versions of apex have it."""
-    module, versions = PIECES[name]
+    """Import one of PIECES; raise ConfigError saying why it is missing and which builds of apex have it."""
+    module, builds = PIECES[name]
     try:
         return getattr(import_module(module), name)
     except (ImportError, AttributeError) as error:
         raise ConfigError(
-            f"{module}.{name} is not to be had ({error}); NVIDIA apex has it in versions {versions}, "
-            "to be built from its source (PyPI's `apex` is another project)"
+            f"{module}.{name} cannot be imported ({error}). NVIDIA apex has it: {builds}. Build that from source "
+            "(PyPI's `apex` is another project)"
         ) from error
 
 
@@ -58,13 +58,15 @@ class LARC:
 
     def __init__(self, module: nn.Module, target_of: Mapping[nn.Parameter, Tensor], config: OptimConfig) -> None:
         weights, others = parameter_groups(module, weight_decay=config.weight_decay, trust=config.trust)
-        sgd = piece("FusedSGD") if installed()["FusedSGD"] else torch.optim.SGD
-        adaptive = sgd(weights["params"], lr=0.0, momentum=config.momentum, weight_decay=config.weight_decay)
-        plain = sgd(others["params"], lr=0.0, momentum=config.momentum)
+        adaptive = torch.optim.SGD(
+            weights["params"], lr=0.0, momentum=config.momentum, weight_decay=config.weight_decay
+        )
+        plain = torch.optim.SGD(others["params"], lr=0.0, momentum=config.momentum)
         self.optimizers = (piece("LARC")(adaptive, trust_coefficient=config.trust, clip=False, eps=0.0), plain)
         self.params, self.targets = list(target_of), list(target_of.values())
         device = weights["params"][0].device
         self.tau = torch.ones((), device=device)
+        self._ema_rate = 1.0
         self.skipped = torch.zeros(2, dtype=torch.int32, device=device)  # LARC skips no step
 
     def zero_grad(self) -> None:
@@ -77,6 +79,7 @@ class LARC:
     def set_rates(self, *, lr: float, tau: float) -> None:
         """Set the learning rate and the EMA rate for the next step."""
         self.tau.fill_(tau)
+        self._ema_rate = tau
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = lr
@@ -87,7 +90,7 @@ class LARC:
             optimizer.step()
         if self.targets:
             with torch.no_grad():
-                reference.ema_(self.targets, self.params, tau=self.tau)
+                reference.ema_(self.targets, self.params, tau=self._ema_rate)
 
     def state_dict(self) -> dict[str, Any]:
         """Gather the momenta, as plain values and tensors."""

@@ -38,7 +38,7 @@ class Pace:
         """Take note of a step just queued; wait for the one `ahead` before it, not for this one."""
         if not self._on_gpu:
             return
-        end = torch.cuda.Event()  # type: ignore[no-untyped-call]
+        end = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]  # sleeping, it leaves the core to decoding
         end.record()
         self._ends.append(end)
         if len(self._ends) > self._ahead:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -64,7 +65,8 @@ class _Captured:
 class Graph(Eager):
     """Replay the whole step as one CUDA graph per shape of views; the first WARM_UP steps of a shape run eagerly.
 
-    Every warm-up step is a step of the training: nothing is run to be thrown away.
+    Every warm-up step is a step of the training: nothing is run to be thrown away. A graph holds addresses: load a
+    state into model and optimiser before the first step, not after.
     """
 
     def __init__(
@@ -98,13 +100,15 @@ class Graph(Eager):
     def _capture(self, views: Tensor) -> _Captured:
         """Record a step without running it (host sync, once a shape)."""
         static, graph = torch.empty_like(views), torch.cuda.CUDAGraph()
-        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream):
+        gc.collect()  # what is freed during a capture would record its events into it
+        # thread_local: the loader's threads may pin memory meanwhile
+        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
             output = self._step(static)
         return _Captured(graph, static, output)
 
 
 class Compiled(Eager):
-    """Let torch.compile fuse forward and backward from the reference operations; loss and LARS stay as they are."""
+    """Let torch.compile fuse forward, loss and backward from the reference operations; LARS stays as it is."""
 
     def __init__(
         self,

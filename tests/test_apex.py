@@ -19,8 +19,8 @@ CONFIG = OptimConfig(base_lr=1.0, weight_decay=0.0, tau_base=0.9)  # without dec
 def test_a_missing_piece_says_which_versions_have_it(name: str) -> None:
     if apex.installed()[name]:
         pytest.skip(f"apex has {name} here")
-    module, versions = apex.PIECES[name]
-    with pytest.raises(ConfigError, match=f"{module}.{name}.*versions {versions}"):
+    module, builds = apex.PIECES[name]
+    with pytest.raises(ConfigError, match=f"{module}.{name} cannot.*NVIDIA apex has it: {builds}"):
         apex.piece(name)
 
 

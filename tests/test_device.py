@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fastbyol.config import ConfigError
-from fastbyol.device import choose
+from fastbyol.device import Pace, choose, queue_copy
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -27,3 +27,9 @@ def test_idle_threads_spin_briefly_unless_the_user_chose() -> None:
         environment = {**plain, **chosen}
         said = subprocess.run([sys.executable, "-c", code], env=environment, capture_output=True, text=True, check=True)
         assert said.stdout == f"{expected}\n"
+
+
+def test_on_a_cpu_a_copy_is_the_tensor_and_the_pace_is_free() -> None:
+    tensor = torch.zeros(3)
+    assert queue_copy(tensor, "cpu") is tensor
+    Pace("cpu").step_queued()

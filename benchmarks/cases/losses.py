@@ -98,7 +98,7 @@ def cases(device: str) -> Iterator[Case]:
     }
     with_ema: dict[str, Loss] = {
         "fastbyol": lambda t: ema_loss(t.q, t.z, t.targets, t.params, tau=t.tau, workspace=t.workspace),
-        "foreach": lambda t: reference.ema_loss(t.q, t.z, t.targets, t.params, tau=t.tau),
+        "foreach": lambda t: reference.ema_loss(t.q, t.z, t.targets, t.params, tau=TAU),
         "eager": lambda t: plain_ema_loss(t.q, t.z, t.targets, t.params, tau=TAU),
     }
     for rows in ROWS[device]:

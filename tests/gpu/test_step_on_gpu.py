@@ -8,13 +8,16 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import pytest
 import torch
+import torch.distributed as dist
 from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from benchmarks.cases import plain
 from fastbyol import optim, step, views
+from fastbyol.batchnorm import synchronize_
 from fastbyol.byol import BYOL
 from fastbyol.config import EncoderConfig, HeadConfig, OptimConfig
+from fastbyol.device import Pace
 from fastbyol.kernels.view_params import ViewParams
 from fastbyol.recipes import PAPER_VIEWS
 from tests.tolerances import GPU_STEPS_RTOL
@@ -25,6 +28,7 @@ SMALL = EncoderConfig("resnet18", width=1 / 4, stem="cifar")
 HEAD = HeadConfig(hidden=64, out=32)
 OPTIM = OptimConfig(base_lr=0.4, weight_decay=1e-6, tau_base=0.9, warmup_epochs=0)
 IMAGES, SIDE, CROP = 16, 40, 32
+LR = 1e-3  # at a trainer's rates two runs part by a hundredth in a few steps, whatever rounds differently
 SYNCS = {
     f"{api}{call}"
     for api in ("cuda", "cu")
@@ -35,10 +39,8 @@ LAUNCHES = ("LaunchKernel", "GraphLaunch")
 
 @pytest.fixture(autouse=True)
 def _exact_float32() -> Iterator[None]:
-    allowed = torch.backends.cudnn.allow_tf32
-    torch.backends.cudnn.allow_tf32 = False
-    yield
-    torch.backends.cudnn.allow_tf32 = allowed
+    with torch.backends.cudnn.flags(enabled=True, benchmark=False, deterministic=True, allow_tf32=False):
+        yield
 
 
 def model_of() -> BYOL:
@@ -51,9 +53,9 @@ def engine_of(name: str, *, precision: str = "float32", lagged_target: bool = Fa
     return step.engine(name, model, lars, precision=precision, lagged_target=lagged_target)
 
 
-def batch(number: int) -> torch.Tensor:
+def batch(number: int, *, crop_px: int = CROP) -> torch.Tensor:
     generator = torch.Generator("cuda").manual_seed(number)
-    images = torch.randn(2 * IMAGES, 3, CROP, CROP, generator=generator, device="cuda")
+    images = torch.randn(2 * IMAGES, 3, crop_px, crop_px, generator=generator, device="cuda")
     return images.to(memory_format=torch.channels_last)
 
 
@@ -92,6 +94,30 @@ def test_steps_never_wait_for_the_gpu(whole_step: Callable[[], None]) -> None:
     torch.cuda.synchronize()
 
 
+def test_synchronised_batch_norm_never_waits_for_the_gpu() -> None:
+    dist.init_process_group("nccl", store=dist.HashStore(), rank=0, world_size=1)
+    try:
+        engine = engine_of("eager", precision="bfloat16")
+        synchronize_(engine.model, dist.group.WORLD)
+        engine(batch(0), lr=LR, tau=0.9)  # the first collective sets up its communicator
+        torch.cuda.set_sync_debug_mode("error")
+        engine(batch(1), lr=LR, tau=0.9)
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+        dist.destroy_process_group()
+
+
+def test_the_host_stays_two_steps_ahead() -> None:
+    pace, ends = Pace("cuda", ahead=2), []
+    for _ in range(4):
+        torch.cuda._sleep(200_000_000)  # a tenth of a second
+        ends.append(torch.cuda.Event())
+        ends[-1].record()
+        pace.step_queued()
+    assert [end.query() for end in ends] == [True, True, False, False]
+    torch.cuda.synchronize()
+
+
 def test_a_trace_of_steps_holds_no_synchronisation(whole_step: Callable[[], None]) -> None:
     with profile(activities=[ProfilerActivity.CPU, ProfilerActivity.CUDA]) as trace:
         with record_function("steps"):
@@ -111,12 +137,20 @@ def test_a_trace_of_steps_holds_no_synchronisation(whole_step: Callable[[], None
 def test_a_graph_replays_the_eager_step(lagged_target: bool) -> None:
     engines = [engine_of(name, lagged_target=lagged_target) for name in ("eager", "graph")]
     for number in range(step.WARM_UP + 4):
-        rates = {"lr": 0.1 * (number + 1), "tau": 0.9 + 0.01 * number}  # a replay follows them
+        rates = {"lr": LR * (number + 1), "tau": 0.9 + 0.01 * number}  # a replay follows them
         losses = [engine(batch(number), **rates).loss.item() for engine in engines]
         assert losses[1] == pytest.approx(losses[0], rel=GPU_STEPS_RTOL)
     eager, graph = (dict(engine.model.named_parameters()) for engine in engines)
     for name, value in eager.items():
         torch.testing.assert_close(graph[name], value, rtol=GPU_STEPS_RTOL, atol=GPU_STEPS_RTOL)
+
+
+def test_one_engine_holds_a_graph_for_each_crop_size() -> None:
+    engines = [engine_of(name) for name in ("eager", "graph")]
+    for number in range(2 * (step.WARM_UP + 3)):
+        images = batch(number, crop_px=CROP if number % 2 else CROP // 2)
+        losses = [engine(images, lr=LR, tau=0.9).loss.item() for engine in engines]
+        assert losses[1] == pytest.approx(losses[0], rel=GPU_STEPS_RTOL)
 
 
 def test_the_kernels_step_is_plain_torchs_step() -> None:
@@ -125,5 +159,5 @@ def test_the_kernels_step_is_plain_torchs_step() -> None:
     theirs = step.Eager(model, plain.LARS(model, OPTIM, plain.lars_loop_))  # type: ignore[arg-type]
     theirs.forward = plain.PerView(model)
     for number in range(5):
-        losses = [engine(batch(number), lr=0.1, tau=0.9).loss.item() for engine in (ours, theirs)]
+        losses = [engine(batch(number), lr=LR, tau=0.9).loss.item() for engine in (ours, theirs)]
         assert losses[0] == pytest.approx(losses[1], rel=GPU_STEPS_RTOL)
