@@ -71,7 +71,7 @@ def apply(
     dtype: torch.dtype = torch.float32,
     out: Tensor | None = None,
 ) -> Tensor:
-    """Make the views: crop, flip, jitter, grayscale, blur, solarize, clip, normalise.
+    """Make the views: crop, flip, jitter, grayscale, blur, solarize, normalise; all but the last keep [0, 1].
 
     pixels: [bytes] uint8, RGB images H W C of any sizes; offsets: [B] int64, an image's first byte; sizes: [B, 2]
     (H, W); all tensors on one device. Result: [V*B, 3, crop_px, crop_px] channels_last, all of view 0, then all of

@@ -30,7 +30,7 @@ def augment(
     dtype: torch.dtype,
     out: Tensor | None = None,
 ) -> Tensor:
-    """Make V views of B images: crop, flip, jitter, grayscale, blur, solarize, clip, normalise.
+    """Make V views of B images: crop, flip, jitter, grayscale, blur, solarize, normalise; all but the last keep [0, 1].
 
     pixels: [bytes] uint8, RGB images H W C of any sizes, each below 2**31 bytes; offsets: [B] int64, an image's first
     byte; sizes: [B, 2] (H, W); params: V views of the B images; all on one device. Result: [V*B, 3, crop_px, crop_px]

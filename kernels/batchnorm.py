@@ -7,8 +7,7 @@ Per group and channel, in float32:
     backward  g = dz where the ReLU passed, else 0;  xhat = (x - mean) * rstd
               dx = weight * rstd * (g - mean(g) - xhat * mean(g * xhat)),  dweight = sum(g * xhat),  dbias = sum(g)
 
-Sums are taken of x - shift, shift being the running mean, so that E[d^2] - E[d]^2 does not cancel. Every program sums a
-split of a group's rows, then the splits are added in a fixed order: results do not change from run to run.
+How sums over rows are taken, and mean, rstd and running statistics made of them: batchnorm_statistics.py.
 
 Elements moved each way, per element of x; z, residual and gradients have x's width:
 
@@ -20,9 +19,8 @@ Elements moved each way, per element of x; z, residual and gradients have x's wi
 g is d(residual). Without a residual the ReLU's mask is computed again from x, with one, a bit an element keeps it. Two
 gradients are summed here when the two results of `batch_norm_add_relu` went to two consumers.
 
-With a process group, the sums and the count of all ranks are added by one all-reduce forward and one backward. The
-shift must be equal on all ranks: it is, once running statistics started equal. dweight and dbias stay local, as in
-torch's SyncBatchNorm.
+With a process group, the sums and the count of all ranks are added by one all-reduce forward and one backward. dweight
+and dbias stay local, as in torch's SyncBatchNorm.
 """
 
 from __future__ import annotations
@@ -39,156 +37,26 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from fastbyol.kernels import reference
+from fastbyol.kernels.batchnorm_statistics import (
+    SUMS,
+    WARPS,
+    batch_statistics,
+    column_block,
+    fold,
+    join,
+    offsets,
+    per_channel,
+    sum_launch,
+)
 from fastbyol.kernels.dispatch import runs_triton
 
-WARPS = 4
-WIDEST = 64  # channels of a tile: whole 128-byte lines of bf16; wider ones exchange weights through shared memory
 TILE_BYTES = 4096  # of x that a program holds at a time: two 128-bit accesses a thread
-STATS_TILE_BYTES = 8192  # where x alone is read: as many bytes in flight as in the others
-SUMS = tl.constexpr(1024)  # accumulators of each sum of a program, 8 a thread
-SPLIT_TILES = 4  # a program that sums does at least these, so that partial sums are a small share of the bytes
-PROGRAMS = 768  # that sum at a time: 6 blocks of 128 threads and 80 registers on each of 128 multiprocessors
-FINALIZE = {"BS": 512, "BC": 8, "num_warps": 8}  # splits and channels: few channels, so many multiprocessors read
-
-
-@triton.jit
-def _offsets(group, rows, channels, r, c):
-    """Return int64 offsets of rows r and channels c of a group, and which of them exist."""
-    at = (group.to(tl.int64) * rows + r)[:, None] * channels + c[None, :]
-    return at, (r < rows)[:, None] & (c < channels)[None, :]
-
-
-@triton.jit
-def _per_channel(ptr, c, channels):
-    return tl.load(ptr + c, mask=c < channels, other=0.0).to(tl.float32)
-
-
-@triton.jit
-def _shift(running_mean_ptr, c, channels):
-    """Return the running mean; 0 where it is not finite, so that one overflow does not spoil all later batches."""
-    mean = _per_channel(running_mean_ptr, c, channels)
-    return tl.where(tl.abs(mean) < float("inf"), mean, 0.0)
 
 
 @triton.jit
 def _normalize(centered, scale, bias):
     """Compute v without the residual, for forward and backward: an fma leaves the compiler no choice of rounding."""
     return tl.fma(centered, scale[None, :], bias[None, :])
-
-
-@triton.jit
-def _fold(tile, BM: tl.constexpr, BC: tl.constexpr):
-    """Add rows of a tile [BM, BC] that one thread holds, down to [SUMS / BC, BC]: large tiles, few accumulators."""
-    return tl.sum(tile.reshape(BM * BC // SUMS, SUMS // BC, BC), 0)
-
-
-@triton.jit
-def stats_kernel(
-    x_ptr, running_mean_ptr, partial_ptr, rows, channels, rows_per_split, BM: tl.constexpr, BC: tl.constexpr
-):
-    """Write the split's sums of d and d^2, d = x - shift, to partial [2, G, S, C]; grid (columns, S, G)."""
-    split, group = tl.program_id(1), tl.program_id(2)
-    c = tl.program_id(0) * BC + tl.arange(0, BC)
-    shift = _shift(running_mean_ptr, c, channels)
-    total = tl.zeros([SUMS // BC, BC], tl.float32)
-    square = tl.zeros([SUMS // BC, BC], tl.float32)
-    for start in range(0, rows_per_split, BM):
-        r = split * rows_per_split + start + tl.arange(0, BM)
-        at, inside = _offsets(group, rows, channels, r, c)
-        x = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
-        d = tl.where(inside, x - shift[None, :], 0.0)
-        total += _fold(d, BM, BC)
-        square += _fold(d * d, BM, BC)
-    splits, groups = tl.num_programs(1), tl.num_programs(2)
-    at = (group * splits + split) * channels + c
-    tl.store(partial_ptr + at, tl.sum(total, 0), mask=c < channels)
-    tl.store(partial_ptr + groups * splits * channels + at, tl.sum(square, 0), mask=c < channels)
-
-
-@triton.jit
-def _add_splits(partial_ptr, group, groups, splits, channels, c, BS: tl.constexpr, BC: tl.constexpr):
-    """Return both sums of a group from partial [2, G, S, C], added in a fixed order."""
-    first = tl.zeros([BS, BC], tl.float32)
-    second = tl.zeros([BS, BC], tl.float32)
-    for start in range(0, splits, BS):
-        s = start + tl.arange(0, BS)
-        at = (group * splits + s)[:, None] * channels + c[None, :]
-        inside = (s < splits)[:, None] & (c < channels)[None, :]
-        first += tl.load(partial_ptr + at, mask=inside, other=0.0)
-        second += tl.load(partial_ptr + groups * splits * channels + at, mask=inside, other=0.0)
-    return tl.sum(first, 0), tl.sum(second, 0)
-
-
-@triton.jit
-def join_kernel(
-    partial_ptr,
-    sums_ptr,
-    first_ptr,
-    second_ptr,
-    channels,
-    splits,
-    count,
-    GROUPS: tl.constexpr,
-    BS: tl.constexpr,
-    BC: tl.constexpr,
-):
-    """Write sums [2, G, C] and counts [G] in one buffer; where given, also both sums over groups [C]."""
-    c = tl.program_id(0) * BC + tl.arange(0, BC)
-    first_total = tl.zeros([BC], tl.float32)
-    second_total = tl.zeros([BC], tl.float32)
-    for group in range(GROUPS):
-        first, second = _add_splits(partial_ptr, group, GROUPS, splits, channels, c, BS, BC)
-        tl.store(sums_ptr + group * channels + c, first, mask=c < channels)
-        tl.store(sums_ptr + (GROUPS + group) * channels + c, second, mask=c < channels)
-        first_total += first
-        second_total += second
-        if tl.program_id(0) == 0:
-            tl.store(sums_ptr + 2 * GROUPS * channels + group, count)
-    if first_ptr is not None:
-        tl.store(first_ptr + c, first_total, mask=c < channels)
-        tl.store(second_ptr + c, second_total, mask=c < channels)
-
-
-@triton.jit
-def finalize_kernel(
-    partial_ptr,
-    mean_ptr,
-    rstd_ptr,
-    running_mean_ptr,
-    running_var_ptr,
-    batches_ptr,
-    channels,
-    splits,
-    count,
-    momentum,
-    eps,
-    GROUPS: tl.constexpr,
-    COUNTED: tl.constexpr,
-    BS: tl.constexpr,
-    BC: tl.constexpr,
-):
-    """Write mean and rstd [G, C]; move running statistics group after group. COUNTED: counts [G] follow the sums."""
-    c = tl.program_id(0) * BC + tl.arange(0, BC)
-    inside = c < channels
-    shift = _shift(running_mean_ptr, c, channels)
-    running_mean = _per_channel(running_mean_ptr, c, channels)
-    running_var = _per_channel(running_var_ptr, c, channels)
-    for group in range(GROUPS):
-        total, square = _add_splits(partial_ptr, group, GROUPS, splits, channels, c, BS, BC)
-        if COUNTED:
-            count = tl.load(partial_ptr + 2 * GROUPS * channels + group)
-        offset = total / count
-        variance = square / count - offset * offset
-        variance = tl.where(variance < 0, 0.0, variance)
-        mean = shift + offset
-        tl.store(mean_ptr + group * channels + c, mean, mask=inside)
-        tl.store(rstd_ptr + group * channels + c, 1.0 / tl.sqrt(variance + eps), mask=inside)
-        running_mean = (1.0 - momentum) * running_mean + momentum * mean
-        running_var = (1.0 - momentum) * running_var + momentum * variance * (count / (count - 1.0))
-    tl.store(running_mean_ptr + c, running_mean, mask=inside)
-    tl.store(running_var_ptr + c, running_var, mask=inside)
-    if batches_ptr is not None and tl.program_id(0) == 0:
-        tl.store(batches_ptr, tl.load(batches_ptr) + GROUPS)
 
 
 @triton.jit
@@ -216,13 +84,13 @@ def apply_kernel(
     r = tl.program_id(0) // columns * BM + tl.arange(0, BM)
     column = tl.program_id(0) % columns
     c = column * BC + tl.arange(0, BC)
-    at, inside = _offsets(group, rows, channels, r, c)
-    mean = _per_channel(mean_ptr + group * channels, c, channels)
-    rstd = _per_channel(rstd_ptr + group * channels, c, channels)
+    at, inside = offsets(group, rows, channels, r, c)
+    mean = per_channel(mean_ptr + group * channels, c, channels)
+    rstd = per_channel(rstd_ptr + group * channels, c, channels)
     if eps is not None:
         rstd = 1.0 / tl.sqrt(rstd + eps)
-    weight = _per_channel(weight_ptr, c, channels)
-    bias = _per_channel(bias_ptr, c, channels)
+    weight = per_channel(weight_ptr, c, channels)
+    bias = per_channel(bias_ptr, c, channels)
     x = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
     v = _normalize(x - mean[None, :], rstd * weight, bias)
     if residual_ptr is not None:
@@ -230,7 +98,7 @@ def apply_kernel(
     if mask_ptr is not None:
         bits = tl.where(v <= 0, 0, 1).reshape(BM, BC // 8, 8) << tl.arange(0, 8)[None, None, :]
         c8 = column * (BC // 8) + tl.arange(0, BC // 8)
-        byte_at, byte_inside = _offsets(group, rows, tl.cdiv(channels, 8), r, c8)
+        byte_at, byte_inside = offsets(group, rows, tl.cdiv(channels, 8), r, c8)
         tl.store(mask_ptr + byte_at, tl.sum(bits, 2).to(tl.uint8), mask=byte_inside)
     if RELU:
         v = tl.where(v <= 0, 0.0, v)  # a NaN stays one, as in torch
@@ -263,15 +131,15 @@ def backward_sums_kernel(
     split, group = tl.program_id(1), tl.program_id(2)
     c = tl.program_id(0) * BC + tl.arange(0, BC)
     c8 = tl.program_id(0) * (BC // 8) + tl.arange(0, BC // 8)
-    mean = _per_channel(mean_ptr + group * channels, c, channels)
-    rstd = _per_channel(rstd_ptr + group * channels, c, channels)
-    weight = _per_channel(weight_ptr, c, channels)
-    bias = _per_channel(bias_ptr, c, channels)
+    mean = per_channel(mean_ptr + group * channels, c, channels)
+    rstd = per_channel(rstd_ptr + group * channels, c, channels)
+    weight = per_channel(weight_ptr, c, channels)
+    bias = per_channel(bias_ptr, c, channels)
     total = tl.zeros([SUMS // BC, BC], tl.float32)
     product = tl.zeros([SUMS // BC, BC], tl.float32)
     for start in range(0, rows_per_split, BM):
         r = split * rows_per_split + start + tl.arange(0, BM)
-        at, inside = _offsets(group, rows, channels, r, c)
+        at, inside = offsets(group, rows, channels, r, c)
         centered = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32) - mean[None, :]
         g = tl.load(dz_ptr + at, mask=inside, other=0.0).to(tl.float32)
         if other_dz_ptr is not None:
@@ -279,14 +147,14 @@ def backward_sums_kernel(
         if RELU:
             g = tl.where(_normalize(centered, rstd * weight, bias) <= 0, 0.0, g)
         if mask_ptr is not None:
-            byte_at, byte_inside = _offsets(group, rows, tl.cdiv(channels, 8), r, c8)
+            byte_at, byte_inside = offsets(group, rows, tl.cdiv(channels, 8), r, c8)
             byte = tl.load(mask_ptr + byte_at, mask=byte_inside, other=0).to(tl.int32)
             bits = (byte[:, :, None] >> tl.arange(0, 8)[None, None, :]) & 1
             g = tl.where(bits.reshape(BM, BC) == 0, 0.0, g)
         if g_ptr is not None:
             tl.store(g_ptr + at, g.to(g_ptr.dtype.element_ty), mask=inside)
-        total += _fold(g, BM, BC)
-        product += _fold(g * centered, BM, BC)
+        total += fold(g, BM, BC)
+        product += fold(g * centered, BM, BC)
     splits, groups = tl.num_programs(1), tl.num_programs(2)
     at = (group * splits + split) * channels + c
     tl.store(partial_ptr + at, tl.sum(total, 0), mask=c < channels)
@@ -313,19 +181,19 @@ def backward_apply_kernel(
     group, groups, columns = tl.program_id(1), tl.num_programs(1), tl.cdiv(channels, BC)
     r = tl.program_id(0) // columns * BM + tl.arange(0, BM)
     c = tl.program_id(0) % columns * BC + tl.arange(0, BC)
-    at, inside = _offsets(group, rows, channels, r, c)
-    mean = _per_channel(mean_ptr + group * channels, c, channels)
-    rstd = _per_channel(rstd_ptr + group * channels, c, channels)
-    weight = _per_channel(weight_ptr, c, channels)
+    at, inside = offsets(group, rows, channels, r, c)
+    mean = per_channel(mean_ptr + group * channels, c, channels)
+    rstd = per_channel(rstd_ptr + group * channels, c, channels)
+    weight = per_channel(weight_ptr, c, channels)
     per_count = 1.0 / tl.load(sums_ptr + 2 * groups * channels + group)
-    g_mean = _per_channel(sums_ptr + group * channels, c, channels) * per_count
-    product = _per_channel(sums_ptr + (groups + group) * channels, c, channels)
+    g_mean = per_channel(sums_ptr + group * channels, c, channels) * per_count
+    product = per_channel(sums_ptr + (groups + group) * channels, c, channels)
     slope = product * per_count * rstd
     centered = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32) - mean[None, :]
     g = tl.load(g_ptr + at, mask=inside, other=0.0).to(tl.float32)
     scale = rstd * weight
     if RELU:
-        bias = _per_channel(bias_ptr, c, channels)
+        bias = per_channel(bias_ptr, c, channels)
         g = tl.where(_normalize(centered, scale, bias) <= 0, 0.0, g)
     dx = (g - g_mean[None, :] - centered * slope[None, :]) * scale[None, :]
     tl.store(dx_ptr + at, dx.to(dx_ptr.dtype.element_ty), mask=inside)
@@ -344,93 +212,14 @@ def _channels_last(x: Tensor, name: str | None = None) -> Tensor:
     return x.contiguous(memory_format=order)
 
 
-def _block(channels: int) -> int:
-    return min(max(int(triton.next_power_of_2(channels)), 8), WIDEST)
-
-
-def _sum_launch(x: Tensor, groups: int, *, tile_bytes: int) -> tuple[tuple[int, int, int], dict[str, int]]:
-    """Split the rows of each group of x so that about PROGRAMS sum: grid (columns, S, G) and sizes."""
-    channels = x.shape[1]
-    rows = x.numel() // (channels * groups)
-    bc = _block(channels)
-    bm, columns = tile_bytes // x.element_size() // bc, triton.cdiv(channels, bc)
-    wanted = max(PROGRAMS // (columns * groups), 1)
-    rows_per_split = triton.cdiv(max(triton.cdiv(rows, wanted), SPLIT_TILES * bm), bm) * bm
-    grid = (columns, max(triton.cdiv(rows, rows_per_split), 1), groups)
-    return grid, {"rows": rows, "channels": channels, "rows_per_split": rows_per_split, "BM": bm, "BC": bc}
-
-
 def _apply_launch(x: Tensor, groups: int) -> tuple[tuple[int, int], dict[str, int]]:
     """Cover each group of x by tiles: grid (tiles, G) and sizes."""
     channels = x.shape[1]
     rows = x.numel() // (channels * groups)
-    bc = _block(channels)
+    bc = column_block(channels)
     bm = TILE_BYTES // x.element_size() // bc
     tiles = triton.cdiv(rows, bm) * triton.cdiv(channels, bc)
     return (tiles, groups), {"rows": rows, "channels": channels, "BM": bm, "BC": bc}
-
-
-def _join(
-    partial: Tensor, rows: int, *, totals: tuple[Tensor, Tensor] | None, group: dist.ProcessGroup | None
-) -> Tensor:
-    """Add the splits of partial [2, G, S, C], then the ranks: sums [2, G, C] and counts [G] in one float32 buffer."""
-    _, groups, splits, channels = partial.shape
-    sums = partial.new_empty(2 * groups * channels + groups)
-    first, second = totals or (None, None)
-    grid = (triton.cdiv(channels, FINALIZE["BC"]),)
-    join_kernel[grid](
-        partial,
-        sums,
-        first,
-        second,
-        channels,
-        splits,
-        float(rows),
-        GROUPS=groups,
-        **FINALIZE,
-    )
-    if group is not None:
-        dist.all_reduce(sums, group=group)
-    return sums
-
-
-def _statistics(
-    x: Tensor,
-    running_mean: Tensor,
-    running_var: Tensor,
-    num_batches_tracked: Tensor | None,
-    *,
-    views: int,
-    momentum: float,
-    eps: float,
-    group: dist.ProcessGroup | None,
-) -> Tensor:
-    """Return mean and rstd [2, G, C], float32, and move the running statistics."""
-    grid, sizes = _sum_launch(x, views, tile_bytes=STATS_TILE_BYTES)
-    channels, rows = sizes["channels"], sizes["rows"]
-    partial = x.new_empty((2, views, grid[1], channels), dtype=torch.float32)
-    stats_kernel[grid](x, running_mean, partial, **sizes, num_warps=WARPS)
-    splits = grid[1]
-    if group is not None:
-        partial, splits = _join(partial, rows, totals=None, group=group), 1
-    statistics = x.new_empty((2, views, channels), dtype=torch.float32)
-    finalize_kernel[(triton.cdiv(channels, FINALIZE["BC"]),)](
-        partial,
-        statistics[0],
-        statistics[1],
-        running_mean,
-        running_var,
-        num_batches_tracked,
-        channels,
-        splits,
-        float(rows),
-        momentum,
-        eps,
-        GROUPS=views,
-        COUNTED=group is not None,
-        **FINALIZE,
-    )
-    return statistics
 
 
 def _apply(
@@ -489,13 +278,13 @@ class _BatchNorm(torch.autograd.Function):
         has_residual = ctx.residual_dtype is not None
         g = torch.empty_like(x, dtype=ctx.residual_dtype) if has_residual else None
         recompute = ctx.relu and mask is None
-        grid, sizes = _sum_launch(x, views, tile_bytes=TILE_BYTES)
+        grid, sizes = sum_launch(x, views, tile_bytes=TILE_BYTES)
         partial = statistics.new_empty(2, views, grid[1], channels)
         backward_sums_kernel[grid](
             dz, other, x, mask, g, mean, rstd, weight, bias, partial, **sizes, RELU=recompute, num_warps=WARPS
         )
         dbias, dweight = torch.empty_like(bias), torch.empty_like(weight)
-        sums = _join(partial, sizes["rows"], totals=(dbias, dweight), group=ctx.group)
+        sums = join(partial, sizes["rows"], totals=(dbias, dweight), group=ctx.group)
         dx = None
         if ctx.needs_input_grad[0]:
             dx = torch.empty_like(x)
@@ -523,7 +312,7 @@ def _batch_norm(
 ) -> Any:
     reference.check_views(x, weight, views=views, is_alone=group is None)
     x = _channels_last(x, "x")
-    statistics = _statistics(
+    statistics = batch_statistics(
         x, running_mean, running_var, num_batches_tracked, views=views, momentum=momentum, eps=eps, group=group
     )
     keep_mask = residual is not None and torch.is_grad_enabled()

@@ -125,21 +125,19 @@ def finish_kernel(
     tl.store(out_ptr + 2, (b - MEAN[2]) * (1 / STD[2]), mask=inside)
 
 
-def blur_down(planes: Tensor, params: ViewParams) -> Tensor:
+def blur_down(planes: Tensor, params: ViewParams, *, block: int = DOWN_BLOCK) -> Tensor:
     """Return planes [N, 3, H, H] blurred along their columns where drawn; other images hold anything."""
     images, _, side, _ = planes.shape
     out = torch.empty_like(planes)
-    grid = (images * 3 * triton.cdiv(side**2, DOWN_BLOCK),)
-    blur_down_kernel[grid](
-        planes, params.packed, out, SIDE=side, RADIUS=side // 20, BLOCK=DOWN_BLOCK, num_warps=DOWN_WARPS
-    )
+    grid = (images * 3 * triton.cdiv(side**2, block),)
+    blur_down_kernel[grid](planes, params.packed, out, SIDE=side, RADIUS=side // 20, BLOCK=block, num_warps=DOWN_WARPS)
     return out
 
 
-def finish(planes: Tensor, down: Tensor, params: ViewParams, *, out: Tensor) -> None:
+def finish(planes: Tensor, down: Tensor, params: ViewParams, *, out: Tensor, block: int = FINISH_BLOCK) -> None:
     """Blur along rows where drawn, solarize where drawn, normalise; out [N, 3, H, H] channels last, floating."""
     images, _, side, _ = planes.shape
-    grid = (images * triton.cdiv(side**2, FINISH_BLOCK),)
+    grid = (images * triton.cdiv(side**2, block),)
     finish_kernel[grid](
         planes,
         down,
@@ -147,6 +145,6 @@ def finish(planes: Tensor, down: Tensor, params: ViewParams, *, out: Tensor) -> 
         out,
         SIDE=side,
         RADIUS=side // 20,
-        BLOCK=FINISH_BLOCK,
+        BLOCK=block,
         num_warps=FINISH_WARPS,
     )

@@ -116,7 +116,7 @@ def arguments(q: Tensor, z: Tensor, *, ticket: Tensor | None, tile: int = TILE, 
     """
     if q.ndim != 2 or q.shape != z.shape or q.shape[0] % 2:
         raise ValueError(f"the loss got q {list(q.shape)} and z {list(z.shape)}; give both as [2B, D], view after view")
-    q, z = (x if x.stride(1) == 1 else x.contiguous() for x in (q.detach(), z.detach()))
+    q, z = rows_contiguous(q.detach()), rows_contiguous(z.detach())
     block_d = triton.next_power_of_2(q.shape[1])
     rows = max(1, tile // block_d)
     programs = triton.cdiv(q.shape[0], rows)

@@ -320,9 +320,8 @@ def _synchronized_batch_norm(
 ) -> Tensor:
     """Normalise x with statistics over a group: of d = x - running mean, one all-reduce of [V, 2C+1] sums each way."""
     wide = torch.promote_types(x.dtype, torch.float32)
-    shift = torch.where(running_mean.isfinite(), running_mean, 0)
     per_channel = (1, 1, -1, *[1] * (x.ndim - 2))
-    d = x.unflatten(0, (views, -1)).to(wide) - shift.view(per_channel)  # [V, B, C, ...]
+    d = x.unflatten(0, (views, -1)).to(wide) - running_mean.view(per_channel)  # [V, B, C, ...]
     across = [i for i in range(d.ndim) if i not in (0, 2)]
     local_count = d.new_full((views, 1), d[0].numel() // len(weight))
     sums = torch.cat((d.sum(across), d.square().sum(across), local_count), 1)
@@ -331,7 +330,7 @@ def _synchronized_batch_norm(
     offset = total / count
     variance = (square / count - offset.square()).clamp_min(0)
     with torch.no_grad():
-        for mean, unbiased in zip(shift + offset, variance * (count / (count - 1)), strict=True):
+        for mean, unbiased in zip(running_mean + offset, variance * (count / (count - 1)), strict=True):
             running_mean.lerp_(mean.to(running_mean.dtype), momentum)
             running_var.lerp_(unbiased.to(running_var.dtype), momentum)
     per_view = (views, 1, -1, *[1] * (x.ndim - 2))
@@ -356,23 +355,23 @@ def batch_norm_act(
     """Normalise x with the batch statistics of each view, as `views` separate forwards would, then ReLU where asked.
 
     x is [V*B, C] or [V*B, C, H, W], view-major; weight, bias [C]. running_mean and running_var [C] are moved in
-    place, view after view, with the unbiased variance; num_batches_tracked, int64, grows by `views`. With a group a
-    view is that of all its ranks, whose running statistics must be equal; their B may differ. Gradients of weight and
-    bias are the rank's own share. Raises ValueError when the first dimension does not split into `views`, or leaves
-    one value per channel.
+    place, view after view, with the unbiased variance; a channel where either would become inf or NaN keeps both.
+    num_batches_tracked, int64, grows by `views`. With a group a view is that of all its ranks, whose running statistics
+    must be equal; their B may differ. Gradients of weight and bias are the rank's own share. Raises ValueError when the
+    first dimension does not split into `views`, or leaves one value per channel.
     """
     check_views(x, weight, views=views, is_alone=group is None)
     if num_batches_tracked is not None:
         num_batches_tracked.add_(views)
+    mean, var = running_mean.clone(), running_var.clone()
     if group is not None:
-        y = _synchronized_batch_norm(
-            x, weight, bias, running_mean, running_var, views=views, momentum=momentum, eps=eps, group=group
-        )
+        y = _synchronized_batch_norm(x, weight, bias, mean, var, views=views, momentum=momentum, eps=eps, group=group)
     else:
-        parts = x.chunk(views)
-        y = torch.cat(
-            [F.batch_norm(part, running_mean, running_var, weight, bias, True, momentum, eps) for part in parts]
-        )
+        y = torch.cat([F.batch_norm(part, mean, var, weight, bias, True, momentum, eps) for part in x.chunk(views)])
+    with torch.no_grad():
+        is_finite = mean.isfinite() & var.isfinite()
+        running_mean.copy_(torch.where(is_finite, mean, running_mean))
+        running_var.copy_(torch.where(is_finite, var, running_var))
     return y.relu_() if relu else y
 
 

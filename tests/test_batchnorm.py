@@ -63,6 +63,22 @@ def test_views_are_separate_populations() -> None:
     assert torch.equal(layer(x)[:4], y[:4])
 
 
+@pytest.mark.parametrize("kind", [BatchNormAct2d, BatchNormAddReLU2d])
+def test_an_overflow_is_forgotten(kind: type[nn.Module]) -> None:
+    layer, x = kind(3, views=2), torch.randn(8, 3, 4, 4)
+    inputs = (x, x) if kind is BatchNormAddReLU2d else (x,)
+    untouched = copy.deepcopy(layer.state_dict())
+    spoilt = x.clone()
+    spoilt[0, :, 0, 0] = torch.tensor([torch.inf, -torch.inf, torch.nan])
+    layer(spoilt, *inputs[1:])
+    assert torch.equal(layer.running_mean, untouched["running_mean"])
+    assert torch.equal(layer.running_var, untouched["running_var"])
+    layer(*inputs)
+    assert not torch.isclose(layer.running_mean, untouched["running_mean"]).any()
+    z = layer.eval()(*inputs)
+    assert all(result.isfinite().all() for result in (z if isinstance(z, tuple) else (z,)))
+
+
 def test_evaluation_uses_running_statistics_and_leaves_them() -> None:
     layer = BatchNormAct2d(2, relu=False)
     layer.running_mean.fill_(1.0)

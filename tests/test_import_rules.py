@@ -26,6 +26,7 @@ ORDER = (  # a module may import what stands below it, never what stands above
     ("fastbyol.config", "fastbyol.commandline", "fastbyol.atomic"),
     (
         "fastbyol.kernels.batchnorm",
+        "fastbyol.kernels.batchnorm_statistics",
         "fastbyol.kernels.byol_loss",
         "fastbyol.kernels.ema_loss",
         "fastbyol.kernels.lars_ema",

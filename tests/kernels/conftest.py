@@ -1,4 +1,4 @@
-"""Run the kernel tests where Triton runs: on a GPU, or under its interpreter (TRITON_INTERPRET=1)."""
+"""Know where the kernel tests run, on a GPU or under Triton's interpreter (TRITON_INTERPRET=1), and how they spy."""
 
 from __future__ import annotations
 
@@ -25,6 +25,22 @@ def device() -> str:
 def _triton_runs() -> None:
     if not runs_triton(torch.empty(0, device=DEVICE)):
         pytest.skip("no GPU and no TRITON_INTERPRET=1: `make test` runs these in a second process")
+
+
+@pytest.fixture(autouse=True)
+def _exact_float32() -> Iterator[None]:
+    """Keep cuDNN from rounding float32 to TF32."""
+    with torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
+        yield
+
+
+@pytest.fixture(autouse=True)
+def _one_thread() -> Iterator[None]:
+    """Keep the interpreter, which computes on one core, and the references' small tensors from waiting for threads."""
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(threads)
 
 
 @pytest.fixture

@@ -16,6 +16,7 @@ from fastbyol import views
 from fastbyol.config import ViewConfig
 from fastbyol.kernels import reference
 from fastbyol.kernels.augment import augment
+from fastbyol.kernels.blur import blur_down, finish
 from fastbyol.kernels.view_params import ViewParams
 from tests.tolerances import BF16_ULP, FLOAT16_PLANES, FLOAT32_KERNEL_VIEW
 
@@ -214,6 +215,30 @@ def test_blur_acts_only_where_drawn(crop_px: int, sigma: float, device: str) -> 
     images = [random_image(15, 12)] * 2
     drawn, other = checked(pack(images, device), one_view(whole(images), blur=(1, 0), sigma=sigma), crop_px=crop_px)
     assert torch.equal(drawn, other) == (crop_px < 20)
+
+
+@pytest.mark.parametrize("sigma", [0.1, 0.5, 1.3, 2.0])
+def test_blur_at_the_papers_side(sigma: float, device: str) -> None:
+    """Eleven taps on a side, of which a sigma of 1.3 needs the first eight."""
+    side = 224
+    planes = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0)).to(device)
+    params = one_view([(0, 0, side, side)], blur=1, sigma=sigma).to(device)
+    out = torch.empty_like(planes, memory_format=torch.channels_last)
+    finish(planes, blur_down(planes, params, block=2**16), params, out=out, block=2**16)
+    want = reference.gaussian_blur(planes.double(), params.sigma[0].double(), params.blur[0])
+    want = reference.normalize(want, out=torch.empty_like(want))
+    assert (out.double() - want).abs().max() < FLOAT32_KERNEL_VIEW
+
+
+@pytest.mark.parametrize(("count", "crop_px"), [(1, 40), (3, 7)])
+def test_both_views_are_four_launches_whatever_the_sizes(
+    count: int, crop_px: int, device: str, launches: list[str]
+) -> None:
+    sizes = SIZES[:count]
+    packed = pack([random_image(*size) for size in sizes], device)
+    drawn = views.draw(PAPER, seed=1, epochs=np.zeros(count, int), indices=np.arange(count), sizes=sizes)
+    augment(*packed, drawn.to(device), crop_px=crop_px, dtype=torch.bfloat16)
+    assert launches == ["crop_kernel", "color_kernel", "blur_down_kernel", "finish_kernel"]
 
 
 def test_a_view_is_bit_equal_in_any_batch_and_any_run(device: str) -> None:

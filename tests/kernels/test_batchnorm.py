@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import copy
 import logging
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from types import ModuleType
 from typing import NamedTuple
 
 import pytest
 import torch
+import torch.distributed as dist
 from torch import Tensor
 
 from fastbyol.config import EncoderConfig
@@ -247,12 +248,40 @@ def test_a_second_derivative_is_refused(device: str) -> None:
         dx.sum().backward()
 
 
-def test_an_overflow_does_not_spoil_later_batches(device: str) -> None:
-    case = draw(2, (4, 3), device, arriving="both")
-    case.running_mean[:2] = torch.tensor([torch.inf, torch.nan])
-    z, _ = add_relu(case)
-    expected, _ = reference.batch_norm_add_relu(*in_float64(case)[:7], views=2, momentum=MOMENTUM, eps=EPS)
-    torch.testing.assert_close(z.double(), expected, rtol=0, atol=FLOAT32_BATCHNORM)
+@pytest.fixture(params=["alone", "synced"])
+def group(request: pytest.FixtureRequest, device: str) -> Iterator[dist.ProcessGroup | None]:
+    """Give no process group, then one of a single rank."""
+    if request.param == "alone":
+        yield None
+        return
+    backend = "nccl" if device == "cuda" else "gloo"
+    dist.init_process_group(backend, store=dist.HashStore(), rank=0, world_size=1)
+    yield dist.group.WORLD
+    dist.destroy_process_group()
+
+
+@pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # the interpreter's, of the inf put in
+@pytest.mark.parametrize("bad", [torch.inf, -torch.inf, torch.nan])
+def test_a_batch_that_overflows_leaves_its_channels_statistics(
+    device: str, group: dist.ProcessGroup | None, bad: float
+) -> None:
+    case = draw(2, (4, 3, 2, 2), device)
+    options = {"relu": True, "views": 2, "momentum": MOMENTUM, "eps": EPS, "group": group}
+    statistics = []
+    for module, dtype in ((batchnorm, torch.float32), (reference, torch.float64)):
+        weight, bias, mean, var = (x.to(dtype, copy=True) for x in case[2:6])
+        spoilt, good = (case.x.to(dtype, copy=True) for _ in range(2))
+        spoilt[0, 1, 0, 0] = bad  # in the first view, before a good one
+        module.batch_norm_act(spoilt, weight, bias, mean, var, None, **options)
+        changed = torch.stack((mean != case.running_mean, var != case.running_var))
+        assert changed.tolist() == [[True, False, True]] * 2
+        module.batch_norm_act(good, weight, bias, mean, var, None, **options)
+        assert (mean != case.running_mean).all()
+        assert (var != case.running_var).all()
+        with torch.no_grad():
+            assert module.batch_norm_eval(good, None, weight, bias, mean, var, relu=True, eps=EPS).isfinite().all()
+        statistics.append(torch.stack((mean, var)).double())
+    torch.testing.assert_close(*statistics, rtol=0, atol=FLOAT32_BATCHNORM)
 
 
 def test_nan_passes_the_relu(device: str) -> None:

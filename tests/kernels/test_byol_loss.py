@@ -64,6 +64,18 @@ def test_zero_rows_have_the_references_loss_and_gradient(device: str) -> None:
     assert dq[1].abs().max() > 1e5  # the clamp's 1e6, not zero and not inf
 
 
+def test_tiny_rows_have_the_references_loss_and_gradient(device: str) -> None:
+    torch.manual_seed(0)
+    q, z = torch.nn.functional.normalize(torch.randn(2, 8, 9, device=device), dim=2)
+    lengths = torch.tensor([1.1e-6, 0.9e-6, 3e-7, 1e-8], device=device)  # the clamp acts below 1e-6
+    q[1:5] *= lengths[:, None]
+    z[3:7] *= lengths[:, None]
+    (loss, dq), (loss_64, dq_64) = computed(q, z), expected(q, z)
+    torch.testing.assert_close(loss.double(), loss_64, rtol=0, atol=FLOAT32_LOSS)
+    unit = q.double().norm(dim=1, keepdim=True).clamp_min(1e-6) * len(q) / 4
+    torch.testing.assert_close(dq * unit, dq_64 * unit, rtol=0, atol=UPSTREAM * FLOAT32_LOSS_GRADIENT)
+
+
 def test_a_value_that_is_no_number_reaches_loss_and_gradient(device: str) -> None:
     q, z = torch.ones(2, 4, 5, device=device)
     q[2, 3] = torch.nan

@@ -49,6 +49,15 @@ def test_loss_gradient_and_targets_are_the_references(device: str, tau: float, d
         assert all(torch.equal(*pair) for pair in zip(targets, before if tau else params, strict=True))
 
 
+@pytest.mark.parametrize("is_tensor", [False, True], ids=["float", "tensor64"])
+def test_targets_near_tau_one_keep_the_digits_of_one_minus_tau(device: str, is_tensor: bool) -> None:
+    """A float32 tau of 0.99999 would move the target by 1.3e-3 of a step too little."""
+    p, target = torch.ones(5, device=device), torch.zeros(5, device=device)
+    tau = torch.tensor(0.99999, dtype=torch.float64, device=device) if is_tensor else 0.99999
+    ema_loss(*projections(device), [target], [p], tau=tau)
+    torch.testing.assert_close(target.double(), torch.full_like(target, 1e-5).double(), rtol=1e-6, atol=0)
+
+
 def test_it_is_one_launch_however_many_targets(device: str, launches: list[str]) -> None:
     (q, z), workspace, tau = projections(device), Workspace(), torch.tensor(0.9, device=device)
     params, targets = ([torch.ones(3, device=device) for _ in range(20)] for _ in range(2))

@@ -168,9 +168,11 @@ def test_what_cannot_be_swept_is_refused(device: str, spoil: Callable[[Tensor], 
         lars_ema_([group], skipped=counter(device), workspace=Workspace())
 
 
-@pytest.mark.parametrize("count", [1, 40])
-def test_a_step_is_three_launches_however_many_tensors(device: str, count: int, launches: list[str]) -> None:
-    params = [nn.Parameter(torch.ones(2, device=device)) for _ in range(count)]
+@pytest.mark.parametrize("shapes", [((1,),), ((2,),) * 40, SHAPES], ids=["one", "many", "all sizes"])
+def test_a_step_is_three_launches_however_many_tensors_of_any_size(
+    device: str, shapes: tuple[tuple[int, ...], ...], launches: list[str]
+) -> None:
+    params = [nn.Parameter(x) for x in tensors(device, 0, shapes)]
     lars = LARS(params, target_of={p: torch.zeros_like(p) for p in params})
     for p in params:
         p.grad = torch.ones_like(p)

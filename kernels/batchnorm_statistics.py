@@ -1,0 +1,245 @@
+"""Know the sums over rows that batch norm takes per view and channel, and the statistics it makes of them.
+
+x is seen as G groups (views) of R rows of C channels. Every program sums a split of a group's rows, then the splits are
+added in a fixed order: results do not change from run to run. Sums are taken of d = x - shift, shift being the running
+mean, so that E[d^2] - E[d]^2 does not cancel:
+
+    mean = shift + E[d],  rstd = rsqrt(E[d^2] - E[d]^2 + eps)                              [G, C], float32
+    running mean, var  <-  (1 - momentum) * running + momentum * (mean, variance * n / (n - 1)), view after view
+
+A channel whose running statistics would become inf or NaN keeps those from before the call, so that one overflow, at
+which the optimiser takes no step, does not spoil every later batch and the exported encoder.
+
+Elements moved: x is read once; partial sums are a small share. With a process group one all-reduce adds the sums and
+the count of all ranks. The shift must be equal on all ranks: it is, once running statistics started equal.
+"""
+
+from __future__ import annotations
+
+import torch
+import torch.distributed as dist
+import triton
+import triton.language as tl
+from torch import Tensor
+
+WARPS = 4
+WIDEST = 64  # channels of a tile: whole 128-byte lines of bf16; wider ones exchange weights through shared memory
+STATS_TILE_BYTES = 8192  # of x that a program holds where x alone is read: as many bytes in flight as elsewhere
+SUMS = tl.constexpr(1024)  # accumulators of each sum of a program, 8 a thread
+SPLIT_TILES = 4  # a program that sums does at least these, so that partial sums are a small share of the bytes
+# That sum at a time: 6 blocks of 128 threads on each of 128 multiprocessors. So many fit with the up to 80 registers of
+# sm_90; on sm_80 the backward's sums take up to 91, with which 5 fit.
+PROGRAMS = 768
+FINALIZE = {"BS": 512, "BC": 8, "num_warps": 8}  # splits and channels: few channels, so many multiprocessors read
+
+
+@triton.jit
+def offsets(group, rows, channels, r, c):
+    """Return int64 offsets of rows r and channels c of a group, and which of them exist."""
+    at = (group.to(tl.int64) * rows + r)[:, None] * channels + c[None, :]
+    return at, (r < rows)[:, None] & (c < channels)[None, :]
+
+
+@triton.jit
+def per_channel(ptr, c, channels):
+    """Load float32 values of channels c."""
+    return tl.load(ptr + c, mask=c < channels, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def fold(tile, BM: tl.constexpr, BC: tl.constexpr):
+    """Add rows of a tile [BM, BC] that one thread holds, down to [SUMS / BC, BC]: large tiles, few accumulators."""
+    return tl.sum(tile.reshape(BM * BC // SUMS, SUMS // BC, BC), 0)
+
+
+@triton.jit
+def stats_kernel(
+    x_ptr, running_mean_ptr, partial_ptr, rows, channels, rows_per_split, BM: tl.constexpr, BC: tl.constexpr
+):
+    """Write the split's sums of d and d^2, d = x - shift, to partial [2, G, S, C]; grid (columns, S, G)."""
+    split, group = tl.program_id(1), tl.program_id(2)
+    c = tl.program_id(0) * BC + tl.arange(0, BC)
+    shift = per_channel(running_mean_ptr, c, channels)
+    total = tl.zeros([SUMS // BC, BC], tl.float32)
+    square = tl.zeros([SUMS // BC, BC], tl.float32)
+    for start in range(0, rows_per_split, BM):
+        r = split * rows_per_split + start + tl.arange(0, BM)
+        at, inside = offsets(group, rows, channels, r, c)
+        x = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
+        d = tl.where(inside, x - shift[None, :], 0.0)
+        total += fold(d, BM, BC)
+        square += fold(d * d, BM, BC)
+    splits, groups = tl.num_programs(1), tl.num_programs(2)
+    at = (group * splits + split) * channels + c
+    tl.store(partial_ptr + at, tl.sum(total, 0), mask=c < channels)
+    tl.store(partial_ptr + groups * splits * channels + at, tl.sum(square, 0), mask=c < channels)
+
+
+@triton.jit
+def _add_splits(partial_ptr, group, groups, splits, channels, c, BS: tl.constexpr, BC: tl.constexpr):
+    """Return both sums of a group from partial [2, G, S, C], added in a fixed order."""
+    first = tl.zeros([BS, BC], tl.float32)
+    second = tl.zeros([BS, BC], tl.float32)
+    for start in range(0, splits, BS):
+        s = start + tl.arange(0, BS)
+        at = (group * splits + s)[:, None] * channels + c[None, :]
+        inside = (s < splits)[:, None] & (c < channels)[None, :]
+        first += tl.load(partial_ptr + at, mask=inside, other=0.0)
+        second += tl.load(partial_ptr + groups * splits * channels + at, mask=inside, other=0.0)
+    return tl.sum(first, 0), tl.sum(second, 0)
+
+
+@triton.jit
+def join_kernel(
+    partial_ptr,
+    sums_ptr,
+    first_ptr,
+    second_ptr,
+    channels,
+    splits,
+    count,
+    GROUPS: tl.constexpr,
+    BS: tl.constexpr,
+    BC: tl.constexpr,
+):
+    """Write sums [2, G, C] and counts [G] in one buffer; where given, also both sums over groups [C]."""
+    c = tl.program_id(0) * BC + tl.arange(0, BC)
+    first_total = tl.zeros([BC], tl.float32)
+    second_total = tl.zeros([BC], tl.float32)
+    for group in range(GROUPS):
+        first, second = _add_splits(partial_ptr, group, GROUPS, splits, channels, c, BS, BC)
+        tl.store(sums_ptr + group * channels + c, first, mask=c < channels)
+        tl.store(sums_ptr + (GROUPS + group) * channels + c, second, mask=c < channels)
+        first_total += first
+        second_total += second
+        if tl.program_id(0) == 0:
+            tl.store(sums_ptr + 2 * GROUPS * channels + group, count)
+    if first_ptr is not None:
+        tl.store(first_ptr + c, first_total, mask=c < channels)
+        tl.store(second_ptr + c, second_total, mask=c < channels)
+
+
+@triton.jit
+def finalize_kernel(
+    partial_ptr,
+    mean_ptr,
+    rstd_ptr,
+    running_mean_ptr,
+    running_var_ptr,
+    batches_ptr,
+    channels,
+    splits,
+    count,
+    momentum,
+    eps,
+    GROUPS: tl.constexpr,
+    COUNTED: tl.constexpr,
+    BS: tl.constexpr,
+    BC: tl.constexpr,
+):
+    """Write mean and rstd [G, C]; move running statistics group after group, where they stay finite.
+
+    COUNTED: counts [G] follow the sums.
+    """
+    c = tl.program_id(0) * BC + tl.arange(0, BC)
+    inside = c < channels
+    shift = per_channel(running_mean_ptr, c, channels)
+    running_mean = shift
+    running_var = per_channel(running_var_ptr, c, channels)
+    for group in range(GROUPS):
+        total, square = _add_splits(partial_ptr, group, GROUPS, splits, channels, c, BS, BC)
+        if COUNTED:
+            count = tl.load(partial_ptr + 2 * GROUPS * channels + group)
+        offset = total / count
+        variance = square / count - offset * offset
+        variance = tl.where(variance < 0, 0.0, variance)
+        mean = shift + offset
+        tl.store(mean_ptr + group * channels + c, mean, mask=inside)
+        tl.store(rstd_ptr + group * channels + c, 1.0 / tl.sqrt(variance + eps), mask=inside)
+        running_mean = (1.0 - momentum) * running_mean + momentum * mean
+        running_var = (1.0 - momentum) * running_var + momentum * variance * (count / (count - 1.0))
+    is_finite = (tl.abs(running_mean) < float("inf")) & (tl.abs(running_var) < float("inf"))  # NaN is not less
+    tl.store(running_mean_ptr + c, running_mean, mask=inside & is_finite)
+    tl.store(running_var_ptr + c, running_var, mask=inside & is_finite)
+    if batches_ptr is not None and tl.program_id(0) == 0:
+        tl.store(batches_ptr, tl.load(batches_ptr) + GROUPS)
+
+
+def column_block(channels: int) -> int:
+    """Return how many channels a tile has."""
+    return min(max(int(triton.next_power_of_2(channels)), 8), WIDEST)
+
+
+def sum_launch(x: Tensor, groups: int, *, tile_bytes: int) -> tuple[tuple[int, int, int], dict[str, int]]:
+    """Split the rows of each group of x so that about PROGRAMS sum: grid (columns, S, G) and sizes."""
+    channels = x.shape[1]
+    rows = x.numel() // (channels * groups)
+    bc = column_block(channels)
+    bm, columns = tile_bytes // x.element_size() // bc, triton.cdiv(channels, bc)
+    wanted = max(PROGRAMS // (columns * groups), 1)
+    rows_per_split = triton.cdiv(max(triton.cdiv(rows, wanted), SPLIT_TILES * bm), bm) * bm
+    grid = (columns, max(triton.cdiv(rows, rows_per_split), 1), groups)
+    return grid, {"rows": rows, "channels": channels, "rows_per_split": rows_per_split, "BM": bm, "BC": bc}
+
+
+def join(
+    partial: Tensor, rows: int, *, totals: tuple[Tensor, Tensor] | None, group: dist.ProcessGroup | None
+) -> Tensor:
+    """Add the splits of partial [2, G, S, C], then the ranks: sums [2, G, C] and counts [G] in one float32 buffer."""
+    _, groups, splits, channels = partial.shape
+    sums = partial.new_empty(2 * groups * channels + groups)
+    first, second = totals or (None, None)
+    grid = (triton.cdiv(channels, FINALIZE["BC"]),)
+    join_kernel[grid](
+        partial,
+        sums,
+        first,
+        second,
+        channels,
+        splits,
+        float(rows),
+        GROUPS=groups,
+        **FINALIZE,
+    )
+    if group is not None:
+        dist.all_reduce(sums, group=group)
+    return sums
+
+
+def batch_statistics(
+    x: Tensor,
+    running_mean: Tensor,
+    running_var: Tensor,
+    num_batches_tracked: Tensor | None,
+    *,
+    views: int,
+    momentum: float,
+    eps: float,
+    group: dist.ProcessGroup | None,
+) -> Tensor:
+    """Return mean and rstd [2, G, C], float32, and move the running statistics."""
+    grid, sizes = sum_launch(x, views, tile_bytes=STATS_TILE_BYTES)
+    channels, rows = sizes["channels"], sizes["rows"]
+    partial = x.new_empty((2, views, grid[1], channels), dtype=torch.float32)
+    stats_kernel[grid](x, running_mean, partial, **sizes, num_warps=WARPS)
+    splits = grid[1]
+    if group is not None:
+        partial, splits = join(partial, rows, totals=None, group=group), 1
+    statistics = x.new_empty((2, views, channels), dtype=torch.float32)
+    finalize_kernel[(triton.cdiv(channels, FINALIZE["BC"]),)](
+        partial,
+        statistics[0],
+        statistics[1],
+        running_mean,
+        running_var,
+        num_batches_tracked,
+        channels,
+        splits,
+        float(rows),
+        momentum,
+        eps,
+        GROUPS=views,
+        COUNTED=group is not None,
+        **FINALIZE,
+    )
+    return statistics
