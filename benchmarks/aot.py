@@ -23,11 +23,12 @@ import triton.backends.nvidia
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from benchmarks.document import DOCUMENT, put
+
 ARCHS = (80, 90)
 REGISTER_FILE = 65536  # 32-bit registers of a multiprocessor, sm_80 and sm_90
 MAX_THREADS = 2048  # resident on a multiprocessor
 CUOBJDUMP = Path(triton.backends.nvidia.__file__).parent / "bin" / "cuobjdump"
-DOCUMENT = Path(__file__).parents[1] / "docs" / "performance.md"
 BEGIN, END = "<!-- aot table: python benchmarks/aot.py --write -->", "<!-- end of aot table -->"
 
 
@@ -135,7 +136,7 @@ def faults(build: Build, usage: Usage) -> list[str]:
 
 
 def table(usages: Sequence[tuple[Build, int, Usage]]) -> str:
-    """Lay the figures out as a Markdown table."""
+    """Lay the figures out as a Markdown table, under the version of the compiler that they are of."""
     names = ("kernel", "arch", "warps", "registers", "occupancy", "spills", "shared", "barriers", "loads", "stores")
     lines = [" | ".join(names), " | ".join("---" for _ in names)]
     for build, arch, usage in usages:
@@ -152,7 +153,7 @@ def table(usages: Sequence[tuple[Build, int, Usage]]) -> str:
             f"{usage.wide_stores} of {usage.stores} wide",
         )
         lines.append(" | ".join(map(str, cells)))
-    return "\n".join(f"| {line} |" for line in lines)
+    return "\n".join((f"Compiled by Triton {triton.__version__}.", "", *(f"| {line} |" for line in lines)))
 
 
 def main() -> int:
@@ -169,9 +170,7 @@ def main() -> int:
     print(table(usages))
     print("\n".join(broken), file=sys.stderr)
     if args.write:
-        before, rest = DOCUMENT.read_text().split(BEGIN)
-        _, after = rest.split(END)
-        DOCUMENT.write_text(f"{before}{BEGIN}\n{table(usages)}\n{END}{after}")
+        put(table(usages), DOCUMENT, BEGIN, END)
     return 1 if broken else 0
 
 

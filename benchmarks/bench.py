@@ -1,4 +1,4 @@
-"""python benchmarks/bench.py kernels|views|optimizer|step|loader: time a part of fastbyol against its rivals."""
+"""python benchmarks/bench.py kernels|views|optimizer|step|loader|prep: time a part of fastbyol against its rivals."""
 
 # ruff: noqa: PLC0415  # see cases_of
 from __future__ import annotations
@@ -19,7 +19,8 @@ import triton
 from benchmarks import harness, rows
 from fastbyol import device
 
-GROUPS = ("kernels", "views", "optimizer", "step", "loader")
+GROUPS = ("kernels", "views", "optimizer", "step", "loader", "prep")
+HOST_GROUPS = ("loader", "prep")
 
 
 def cases_of(args: argparse.Namespace, where: str) -> Iterator[harness.Case]:
@@ -41,10 +42,15 @@ def cases_of(args: argparse.Namespace, where: str) -> Iterator[harness.Case]:
         from benchmarks.cases import step
 
         yield from step.cases(where)
-    else:
+    elif args.group == "loader":
         from benchmarks.cases import loader
 
-        yield from loader.cases(args.data, batch_size=args.batch_size, workers=args.workers)
+        sizes = {"batch_size": args.batch_size, "workers": args.workers}
+        yield from loader.cases(args.data, name=args.name, device=where, **sizes)
+    else:
+        from benchmarks.cases import prep
+
+        yield from prep.cases(args.data, name=args.name, workers=args.workers)
 
 
 def parser() -> argparse.ArgumentParser:
@@ -58,9 +64,12 @@ def parser() -> argparse.ArgumentParser:
     described.add_argument("--only", default="", metavar="TEXT", help="cases whose name, shape or rival holds this")
     described.add_argument("--commit", metavar="TEXT", help="to write into the rows of a tree without git")
     described.add_argument("--start", type=int, default=0, metavar="N", help="skip the first N comparisons")
-    described.add_argument("--data", type=Path, metavar="F.beton", help="for loader")
-    described.add_argument("--batch-size", type=int, default=256, metavar="N", help="for loader")
-    described.add_argument("--workers", type=int, default=2, metavar="N", help="for loader")
+    described.add_argument("--data", type=Path, metavar="SOURCE", help="images for loader, or a .beton, and for prep")
+    described.add_argument(
+        "--name", metavar="TEXT", help="what the rows call the images; their file's name if not given"
+    )
+    described.add_argument("--batch-size", type=int, default=50, metavar="N", help="for loader")
+    described.add_argument("--workers", type=int, default=2, metavar="N", help="for loader, beside 1, and for prep")
     return described
 
 
@@ -72,7 +81,7 @@ def main() -> int:
         return 2
     deadline = time.monotonic() + args.limit
     where = device.choose(args.device)
-    if where == "cpu" and args.group != "loader":
+    if where == "cpu" and args.group not in HOST_GROUPS:
         print(f"{args.group}: no GPU is used; this is the reduced CPU form: small shapes, plain torch on both sides")
     torch.backends.cudnn.benchmark = True  # as training sets it
     limits = harness.Limits(repeats=args.repeats, deadline=deadline)

@@ -1,4 +1,4 @@
-"""Know every specialisation of a kernel that training launches, and the limits its machine code must keep."""
+"""Know specialisations of the kernels, those of a ResNet-50 step and edge cases, and their machine code's limits."""
 
 from __future__ import annotations
 
@@ -7,7 +7,17 @@ from typing import Any
 from triton import next_power_of_2
 
 from benchmarks.aot import Build
-from fastbyol.kernels import batchnorm, blur, byol_loss, color, crop, ema_loss, lars_ema, segments
+from fastbyol.kernels import (
+    batchnorm,
+    batchnorm_statistics,
+    blur,
+    byol_loss,
+    color,
+    crop,
+    ema_loss,
+    lars_ema,
+    segments,
+)
 
 BATCHNORM_SUMS = {"barriers": 16, "shared": 1024}  # programs add up their lanes and warps, once, at the end
 
@@ -97,24 +107,38 @@ def lars_builds() -> tuple[Build, ...]:
 
 
 def batchnorm_builds() -> tuple[Build, ...]:
-    """Build batch norm's kernels for two views of feature maps of 256 channels."""
-    launch: dict[str, Any] = {"GROUPS": 2, **batchnorm.FINALIZE}
+    """Build batch norm's kernels for two views of feature maps of 256 channels.
+
+    Rows that one split holds, and sums over ranks, make a constant of the number of splits, 1.
+    """
+    launch: dict[str, Any] = {"GROUPS": 2, **batchnorm_statistics.FINALIZE}
     limits: dict[str, Any] = {"num_warps": launch.pop("num_warps"), "registers": 112, "divisible": ("channels",)}
     limits |= {"wide_loads": 8, **BATCHNORM_SUMS}
     statistics = {f"{name}_ptr": "*fp32" for name in ("partial", "mean", "rstd", "running_mean", "running_var")}
     statistics |= {"batches_ptr": "*i64", "momentum": "fp32", "eps": "fp32"}
     totals = {f"{name}_ptr": "*fp32" for name in ("partial", "sums", "first", "second")}
     numbers = {"channels": "i32", "splits": "i32", "count": "fp32"}
-    joined = Build("batchnorm join", batchnorm.join_kernel, totals | numbers, launch, **limits)
-    finalized = (
-        Build(name, batchnorm.finalize_kernel, statistics | numbers, {"COUNTED": is_synced, **launch}, **limits)
-        for name, is_synced in (("batchnorm finalize", False), ("batchnorm finalize synced", True))
+    nothing = {"first_ptr": None, "second_ptr": None}  # forward, the ranks' sums are joined and no gradients
+    one, few = {"splits": 1}, limits | {"wide_loads": 2}
+    join, finalize = batchnorm_statistics.join_kernel, batchnorm_statistics.finalize_kernel
+    alone, synced = {"COUNTED": False, **launch}, {"COUNTED": True, **launch}
+
+    def without(types: dict[str, str], constants: dict[str, Any]) -> dict[str, str]:
+        return {name: kind for name, kind in types.items() if name not in constants}
+
+    sums, moved = totals | numbers, statistics | numbers
+    reduced = (
+        Build("batchnorm join", join, sums, launch, **limits),
+        Build("batchnorm join one split", join, without(sums, one), launch | one, **few),
+        Build("batchnorm join synced", join, without(sums, nothing), launch | nothing, **limits),
+        Build("batchnorm finalize", finalize, moved, alone, **limits),
+        Build("batchnorm finalize one split", finalize, without(moved, one), alone | one, **few),
+        Build("batchnorm finalize synced", finalize, without(moved, one), synced | one, **few),
     )
     return (
         *_batchnorm_tiles("bf16", 2, packing={}),
         *_batchnorm_tiles("fp32", 4, packing={"barriers": 1, "shared": 128}),
-        joined,
-        *finalized,
+        *reduced,
     )
 
 
@@ -123,13 +147,13 @@ def _batchnorm_tiles(dtype: str, width: int, *, packing: dict[str, int]) -> list
 
     packing: what eight channels to a mask byte may cost; in bfloat16 one thread holds them.
     """
-    bc = batchnorm.WIDEST
+    bc = batchnorm_statistics.WIDEST
     x, sizes = f"*{dtype}", {"rows": "i32", "channels": "i32"}
     parts = {"partial_ptr": "*fp32", "rows_per_split": "i32", **sizes}
     channel = {f"{name}_ptr": "*fp32" for name in ("mean", "rstd", "weight", "bias")}
 
     def build(name: str, kernel: Any, types: dict[str, str], *, registers: int, loads: int, **other: Any) -> Build:
-        tile_bytes = batchnorm.STATS_TILE_BYTES if name == "stats" else batchnorm.TILE_BYTES
+        tile_bytes = batchnorm_statistics.STATS_TILE_BYTES if name == "stats" else batchnorm.TILE_BYTES
         constexprs = {"RELU": other.pop("relu", True), "BM": tile_bytes // width // bc, "BC": bc}
         optional = ("residual_ptr", "mask_ptr", "other_dz_ptr", "g_ptr", "eps")
         constexprs |= {key: None for key in optional if key not in types}
@@ -138,7 +162,7 @@ def _batchnorm_tiles(dtype: str, width: int, *, packing: dict[str, int]) -> list
             kernel,
             types,
             {key: value for key, value in constexprs.items() if key in kernel.arg_names},
-            num_warps=batchnorm.WARPS,
+            num_warps=batchnorm_statistics.WARPS,
             registers=registers,
             divisible=("rows", "channels", "rows_per_split"),
             wide_loads=loads,
@@ -148,22 +172,29 @@ def _batchnorm_tiles(dtype: str, width: int, *, packing: dict[str, int]) -> list
     stats = {"x_ptr": x, "running_mean_ptr": "*fp32", **parts}
     apply = {"x_ptr": x, "z_ptr": x, **channel, **sizes}
     add = {**apply, "residual_ptr": x, "mask_ptr": "*u8"}
-    evaluate = {**apply, "residual_ptr": x, "eps": "fp32"}
+    target_add = {**apply, "residual_ptr": x}
+    evaluate, evaluate_add = ({**types, "eps": "fp32"} for types in (apply, target_add))
     sums = {"dz_ptr": x, "x_ptr": x, **channel, **parts}
     add_sums = {**sums, "mask_ptr": "*u8", "g_ptr": x}
     two_sums = {**add_sums, "other_dz_ptr": x}
     dx = {"g_ptr": x, "x_ptr": x, "dx_ptr": x, "sums_ptr": "*fp32", **channel, **sizes}
-    add_limits: dict[str, Any] = {"relu": False, "wide_stores": 2, **BATCHNORM_SUMS}
+    plain_limits: dict[str, Any] = {"relu": False, **BATCHNORM_SUMS}
+    add_limits: dict[str, Any] = {"wide_stores": 2, **plain_limits}
     return [
-        build("stats", batchnorm.stats_kernel, stats, registers=64, loads=4, **BATCHNORM_SUMS),
+        build("stats", batchnorm_statistics.stats_kernel, stats, registers=64, loads=4, **BATCHNORM_SUMS),
         build("apply relu", batchnorm.apply_kernel, apply, registers=64, loads=2, wide_stores=2),
         build("apply add", batchnorm.apply_kernel, add, registers=72, loads=4, wide_stores=2, **packing),
-        build("eval add", batchnorm.apply_kernel, evaluate, registers=64, loads=4, wide_stores=2),
+        build("apply add target", batchnorm.apply_kernel, target_add, registers=72, loads=4, wide_stores=2),
+        build("apply plain", batchnorm.apply_kernel, apply, registers=64, loads=2, wide_stores=2, relu=False),
+        build("eval relu", batchnorm.apply_kernel, evaluate, registers=64, loads=2, wide_stores=2),
+        build("eval plain", batchnorm.apply_kernel, evaluate, registers=64, loads=2, wide_stores=2, relu=False),
+        build("eval add", batchnorm.apply_kernel, evaluate_add, registers=64, loads=4, wide_stores=2),
         build("sums relu", batchnorm.backward_sums_kernel, sums, registers=96, loads=4, **BATCHNORM_SUMS),
+        build("sums plain", batchnorm.backward_sums_kernel, sums, registers=96, loads=4, **plain_limits),
         build("sums add", batchnorm.backward_sums_kernel, add_sums, registers=80, loads=4, **add_limits),
         build("sums add two", batchnorm.backward_sums_kernel, two_sums, registers=80, loads=6, **add_limits),
         build("dx relu", batchnorm.backward_apply_kernel, dx, registers=72, loads=4, wide_stores=2),
-        build("dx add", batchnorm.backward_apply_kernel, dx, registers=64, loads=4, wide_stores=2, relu=False),
+        build("dx add or plain", batchnorm.backward_apply_kernel, dx, registers=64, loads=4, wide_stores=2, relu=False),
     ]
 
 

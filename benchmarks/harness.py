@@ -13,14 +13,11 @@ from dataclasses import dataclass, field
 from itertools import groupby
 from types import FrameType
 
-import numpy as np
 import torch
 
 from benchmarks.rows import Row, place, row_of
+from benchmarks.stopwatch import WARM_UPS, Stopwatch, Taken
 
-FLUSH_BYTES = 2**29  # nine times the L2 of an H200, and 0.1 ms of reading in which the host issues the next launches
-COPY_BYTES = 2**31
-WARM_UPS = {"cuda": 3, "cpu": 1}
 LEAST_ROUNDS = 3
 
 
@@ -73,8 +70,7 @@ class _Entry:
 
     case: Case
     ready: Ready | None = None
-    taken_ms: list[float] = field(default_factory=list)
-    host_ms: list[float] = field(default_factory=list)
+    taken: list[Taken] = field(default_factory=list)
     error: str | None = None
 
 
@@ -86,44 +82,6 @@ class Limits:
     seconds: float = 5.0
     prepare_s: float = 120.0
     deadline: float = math.inf  # on time.monotonic's clock
-
-
-class Stopwatch:
-    """Time one run on a device; on a GPU by events, with the caches filled by something else."""
-
-    def __init__(self, device: str) -> None:
-        self.device = device
-        if device == "cuda":
-            self._flush = torch.ones(FLUSH_BYTES // 4, device=device)
-            self._began, self._ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
-
-    def __call__(self, run: Callable[[], object]) -> tuple[float, float]:
-        """Return milliseconds on the device and milliseconds until the host could go on."""
-        if self.device == "cpu":
-            began = time.perf_counter()
-            run()
-            taken_ms = 1000 * (time.perf_counter() - began)
-            return taken_ms, taken_ms
-        torch.cuda.synchronize()
-        self._flush.sum()  # read, not written: a dirty cache would be written back inside the timed part
-        self._began.record()
-        began = time.perf_counter()
-        run()
-        host_ms = 1000 * (time.perf_counter() - began)
-        self._ended.record()
-        self._ended.synchronize()
-        return self._began.elapsed_time(self._ended), host_ms
-
-    def copy_gb_per_s(self) -> float | None:
-        """Measure what a plain copy reaches on the GPU, bytes read plus bytes written."""
-        if self.device == "cpu":
-            return None  # what is timed on a CPU fits its caches, and would not compare
-        source = torch.ones(COPY_BYTES // 4, device=self.device)
-        target = torch.empty_like(source)
-        for _ in range(WARM_UPS[self.device]):
-            target.copy_(source)
-        taken = [self(lambda: target.copy_(source))[0] for _ in range(10)]
-        return 2 * COPY_BYTES / float(np.median(taken)) / 1e6
 
 
 def measure(
@@ -172,9 +130,7 @@ def _compare(entries: Sequence[_Entry], stopwatch: Stopwatch, limits: Limits) ->
         for entry in entries:
             if entry.ready is not None and not entry.error:
                 with _becoming_a_row(entry):
-                    taken_ms, host_ms = stopwatch(entry.ready.run)
-                    entry.taken_ms.append(taken_ms)
-                    entry.host_ms.append(host_ms)
+                    entry.taken.append(stopwatch(entry.ready.run))
     return _works(stopwatch.device)
 
 
@@ -240,8 +196,9 @@ def _row(entry: _Entry, copy_gb_per_s: float | None) -> Row:
         return row_of(named, error=entry.error)
     return row_of(
         named,
-        taken_ms=entry.taken_ms,
-        host_ms=entry.host_ms,
+        taken_ms=[each.taken_ms for each in entry.taken],
+        host_ms=[each.host_ms for each in entry.taken],
+        cpu_ms=[each.cpu_ms for each in entry.taken],
         images=case.images,
         bytes_moved=case.bytes_moved,
         copy_gb_per_s=copy_gb_per_s,

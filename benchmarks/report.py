@@ -4,15 +4,15 @@ from __future__ import annotations
 
 import argparse
 import sys
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from itertools import groupby
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a script, from a checkout
 
-from benchmarks.rows import ROOT, Row, read, table
+from benchmarks.document import DOCUMENT, put
+from benchmarks.rows import Row, read, table
 
-DOCUMENT = ROOT / "docs" / "performance.md"
 MARKERS = {
     True: (
         "<!-- gpu rows: python benchmarks/report.py benchmarks/results/*.jsonl --write -->",
@@ -24,6 +24,10 @@ MARKERS = {
     ),
 }
 OURS = "fastbyol"
+HOST_CASE, HOST_BASELINE = (
+    "loader",
+    "fastbyol native: decode",
+)  # its implementations do more or less, as their names say
 NONE_YET = {True: "No GPU has run these benchmarks yet.", False: "No CPU has run these benchmarks yet."}
 COLUMNS = (
     "shape",
@@ -33,6 +37,7 @@ COLUMNS = (
     "p50_ms",
     "p80_ms",
     "host_ms",
+    "cpu_ms_per_image",
     "images_per_s",
     "gb_per_s",
     "fraction_of_copy",
@@ -70,7 +75,8 @@ def summary(rows: Sequence[Row]) -> str:
         "| case | shape | fastbyol ms | best rival | its ms | times faster | fraction of copy |",
         "|---|---|---|---|---|---|---|",
     ]
-    for _, compared in groupby(sorted(rows, key=question), key=question):
+    alike = (row for row in rows if row["case"] != HOST_CASE)
+    for _, compared in groupby(sorted(alike, key=question), key=question):
         timed = sorted((row for row in compared if row["p50_ms"] is not None), key=lambda row: row["p50_ms"])
         ours = next((row for row in timed if row["implementation"].startswith(OURS)), None)
         rival = next((row for row in timed if not row["implementation"].startswith(OURS)), None)
@@ -89,6 +95,43 @@ def summary(rows: Sequence[Row]) -> str:
     return "\n".join(lines) if len(lines) > 2 else ""
 
 
+def host_costs(rows: Sequence[Row]) -> str:
+    """Set the CPU time of an image, how many times native's it is, and images/s side by side: a table a set of images.
+
+    Rows of older versions, which hold no CPU time, are left out.
+    """
+    timed = [row for row in rows if row["case"] == HOST_CASE and row.get("cpu_ms_per_image") is not None]
+    parts = []
+    for name in dict.fromkeys(_image_set(row) for row in timed):
+        here = {(row["implementation"], row["shape"]): row for row in timed if _image_set(row) == name}
+        shapes = list(dict.fromkeys(shape for _, shape in here))
+        lines = [
+            [
+                f"{name}: CPU ms an image (times native's), images/s",
+                *(shape.removeprefix(f"{name}, ") for shape in shapes),
+            ]
+        ]
+        lines.append(["---"] * len(lines[0]))
+        for implementation in dict.fromkeys(implementation for implementation, _ in here):
+            cells = (_host_cost(here, implementation, shape) for shape in shapes)
+            lines.append([implementation, *cells])
+        parts.append("\n".join(f"| {' | '.join(line)} |" for line in lines))
+    return "\n\n".join(parts)
+
+
+def _image_set(row: Row) -> str:
+    name, _size, _threads = row["shape"].rsplit(", ", 2)
+    return str(name)
+
+
+def _host_cost(rows: Mapping[tuple[str, str], Row], implementation: str, shape: str) -> str:
+    row, baseline = rows.get((implementation, shape)), rows.get((HOST_BASELINE, shape))
+    if row is None:
+        return ""
+    times = "" if baseline is None else f" ({row['cpu_ms_per_image'] / baseline['cpu_ms_per_image']:.2f})"
+    return f"{row['cpu_ms_per_image']:.2f}{times}, {row['images_per_s']:.0f}"
+
+
 def markdown(rows: Iterable[Row], *, on_gpu: bool) -> str:
     """Lay out what was measured on GPUs, or on CPUs: a section a machine, a summary and a table a case."""
     kept = [row for row in newest(rows) if is_gpu(row) == on_gpu]
@@ -97,17 +140,10 @@ def markdown(rows: Iterable[Row], *, on_gpu: bool) -> str:
     parts = []
     for name, measured in groupby(sorted(kept, key=machine), key=machine):
         here = list(measured)
-        parts += [f"### {name}", summary(here)]
+        parts += [f"### {name}", summary(here), host_costs(here)]
         for case, of_case in groupby(sorted(here, key=lambda row: row["case"]), key=lambda row: row["case"]):
             parts += [f"**{case}**", table(list(of_case), COLUMNS)]
     return "\n\n".join(part for part in parts if part)
-
-
-def put(text: str, document: Path, begin: str, end: str) -> None:
-    """Replace what stands between two markers of a document."""
-    before, rest = document.read_text().split(begin)
-    _, after = rest.split(end)
-    document.write_text(f"{before}{begin}\n{text}\n{end}{after}")
 
 
 def main() -> None:

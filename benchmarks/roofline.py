@@ -19,7 +19,7 @@ sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a script, from a ch
 import torch
 from torch import Tensor, nn
 
-from benchmarks.report import DOCUMENT, put
+from benchmarks.document import DOCUMENT, put
 from fastbyol.batchnorm import BatchNormAct2d, BatchNormAddReLU2d
 from fastbyol.config import EncoderConfig
 from fastbyol.encoder import BasicBlock, Bottleneck, ResNet

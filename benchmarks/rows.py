@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import platform
 import shutil
 import subprocess
@@ -25,6 +26,7 @@ SHOWN = (
     "p50_ms",
     "p80_ms",
     "host_ms",
+    "cpu_ms_per_image",
     "images_per_s",
     "gb_per_s",
     "fraction_of_copy",
@@ -39,6 +41,7 @@ def row_of(
     *,
     taken_ms: Sequence[float] = (),
     host_ms: Sequence[float] = (),
+    cpu_ms: Sequence[float] = (),
     images: int | None = None,
     bytes_moved: int | None = None,
     copy_gb_per_s: float | None = None,
@@ -46,6 +49,7 @@ def row_of(
 ) -> Row:
     """Reduce times to quantiles and rates; a row with an error has none."""
     p20, p50, p80 = np.quantile(taken_ms, [0.2, 0.5, 0.8]).tolist() if taken_ms else (None, None, None)
+    cpu_ms_per_image = None if images is None or not cpu_ms else float(np.median(cpu_ms)) / images
     gb_per_s = None if bytes_moved is None or p50 is None else bytes_moved / p50 / 1e6
     return {
         **named,
@@ -53,6 +57,7 @@ def row_of(
         "p50_ms": _rounded(p50, 4),
         "p80_ms": _rounded(p80, 4),
         "host_ms": _rounded(float(np.median(host_ms)) if host_ms else None, 4),
+        "cpu_ms_per_image": _rounded(cpu_ms_per_image, 4),
         "images_per_s": None if images is None or p50 is None else round(1000 * images / p50, 1),
         "gb_per_s": _rounded(gb_per_s, 1),
         "copy_gb_per_s": _rounded(copy_gb_per_s, 1),
@@ -74,7 +79,7 @@ def has_failed(row: Row) -> bool:
 
 @cache
 def place(device: str, commit: str | None = None) -> Row:
-    """Say where and with what: commit (a tree without git has to be told), processor, GPU, threads, versions."""
+    """Say where and with what: commit (a tree without git has to be told), processor, GPU, threads, load, versions."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     models = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
@@ -83,6 +88,7 @@ def place(device: str, commit: str | None = None) -> Row:
         "hardware": f"{len(models)} x {models[0]}" if models else platform.machine(),
         "gpu": torch.cuda.get_device_name() if device == "cuda" else None,
         "threads": torch.get_num_threads(),
+        "load_before": round(os.getloadavg()[0], 2),
         "torch": torch.__version__,
         "triton": triton.__version__,
         "cuda": torch.version.cuda if device == "cuda" else None,

@@ -3,12 +3,22 @@
 from __future__ import annotations
 
 import pytest
+import triton
 
-from benchmarks.aot import ARCHS, Build, compile_build, faults
+from benchmarks.aot import ARCHS, BEGIN, END, Build, compile_build, faults, table
 from benchmarks.builds import BUILDS
+from benchmarks.document import DOCUMENT
 
 
 @pytest.mark.parametrize("arch", ARCHS, ids=lambda arch: f"sm_{arch}")
 @pytest.mark.parametrize("build", BUILDS, ids=lambda build: build.name)
 def test_build_keeps_its_limits(build: Build, arch: int) -> None:
     assert not faults(build, compile_build(build, arch))
+
+
+def test_the_document_holds_every_build_and_names_its_compiler() -> None:
+    assert table([]).startswith(f"Compiled by Triton {triton.__version__}.\n")
+    text = DOCUMENT.read_text().split(BEGIN)[1].split(END)[0]
+    assert text.strip().startswith("Compiled by Triton 3.")
+    rows = [tuple(cell.strip() for cell in line.split("|")[1:3]) for line in text.splitlines() if " sm_" in line]
+    assert rows == [(build.name, f"sm_{arch}") for build in BUILDS for arch in ARCHS]

@@ -7,6 +7,7 @@ import json
 import os
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from itertools import pairwise
@@ -15,8 +16,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import harness, report, roofline, rows, suite
-from benchmarks.cases import batchnorm, compare, losses, optimizer, plain, views
+from benchmarks import bench, harness, report, roofline, rows, stopwatch, suite
+from benchmarks.cases import batchnorm, compare, loader, losses, optimizer, plain, views
 from benchmarks.cases import step as step_cases
 from benchmarks.harness import Absent, Case, Limits, Ready, measure
 from fastbyol import optim, step
@@ -25,6 +26,7 @@ from fastbyol.config import EncoderConfig, HeadConfig, OptimConfig
 from tests.tolerances import NAIVE_STEPS_RTOL
 
 ROOT = Path(__file__).parents[1]
+PIPES = {"stdin": subprocess.PIPE, "stdout": subprocess.PIPE, "text": True}
 
 
 def case(implementation: str, run: Callable[[], object], *, check: Callable[[], object] | None = None) -> Case:
@@ -44,11 +46,27 @@ def rows_of(cases: list[Case], **limits: float) -> dict[str, rows.Row]:
 
 
 def test_quantiles_and_rates_are_those_of_the_times() -> None:
-    row = rows.row_of({"case": "c"}, taken_ms=[1, 2, 3, 4, 5, 6], images=7, bytes_moved=7_000_000, copy_gb_per_s=4.0)
+    times = {"taken_ms": [1, 2, 3, 4, 5, 6], "cpu_ms": [5, 7, 9]}
+    row = rows.row_of({"case": "c"}, **times, images=7, bytes_moved=7_000_000, copy_gb_per_s=4.0)
     assert (row["p20_ms"], row["p50_ms"], row["p80_ms"]) == (2.0, 3.5, 5.0)
     assert (row["images_per_s"], row["gb_per_s"], row["fraction_of_copy"]) == (2000.0, 2.0, 0.5)
+    assert row["cpu_ms_per_image"] == 1.0
     assert row["repeats"] == 6
     assert row["error"] is None
+
+
+def test_cpu_time_is_that_of_all_threads_and_of_children() -> None:
+    burn = "import time; end = time.process_time() + 0.3\nwhile time.process_time() < end: pass"
+    thread = threading.Thread(target=exec, args=(burn.replace("process_time", "thread_time"),))
+    before = stopwatch.cpu_seconds()
+    thread.start()
+    thread.join()
+    assert stopwatch.cpu_seconds() - before >= 0.3
+    with subprocess.Popen([sys.executable, "-c", f"{burn}\nprint(flush=True); input()"], **PIPES) as child:
+        child.stdout.readline()
+        assert stopwatch.cpu_seconds() - before >= 0.59  # of a running child in ticks of 10 ms
+        child.communicate("\n")
+    assert stopwatch.cpu_seconds() - before >= 0.6
 
 
 def test_rivals_are_timed_in_turn() -> None:
@@ -147,6 +165,29 @@ def test_cases_of_a_gpu_are_told_apart_and_neighbours_compete() -> None:
     assert all(c.bytes_moved is None or c.bytes_moved > 0 for c in cases)
 
 
+@pytest.mark.parametrize("device", ["cpu", "cuda"])
+def test_loaders_compete_on_the_same_images(device: str) -> None:
+    cases = list(loader.cases(None, name="drawn", device=device, batch_size=4, workers=2))
+    assert len({(c.shape, c.implementation) for c in cases}) == len(cases)
+    assert sum(a.question != b.question for a, b in pairwise(cases)) + 1 == 3 * 2
+    assert all(c.images is not None and c.images % 4 == 0 for c in cases)
+    assert report.HOST_BASELINE in {c.implementation for c in cases}
+
+
+def test_a_rival_without_two_views_of_every_image_is_refused() -> None:
+    job = loader.Job(loader.Photographs(None, None), "500 px", 1, 2, 1, "cpu")
+    views_ = torch.randint(0, 256, (2, 2, 224, 224, 3), dtype=torch.uint8)
+    cases = {
+        "0 of 2 images came": [],
+        "same": [(views_[0], views_[0])],
+        "shapes": [(views_[0, :, 1:], views_[1, :, 1:])],
+    }
+    for fault, batches in cases.items():
+        with pytest.raises(compare.WrongResult, match=fault):
+            loader._theirs(lambda _, batches=batches: lambda: batches, job).run()
+    loader._theirs(lambda _: lambda: [tuple(views_)], job).run()
+
+
 def test_batch_norm_on_a_gpu_moves_the_bytes_its_kernels_name() -> None:
     problem = batchnorm.Problem(256, 56, True, 2, "cuda")
     elements = 2 * 256 * 256 * 56 * 56
@@ -168,14 +209,18 @@ def test_plain_rival_takes_the_same_steps(step_: Callable[..., None]) -> None:
         assert found[0] == pytest.approx(found[1], rel=NAIVE_STEPS_RTOL)
 
 
-@pytest.mark.parametrize("group", ["kernels", "views", "optimizer", "step", "loader"])
+@pytest.mark.parametrize(
+    ("group", "only"),
+    [("kernels", ""), ("views", ""), ("optimizer", ""), ("step", ""), ("loader", "500 px, 2"), ("prep", "passthrough")],
+)
 @pytest.mark.slow
-def test_every_group_runs_its_reduced_form(group: str, tmp_path: Path) -> None:
+def test_every_group_runs_its_reduced_form(group: str, only: str, tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
-    command = [sys.executable, "benchmarks/bench.py", group, "--device", "cpu", "--repeats", "1", "--json", str(file)]
+    command = [sys.executable, "benchmarks/bench.py", group, "--device", "cpu", "--repeats", "1", "--only", only]
+    command += ["--json", str(file)]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
-    assert group == "loader" or "reduced CPU form" in done.stdout
+    assert ("reduced CPU form" in done.stdout) == (group not in bench.HOST_GROUPS)
     found = rows.read(file)
     assert any(row["p50_ms"] for row in found)
     assert not any(map(rows.has_failed, found))
@@ -215,6 +260,18 @@ def test_report_keeps_losing_and_failing_rows() -> None:
     text = report.markdown(found, on_gpu=True)
     assert "| 0.25 |" in text
     assert "failed: why" in text
+
+
+def test_report_relates_host_costs_to_natives_and_names_no_winner() -> None:
+    def cost(implementation: str, cpu_ms: float) -> rows.Row:
+        shape = "photographs, 500 px, 2 threads"
+        facts = {"case": "loader", "shape": shape, "cpu_ms_per_image": cpu_ms, "images_per_s": 500.0}
+        return row(implementation, 8 * cpu_ms, **facts)
+
+    text = report.markdown([cost(report.HOST_BASELINE, 2.0), cost("ffcv", 5.0)], on_gpu=False)
+    assert f"| {report.HOST_BASELINE} | 2.00 (1.00), 500 |" in text
+    assert "| ffcv | 5.00 (2.50), 500 |" in text
+    assert "best rival" not in text
 
 
 def test_report_says_where_nothing_was_measured() -> None:

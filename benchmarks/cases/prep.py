@@ -5,7 +5,6 @@ Passthrough decodes every JPEG to check it, at an eighth of the size: most of it
 
 from __future__ import annotations
 
-import io
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
@@ -13,9 +12,9 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 from PIL import Image
 
+from benchmarks.cases.photographs import draw
 from benchmarks.harness import Absent, Case, Ready
 from fastbyol.beton import Reader
 from fastbyol.data_prep.convert import convert
@@ -28,22 +27,26 @@ FILES = 1000  # at least; of 100, starting FFCV's processes would be the larger 
 FFCV_MODES: dict[Mode, str] = {"passthrough": "jpg", "jpeg": "jpg", "raw": "raw", "proportion": "proportion"}
 
 
-def cases(source: Path | None, *, workers: int, max_side: int = 500) -> Iterator[Case]:
+def cases(source: Path | None, *, name: str | None, workers: int, max_side: int = 500) -> Iterator[Case]:
     """Convert the images of a source, or drawn ones, from a flat folder of files on both sides."""
     folder = tempfile.TemporaryDirectory()
     count = _lay_out(source, Path(folder.name))
-    shown = source.name if source else f"drawn {WIDTH}x{HEIGHT}"
+    shown = name or (source.name if source else f"drawn {WIDTH}x{HEIGHT}")
     for mode in FFCV_MODES:
         shape = f"{mode}, {count} images of {shown}, max side {max_side}, {workers} workers"
-        for name, prepare in (("fastbyol", _ours), ("ffcv", _ffcv)):
+        for writer, prepare in (("fastbyol", _ours), ("ffcv", _ffcv)):
             ready = partial(prepare, folder, mode, workers=workers, max_side=max_side)
-            yield Case("prep", shape, name, ready, images=count, dtype="uint8")
+            yield Case("prep", shape, writer, ready, images=count, dtype="uint8")
 
 
 def _lay_out(source: Path | None, folder: Path) -> int:
     """Write the images as files, in the order of the source, over again up to FILES; return their number."""
     (folder / "images").mkdir()
-    files = (sample.read() for sample in open_source(source)) if source else map(_draw, range(DRAWN))
+    files = (
+        (sample.read() for sample in open_source(source))
+        if source
+        else (draw(seed, WIDTH, HEIGHT) for seed in range(DRAWN))
+    )
     count = 0
     for data in files:
         (folder / "images" / f"{count:06}.jpg").write_bytes(data)
@@ -51,19 +54,6 @@ def _lay_out(source: Path | None, folder: Path) -> int:
     for number in range(count, FILES):
         shutil.copy(folder / "images" / f"{number % count:06}.jpg", folder / "images" / f"{number:06}.jpg")
     return max(count, FILES)
-
-
-def _draw(seed: int) -> bytes:
-    """Draw a JPEG of about a photograph's bytes: noise of several scales."""
-    rng = np.random.default_rng(seed)
-    image = np.zeros((HEIGHT, WIDTH, 3))
-    for cells, contrast in ((4, 60), (16, 40), (64, 25), (250, 12)):
-        grid = rng.normal(0, contrast, (cells, cells, 3)).clip(-127, 127) + 128
-        layer = Image.fromarray(grid.astype(np.uint8)).resize((WIDTH, HEIGHT), Image.Resampling.BICUBIC)
-        image += np.asarray(layer, np.float64) - 128
-    stream = io.BytesIO()
-    Image.fromarray((image + 128).clip(0, 255).astype(np.uint8)).save(stream, "JPEG", quality=92)
-    return stream.getvalue()
 
 
 def _ours(folder: tempfile.TemporaryDirectory[str], mode: Mode, *, workers: int, max_side: int) -> Ready:
