@@ -5,7 +5,8 @@ from __future__ import annotations
 import os
 import resource
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import suppress
 from pathlib import Path
 from typing import NamedTuple
 
@@ -71,14 +72,16 @@ def cpu_seconds() -> float:
     return time.process_time() + ended.ru_utime + ended.ru_stime + sum(map(_of_child_s, _running_children()))
 
 
-def _running_children() -> list[str]:
-    return [pid for file in Path("/proc/self/task").glob("*/children") for pid in file.read_text().split()]
+def _running_children() -> Iterator[str]:
+    for file in Path("/proc/self/task").glob("*/children"):
+        with suppress(FileNotFoundError, ProcessLookupError):  # the thread ended just now
+            yield from file.read_text().split()
 
 
 def _of_child_s(pid: str) -> float:
     """Read user and system time, which proc(5) gives in ticks of 10 ms."""
     try:
         after_name = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
-    except FileNotFoundError:  # it ended just now
+    except (FileNotFoundError, ProcessLookupError):  # it ended just now
         return 0.0
     return sum(map(int, after_name[11:13])) / os.sysconf("SC_CLK_TCK")
