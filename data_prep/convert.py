@@ -13,7 +13,7 @@ from fastbyol.beton import StoredImage
 from fastbyol.data_prep.images import ImageError, store
 from fastbyol.data_prep.parallel import map_ordered
 from fastbyol.data_prep.settings import Settings
-from fastbyol.data_prep.sources.source import Sample, Source
+from fastbyol.data_prep.sources.source import Sample, Source, SourceError
 from fastbyol.data_prep.writer import Writer
 
 OnError = Literal["fail", "skip"]
@@ -77,7 +77,13 @@ def _store(sample: Sample, settings: Settings) -> tuple[Sample, StoredImage | Im
 
 
 def _spread(source: Source, total: int) -> Iterator[Sample]:
-    """Yield total samples at even distances."""
+    """Yield total samples at even distances; raise SourceError where the source has changed since it was listed."""
+    seen = 0
     for place, sample in enumerate(source):
-        if (place + 1) * total // source.count > place * total // source.count:
+        seen = place + 1
+        if seen * total // source.count > place * total // source.count:
             yield sample
+    if seen != source.count:
+        raise SourceError(
+            f"{source.path}: {source.count} images were listed and {seen} came; leave it alone and run again"
+        )

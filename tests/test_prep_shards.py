@@ -115,6 +115,13 @@ def test_a_single_shard_is_known_by_its_labels(tmp_path: Path) -> None:
     assert [label for _, label, _ in contents(open_source(tmp_path / "shard-000.tar"))] == [None, None]
 
 
+def test_captions_beside_images_leave_the_classes_of_an_archive(tmp_path: Path) -> None:
+    files = {"cat/a.jpg": b"a", "cat/a.json": b"{}", "dog/b.jpg": b"b", "dog/b.json": b"{}"}
+    source = open_source(pack(tmp_path / "t.tar", files))
+    assert source.class_names == ["cat", "dog"]
+    assert contents(source) == [("cat/a.jpg", 0, b"a"), ("dog/b.jpg", 1, b"b")]
+
+
 def test_label_column_names_the_json_key(tmp_path: Path) -> None:
     samples = [{"jpg": b"a", "cls": b"0", "json": facts(coarse=i, label=i + 1)} for i in range(2)]
     pattern = shards(tmp_path, samples)

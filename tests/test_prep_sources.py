@@ -6,8 +6,12 @@ import tarfile
 import tracemalloc
 from pathlib import Path
 
+import numpy as np
 import pytest
+import simplejpeg
 
+from fastbyol.data_prep.convert import convert
+from fastbyol.data_prep.settings import Settings
 from fastbyol.data_prep.sources import open_source
 from fastbyol.data_prep.sources.source import SourceError
 from fastbyol.data_prep.sources.tar import TarSource
@@ -178,3 +182,13 @@ def test_what_is_no_source_is_named(tmp_path: Path) -> None:
     for name, message in {"a.zip": "neither a folder, nor a tar", "nowhere": "no such file or folder"}.items():
         with pytest.raises(SourceError, match=message):
             open_source(tmp_path / name)
+
+
+def test_an_archive_that_changes_after_listing_is_refused(tmp_path: Path) -> None:
+    image = simplejpeg.encode_jpeg(np.zeros((8, 8, 3), np.uint8))
+    path = pack(tmp_path / "t.tar", {f"a/{i}.jpg": image for i in range(3)})
+    source = open_source(path)
+    pack(path, {f"a/{i}.jpg": image for i in range(2)})
+    with pytest.raises(SourceError, match="3 images were listed and 2 came"):
+        convert(source, tmp_path / "out.beton", Settings(mode="passthrough"), workers=1)
+    assert not (tmp_path / "out.beton").exists()

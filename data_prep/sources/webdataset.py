@@ -91,14 +91,17 @@ class WebDatasetSource:
 
 
 def is_shard(path: Path, *, look_at: int = 200) -> bool:
-    """Tell whether the first files of a .tar hold an image with a label of the same key."""
+    """Tell whether the first files of a .tar hold an image with a label of the same key.
+
+    A .json inside a folder is no sign: archives of class folders carry captions and the like beside their images.
+    """
     images: set[str] = set()
     labels: set[str] = set()
     with readable(path), open_archive(path) as archive:
         for member, _ in zip(_members(archive, path, wanted=(), with_images=False), range(look_at), strict=False):
             if is_image(f"x.{member.suffix}"):
                 images.add(member.key)
-            elif member.suffix in (*CLASS_SUFFIXES, JSON_SUFFIX):
+            elif member.suffix in CLASS_SUFFIXES or (member.suffix == JSON_SUFFIX and "/" not in member.key):
                 labels.add(member.key)
     return bool(images & labels)
 

@@ -67,6 +67,7 @@ def load(
                 packing, skipped, pixels, parts = pending.popleft()
                 faults = [fault for part in parts for fault in part.result()]
                 batch = stand_ins.finish(packing, pixels, faults, empty=empty, skipped=skipped)
+                del pixels  # of a batch that was repaired, the damaged copy
                 begin(1)
                 yield batch
         finally:
