@@ -54,7 +54,8 @@ $(PEERS)/installed: pyproject.toml setup.py constraints.txt constraints-peers.tx
 	test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
 	$(PEERS)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -c constraints-peers.txt \
 		-e '.[ffcv,dali]' pytest
-	$(PEERS)/bin/pip install --quiet --disable-pip-version-check --no-deps -c constraints-peers.txt torchvision lightly
+	$(PEERS)/bin/pip install --quiet --disable-pip-version-check --no-deps -c constraints-peers.txt \
+		torchvision lightly lightning-utilities
 	touch $@
 
 lint: $(INSTALLED)
