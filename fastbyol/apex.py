@@ -69,6 +69,11 @@ class LARC:
         self._ema_rate = 1.0
         self.skipped = torch.zeros(2, dtype=torch.int32, device=device)  # LARC skips no step
 
+    @property
+    def state(self) -> dict[torch.Tensor, dict[str, Any]]:
+        """Give the momenta by parameter, as torch's optimisers do."""
+        return {p: entry for optimizer in self.optimizers for p, entry in optimizer.state.items()}
+
     def zero_grad(self) -> None:
         """Drop every gradient."""
         for optimizer in self.optimizers:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import Any
 
+import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
@@ -30,7 +32,8 @@ class _PerView(nn.modules.batchnorm._BatchNorm):
         return self.weight, self.bias, self.running_mean, self.running_var
 
     def _options(self) -> dict[str, Any]:
-        return {"views": self.views, "momentum": MOMENTUM, "eps": EPS, "group": self.group}
+        assert self.momentum is not None
+        return {"views": self.views, "momentum": self.momentum, "eps": EPS, "group": self.group}
 
 
 class _Act(_PerView):
@@ -71,3 +74,22 @@ def synchronize_(module: nn.Module, group: dist.ProcessGroup | None) -> None:
     for layer in module.modules():
         if isinstance(layer, _PerView):
             layer.group = group
+
+
+@torch.no_grad()
+def recalibrate_(module: nn.Module, batches: Iterable[Tensor]) -> None:
+    """Renew the running statistics inside a module: about their mean over these batches [V*B, ...], equally weighted.
+
+    For weights that have moved faster, or views that have changed, than running statistics of momentum .1 follow. The
+    module is left in evaluation mode; ranks do not share these statistics.
+    """
+    synchronize_(module, None)
+    layers = [layer for layer in module.modules() if isinstance(layer, _PerView)]
+    module.train()
+    for number, batch in enumerate(batches, start=1):
+        for layer in layers:
+            layer.momentum = 1 / number
+        module(batch)
+    for layer in layers:
+        layer.momentum = MOMENTUM
+    module.eval()

@@ -1,11 +1,14 @@
-"""Know how a run survives: checkpoints written atomically, the two newest kept, the newest readable one loaded."""
+"""Know how a run survives: checkpoints whole or absent, checked by size and checksum, the two newest kept."""
 
 from __future__ import annotations
 
+import hashlib
+import io
 import pickle
 import re
+import struct
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import torch
 
@@ -13,10 +16,29 @@ from fastbyol import atomic
 
 KEPT = 2
 NAME = re.compile(r"step-(\d+)\.pt")
+TRAILER = struct.Struct("<8sQ32s")  # magic, bytes before the trailer, their SHA-256
+MAGIC = b"FASTBYOL"
 
 
 class CheckpointError(ValueError):
     """Tell the user that no checkpoint of a run can be loaded, and what to do."""
+
+
+class _Hashed:
+    """Pass what is written on to a file; count and hash it."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self._file = file
+        self.size = 0
+        self.hash = hashlib.sha256()
+
+    def write(self, data: bytes) -> int:
+        self.hash.update(data)
+        self.size += len(data)
+        return self._file.write(data)
+
+    def flush(self) -> None:
+        self._file.flush()
 
 
 def _steps(folder: Path) -> list[tuple[int, Path]]:
@@ -38,7 +60,9 @@ def save(folder: Path, state: dict[str, Any], *, step: int) -> Path:
     final = folder / f"step-{step:09d}.pt"
     try:
         with atomic.replacing(final) as file:
-            torch.save(state, file)
+            hashed = _Hashed(file)
+            torch.save(state, hashed)  # type: ignore[arg-type]  # it needs write and flush alone
+            file.write(TRAILER.pack(MAGIC, hashed.size, hashed.hash.digest()))
     except RuntimeError as error:  # how torch's archive writer reports a failed write
         raise OSError(f"{final} cannot be written: {str(error).partition(chr(10))[0]}; is the disk full?") from error
     older = [path for number, path in _steps(folder) if number < step]
@@ -46,6 +70,20 @@ def save(folder: Path, state: dict[str, Any], *, step: int) -> Path:
     for path in (*older[: 1 - KEPT], *later):
         path.unlink()
     return final
+
+
+def _checked(path: Path) -> bytes:
+    """Read a checkpoint's archive; raise EOFError where size or checksum differ from the trailer's."""
+    data = path.read_bytes()
+    if len(data) < TRAILER.size:
+        raise EOFError(f"{len(data)} bytes")
+    magic, size, digest = TRAILER.unpack(data[-TRAILER.size :])
+    if magic != MAGIC or size != len(data) - TRAILER.size:
+        raise EOFError("cut short, or not a checkpoint")
+    archive = data[: -TRAILER.size]
+    if hashlib.sha256(archive).digest() != digest:
+        raise EOFError("its checksum differs")
+    return archive
 
 
 def load_newest(folder: Path) -> tuple[dict[str, Any], list[str]]:
@@ -56,7 +94,8 @@ def load_newest(folder: Path) -> tuple[dict[str, Any], list[str]]:
     damaged: list[str] = []
     for _, path in reversed(_steps(folder)):
         try:
-            state: dict[str, Any] = torch.load(path, map_location="cpu", weights_only=True)
+            archive = io.BytesIO(_checked(path))
+            state: dict[str, Any] = torch.load(archive, map_location="cpu", weights_only=True)
             return state, damaged
         except (RuntimeError, pickle.UnpicklingError, EOFError, OSError) as error:
             reason = str(error).partition("\n")[0] or type(error).__name__

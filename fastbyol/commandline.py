@@ -6,7 +6,7 @@ import argparse
 import sys
 from typing import NoReturn
 
-DONE, BAD_INPUT, DIVERGED, INTERRUPTED = 0, 2, 3, 75
+DONE, RANK_LOST, BAD_INPUT, DIVERGED, INTERRUPTED = 0, 1, 2, 3, 75
 
 
 class Parser(argparse.ArgumentParser):

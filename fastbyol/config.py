@@ -105,13 +105,51 @@ class OptimConfig:
 
 
 @dataclass(frozen=True)
+class Preset:
+    """Give the base learning rate and the target's base rate that suit a run of so many epochs."""
+
+    epochs: float
+    base_lr: float
+    tau_base: float
+
+    def __post_init__(self) -> None:
+        require(self.epochs > 0, f"a preset for {self.epochs} epochs; give more than 0")
+        require(self.base_lr >= 0, f"a preset with base_lr {self.base_lr}; give a number from 0")
+        require(0 <= self.tau_base < 1, f"a preset with tau_base {self.tau_base}; give a number from 0 up to 1")
+
+
+@dataclass(frozen=True)
+class CropRamp:
+    """Begin with smaller views: `sizes_px` for equal shares of the run up to progress `until`, full size after it."""
+
+    sizes_px: tuple[int, ...]
+    until: float = 0.6
+
+    def __post_init__(self) -> None:
+        require(bool(self.sizes_px), "a crop ramp without sizes; give at least one side in pixels")
+        require(min(self.sizes_px, default=8) >= 8, f"crop ramp {self.sizes_px}; give sides of at least 8 pixels")
+        require(0 < self.until < 1, f"a crop ramp until {self.until}; give a share of the run between 0 and 1")
+
+    @classmethod
+    def between(cls, start_px: int, full_px: int) -> CropRamp:
+        """Step from `start_px` to `full_px` in three equal rises, by multiples of 32 px, or of 4 for small views."""
+        require(8 <= start_px < full_px, f"a crop ramp from {start_px} px; give 8 up to, not including, {full_px} px")
+        multiple = 32 if full_px >= 128 else 4
+        rises = (start_px + (full_px - start_px) * number / 3 for number in range(1, 3))
+        between = {round(px / multiple) * multiple for px in rises}
+        return cls((start_px, *sorted(px for px in between if start_px < px < full_px)))
+
+
+@dataclass(frozen=True)
 class Recipe:
     """Say what is trained: network, views, optimisation and their sizes.
 
-    `epochs` is the length the constants were chosen for; `crop_px` the side of a training view, `eval_px` of an
-    evaluation view, which shows the centre square of share `eval_margin` of the short side. Two departures from the
-    paper: `target_statistics` "running" lets the target normalise by an EMA of the online network's running statistics
-    instead of its own batches'; `lagged_target` moves the target in the launch of the loss, one step late.
+    `epochs` is the length the constants were chosen for, `presets` what to use for other lengths; `crop_px` the side
+    of a training view, `eval_px` of an evaluation view, which shows the centre square of share `eval_margin` of the
+    short side. Departures from the paper: `target_statistics` "running" lets the target normalise by an EMA of the
+    online network's running statistics instead of its own batches'; `lagged_target` moves the target in the launch of
+    the loss, one step late; `crop_ramp` begins with smaller views; `recalibrate` batches renew the running statistics
+    when training has ended, 0 leaves them.
     """
 
     name: str
@@ -126,6 +164,9 @@ class Recipe:
     eval_margin: float = 1.0
     target_statistics: str = "batch"
     lagged_target: bool = False
+    presets: tuple[Preset, ...] = ()
+    crop_ramp: CropRamp | None = None
+    recalibrate: int = 0
 
     def __post_init__(self) -> None:
         require(
@@ -138,6 +179,7 @@ class Recipe:
             require(value >= 8, f"{name} is {value}; give at least 8")
         require(0 < self.eval_margin <= 1, f"eval_margin is {self.eval_margin}; give a share of the short side up to 1")
         require(self.epochs > 0, f"a recipe of {self.epochs} epochs; give more than 0")
+        require(self.recalibrate >= 0, f"recalibrate is {self.recalibrate}; give a number of batches from 0")
 
     @property
     def peak_lr(self) -> float:
@@ -147,12 +189,17 @@ class Recipe:
 
 @dataclass(frozen=True)
 class Config:
-    """Say what one run does: the recipe, its data, its length (`budget_s` or `epochs`, one of them) and its place."""
+    """Say what one run does: the recipe, its data, its length and its place.
+
+    The length is one of `budget_s`, seconds over all processes of the run; `deadline`, a Unix time; and `epochs`.
+    `checkpoint_s` None lets the measured cost of a checkpoint decide how often one is written.
+    """
 
     recipe: Recipe
     data: str
     val: str | None = None
     budget_s: float | None = None
+    deadline: float | None = None
     epochs: float | None = None
     seed: int = 0
     device: str = "cpu"
@@ -163,21 +210,27 @@ class Config:
     workers: int = 2
     prefetch: int = 2
     on_error: str = "fail"
+    micro_batches: int = 1
     log_every: int = 20
-    checkpoint_s: float = 300.0
+    checkpoint_s: float | None = None
     knn_bank: int = 10_000
+    stop_on_collapse: bool = False
+    profile: bool = False
+    tensorboard: bool = True
+    wandb: str | None = None
 
     def __post_init__(self) -> None:
+        lengths = [length for length in (self.budget_s, self.deadline, self.epochs) if length is not None]
         require(
-            (self.budget_s is None) != (self.epochs is None),
+            len(lengths) == 1,
             "a run needs a budget or a number of epochs, and not both; give --budget 8h or --epochs 100",
         )
         require(self.budget_s is None or self.budget_s > 0, f"budget is {self.budget_s} s; give more than 0")
         require(self.epochs is None or 0 < self.epochs < math.inf, f"epochs is {self.epochs}; give more than 0")
         require(0 <= self.seed < 2**63, f"seed is {self.seed}; give a whole number from 0 to 2^63 - 1")
         require(
-            self.warmup < 1,
-            f"{self.epochs or self.recipe.epochs:g} epochs do not outlast the warm-up of "
+            self.epochs is None or self.recipe.optim.warmup_epochs < self.epochs,
+            f"{self.epochs or 0:g} epochs do not outlast the warm-up of "
             f"{self.recipe.optim.warmup_epochs:g}; give more epochs or a shorter --warmup-epochs",
         )
         require(self.optimizer in OPTIMIZERS, f"no optimizer {self.optimizer!r}; choose one of {', '.join(OPTIMIZERS)}")
@@ -187,12 +240,19 @@ class Config:
         require(self.loader in LOADERS, f"no loader {self.loader!r}; choose one of {', '.join(LOADERS)}")
         require(self.log_every >= 1, f"log_every is {self.log_every}; give at least 1")
         require(self.knn_bank >= 1, f"knn_bank is {self.knn_bank}; give at least 1 image")
-        require(self.checkpoint_s > 0, f"checkpoint_s is {self.checkpoint_s}; give more than 0 seconds")
-
-    @property
-    def warmup(self) -> float:
-        """Give the share of the run in [0, 1) that warms up: of `epochs`, or of the recipe's epochs under a budget."""
-        return self.recipe.optim.warmup_epochs / (self.epochs or self.recipe.epochs)
+        require(
+            self.checkpoint_s is None or self.checkpoint_s > 0,
+            f"checkpoint_s is {self.checkpoint_s}; give more than 0 seconds",
+        )
+        require(
+            self.micro_batches >= 1 and self.recipe.batch_size >= 2 * self.micro_batches,
+            f"{self.micro_batches} micro-batches of a batch of {self.recipe.batch_size}; batch norm needs at least "
+            "2 images in each",
+        )
+        require(
+            self.micro_batches == 1 or not self.recipe.lagged_target,
+            "a lagged target moves with every forward, which micro-batches repeat; leave one of the two out",
+        )
 
 
 def to_json(config: Config) -> str:
@@ -206,12 +266,15 @@ def from_json(text: str) -> Config:
         fields = json.loads(text)
         recipe = dict(fields.pop("recipe"))
         first, second = (ViewConfig(**_tuples(view)) for view in recipe.pop("views"))
+        ramp = recipe.pop("crop_ramp", None)
         return Config(
             recipe=Recipe(
                 encoder=EncoderConfig(**recipe.pop("encoder")),
                 head=HeadConfig(**recipe.pop("head")),
                 optim=OptimConfig(**recipe.pop("optim")),
                 views=(first, second),
+                presets=tuple(Preset(**preset) for preset in recipe.pop("presets", ())),
+                crop_ramp=None if ramp is None else CropRamp(**_tuples(ramp)),
                 **recipe,
             ),
             **fields,

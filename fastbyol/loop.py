@@ -1,31 +1,36 @@
-"""Know the training loop: batch, views, step, row; checkpoints when due; an end by plan, signal or divergence."""
+"""Know the training loop: batch, views, step, row; checkpoints when due; an end by plan, signal or watchdog."""
 
 from __future__ import annotations
 
 import math
-import signal
+import sys
 from collections.abc import Generator, Iterator
-from contextlib import closing, contextmanager
-from dataclasses import dataclass, replace
-from types import FrameType
+from contextlib import closing, nullcontext
+from dataclasses import dataclass
 from typing import Any
 
-from fastbyol import checkpoint, schedule, views
+from torch import Tensor
+from tqdm import tqdm
+
+from fastbyol import views
 from fastbyol.beton import Reader
-from fastbyol.budget import ClockPlan, StepPlan, Stopwatch
+from fastbyol.budget import Stopwatch
 from fastbyol.byol import Output, embedding_std
 from fastbyol.config import Config, ConfigError
 from fastbyol.device import Pace, queue_copy
+from fastbyol.distributed import World
 from fastbyol.kernels.view_params import ViewParams
 from fastbyol.loaders import Batch, load
+from fastbyol.optim import LARS
 from fastbyol.order import Rows, stream
+from fastbyol.plan import ClockPlan, Plan
 from fastbyol.runfolder import RunFolder
+from fastbyol.saver import Saver
+from fastbyol.schedule import Schedule
+from fastbyol.signals import StopSignal
 from fastbyol.step import Eager
 from fastbyol.telemetry import Intervals, Telemetry
-
-
-class Diverged(RuntimeError):
-    """Tell that the loss is no longer a number, at which step, and what to do."""
+from fastbyol.watchdog import Watchdog
 
 
 @dataclass(frozen=True)
@@ -37,47 +42,33 @@ class Position:
     train_s: float = 0.0
 
 
-class StopSignal:
-    """Remember a SIGINT or SIGTERM until the loop looks; the second one interrupts at once."""
-
-    def __init__(self) -> None:
-        self.arrived = False
-
-    def _note(self, _number: int, _frame: FrameType | None) -> None:
-        if self.arrived:
-            raise KeyboardInterrupt
-        self.arrived = True
-
-    @contextmanager
-    def caught(self) -> Iterator[None]:
-        """Catch the signals inside the with-block; restore what was there after it."""
-        before = {number: signal.signal(number, self._note) for number in (signal.SIGINT, signal.SIGTERM)}
-        try:
-            yield
-        finally:
-            for number, handler in before.items():
-                signal.signal(number, handler)
-
-
 class Loop:
-    """Train one model from a position to the end of a plan. Moves model, optimiser and `position`."""
+    """Train one model from a position to the end of a plan. Moves model, optimiser and `position`.
 
-    def __init__(self, config: Config, *, reader: Reader, engine: Eager, folder: RunFolder) -> None:
-        self.config = config
-        self.reader = reader
-        self.engine = engine
+    On several ranks rank 0 keeps clock, plan, rows and checkpoints; the others learn after every step what it decided.
+    """
+
+    def __init__(
+        self, config: Config, *, reader: Reader, engine: Eager, folder: RunFolder, world: World, stopwatch: Stopwatch
+    ) -> None:
+        self.config, self.reader, self.engine, self.folder = config, reader, engine, folder
+        self.world, self.stopwatch = world, stopwatch
         self.model, self.optimizer = engine.model, engine.optimizer
-        self.folder = folder
+        self.schedule: Schedule | None = None
+        self.saver = Saver(folder.checkpoints)
         self.pace = Pace(config.device)
+        self.watchdog = Watchdog(dimensions=config.recipe.head.out, stops_on_collapse=config.stop_on_collapse)
         self.position = Position()
         self.skipped_samples = 0
+        self._skipped_now = 0
         self.notes: dict[str, Any] = {}
 
-    def state(self, *, elapsed_s: float) -> dict[str, Any]:
+    def state(self) -> dict[str, Any]:
         """Gather all that a resumed run needs, as tensors and plain values."""
         return {
             "images": len(self.reader),
-            "elapsed_s": elapsed_s,
+            "elapsed_s": self.stopwatch.elapsed_s(),
+            "epochs": None if self.schedule is None else self.schedule.epochs,
             "step": self.position.step,
             "progress": self.position.progress,
             "train_s": self.position.train_s,
@@ -102,56 +93,23 @@ class Loop:
         self.position = Position(state["step"], state["progress"], state["train_s"])
         self.notes = state["notes"]
 
-    def save(self, stopwatch: Stopwatch) -> None:
-        """Write a checkpoint of the position."""
-        state = self.state(elapsed_s=stopwatch.elapsed_s())
-        checkpoint.save(self.folder.checkpoints, state, step=self.position.step)
+    def warn(self, text: str) -> None:
+        """Tell the user, above the progress bar, and keep it for the report."""
+        if self.world.is_main:
+            tqdm.write(f"warning: {text}", file=sys.stderr)
+            self.notes.setdefault("warnings", []).append({"step": self.position.step, "text": text})
 
-    def run(self, plan: StepPlan | ClockPlan, stopwatch: Stopwatch) -> bool:
-        """Train until the plan is over: True; or until a signal: False. Either way the position is checkpointed.
-
-        Raises Diverged when the loss is not finite at a row or checkpoint; the checkpoints before it stay.
-        """
-        stop = StopSignal()
-        with stop.caught():
-            self.save(stopwatch)
-            self._train(plan, stopwatch, stop)
-            self.save(stopwatch)
-        return self.position.progress == 1.0
-
-    def _train(self, plan: StepPlan | ClockPlan, stopwatch: Stopwatch, stop: StopSignal) -> None:
-        start, config = self.position, self.config
-        rows = stream(start.step, batch_size=config.recipe.batch_size, count=len(self.reader), seed=config.seed)
-        intervals, saved_s = Intervals(), stopwatch.elapsed_s()
-        began_s = saved_s
-        self.model.train()
-        with (
-            Telemetry(self.folder.metrics, from_step=start.step) as telemetry,
-            closing(self._load(rows)) as batches,
-        ):
-            while self.position.progress < 1.0 and not stop.arrived:
-                elapsed_s = stopwatch.elapsed_s()
-                progress = plan.progress(self.position.step, elapsed_s=elapsed_s)
-                output = self._step(batches, progress, intervals)
-                step, now_s = self.position.step + 1, stopwatch.elapsed_s()
-                step_s = now_s - elapsed_s
-                self.position = Position(step, plan.progress(step, elapsed_s=now_s), start.train_s + now_s - began_s)
-                if now_s - saved_s > config.checkpoint_s:
-                    self._require_finite(output)
-                    self.save(stopwatch)
-                    saved_s = now_s = stopwatch.elapsed_s()
-                    intervals.skip()
-                if plan.is_over(step, elapsed_s=now_s, step_s=step_s):
-                    self.position = replace(self.position, progress=1.0)
-                if self.position.progress == 1.0 or stop.arrived or step % config.log_every == 0:
-                    self._require_finite(output)
-                    done = max(self.position.progress - start.progress, 1e-9)
-                    left_s = (now_s - began_s) * (1 - self.position.progress) / done
-                    telemetry.row(self._row(output, intervals.take(), elapsed_s=now_s), left_s=left_s)
-                    intervals.lap("log_s")
-
-    def _load(self, rows: Iterator[Rows]) -> Generator[Batch, None, None]:
-        config = self.config
+    def batches(self) -> Generator[Batch, None, None]:
+        """Load this rank's batches from the position on."""
+        config, world = self.config, self.world
+        rows: Iterator[Rows] = stream(
+            self.position.step,
+            batch_size=config.recipe.batch_size,
+            count=len(self.reader),
+            seed=config.seed,
+            rank=world.rank,
+            ranks=world.ranks,
+        )
         return load(
             config.loader,
             self.reader,
@@ -162,54 +120,150 @@ class Loop:
             device=config.device,
         )
 
-    def _step(self, batches: Iterator[Batch], progress: float, intervals: Intervals) -> Output:
-        recipe = self.config.recipe
+    def run(self, plan: Plan, schedule: Schedule) -> bool:
+        """Train until the plan is over: True; or until a signal: False. Either way the position is checkpointed.
+
+        Raises Diverged where the watchdog sees no use in going on; the checkpoints before it stay.
+        """
+        self.schedule = schedule
+        stop = StopSignal()
+        with stop.caught():
+            self._train(plan, schedule, stop)
+            self.save()
+            self.saver.wait()
+            self._look_after_saver()
+        return self.position.progress == 1.0
+
+    def save(self) -> None:
+        """Begin to write a checkpoint of the position; rank 0 alone does."""
+        if self.world.is_main and self.saver.saved_step != self.position.step:
+            self.saver.save(self.state(), step=self.position.step)
+
+    def step(self, batches: Iterator[Batch], schedule: Schedule, intervals: Intervals, *, progress: float) -> Output:
+        """Take the next batch through views and engine, at the rates of a progress."""
+        config = self.config
         batch = next(batches)
         intervals.lap("loader_wait_s")
+        parts = self.views(batch, schedule.crop_px(progress), intervals)
+        rates = {"lr": schedule.learning_rate(progress), "tau": schedule.tau(progress)}
+        if config.micro_batches == 1:
+            output = self.engine(next(parts), **rates)
+        else:
+            output = self.engine.accumulate(parts, of=config.micro_batches, **rates)
+        self.pace.step_queued()
+        intervals.lap("step_s")
+        intervals.images += len(batch.indices) * self.world.ranks
+        self._skipped_now = len(batch.skipped)
+        return output
+
+    def views(self, batch: Batch, crop_px: int, intervals: Intervals) -> Iterator[Tensor]:
+        """Make the views of a batch, one micro-batch [2B/n, 3, crop_px, crop_px] at a time."""
+        recipe, device = self.config.recipe, self.config.device
         drawn = views.draw(
             recipe.views, seed=self.config.seed, epochs=batch.epochs, indices=batch.indices, sizes=batch.sizes.numpy()
         )
-        device = self.config.device
         pixels, offsets, sizes, packed = (
             queue_copy(tensor, device) for tensor in (batch.pixels, batch.offsets, batch.sizes, drawn.packed)
         )
-        images = views.apply(
-            pixels, offsets, sizes, ViewParams(packed), crop_px=recipe.crop_px, dtype=self.engine.precision
-        )
-        intervals.lap("views_s")
-        output = self.engine(
-            images,
-            lr=schedule.learning_rate(progress, peak=recipe.peak_lr, warmup=self.config.warmup),
-            tau=schedule.ema_rate(progress, base=recipe.optim.tau_base),
-        )
-        self.pace.step_queued()
-        intervals.lap("step_s")
-        intervals.images += len(batch.indices)
-        self.skipped_samples += len(batch.skipped)
-        return output
-
-    def _require_finite(self, output: Output) -> None:
-        """Raise Diverged unless the loss is a number (host sync)."""
-        loss = output.loss.item()
-        if not math.isfinite(loss):
-            raise Diverged(
-                f"the loss is {loss} at step {self.position.step}; lower --base-lr "
-                f"(now {self.config.recipe.optim.base_lr:g}) and start anew"
+        micro = self.config.micro_batches
+        count = len(batch.indices) // micro
+        for number in range(micro):
+            intervals.lap("step_s")  # of the micro-batch before
+            part = slice(number * count, (number + 1) * count)
+            images = views.apply(
+                pixels,
+                offsets[part],
+                sizes[part],
+                ViewParams(packed[:, part].contiguous()),
+                crop_px=crop_px,
+                dtype=self.engine.precision,
             )
+            intervals.lap("views_s")
+            yield images
 
-    def _row(self, output: Output, times: dict[str, float], *, elapsed_s: float) -> dict[str, Any]:
-        """Describe the run after a step (host sync); lr and tau are those of the position's progress."""
-        recipe, at = self.config.recipe, self.position
+    def _train(self, plan: Plan, schedule: Schedule, stop: StopSignal) -> None:
+        config, start = self.config, self.position
+        began_s = saved_s = now_s = self.stopwatch.elapsed_s()
+        intervals, is_stopped = Intervals(), False
+        with (
+            Telemetry(self.folder.metrics, from_step=start.step) if self.world.is_main else nullcontext() as telemetry,
+            closing(self.batches()) as batches,
+        ):
+            while self.position.progress < 1.0 and not is_stopped:
+                output = self.step(batches, schedule, intervals, progress=self.position.progress)
+                since_s, now_s = now_s, self.stopwatch.elapsed_s()
+                progress, is_stopped = self._agree(plan, schedule, stop, since_s=since_s, now_s=now_s)
+                self.position = Position(self.position.step + 1, progress, start.train_s + now_s - began_s)
+                if progress == 1.0 or is_stopped or self.position.step % config.log_every == 0:
+                    row = self._row(output, schedule, elapsed_s=now_s)
+                    done = max(progress - start.progress, 1e-9)
+                    if telemetry is not None:
+                        telemetry.row({**row, **intervals.take()}, left_s=(now_s - began_s) * (1 - progress) / done)
+                    self._watch(row)
+                    intervals.lap("log_s")
+                if now_s - saved_s > (config.checkpoint_s or self.saver.cost.every_s()):
+                    saved_s = now_s if self._save_if_good(output) else saved_s
+                    intervals.lap("checkpoint_s")
+
+    def _agree(
+        self, plan: Plan, schedule: Schedule, stop: StopSignal, *, since_s: float, now_s: float
+    ) -> tuple[float, bool]:
+        """Let rank 0 say how far the run is, and any rank that it must stop: progress, and whether to stop."""
+        progress = 0.0
+        if self.world.is_main:
+            step, step_s = self.position.step + 1, now_s - since_s
+            progress = plan.advance(self.position.progress, step=step, since_s=since_s, now_s=now_s)
+            if isinstance(plan, ClockPlan):
+                plan.reserve.note_step(schedule.crop_px(self.position.progress), step_s)
+            if plan.is_over(step, now_s=now_s, step_s=step_s):
+                progress = 1.0
+        progress, stops, skipped = self.world.total([progress, float(stop.arrived), float(self._skipped_now)])
+        self.skipped_samples += int(skipped)
+        return progress, stops > 0
+
+    def _row(self, output: Output, schedule: Schedule, *, elapsed_s: float) -> dict[str, Any]:
+        """Describe the run after a step (host sync); lr, tau and crop size are those of the position's progress."""
+        at = self.position
+        sums = self.world.total([output.loss.item(), embedding_std(output.target_projections)])
+        loss, std = (value / self.world.ranks for value in sums)
         return {
             "step": at.step,
-            "epoch": at.step * recipe.batch_size / len(self.reader),
+            "epoch": at.step * self.config.recipe.batch_size / len(self.reader),
             "progress": at.progress,
             "elapsed_s": elapsed_s,
-            "loss": output.loss.item(),
-            "lr": schedule.learning_rate(at.progress, peak=recipe.peak_lr, warmup=self.config.warmup),
-            "tau": schedule.ema_rate(at.progress, base=recipe.optim.tau_base),
-            "embedding_std": embedding_std(output.target_projections),
+            "loss": loss,
+            "lr": schedule.learning_rate(at.progress),
+            "tau": schedule.tau(at.progress),
+            "crop_px": schedule.crop_px(at.progress),
+            "embedding_std": std,
             "skipped_steps": int(self.optimizer.skipped[0]),
             "skipped_samples": self.skipped_samples,
-            **times,
         }
+
+    def _watch(self, row: dict[str, Any]) -> None:
+        """Let the watchdog see a row (host sync)."""
+        skips = isinstance(self.optimizer, LARS)
+        warning = self.watchdog.look(
+            step=row["step"],
+            progress=row["progress"],
+            loss=row["loss"],
+            embedding_std=row["embedding_std"],
+            skipped_in_a_row=int(self.optimizer.skipped[1]) if skips else None,
+        )
+        if warning:
+            self.warn(warning)
+
+    def _save_if_good(self, output: Output) -> bool:
+        """Save unless a checkpoint is still being written, or the last step was no good (host sync); tell whether."""
+        self._look_after_saver()
+        is_good = math.isfinite(output.loss.item()) and int(self.optimizer.skipped[1]) == 0
+        if not is_good or self.saver.is_writing:
+            return False
+        self.save()
+        return True
+
+    def _look_after_saver(self) -> None:
+        failure = self.saver.failure()
+        if failure is not None:
+            kept = "none is" if self.saver.saved_step is None else f"that of step {self.saver.saved_step} is"
+            self.warn(f"a checkpoint could not be written ({failure}); {kept} on disk, and training goes on")

@@ -187,7 +187,7 @@ def _table(config: Config) -> str:
         "validation": config.val or "none",
         "heads": f"hidden {recipe.head.hidden}, out {recipe.head.out}",
         "peak learning rate": f"{recipe.peak_lr:g} (base {optim.base_lr:g} per 256 images)",
-        "warm-up": f"{100 * config.warmup:.3g} % of the run",
+        "warm-up": f"{100 * config.recipe.optim.warmup_epochs:.3g} % of the run",
         "weight decay": f"{optim.weight_decay:g}",
         "τ at the start": f"{optim.tau_base:g}",
         "first view": str(recipe.views[0]),

@@ -12,7 +12,20 @@ from typing import Any
 from fastbyol import atomic
 from fastbyol.config import Config, ConfigError, from_json, to_json
 
-FREE_ON_RESUME = {"budget_s", "device", "workers", "log_every", "checkpoint_s", "knn_bank"}  # move no weight of a step
+FREE_ON_RESUME = {  # they move no weight of a step
+    "budget_s",
+    "deadline",
+    "device",
+    "workers",
+    "prefetch",
+    "log_every",
+    "checkpoint_s",
+    "knn_bank",
+    "stop_on_collapse",
+    "profile",
+    "tensorboard",
+    "wandb",
+}
 
 
 @dataclass(frozen=True)

@@ -3,13 +3,18 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
+import warnings
+from collections.abc import Callable, Iterable
+from contextlib import nullcontext
 from dataclasses import dataclass
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 
 from fastbyol import apex
+from fastbyol.batchnorm import synchronize_
 from fastbyol.byol import BYOL, Output
 from fastbyol.config import ConfigError
 from fastbyol.optim import LARS
@@ -41,16 +46,57 @@ class Eager:
         self.optimizer.set_rates(lr=lr, tau=tau)
         return self._step(views)
 
+    def accumulate(self, parts: Iterable[Tensor], *, of: int, lr: float, tau: float) -> Output:
+        """Take one step on a batch that comes in `of` equal parts, each [2B/of, 3, H, W]: one optimiser step, one EMA.
+
+        Each part is a population of its own to batch norm. The loss returned is the mean of the parts', the projections
+        are the last part's. A model whose target moves with the forward cannot be trained so.
+        """
+        self.optimizer.set_rates(lr=lr, tau=tau)
+        self.optimizer.zero_grad()
+        losses = []
+        for number, views in enumerate(parts, start=1):
+            is_last = number == of
+            with (
+                nullcontext()
+                if is_last or not isinstance(self.forward, DistributedDataParallel)
+                else (self.forward.no_sync())
+            ):
+                output = self._backward(views, share=1 / of)
+            losses.append(output.loss.detach())
+        self._move()
+        return Output(torch.stack(losses).mean(), output.target_projections)
+
     def _step(self, views: Tensor) -> Output:
         """Do what a graph can hold: everything but setting the rates, which live on the device."""
         self.optimizer.zero_grad()
+        output = self._backward(views)
+        self._move()
+        return Output(output.loss.detach(), output.target_projections)
+
+    def _backward(self, views: Tensor, *, share: float = 1.0) -> Output:
+        """Add the gradients of `share` of the loss."""
         with torch.autocast(views.device.type, self.precision, enabled=self.precision == torch.bfloat16):
             output = self.forward(views, tau=self.optimizer.tau if self.lagged_target else None)
-        output.loss.backward()  # type: ignore[no-untyped-call]
+        (output.loss if share == 1.0 else output.loss * share).backward()  # type: ignore[no-untyped-call]
+        return output
+
+    def _move(self) -> None:
+        """Let the optimiser move everything that follows the gradients."""
         self.optimizer.step()
         if self.model.target_statistics == "running":
             self.model.follow_statistics(self.optimizer.tau)
-        return Output(output.loss.detach(), output.target_projections)
+
+    def share(self, group: dist.ProcessGroup) -> None:
+        """Let the ranks of a group train one model: they average gradients and share batch-norm statistics.
+
+        Every rank must hold equal weights, as equal seeds give them.
+        """
+        synchronize_(self.model, group)
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", FutureWarning)  # torch 2.13 renames broadcast_buffers, 2.10 knows no other
+            # buffers are equal already: batch norm has shared its statistics
+            self.forward = DistributedDataParallel(self.model, process_group=group, broadcast_buffers=False)
 
 
 @dataclass(frozen=True)

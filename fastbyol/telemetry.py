@@ -36,7 +36,7 @@ class Intervals:
     """
 
     def __init__(self) -> None:
-        self.seconds = {"loader_wait_s": 0.0, "views_s": 0.0, "step_s": 0.0, "log_s": 0.0}
+        self.seconds = {"loader_wait_s": 0.0, "views_s": 0.0, "step_s": 0.0, "log_s": 0.0, "checkpoint_s": 0.0}
         self.images = 0
         self._began = self._lap = time.perf_counter()
 
@@ -44,12 +44,6 @@ class Intervals:
         """Book the time since the last lap under `name`."""
         now = time.perf_counter()
         self.seconds[name] += now - self._lap
-        self._lap = now
-
-    def skip(self) -> None:
-        """Leave the time since the last lap out of the loop's account: a checkpoint was written, say."""
-        now = time.perf_counter()
-        self._began += now - self._lap
         self._lap = now
 
     def take(self) -> dict[str, float]:

@@ -3,24 +3,29 @@
 from __future__ import annotations
 
 import argparse
+import json
 import signal
 import subprocess
 import sys
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from fastbyol.beton import BetonError
-from fastbyol.budget import parse_duration
+from fastbyol.budget import Length, Stopwatch, parse_budget, parse_duration, process_age_s
 from fastbyol.checkpoint import CheckpointError
-from fastbyol.commandline import BAD_INPUT, DIVERGED, DONE, INTERRUPTED, Parser, fail, seed
-from fastbyol.config import LOADERS, ON_ERROR, OPTIMIZERS, TARGET_STATISTICS, Config, ConfigError, Recipe
+from fastbyol.commandline import BAD_INPUT, DIVERGED, DONE, INTERRUPTED, RANK_LOST, Parser, fail, seed
+from fastbyol.config import LOADERS, ON_ERROR, OPTIMIZERS, TARGET_STATISTICS, Config, ConfigError, CropRamp, Recipe
 from fastbyol.device import choose
-from fastbyol.loop import Diverged
+from fastbyol.distributed import RankLost, rank, ranks
 from fastbyol.recipes import RECIPES, named
-from fastbyol.run import run
+from fastbyol.run import run as carry_out
 from fastbyol.runfolder import RunFolder
 from fastbyol.step import ENGINES, PRECISIONS
+from fastbyol.watchdog import Diverged
+
+RECALIBRATE = 50  # batches after a crop ramp
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -30,11 +35,19 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--data", metavar="F.beton", help="training images; recipe demo draws its own")
     parser.add_argument("--val", metavar="F.beton", help="labelled images to score with kNN before and after")
     length = parser.add_mutually_exclusive_group()
-    length.add_argument("--budget", metavar="8h", help="wall-clock from process start to exit: 90s, 5m, 8h, 1d12h")
+    length.add_argument(
+        "--budget",
+        metavar="8h",
+        help="wall-clock from process start to exit: 90s, 8h, 1d12h; 'until 2026-12-01T08:00'; slurm: what the job has",
+    )
     length.add_argument("--epochs", type=float, metavar="N", help="length in epochs (default: the recipe's)")
     parser.add_argument("--out", type=Path, metavar="DIR", help="run folder (default: runs/RECIPE)")
     existing = parser.add_mutually_exclusive_group()
-    existing.add_argument("--resume", action="store_true", help="continue the run in --out from its newest checkpoint")
+    existing.add_argument(
+        "--resume",
+        action="store_true",
+        help="continue the run in --out from its newest checkpoint; begin it if none is there",
+    )
     existing.add_argument("--overwrite", action="store_true", help="replace the run in --out")
     parser.add_argument(
         "--loader", choices=LOADERS, default="native", help="native: threads; memory: decode once; ffcv, dali: theirs"
@@ -43,7 +56,19 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--on-error", choices=ON_ERROR, default="fail", help="an image that does not decode: stop, or take the next"
     )
-    parser.add_argument("--batch-size", type=int, metavar="N", help="global batch (default: the recipe's)")
+    parser.add_argument(
+        "--batch-size", type=int, metavar="N", help="global batch, over all ranks (default: the recipe's)"
+    )
+    parser.add_argument(
+        "--micro-batches",
+        type=int,
+        default=1,
+        metavar="N",
+        help="parts a rank's batch is computed in; each is a batch norm's",
+    )
+    parser.add_argument(
+        "--crop-ramp", type=int, metavar="PX", help="begin with views of this side and grow them to full size"
+    )
     parser.add_argument("--base-lr", type=float, metavar="X", help="peak learning rate per 256 images")
     parser.add_argument("--tau-base", type=float, metavar="X", help="target rate at the start")
     parser.add_argument("--weight-decay", type=float, metavar="X")
@@ -64,17 +89,29 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--seed", type=seed, default=0, metavar="N")
     parser.add_argument("--workers", type=int, default=2, metavar="N", help="decoding threads")
     parser.add_argument("--log-every", type=int, default=20, metavar="N", help="steps from row to row of metrics.jsonl")
-    parser.add_argument("--checkpoint-every", default="5m", metavar="5m", help="time from checkpoint to checkpoint")
+    parser.add_argument(
+        "--checkpoint-every", metavar="5m", help="time from checkpoint to checkpoint (default: by their measured cost)"
+    )
+    parser.add_argument(
+        "--stop-on-collapse", action="store_true", help="end with status 3 when the embeddings collapse"
+    )
+    parser.add_argument("--profile", action="store_true", help="write a trace of ten steps to the run folder")
+    parser.add_argument("--no-tensorboard", action="store_true", help="write no TensorBoard events")
+    parser.add_argument("--wandb", metavar="PROJECT", help="log to this project of Weights & Biases")
     return parser
 
 
 def recipe_of(args: argparse.Namespace) -> Recipe:
-    """Build the recipe with what the command line changes in it."""
+    """Build the recipe with what the command line changes in it; peaks given there hold for any length."""
     recipe = named(args.recipe)
     given = {name: getattr(args, name) for name in ("base_lr", "tau_base", "weight_decay", "warmup_epochs")}
     changed = {name: value for name, value in given.items() if value is not None}
     own = {name: getattr(args, name) for name in ("batch_size", "target_statistics", "lagged_target")}
     own = {name: value for name, value in own.items() if value is not None}
+    if changed.keys() & {"base_lr", "tau_base"}:
+        own["presets"] = ()
+    if args.crop_ramp is not None:
+        own |= {"crop_ramp": CropRamp.between(args.crop_ramp, recipe.crop_px), "recalibrate": RECALIBRATE}
     return replace(recipe, optim=replace(recipe.optim, **changed), **own)
 
 
@@ -83,28 +120,36 @@ def config_of(args: argparse.Namespace, folder: RunFolder) -> Config:
     recipe = recipe_of(args)
     data, val = args.data, args.val
     if data is None:
-        if args.recipe != "demo" or val is not None:
+        if args.recipe != "demo" or val is not None or ranks() > 1:
             raise ConfigError(f"recipe {args.recipe} needs images; give --data F.beton, written by fastbyol-prep write")
         data, val = (folder.path / "data" / name for name in ("train.beton", "val.beton"))
-    budget_s = None if args.budget is None else parse_duration(args.budget)
+    length = Length() if args.budget is None else parse_budget(args.budget)
     device = choose(args.device)
+    runs_graph = device == "cuda" and ranks() == 1 and args.micro_batches == 1
+    every = args.checkpoint_every
     return Config(
         recipe=recipe,
         data=str(data),
         val=None if val is None else str(val),
-        budget_s=budget_s,
-        epochs=recipe.epochs if args.epochs is None and budget_s is None else args.epochs,
+        budget_s=length.budget_s,
+        deadline=length.deadline,
+        epochs=recipe.epochs if args.epochs is None and args.budget is None else args.epochs,
         seed=args.seed,
         device=device,
-        engine=args.engine or ("graph" if device == "cuda" else "eager"),
+        engine=args.engine or ("graph" if runs_graph else "eager"),
         precision=args.precision or ("bfloat16" if device == "cuda" else "float32"),
         optimizer=args.optimizer,
         loader=args.loader,
         workers=args.workers,
         prefetch=args.prefetch,
         on_error=args.on_error,
+        micro_batches=args.micro_batches,
         log_every=args.log_every,
-        checkpoint_s=parse_duration(args.checkpoint_every, flag="--checkpoint-every"),
+        checkpoint_s=None if every is None else parse_duration(every, flag="--checkpoint-every"),
+        stop_on_collapse=args.stop_on_collapse,
+        profile=args.profile,
+        tensorboard=not args.no_tensorboard,
+        wandb=args.wandb,
     )
 
 
@@ -118,27 +163,54 @@ def draw_demo_set(config: Config) -> None:
         raise ConfigError(f"the demo set could not be drawn: {drawn.stderr.strip()}")
 
 
+def run(config: Config, out: Path | str, *, resume: bool = False, overwrite: bool = False) -> dict[str, Any] | None:
+    """Train from Python: carry out a run in folder `out` and return its result.json, or None when a signal stopped it.
+
+    A budget counts from this call. Raises what fastbyol-train would print: ConfigError, BetonError, CheckpointError,
+    OSError, watchdog.Diverged.
+    """
+    folder = RunFolder(Path(out))
+    if not carry_out(config, folder, stopwatch=Stopwatch(age_s=0.0), resume=resume, overwrite=overwrite):
+        return None
+    result: dict[str, Any] = json.loads(folder.result.read_text())
+    return result
+
+
+def _joined_budget(argv: Sequence[str]) -> list[str]:
+    """Let --budget until TIME be written without quotes."""
+    words = list(argv)
+    for place, word in enumerate(words[:-2]):
+        if word == "--budget" and words[place + 1] == "until":
+            return [*words[: place + 1], f"until {words[place + 2]}", *words[place + 3 :]]
+    return words
+
+
 def main(argv: Sequence[str] | None = None) -> int:
     """Run fastbyol-train; return 0 when finished, 2 on bad usage or input, 3 when diverged, 75 when interrupted."""
-    args = build_parser().parse_args(argv)
+    args = build_parser().parse_args(_joined_budget(sys.argv[1:] if argv is None else argv))
     folder = RunFolder(args.out or Path("runs") / args.recipe)
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # outside the loop it ends a run as Ctrl-C does
+    stopwatch = Stopwatch(age_s=process_age_s())
+    for number in (signal.SIGTERM, signal.SIGUSR1):  # outside the loop they end a run as Ctrl-C does
+        signal.signal(number, signal.default_int_handler)
     try:
         config = config_of(args, folder)
         if args.data is None:
             draw_demo_set(config)
-        finished = run(config, folder, resume=args.resume, overwrite=args.overwrite)
+        finished = carry_out(config, folder, stopwatch=stopwatch, resume=args.resume, overwrite=args.overwrite)
     except KeyboardInterrupt:
         finished = False
     except Diverged as error:
         return fail("fastbyol-train", error, status=DIVERGED)
+    except RankLost as error:
+        return fail("fastbyol-train", error, status=RANK_LOST)
     except (ConfigError, BetonError, CheckpointError, OSError) as error:
         return fail("fastbyol-train", error, status=BAD_INPUT)
     if not finished:
         how = "the same command and --resume" if folder.config.exists() else "the same command"
         print(f"fastbyol-train: interrupted; continue with {how}", file=sys.stderr)
         return INTERRUPTED
-    print(f"report: {folder.report}")
+    if rank() == 0:
+        print(f"report: {folder.report}")
     return DONE
 
 

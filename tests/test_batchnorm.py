@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fastbyol.batchnorm import BatchNormAct1d, BatchNormAct2d, BatchNormAddReLU2d
+from fastbyol.batchnorm import BatchNormAct1d, BatchNormAct2d, BatchNormAddReLU2d, recalibrate_
 from tests.tolerances import FLOAT64_ATOL, FLOAT64_RTOL
 
 
@@ -109,3 +109,15 @@ def test_evaluation_of_a_blocks_end_equals_torchs() -> None:
 def test_one_value_per_channel_is_refused() -> None:
     with pytest.raises(ValueError, match="one value per channel"):
         BatchNormAct1d(2, views=2)(torch.randn(2, 2))
+
+
+def test_recalibrated_statistics_are_about_the_mean_of_the_batches() -> None:
+    layer = BatchNormAct2d(3, views=2).double()
+    layer.running_mean.fill_(50)
+    generator = torch.Generator().manual_seed(0)
+    batches = [5 + torch.randn(8, 3, 4, 4, dtype=torch.float64, generator=generator) for _ in range(64)]
+    recalibrate_(layer, batches)
+    assert not layer.training
+    assert layer.momentum == 0.1
+    torch.testing.assert_close(layer.running_mean, torch.cat(batches).mean((0, 2, 3)), rtol=0.01, atol=0)
+    torch.testing.assert_close(layer.running_var, torch.cat(batches).var((0, 2, 3)), rtol=0.02, atol=0)

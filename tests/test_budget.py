@@ -5,10 +5,12 @@ from __future__ import annotations
 import subprocess
 import sys
 import time
+from datetime import datetime, timedelta, timezone
+from pathlib import Path
 
 import pytest
 
-from fastbyol.budget import ClockPlan, StepPlan, Stopwatch, format_duration, parse_duration, process_age_s
+from fastbyol.budget import SLURM_MARGIN_S, Stopwatch, format_duration, parse_budget, parse_duration
 from fastbyol.config import ConfigError
 
 
@@ -34,33 +36,57 @@ def test_durations_are_written(seconds: float, text: str) -> None:
 
 
 def test_stopwatch_counts_from_the_start_of_the_process() -> None:
-    code = "import time; time.sleep(1); from fastbyol.budget import Stopwatch; print(Stopwatch().elapsed_s())"
+    code = "import time; time.sleep(1); from fastbyol.budget import *; print(process_age_s())"
     began = time.monotonic()
     told = float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
     assert 1.0 <= told <= time.monotonic() - began + 0.05  # /proc counts in ticks of 10 ms
 
 
 def test_stopwatch_adds_earlier_runs() -> None:
-    assert Stopwatch(used_before_s=1000).elapsed_s() == pytest.approx(1000 + process_age_s(), abs=0.1)
+    stopwatch = Stopwatch(age_s=5)
+    stopwatch.add(1000)
+    assert stopwatch.elapsed_s() == pytest.approx(1005, abs=0.1)
+    assert stopwatch.at(time.time() + 50) == pytest.approx(1055, abs=0.1)
 
 
-def test_step_plan_ends_at_exactly_one() -> None:
-    plan = StepPlan(7)
-    assert plan.progress(0, elapsed_s=99) == 0
-    assert plan.progress(7, elapsed_s=0) == 1.0
-    assert not plan.is_over(6, elapsed_s=1e9, step_s=1e9)
-    assert plan.is_over(7, elapsed_s=0, step_s=0)
+def test_a_budget_may_be_a_duration_or_a_moment() -> None:
+    assert parse_budget("1h30m") == (5400, None)
+    moment = datetime.now().replace(microsecond=0) + timedelta(hours=5)
+    assert parse_budget(f"until {moment.isoformat()}") == (None, moment.timestamp())
+    told = parse_budget("until 2999-01-01T00:00+00:00")
+    assert told.deadline == datetime(2999, 1, 1, tzinfo=timezone.utc).timestamp()
 
 
-def test_clock_plan_maps_its_window_to_progress() -> None:
-    plan = ClockPlan(start_s=10, end_s=110)
-    assert [plan.progress(0, elapsed_s=s) for s in (5, 10, 60, 110, 500)] == [0, 0, 0.5, 1, 1]
-    assert not plan.is_over(0, elapsed_s=100, step_s=9)
-    assert plan.is_over(0, elapsed_s=100, step_s=11)
+@pytest.mark.parametrize("text", ["until", "until tomorrow", "until 2001-01-01T00:00", "slurm 5", "8 bananas", "slurm"])
+def test_other_budgets_are_refused(text: str) -> None:
+    with pytest.raises(ConfigError, match="--budget"):
+        parse_budget(text, {})
 
 
-def test_clock_plan_of_a_resumed_run_goes_on_where_it_stood() -> None:
-    plan = ClockPlan(start_s=50, end_s=100, start_progress=0.4)
-    assert plan.progress(0, elapsed_s=50) == 0.4
-    assert plan.progress(0, elapsed_s=75) == pytest.approx(0.7)
-    assert plan.progress(0, elapsed_s=100) == 1.0
+def squeue(folder: Path, says: str) -> dict[str, str]:
+    """Make a squeue that gives this answer, and the environment of a job."""
+    program = folder / "squeue"
+    program.write_text(f"#!/bin/sh\necho '{says}'\n")
+    program.chmod(0o755)
+    return {"SLURM_JOB_ID": "7"}
+
+
+@pytest.mark.parametrize(
+    ("says", "seconds"), [("1-02:03:04", 93_784), ("2:03:04", 7384), ("59:30", 3570)], ids=["days", "hours", "minutes"]
+)
+def test_a_slurm_budget_is_what_the_job_has_left(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, says: str, seconds: float
+) -> None:
+    job = squeue(tmp_path, says)
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    left_s = parse_budget("slurm", job).deadline - time.time()
+    assert left_s == pytest.approx(seconds - SLURM_MARGIN_S, abs=2)
+    told = parse_budget("slurm", {**job, "SLURM_JOB_END_TIME": "5000000000"})
+    assert told.deadline == 5_000_000_000 - SLURM_MARGIN_S
+
+
+def test_a_slurm_job_without_limit_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    job = squeue(tmp_path, "UNLIMITED")
+    monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
+    with pytest.raises(ConfigError, match="UNLIMITED"):
+        parse_budget("slurm", job)

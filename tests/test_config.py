@@ -11,7 +11,7 @@ import torch
 from fastbyol.config import Config, ConfigError, HeadConfig, OptimConfig, ViewConfig, from_json, to_json
 from fastbyol.encoder import ResNet
 from fastbyol.recipes import PAPER_VIEWS, RECIPES, named
-from fastbyol.schedule import ema_rate, learning_rate
+from fastbyol.schedule import planned
 
 
 def config(**changes: Any) -> Config:
@@ -24,10 +24,11 @@ def test_recipes_build_and_end_at_zero_and_one(name: str) -> None:
     assert recipe.name == name
     with torch.device("meta"):
         assert ResNet(recipe.encoder).features > 0
-    warmup = config(recipe=recipe, epochs=recipe.epochs).warmup
-    assert learning_rate(warmup, peak=recipe.peak_lr, warmup=warmup) == recipe.peak_lr
-    assert learning_rate(1.0, peak=recipe.peak_lr, warmup=warmup) == 0
-    assert ema_rate(1.0, base=recipe.optim.tau_base) == 1
+    made = planned(recipe, epochs=recipe.epochs)
+    assert made.learning_rate(made.warmup) == pytest.approx(recipe.peak_lr)
+    assert made.learning_rate(1.0) == 0
+    assert made.tau(0.0) == pytest.approx(recipe.optim.tau_base)
+    assert made.tau(1.0) == 1
 
 
 def test_imagenet_recipe_is_the_papers() -> None:
@@ -43,8 +44,9 @@ def test_imagenet_recipe_is_the_papers() -> None:
 
 def test_warmup_follows_the_length_of_the_run() -> None:
     recipe = named("imagenet_rn50")
-    assert config(recipe=recipe, epochs=1000).warmup == 0.01
-    assert config(recipe=recipe, epochs=None, budget_s=3600).warmup == 0.1
+    assert planned(recipe, epochs=1000).warmup == 0.01
+    assert planned(recipe, epochs=20).warmup == 0.5
+    assert planned(recipe, epochs=20, warmup_max=0.25).warmup == 0.25
 
 
 @pytest.mark.parametrize("name", RECIPES)

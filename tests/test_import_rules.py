@@ -13,9 +13,11 @@ STDLIB = frozenset(sys.stdlib_module_names)
 ORDER = (  # a module may import what stands below it, never what stands above
     ("fastbyol.train", "fastbyol.eval"),
     ("fastbyol.run",),
-    ("fastbyol.loop", "fastbyol.report"),
+    ("fastbyol.closing",),
+    ("fastbyol.loop", "fastbyol.report", "fastbyol.calibrate"),
     ("fastbyol.runfolder", "fastbyol.telemetry", "fastbyol.step", "fastbyol.evaluate.knn", "fastbyol.evaluate.linear"),
-    ("fastbyol.apex", "fastbyol.checkpoint", "fastbyol.export", "fastbyol.recipes", "fastbyol.evaluate.features"),
+    ("fastbyol.apex", "fastbyol.saver", "fastbyol.export", "fastbyol.recipes", "fastbyol.evaluate.features"),
+    ("fastbyol.checkpoint", "fastbyol.plan", "fastbyol.signals", "fastbyol.watchdog", "fastbyol.distributed"),
     ("fastbyol.loaders.dali", "fastbyol.loaders.ffcv", "fastbyol.loaders.memory"),
     ("fastbyol.loaders.aside", "fastbyol.loaders.native", "fastbyol.loaders.transfer"),
     ("fastbyol.loaders.faults",),
@@ -23,7 +25,7 @@ ORDER = (  # a module may import what stands below it, never what stands above
     ("fastbyol.byol", "fastbyol.optim", "fastbyol.loaders"),
     ("fastbyol.encoder", "fastbyol.views", "fastbyol.order", "fastbyol.schedule", "fastbyol.budget"),
     ("fastbyol.batchnorm", "fastbyol.device", "fastbyol.philox", "fastbyol.beton", "fastbyol.evaluate"),
-    ("fastbyol.config", "fastbyol.commandline", "fastbyol.atomic"),
+    ("fastbyol.config", "fastbyol.commandline", "fastbyol.atomic", "fastbyol.entry"),
     (
         "fastbyol.kernels.batchnorm",
         "fastbyol.kernels.batchnorm_statistics",

@@ -100,3 +100,26 @@ def test_an_unknown_engine_or_precision_names_the_known_ones() -> None:
         step.engine("turbo", *with_optimizer(model_of()))
     with pytest.raises(ConfigError, match="float32, bfloat16"):
         step.engine("eager", *with_optimizer(model_of()), precision="fp8")
+
+
+def test_accumulation_is_one_step_of_the_mean_gradient_with_one_ema() -> None:
+    """Two parts: the gradient is the mean of both, momentum, target and count move once."""
+    views = batches(2)
+    engine = step.Eager(*with_optimizer(model_of()))
+    output = engine.accumulate(iter(views), of=2, lr=0.1, tau=0.9)
+    model, optimizer = with_optimizer(model_of())
+    losses = [model(part).loss for part in views]
+    (sum(losses) / 2).backward()
+    optimizer.set_rates(lr=0.1, tau=0.9)
+    optimizer.step()
+    assert output.loss.item() == pytest.approx(sum(loss.item() for loss in losses) / 2, rel=NAIVE_STEPS_RTOL)
+    for name, value in model.state_dict().items():
+        torch.testing.assert_close(engine.model.state_dict()[name], value, rtol=NAIVE_STEPS_RTOL, atol=FLOAT64_ATOL)
+
+
+def test_accumulating_one_part_is_a_plain_step() -> None:
+    plain, other = (step.Eager(*with_optimizer(model_of())) for _ in range(2))
+    for views in batches(2):
+        plain(views, lr=0.1, tau=0.9)
+        other.accumulate([views], of=1, lr=0.1, tau=0.9)
+    assert all(torch.equal(value, other.model.state_dict()[name]) for name, value in plain.model.state_dict().items())

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from contextlib import closing
 from typing import NamedTuple
 
@@ -20,6 +21,10 @@ from fastbyol.views import center_view
 
 BATCH = 256
 CLASSES_MAX = 65_536  # more would be a mistake, and a large one in memory
+
+
+class OutOfTime(Exception):
+    """Tell that an evaluation was stopped before its end."""
 
 
 class Features(NamedTuple):
@@ -48,12 +53,20 @@ def check_classes(train: Reader, val: Reader) -> None:
 
 @torch.inference_mode()
 def extract(
-    encoder: ResNet, reader: Reader, *, eval_px: int, margin: float, workers: int, limit: int | None = None
+    encoder: ResNet,
+    reader: Reader,
+    *,
+    eval_px: int,
+    margin: float,
+    workers: int,
+    limit: int | None = None,
+    stop: Callable[[], bool] | None = None,
 ) -> Features:
     """Represent labelled images by the encoder, on the encoder's device; all of them, or `limit` spread over the file.
 
     Views are centre squares of share `margin` of the short side, resampled to eval_px. The encoder is left in the
-    mode it came in; its batch-norm statistics are not touched. Raises ConfigError when the file has no labels.
+    mode it came in; its batch-norm statistics are not touched. Raises ConfigError when the file has no labels, and
+    OutOfTime when `stop`, asked before every batch, says so.
     """
     labels = reader.labels
     if labels is None:
@@ -70,6 +83,9 @@ def extract(
         tqdm(total=count, desc=reader.path.name, unit="images", delay=2, leave=False, disable=None) as bar,
     ):
         for batch in batches:
+            if stop is not None and stop():
+                encoder.train(was_training)
+                raise OutOfTime
             pixels, offsets, sizes = (t.to(device) for t in (batch.pixels, batch.offsets, batch.sizes))
             images = center_view(pixels, offsets, sizes, crop_px=eval_px, margin=margin)
             parts.append(encoder(images).float().cpu())

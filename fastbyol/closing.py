@@ -1,0 +1,138 @@
+"""Know the work after the last step: encoder, score, report, result; and what each piece of it costs."""
+
+from __future__ import annotations
+
+import shutil
+import time
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from itertools import islice
+from typing import Any
+
+from fastbyol import checkpoint, report
+from fastbyol.batchnorm import recalibrate_
+from fastbyol.beton import Reader
+from fastbyol.config import Config
+from fastbyol.evaluate import features, knn
+from fastbyol.evaluate.features import OutOfTime
+from fastbyol.export import save_encoder
+from fastbyol.loop import Loop
+from fastbyol.runfolder import RunFolder, write_result
+from fastbyol.saver import copied
+from fastbyol.telemetry import Intervals, read_metrics
+
+
+class Closing:
+    """Carry out the closing work of a run, or rehearse it; `seconds` holds what each piece took last."""
+
+    def __init__(self, config: Config, folder: RunFolder, *, train: Reader, val: Reader | None, loop: Loop) -> None:
+        self.config, self.folder, self.train, self.val, self.loop = config, folder, train, val, loop
+        self.seconds: dict[str, float] = {}
+
+    @contextmanager
+    def _timed(self, piece: str) -> Iterator[None]:
+        began_s = time.monotonic()
+        yield
+        self.seconds[piece] = time.monotonic() - began_s
+
+    def rehearse(self) -> None:
+        """Do it all once, in a folder of its own, before anything of an earlier run is touched.
+
+        It measures what to keep in reserve, scores the encoder as it starts, and lets a full disk fail now and not
+        after the night.
+        """
+        loop, cost = self.loop, self.loop.saver.cost
+        score = self.knn_top1()
+        if loop.position.step == 0:
+            loop.notes["knn_top1_random_init"] = score
+        stage = RunFolder(self.folder.path / "rehearsal")
+        try:
+            with self._timed("checkpoint"):
+                began_s = time.monotonic()
+                taken = copied(loop.state())
+                cost.copy_s = time.monotonic() - began_s
+                checkpoint.save(stage.checkpoints, taken, step=0)
+                cost.write_s = time.monotonic() - began_s - cost.copy_s
+            self._export(stage)
+            rows = [dict.fromkeys(report.SERIES, 1.0 + number) for number in range(2)]
+            result = {"images_per_s": 1.0, "epochs": 1.0, "train_s": 1.0, "knn_top1": score, **loop.notes}
+            self.report(result, folder=stage, rows=rows)
+        finally:
+            shutil.rmtree(stage.path, ignore_errors=True)
+
+    def _export(self, folder: RunFolder) -> None:
+        with self._timed("export"):
+            save_encoder(folder.encoder, self.loop.model.online.encoder, self.config.recipe.encoder)
+
+    def report(
+        self,
+        result: dict[str, Any] | None,
+        *,
+        folder: RunFolder | None = None,
+        rows: list[dict[str, Any]] | None = None,
+    ) -> None:
+        """Write the report, from the rows of the run unless others are given."""
+        to = folder or self.folder
+        with self._timed("report"):
+            known = read_metrics(self.folder.metrics) if rows is None else rows
+            report.write(to.report, self.config, train=self.train, rows=known, result=result)
+
+    def knn_top1(self, stop: Callable[[], bool] | None = None) -> float | None:
+        """Score the online encoder with a bank of up to `knn_bank` training images.
+
+        None without a validation file, and when `stop` says that there is no time left to finish.
+        """
+        if self.val is None:
+            return None
+        recipe, encoder = self.config.recipe, self.loop.model.online.encoder
+        extract = partial(
+            features.extract,
+            encoder,
+            eval_px=recipe.eval_px,
+            margin=recipe.eval_margin,
+            workers=self.config.workers,
+            stop=stop,
+        )
+        with self._timed("evaluate"):
+            try:
+                bank, queries = extract(self.train, limit=self.config.knn_bank), extract(self.val)
+            except OutOfTime:
+                self.loop.warn("no time was left to score the encoder; fastbyol-eval knn does")
+                return None
+            return knn.top1(bank, queries, k=min(knn.K, len(bank.labels)))
+
+    def recalibrate(self) -> None:
+        """Renew the encoder's running statistics on views of full size, as many batches as the recipe says."""
+        loop, recipe = self.loop, self.config.recipe
+        if recipe.recalibrate:
+            batches = islice(loop.batches(), recipe.recalibrate)
+            views = (part for batch in batches for part in loop.views(batch, recipe.crop_px, Intervals()))
+            recalibrate_(loop.model.online.encoder, views)
+
+    def carry_out(self, *, deadline_s: float | None) -> None:
+        """Export, score, and write report and result.json; give the score up rather than end after `deadline_s`."""
+        loop, at = self.loop, self.loop.position
+        self.recalibrate()
+        self._export(self.folder)
+        last_s = None if deadline_s is None else deadline_s - self.seconds.get("report", 0.0)
+        score = self.knn_top1(None if last_s is None else lambda: loop.stopwatch.elapsed_s() > last_s)
+        images = at.step * self.config.recipe.batch_size
+        result: dict[str, Any] = {
+            "steps": at.step,
+            "images": images,
+            "epochs": images / len(self.train),
+            "train_s": at.train_s,
+            "images_per_s": images / at.train_s,
+            "knn_top1": score,
+            "skipped_steps": int(loop.optimizer.skipped[0]),
+            "skipped_samples": loop.skipped_samples,
+            **loop.notes,
+            "budget_s": deadline_s,
+        }
+        self.report(result)
+        elapsed_s = loop.stopwatch.elapsed_s()
+        result["elapsed_s"] = elapsed_s
+        if deadline_s is not None:
+            result["overrun_s"] = max(elapsed_s - deadline_s, 0.0)
+        write_result(self.folder, result)

@@ -1,0 +1,113 @@
+"""Know the ranks of a run: who this process is among those torchrun started, and how they agree."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import Any
+
+import torch
+import torch.distributed as dist
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
+
+from fastbyol.config import ConfigError
+
+PATIENCE = timedelta(days=1)  # of ranks that wait for rank 0's evaluation; a rank that dies is noticed at once
+
+
+class RankLost(RuntimeError):
+    """Tell that another rank has ended, so that this one cannot go on."""
+
+
+@dataclass(frozen=True)
+class World:
+    """Say which of how many ranks this process is; the default is one process alone.
+
+    `group` joins the ranks' devices: gradients and batch-norm statistics. `control` joins their hosts (gloo): the clock
+    and every decision that all must take alike. Both are None for one process.
+    """
+
+    rank: int = 0
+    ranks: int = 1
+    group: dist.ProcessGroup | None = None
+    control: dist.ProcessGroup | None = None
+
+    @property
+    def is_main(self) -> bool:
+        """Tell whether this rank writes, measures and decides."""
+        return self.rank == 0
+
+    def total(self, values: Sequence[float]) -> list[float]:
+        """Give the sum of each value over all ranks (the hosts wait for one another; at once for one process)."""
+        if self.control is None:
+            return list(values)
+        tensor = torch.tensor(values, dtype=torch.float64)
+        dist.all_reduce(tensor, group=self.control)
+        totals: list[float] = tensor.tolist()
+        return totals
+
+    def from_main(self, value: Any) -> Any:
+        """Give rank 0's value to all ranks; the others wait for it and ignore their own."""
+        if self.control is None:
+            return value
+        carried = [value]
+        dist.broadcast_object_list(carried, src=0, group=self.control)
+        return carried[0]
+
+    @contextmanager
+    def noticing_the_lost(self) -> Iterator[None]:
+        """Turn what a collective says when a rank has ended into RankLost."""
+        try:
+            yield
+        except RuntimeError as error:
+            if isinstance(error, dist.DistError) or "gloo" in str(error):  # gloo raises RuntimeError, named by its path
+                raise self._lost(error) from error
+            raise
+
+    def _lost(self, error: RuntimeError) -> RankLost:
+        reason = str(error).partition("\n")[0]
+        return RankLost(
+            f"rank {self.rank} of {self.ranks} stops, since another rank has ended: see its error ({reason})"
+        )
+
+
+def ranks(environment: Mapping[str, str] = os.environ) -> int:
+    """Give the number of ranks torchrun started, 1 without it."""
+    return int(environment.get("WORLD_SIZE", "1"))
+
+
+def rank(environment: Mapping[str, str] = os.environ) -> int:
+    """Give this process's place among the ranks, 0 without torchrun."""
+    return int(environment.get("RANK", "0"))
+
+
+@contextmanager
+def joined(device: str, environment: Mapping[str, str] = os.environ) -> Iterator[World]:
+    """Join the ranks that torchrun started, as its environment variables say; alone without them.
+
+    With device "cuda" each rank takes the GPU of its local rank. Raises ConfigError where a machine has fewer GPUs.
+    """
+    if ranks(environment) == 1:
+        yield World()
+        return
+    if device == "cuda":
+        local = int(environment["LOCAL_RANK"])
+        if local >= torch.cuda.device_count():
+            raise ConfigError(
+                f"local rank {local}, but this machine has {torch.cuda.device_count()} GPUs; "
+                "give torchrun --nproc-per-node that number"
+            )
+        torch.cuda.set_device(local)
+    store, place, count = next(rendezvous("env://"))
+    # torchrun keeps one store over its restarts, and with it the addresses of ranks that are gone
+    store = PrefixStore(f"restart-{environment.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    backend = "nccl" if device == "cuda" else "gloo"
+    dist.init_process_group(backend, store=store, rank=place, world_size=count)
+    world = World(place, count, dist.group.WORLD, dist.new_group(backend="gloo", timeout=PATIENCE))
+    with world.noticing_the_lost():
+        yield world
+    dist.destroy_process_group()  # not after an error: it could wait for ranks that are gone

@@ -1,0 +1,93 @@
+"""Know how progress follows steps or the clock, and what time to keep in reserve for the closing work."""
+
+from __future__ import annotations
+
+from collections import deque
+from dataclasses import dataclass, field
+from statistics import median
+
+EXIT_S = 0.5  # from result.json to the end of the process, unhindered
+MARGIN = 1.15  # of the closing work as measured; its time scatters
+PACE_MAX = 4.0  # how much slower than at best the closing work is taken to be, at most
+RECENT = 16  # steps whose median tells today's pace
+
+
+@dataclass(frozen=True)
+class StepPlan:
+    """Let steps drive progress: step of `total_steps`."""
+
+    total_steps: int
+
+    def advance(self, progress: float, *, step: int, since_s: float, now_s: float) -> float:  # noqa: ARG002
+        """Give the progress after `step` steps; the clock plays no part."""
+        return min(step / self.total_steps, 1.0)
+
+    def is_over(self, step: int, *, now_s: float, step_s: float) -> bool:  # noqa: ARG002
+        """Tell whether every step is done."""
+        return step >= self.total_steps
+
+
+@dataclass
+class Reserve:
+    """Estimate the seconds from the last step to the end of the process, from what has been measured so far.
+
+    `parts` are the seconds of each piece of closing work when it was rehearsed; a piece measured again replaces its
+    number. They are scaled by how much slower steps are now than they were during the rehearsal, since whoever takes
+    the cores from the steps takes them from the closing work, too. Steps are compared with steps of the same crop size.
+    """
+
+    parts: dict[str, float]
+    rehearsed_step: tuple[int, float] | None = None  # crop side, seconds
+    best: dict[int, float] = field(default_factory=dict)  # crop side -> seconds of the fastest step
+    recent: deque[tuple[int, float]] = field(default_factory=lambda: deque(maxlen=RECENT))
+
+    def note_step(self, crop_px: int, seconds: float) -> None:
+        """Take note of one step."""
+        self.recent.append((crop_px, seconds))
+        self.best[crop_px] = min(seconds, self.best.get(crop_px, seconds))
+
+    def pace(self) -> float:
+        """Give how many times as long the closing work would take now as when it was rehearsed."""
+        if self.rehearsed_step is None or not self.recent:
+            return 1.0
+        now = median(self._hindrance(px, seconds) for px, seconds in self.recent)
+        return now / self._hindrance(*self.rehearsed_step)
+
+    def _hindrance(self, crop_px: int, seconds: float) -> float:
+        return min(max(seconds / self.best.get(crop_px, seconds), 1.0), PACE_MAX)
+
+    def seconds(self) -> float:
+        """Give the seconds to keep."""
+        pace = self.pace()
+        return EXIT_S * max(pace, 1.0) + MARGIN * pace * sum(self.parts.values())
+
+
+@dataclass
+class ClockPlan:
+    """Let the clock drive progress: what is left of it is spread evenly over what is left of the time.
+
+    `deadline_s` is the end of the process in seconds of the run; training ends a reserve before it. Whatever happens to
+    the pace or the reserve, progress never falls, and it is 1 when training ends; undisturbed, it is linear in time.
+    """
+
+    deadline_s: float
+    reserve: Reserve
+
+    @property
+    def end_s(self) -> float:
+        """When training has to end, in seconds of the run."""
+        return self.deadline_s - self.reserve.seconds()
+
+    def advance(self, progress: float, *, step: int, since_s: float, now_s: float) -> float:  # noqa: ARG002
+        """Give the progress at `now_s` from that at `since_s`."""
+        end_s = self.end_s
+        if now_s >= end_s:
+            return 1.0
+        return progress + (1 - progress) * (now_s - since_s) / (end_s - since_s)
+
+    def is_over(self, step: int, *, now_s: float, step_s: float) -> bool:  # noqa: ARG002
+        """Tell whether another step of `step_s` seconds would end after the end."""
+        return now_s + step_s > self.end_s
+
+
+Plan = StepPlan | ClockPlan

@@ -1,0 +1,94 @@
+"""Know how to save while training goes on: a copy of the state now, the file from a thread of its own."""
+
+from __future__ import annotations
+
+import threading
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastbyol import checkpoint
+
+COPY_SHARE = 0.005  # of the time, at most, may go into copies, which hold up the step
+WRITE_SHARE = 0.05  # into writing, which does not
+EVERY_MIN_S = 10.0
+
+
+class Cost:
+    """Measure what a checkpoint costs: `copy_s` that the step waits, `write_s` in the background."""
+
+    def __init__(self) -> None:
+        self.copy_s = 0.0
+        self.write_s = 0.0
+
+    def every_s(self) -> float:
+        """Give the interval at which checkpoints cost no more than their shares of the time, at least 10 s."""
+        return max(self.copy_s / COPY_SHARE, self.write_s / WRITE_SHARE, EVERY_MIN_S)
+
+
+def copied(value: Any) -> Any:
+    """Copy the tensors of a nested state to the host; from a GPU the copies are only queued, into pinned memory."""
+    if isinstance(value, dict):
+        return {name: copied(entry) for name, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(copied(entry) for entry in value)
+    if not isinstance(value, Tensor):
+        return value
+    host = torch.empty_like(value, device="cpu", pin_memory=value.is_cuda)
+    return host.copy_(value, non_blocking=value.is_cuda)
+
+
+class Saver:
+    """Write checkpoints of one run, one at a time. A write that fails is told by `failure`; older files stay."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.cost = Cost()
+        self.saved_step: int | None = None
+        self._thread: threading.Thread | None = None
+        self._failure: OSError | None = None
+
+    @property
+    def is_writing(self) -> bool:
+        """Tell whether a checkpoint is being written now."""
+        return self._thread is not None and self._thread.is_alive()
+
+    def save(self, state: dict[str, Any], *, step: int) -> None:
+        """Copy the state and begin to write it; waits first for the write before."""
+        self.wait()
+        began_s = time.monotonic()
+        taken = copied(state)
+        queued = None
+        if torch.cuda.is_available():
+            queued = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+            queued.record()
+        self.cost.copy_s = time.monotonic() - began_s
+        self._thread = threading.Thread(target=self._write, args=(taken, step, queued), name="checkpoint", daemon=True)
+        self._thread.start()
+
+    def _write(self, state: dict[str, Any], step: int, queued: torch.cuda.Event | None) -> None:
+        if queued is not None:
+            queued.synchronize()
+        began_s = time.monotonic()
+        try:
+            checkpoint.save(self.folder, state, step=step)
+            self.saved_step = step
+        except OSError as error:
+            self._failure = error
+        self.cost.write_s = time.monotonic() - began_s
+
+    def wait(self) -> None:
+        """Wait until nothing is being written."""
+        if self._thread is not None:
+            self._thread.join()
+            self._thread = None
+
+    def failure(self) -> OSError | None:
+        """Give the error of the last finished write, once."""
+        if self.is_writing:
+            return None
+        failed, self._failure = self._failure, None
+        return failed

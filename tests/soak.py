@@ -1,0 +1,201 @@
+"""Soak the trainer: budgets under disturbance, and kills at random moments. Resumable; writes docs/reliability.md.
+
+Usage: python -m tests.soak [--budgets 30] [--kills 50] [--out runs/soak]
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import random
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file
+from tqdm import tqdm
+
+from fastbyol.runfolder import RunFolder
+from fastbyol.telemetry import read_metrics
+
+TRAIN = "from fastbyol.entry import train; sys.exit(train())"
+SLOW_DISK = "import os, time; fsync = os.fsync; os.fsync = lambda file: (time.sleep(1), fsync(file))[1]; "
+THIEF = "while True: pass"
+DISTURBANCES = ("none", "thieves", "late thieves", "slow disk", "pause")
+OVERRUN_MAX_S, SHARE_MIN = 2.0, 0.93
+KILLED_EPOCHS = 20
+REPORT = Path(__file__).parents[1] / "docs" / "reliability.md"
+
+
+def command(data: Path, out: Path, *more: str, disturbance: str = "none") -> list[str]:
+    """Give the command of a small run on the demo set."""
+    code = f"import sys; {SLOW_DISK if disturbance == 'slow disk' else ''}{TRAIN}"
+    files = (f"--data={data / 'train.beton'}", f"--val={data / 'val.beton'}", f"--out={out}")
+    return [sys.executable, "-c", code, "demo", *files, "--device=cpu", "--no-tensorboard", *more]
+
+
+@contextmanager
+def thieves() -> Iterator[None]:
+    """Keep two cores busy with other things."""
+    busy = [subprocess.Popen([sys.executable, "-c", THIEF]) for _ in range(2)]
+    try:
+        yield
+    finally:
+        for process in busy:
+            process.kill()
+            process.wait()
+
+
+def disturb(process: subprocess.Popen[str], disturbance: str, *, budget_s: float) -> None:
+    """Do to a running process what the name says, over the middle third of its budget or from there to its end."""
+    if disturbance == "pause":
+        time.sleep(budget_s / 2)
+        process.send_signal(signal.SIGSTOP)
+        time.sleep(budget_s / 8)
+        process.send_signal(signal.SIGCONT)
+    elif disturbance == "thieves":
+        time.sleep(budget_s / 3)
+        with thieves():
+            time.sleep(budget_s / 3)
+    elif disturbance == "late thieves":
+        time.sleep(budget_s / 2)
+        with thieves():
+            process.wait()
+
+
+def keep_budget(data: Path, out: Path, *, budget_s: float, disturbance: str) -> dict[str, Any]:
+    """Train within a budget while something disturbs it; return how it ended."""
+    asked = command(data, out, f"--budget={budget_s:g}s", "--overwrite", disturbance=disturbance)
+    began_s = time.monotonic()
+    process = subprocess.Popen(asked, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    disturb(process, disturbance, budget_s=budget_s)
+    _, said = process.communicate()
+    wall_s = time.monotonic() - began_s
+    last = (read_metrics(RunFolder(out).metrics) or [{}])[-1]
+    row = {"budget_s": budget_s, "disturbance": disturbance, "wall_s": wall_s, "status": process.returncode}
+    ends = {name: last.get(name) for name in ("progress", "lr", "tau", "step")}
+    return {**row, **ends, "said": said[-2000:] if process.returncode else ""}
+
+
+def is_kept(row: dict[str, Any]) -> bool:
+    """Tell whether a budget's row is as promised."""
+    ends = (row["status"], row["progress"], row["lr"], row["tau"]) == (0, 1.0, 0.0, 1.0)
+    return ends and SHARE_MIN * row["budget_s"] <= row["wall_s"] <= row["budget_s"] + OVERRUN_MAX_S
+
+
+def budgets(data: Path, out: Path, count: int) -> list[dict[str, Any]]:
+    """Run `count` budgets between 20 and 120 s, each disturbance in turn; those done before are kept."""
+    file = out / "budgets.jsonl"
+    rows = read_metrics(file)
+    draw = random.Random(0)
+    asked = [(draw.randint(20, 120), DISTURBANCES[number % len(DISTURBANCES)]) for number in range(count)]
+    for budget_s, disturbance in tqdm(asked[len(rows) :], desc="budgets", unit="run"):
+        rows.append(keep_budget(data, out / "budget", budget_s=budget_s, disturbance=disturbance))
+        with file.open("a") as written:
+            written.write(json.dumps(rows[-1]) + "\n")
+    return rows[:count]
+
+
+def is_same(a: Path, b: Path) -> bool:
+    """Tell whether two runs exported the same encoder, bit for bit."""
+    first, second = (load_file(RunFolder(out).encoder) for out in (a, b))
+    return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
+
+
+def kills(data: Path, out: Path, count: int) -> dict[str, Any]:
+    """Kill a run `count` times at random moments, resume it each time, and compare it with one left alone."""
+    told = out / "kills.json"
+    if told.exists() and json.loads(told.read_text())["kills"] >= count:
+        return dict(json.loads(told.read_text()))
+    more = (f"--epochs={KILLED_EPOCHS}", "--checkpoint-every=0.2s", "--resume")
+    alone, killed = out / "alone", out / "killed"
+    subprocess.run(command(data, alone, *more), check=True, capture_output=True)
+    draw, row = random.Random(0), {"kills": 0, "before_training": 0, "restarts_refused": 0}
+    shutil.rmtree(killed, ignore_errors=True)
+    with tqdm(total=count, desc="kills", unit="kill") as bar:
+        while True:
+            process = subprocess.Popen(command(data, killed, *more), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
+            before = len(read_metrics(RunFolder(killed).metrics))
+            if row["kills"] < count:
+                wait_s = draw.uniform(0, 12)
+            else:
+                wait_s = None
+            try:
+                process.communicate(timeout=wait_s)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.communicate()
+                row["kills"] += 1
+                row["before_training"] += len(read_metrics(RunFolder(killed).metrics)) <= before
+                bar.update()
+                continue
+            if process.returncode:
+                row["restarts_refused"] += 1
+            break
+    row |= {"is_bit_equal": is_same(alone, killed), "steps": read_metrics(RunFolder(killed).metrics)[-1]["step"]}
+    told.write_text(json.dumps(row))
+    return row
+
+
+def summary(rows: list[dict[str, Any]], killed: dict[str, Any]) -> str:
+    """Write what happened as Markdown."""
+    kept, shares = sum(map(is_kept, rows)), [row["wall_s"] / row["budget_s"] for row in rows]
+    lines = [
+        "# Reliability",
+        "",
+        "Written by `make soak`: the demo recipe on two CPU cores, each run a process of its own, timed from outside.",
+        "",
+        "## Budgets",
+        "",
+        f"{len(rows)} budgets of {min(row['budget_s'] for row in rows)} to {max(row['budget_s'] for row in rows)} s, from "
+        f"process start to exit. Promise: status 0, progress 1, lr 0, tau 1, at most {OVERRUN_MAX_S:g} s over and at "
+        f"least {SHARE_MIN:.0%} used. **{kept} of {len(rows)} kept it**; they used {min(shares):.1%} to {max(shares):.1%}.",
+        "",
+        "Thieves: two processes that take both cores in the middle third, or from the middle to the end (late). Slow "
+        "disk: every fsync takes a second longer. Pause: SIGSTOP in the middle for an eighth of the budget.",
+        "",
+        "| budget s | disturbance | wall s | over s | used | steps | kept |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        over_s, share = row["wall_s"] - row["budget_s"], row["wall_s"] / row["budget_s"]
+        cells = (row["budget_s"], row["disturbance"], f"{row['wall_s']:.1f}", f"{over_s:+.1f}", f"{share:.1%}")
+        lines.append(f"| {' | '.join(map(str, cells))} | {row['step']} | {'yes' if is_kept(row) else '**no**'} |")
+    lines += [
+        "",
+        "## Kills",
+        "",
+        f"{killed['kills']} times `kill -9` at a random moment of 0 to 12 s after the start of a process, "
+        f"{killed['before_training']} of them before it had taken a step; {killed['restarts_refused']} restarts were refused. "
+        f"After {killed['steps']} steps the encoder is {'' if killed['is_bit_equal'] else '**not** '}bit-equal to that "
+        "of a run left alone.",
+    ]
+    return "\n".join(lines) + "\n"
+
+
+def main() -> int:
+    """Run what is asked for and write the summary; 0 when every promise was kept."""
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
+    parser.add_argument("--budgets", type=int, default=30, metavar="N")
+    parser.add_argument("--kills", type=int, default=50, metavar="N")
+    parser.add_argument("--out", type=Path, default=Path("runs/soak"), metavar="DIR")
+    args = parser.parse_args()
+    data = args.out / "data"
+    if not (data / "val.beton").exists():
+        subprocess.run([sys.executable, "-m", "fastbyol.data_prep.cli", "demo", data, "--overwrite"], check=True)
+    killed = kills(data, args.out, args.kills)
+    rows = budgets(data, args.out, args.budgets)
+    REPORT.write_text(summary(rows, killed))
+    print(f"{sum(map(is_kept, rows))} of {len(rows)} budgets kept; {killed}")
+    return 0 if all(map(is_kept, rows)) and killed["is_bit_equal"] and not killed["restarts_refused"] else 1
+
+
+if __name__ == "__main__":
+    sys.exit(main())

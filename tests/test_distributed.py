@@ -1,0 +1,100 @@
+"""Laws of several ranks: one loss curve, one writer, one end, whichever rank it begins with."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+from pathlib import Path
+
+import psutil
+import pytest
+
+from fastbyol.distributed import World, joined
+from fastbyol.runfolder import RunFolder
+from fastbyol.telemetry import read_metrics
+from tests import tolerances
+from tests.commands import PATIENCE_S, TRAIN, arguments, start, torchrun, wait_until
+from tests.conftest import Betons
+
+EPOCHS = "--epochs=6"  # of 160 images: 20 steps of 48
+pytestmark = pytest.mark.slow
+
+
+def losses(out: Path) -> list[float]:
+    return [row["loss"] for row in read_metrics(RunFolder(out).metrics)]
+
+
+@pytest.fixture(scope="module")
+def alone(betons: Betons, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Train 20 steps in one process."""
+    out = tmp_path_factory.mktemp("alone") / "run"
+    process = start(*TRAIN, *arguments(betons, out, EPOCHS))
+    assert process.wait(PATIENCE_S) == 0, process.communicate()
+    return out
+
+
+def test_one_process_agrees_with_itself() -> None:
+    with joined("cpu", {}) as world:
+        assert world == World()
+        assert world.is_main
+        assert world.total([1.0, 2.5]) == [1.0, 2.5]
+        assert world.from_main("plan") == "plan"
+
+
+@pytest.mark.parametrize("ranks", [2, 3])
+def test_ranks_reach_the_loss_curve_of_one_process(betons: Betons, alone: Path, tmp_path: Path, ranks: int) -> None:
+    out = tmp_path / "run"
+    process = torchrun(ranks, *arguments(betons, out, EPOCHS, f"--val={betons.val}"))
+    _, said = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 0, said
+    assert len(losses(out)) == 20
+    assert losses(out) == pytest.approx(losses(alone), rel=tolerances.RANKS_LOSS)
+    result = json.loads(RunFolder(out).result.read_text())
+    assert (result["steps"], result["images"]) == (20, 960)
+
+
+def test_a_run_resumes_on_another_number_of_ranks(betons: Betons, alone: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    process = torchrun(2, *arguments(betons, out, EPOCHS, "--checkpoint-every=0.01s"))
+    wait_until(lambda: len(losses(out)) >= 5, process)
+    process.send_signal(signal.SIGTERM)  # torchrun hands it on
+    process.communicate(timeout=PATIENCE_S)
+    assert not RunFolder(out).result.exists()
+    resumed = start(*TRAIN, *arguments(betons, out, EPOCHS, "--resume"))
+    _, said = resumed.communicate(timeout=PATIENCE_S)
+    assert resumed.returncode == 0, said
+    assert losses(out) == pytest.approx(losses(alone), rel=tolerances.RANKS_LOSS)
+
+
+@pytest.mark.parametrize("victim", [0, 2])
+def test_a_rank_that_dies_ends_all_and_a_restart_resumes(
+    betons: Betons, alone: Path, tmp_path: Path, victim: int
+) -> None:
+    out = tmp_path / "run"
+    asked = arguments(betons, out, EPOCHS, "--checkpoint-every=0.01s", "--resume")
+    process = torchrun(3, *asked, restarts=0 if victim else 1)
+    wait_until(lambda: len(losses(out)) >= 5, process)
+    children = psutil.Process(process.pid).children()
+    ranks = {int(child.environ()["RANK"]): child for child in children}
+    os.kill(ranks[victim].pid, signal.SIGKILL)
+    killed_s = time.monotonic()
+    psutil.wait_procs(ranks.values(), timeout=PATIENCE_S)
+    assert time.monotonic() - killed_s < 30
+    _, said = process.communicate(timeout=PATIENCE_S)
+    if victim:
+        assert process.returncode != 0
+        assert "SIGKILL" in said
+        assert "another rank has ended" in said
+    else:
+        assert process.returncode == 0, said
+        assert losses(out) == pytest.approx(losses(alone), rel=tolerances.RANKS_LOSS)
+
+
+def test_a_batch_that_does_not_divide_is_refused_by_every_rank(betons: Betons, tmp_path: Path) -> None:
+    process = torchrun(2, *arguments(betons, tmp_path / "run", EPOCHS, "--batch-size=33"))
+    _, said = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode != 0
+    assert "a global batch of 33 does not divide by 2 ranks; give --batch-size 32 or 34" in said
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,86 @@
+"""Laws of plans: progress that never falls and ends at one, and a reserve that follows the pace."""
+
+from __future__ import annotations
+
+import pytest
+
+from fastbyol.plan import EXIT_S, MARGIN, ClockPlan, Reserve, StepPlan
+
+
+def test_step_plan_ends_at_exactly_one() -> None:
+    plan = StepPlan(7)
+    assert plan.advance(0.5, step=7, since_s=0, now_s=99) == 1.0
+    assert plan.advance(0.5, step=1, since_s=0, now_s=99) == 1 / 7
+    assert not plan.is_over(6, now_s=1e9, step_s=1e9)
+    assert plan.is_over(7, now_s=0, step_s=0)
+
+
+def plan_until(end_s: float) -> ClockPlan:
+    return ClockPlan(end_s + EXIT_S, Reserve({}))
+
+
+def test_undisturbed_progress_is_linear_in_time() -> None:
+    plan, progress = plan_until(110), 0.0
+    for now_s in range(11, 110):
+        progress = plan.advance(progress, step=0, since_s=now_s - 1, now_s=now_s)
+        assert progress == pytest.approx((now_s - 10) / 100)
+    assert plan.advance(progress, step=0, since_s=109, now_s=110) == 1.0
+
+
+def test_a_resumed_run_goes_on_where_it_stood_and_ends_in_time() -> None:
+    plan = plan_until(100)
+    assert plan.advance(0.4, step=0, since_s=50, now_s=75) == pytest.approx(0.7)
+    assert plan.advance(0.7, step=0, since_s=75, now_s=100) == 1.0
+
+
+def test_a_pause_is_made_good() -> None:
+    plan = plan_until(100)
+    after_pause = plan.advance(0.2, step=0, since_s=20, now_s=80)
+    assert after_pause == pytest.approx(0.8)
+    assert plan.advance(after_pause, step=0, since_s=80, now_s=200) == 1.0
+
+
+def test_no_step_begins_that_would_end_late() -> None:
+    plan = plan_until(110)
+    assert not plan.is_over(0, now_s=100, step_s=9)
+    assert plan.is_over(0, now_s=100, step_s=11)
+
+
+def test_progress_never_falls_however_the_reserve_changes() -> None:
+    reserve = Reserve({"evaluate": 10.0}, rehearsed_step=(24, 0.1), best={24: 0.1})
+    plan, progress = ClockPlan(100, reserve), 0.0
+    for second in range(100):
+        for _ in range(16):
+            reserve.note_step(24, 0.1 if second % 20 < 10 else 0.25)
+        moved = plan.advance(progress, step=0, since_s=second, now_s=second + 1)
+        assert moved >= progress
+        progress = moved
+    assert progress == 1.0
+
+
+def reserve_after(step_s: float, *, rehearsed_s: float = 0.1) -> float:
+    """Give the reserve for a second of closing work, rehearsed at one pace, after steps at another; 0.1 is the best."""
+    reserve = Reserve({"evaluate": 1.0}, rehearsed_step=(24, rehearsed_s), best={24: 0.1})
+    for _ in range(16):
+        reserve.note_step(24, step_s)
+    return reserve.seconds()
+
+
+def test_the_reserve_follows_the_pace_both_ways() -> None:
+    assert reserve_after(0.1) == pytest.approx(EXIT_S + MARGIN)
+    assert reserve_after(0.2) == pytest.approx(2 * (EXIT_S + MARGIN))
+    assert reserve_after(0.1, rehearsed_s=0.2) == pytest.approx(EXIT_S + MARGIN / 2)
+
+
+def test_one_slow_step_changes_no_reserve() -> None:
+    reserve = Reserve({"evaluate": 1.0}, rehearsed_step=(24, 0.1), best={24: 0.1})
+    for step_s in (0.1, 0.1, 30.0):
+        reserve.note_step(24, step_s)
+    assert reserve.seconds() == pytest.approx(EXIT_S + MARGIN)
+
+
+def test_smaller_views_are_no_better_pace() -> None:
+    reserve = Reserve({"evaluate": 1.0}, rehearsed_step=(224, 0.4), best={224: 0.4})
+    for _ in range(16):
+        reserve.note_step(128, 0.1)
+    assert reserve.seconds() == pytest.approx(EXIT_S + MARGIN)
