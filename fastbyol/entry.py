@@ -5,7 +5,9 @@ from __future__ import annotations
 import importlib
 import os
 import signal
-import sys
+from types import FrameType
+
+from fastbyol.signals import STOPPING
 
 INTERRUPTED = 75
 
@@ -21,17 +23,19 @@ def evaluate() -> int:
 
 
 def _start(module: str) -> int:
-    """Import a command and run it; a signal before it can answer itself ends it with status 75 and one line."""
+    """Import a command and run it; a signal during the import ends the process with status 75 and one line."""
+
+    def quit_at_once(_number: int, _frame: FrameType | None) -> None:
+        # nothing has begun; an exception could be lost in a callback of the import system
+        os.write(2, f"fastbyol-{module}: interrupted before it began; give the same command again\n".encode())
+        os._exit(INTERRUPTED)
+
     # torch's threads spin while they wait for one another unless told before they start; beside another process on
     # the same cores that made a step 2 to 5 times slower (docs/log.md)
     os.environ.setdefault("OMP_WAIT_POLICY", "passive")
-    try:
-        for number in (signal.SIGTERM, signal.SIGUSR1):
-            signal.signal(number, signal.default_int_handler)
-        status: int = importlib.import_module(f"fastbyol.{module}").main()
-    except KeyboardInterrupt:
-        print(f"fastbyol-{module}: interrupted before it began; give the same command again", file=sys.stderr)
-        status = INTERRUPTED
-    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1):
+    for number in STOPPING:
+        signal.signal(number, quit_at_once)
+    status: int = importlib.import_module(f"fastbyol.{module}").main()
+    for number in STOPPING:
         signal.signal(number, signal.SIG_IGN)  # all is done and said; the status stands
     return status

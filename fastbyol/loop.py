@@ -49,10 +49,18 @@ class Loop:
     """
 
     def __init__(
-        self, config: Config, *, reader: Reader, engine: Eager, folder: RunFolder, world: World, stopwatch: Stopwatch
+        self,
+        config: Config,
+        *,
+        reader: Reader,
+        engine: Eager,
+        folder: RunFolder,
+        world: World,
+        stopwatch: Stopwatch,
+        stop: StopSignal,
     ) -> None:
         self.config, self.reader, self.engine, self.folder = config, reader, engine, folder
-        self.world, self.stopwatch = world, stopwatch
+        self.world, self.stopwatch, self.stop = world, stopwatch, stop
         self.model, self.optimizer = engine.model, engine.optimizer
         self.schedule: Schedule | None = None
         self.saver = Saver(folder.checkpoints)
@@ -126,9 +134,8 @@ class Loop:
         Raises Diverged where the watchdog sees no use in going on; the checkpoints before it stay.
         """
         self.schedule = schedule
-        stop = StopSignal()
-        with stop.caught():
-            self._train(plan, schedule, stop)
+        with self.stop.deferred():
+            self._train(plan, schedule)
             self.save()
             self.saver.wait()
             self._look_after_saver()
@@ -181,7 +188,7 @@ class Loop:
             intervals.lap("views_s")
             yield images
 
-    def _train(self, plan: Plan, schedule: Schedule, stop: StopSignal) -> None:
+    def _train(self, plan: Plan, schedule: Schedule) -> None:
         config, start = self.config, self.position
         began_s = saved_s = now_s = self.stopwatch.elapsed_s()
         intervals, is_stopped = Intervals(), False
@@ -192,7 +199,7 @@ class Loop:
             while self.position.progress < 1.0 and not is_stopped:
                 output = self.step(batches, schedule, intervals, progress=self.position.progress)
                 since_s, now_s = now_s, self.stopwatch.elapsed_s()
-                progress, is_stopped = self._agree(plan, schedule, stop, since_s=since_s, now_s=now_s)
+                progress, is_stopped = self._agree(plan, schedule, since_s=since_s, now_s=now_s)
                 self.position = Position(self.position.step + 1, progress, start.train_s + now_s - began_s)
                 if progress == 1.0 or is_stopped or self.position.step % config.log_every == 0:
                     row = self._row(output, schedule, elapsed_s=now_s)
@@ -205,9 +212,7 @@ class Loop:
                     saved_s = now_s if self._save_if_good(output) else saved_s
                     intervals.lap("checkpoint_s")
 
-    def _agree(
-        self, plan: Plan, schedule: Schedule, stop: StopSignal, *, since_s: float, now_s: float
-    ) -> tuple[float, bool]:
+    def _agree(self, plan: Plan, schedule: Schedule, *, since_s: float, now_s: float) -> tuple[float, bool]:
         """Let rank 0 say how far the run is, and any rank that it must stop: progress, and whether to stop."""
         progress = 0.0
         if self.world.is_main:
@@ -217,7 +222,7 @@ class Loop:
                 plan.reserve.note_step(schedule.crop_px(self.position.progress), step_s)
             if plan.is_over(step, now_s=now_s, step_s=step_s):
                 progress = 1.0
-        progress, stops, skipped = self.world.total([progress, float(stop.arrived), float(self._skipped_now)])
+        progress, stops, skipped = self.world.total([progress, float(self.stop.arrived), float(self._skipped_now)])
         self.skipped_samples += int(skipped)
         return progress, stops > 0
 

@@ -23,6 +23,7 @@ from fastbyol.order import global_batch, share
 from fastbyol.plan import ClockPlan, Plan, Reserve, StepPlan
 from fastbyol.runfolder import RunFolder, begin, check_resumable, check_unused
 from fastbyol.schedule import Schedule
+from fastbyol.signals import StopSignal
 from fastbyol.telemetry import Intervals, read_metrics
 
 OPTIMIZERS: dict[str, Callable[..., step.Optimizer]] = {"lars": optim.build, "apex-larc": apex.LARC}
@@ -31,7 +32,13 @@ RECALIBRATION = 0.5  # of a step: loading, views and one forward of what a step 
 
 
 def run(
-    config: Config, folder: RunFolder, *, stopwatch: Stopwatch, resume: bool = False, overwrite: bool = False
+    config: Config,
+    folder: RunFolder,
+    *,
+    stopwatch: Stopwatch,
+    stop: StopSignal,
+    resume: bool = False,
+    overwrite: bool = False,
 ) -> bool:
     """Carry out a run in its folder; True when it finished, False when a signal stopped it and it can be resumed.
 
@@ -47,7 +54,7 @@ def run(
             if world.is_main:
                 print(f"{folder.path} has already finished", file=sys.stderr)
             return True
-        this = Run(config, folder, train=train, val=val, world=world, stopwatch=stopwatch)
+        this = Run(config, folder, train=train, val=val, world=world, stopwatch=stopwatch, stop=stop)
         if state == "begun":
             this.take_up()
         has_finished = this.go(is_new=state == "new")
@@ -96,6 +103,7 @@ class Run:
         val: Reader | None,
         world: World,
         stopwatch: Stopwatch,
+        stop: StopSignal,
     ) -> None:
         self.config, self.folder, self.train, self.world, self.stopwatch = config, folder, train, world, stopwatch
         self.startup_s = stopwatch.elapsed_s()
@@ -111,7 +119,9 @@ class Run:
         )
         if world.group is not None:
             engine.share(world.group)
-        self.loop = Loop(config, reader=train, engine=engine, folder=folder, world=world, stopwatch=stopwatch)
+        self.loop = Loop(
+            config, reader=train, engine=engine, folder=folder, world=world, stopwatch=stopwatch, stop=stop
+        )
         self.closing = Closing(config, folder, train=train, val=val, loop=self.loop)
         self.epochs: float | None = None  # that the schedules were made for, by an earlier process
 

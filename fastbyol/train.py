@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -22,6 +21,7 @@ from fastbyol.distributed import RankLost, rank, ranks
 from fastbyol.recipes import RECIPES, named
 from fastbyol.run import run as carry_out
 from fastbyol.runfolder import RunFolder
+from fastbyol.signals import StopSignal
 from fastbyol.step import ENGINES, PRECISIONS
 from fastbyol.watchdog import Diverged
 
@@ -169,9 +169,10 @@ def run(config: Config, out: Path | str, *, resume: bool = False, overwrite: boo
     A budget counts from this call. Raises what fastbyol-train would print: ConfigError, BetonError, CheckpointError,
     OSError, watchdog.Diverged.
     """
-    folder = RunFolder(Path(out))
-    if not carry_out(config, folder, stopwatch=Stopwatch(age_s=0.0), resume=resume, overwrite=overwrite):
-        return None
+    folder, stopwatch, stop = RunFolder(Path(out)), Stopwatch(age_s=0.0), StopSignal()
+    with stop.heard():
+        if not carry_out(config, folder, stopwatch=stopwatch, stop=stop, resume=resume, overwrite=overwrite):
+            return None
     result: dict[str, Any] = json.loads(folder.result.read_text())
     return result
 
@@ -187,16 +188,17 @@ def _joined_budget(argv: Sequence[str]) -> list[str]:
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run fastbyol-train; return 0 when finished, 2 on bad usage or input, 3 when diverged, 75 when interrupted."""
+    stopwatch, stop = Stopwatch(age_s=process_age_s()), StopSignal()
     args = build_parser().parse_args(_joined_budget(sys.argv[1:] if argv is None else argv))
     folder = RunFolder(args.out or Path("runs") / args.recipe)
-    stopwatch = Stopwatch(age_s=process_age_s())
-    for number in (signal.SIGTERM, signal.SIGUSR1):  # outside the loop they end a run as Ctrl-C does
-        signal.signal(number, signal.default_int_handler)
     try:
-        config = config_of(args, folder)
-        if args.data is None:
-            draw_demo_set(config)
-        finished = carry_out(config, folder, stopwatch=stopwatch, resume=args.resume, overwrite=args.overwrite)
+        with stop.heard():
+            config = config_of(args, folder)
+            if args.data is None:
+                draw_demo_set(config)
+            finished = carry_out(
+                config, folder, stopwatch=stopwatch, stop=stop, resume=args.resume, overwrite=args.overwrite
+            )
     except KeyboardInterrupt:
         finished = False
     except Diverged as error:

@@ -123,10 +123,7 @@ def kills(data: Path, out: Path, count: int) -> dict[str, Any]:
         while True:
             process = subprocess.Popen(command(data, killed, *more), stdout=subprocess.DEVNULL, stderr=subprocess.PIPE)
             before = len(read_metrics(RunFolder(killed).metrics))
-            if row["kills"] < count:
-                wait_s = draw.uniform(0, 12)
-            else:
-                wait_s = None
+            wait_s = draw.uniform(0, 12) if row["kills"] < count else None
             try:
                 process.communicate(timeout=wait_s)
             except subprocess.TimeoutExpired:
@@ -147,6 +144,8 @@ def kills(data: Path, out: Path, count: int) -> dict[str, Any]:
 def summary(rows: list[dict[str, Any]], killed: dict[str, Any]) -> str:
     """Write what happened as Markdown."""
     kept, shares = sum(map(is_kept, rows)), [row["wall_s"] / row["budget_s"] for row in rows]
+    asked_s = [row["budget_s"] for row in rows]
+    equal = "bit-equal" if killed["is_bit_equal"] else "**not** bit-equal"
     lines = [
         "# Reliability",
         "",
@@ -154,9 +153,9 @@ def summary(rows: list[dict[str, Any]], killed: dict[str, Any]) -> str:
         "",
         "## Budgets",
         "",
-        f"{len(rows)} budgets of {min(row['budget_s'] for row in rows)} to {max(row['budget_s'] for row in rows)} s, from "
-        f"process start to exit. Promise: status 0, progress 1, lr 0, tau 1, at most {OVERRUN_MAX_S:g} s over and at "
-        f"least {SHARE_MIN:.0%} used. **{kept} of {len(rows)} kept it**; they used {min(shares):.1%} to {max(shares):.1%}.",
+        f"{len(rows)} budgets of {min(asked_s)} to {max(asked_s)} s, from process start to exit. Promise: status 0, "
+        f"progress 1, lr 0, tau 1, at most {OVERRUN_MAX_S:g} s over and at least {SHARE_MIN:.0%} used. **{kept} of "
+        f"{len(rows)} kept it**; they used {min(shares):.1%} to {max(shares):.1%}.",
         "",
         "Thieves: two processes that take both cores in the middle third, or from the middle to the end (late). Slow "
         "disk: every fsync takes a second longer. Pause: SIGSTOP in the middle for an eighth of the budget.",
@@ -173,9 +172,8 @@ def summary(rows: list[dict[str, Any]], killed: dict[str, Any]) -> str:
         "## Kills",
         "",
         f"{killed['kills']} times `kill -9` at a random moment of 0 to 12 s after the start of a process, "
-        f"{killed['before_training']} of them before it had taken a step; {killed['restarts_refused']} restarts were refused. "
-        f"After {killed['steps']} steps the encoder is {'' if killed['is_bit_equal'] else '**not** '}bit-equal to that "
-        "of a run left alone.",
+        f"{killed['before_training']} of them before it had taken a step; {killed['restarts_refused']} restarts were "
+        f"refused. After {killed['steps']} steps the encoder is {equal} to that of a run left alone.",
     ]
     return "\n".join(lines) + "\n"
 

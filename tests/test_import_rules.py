@@ -17,7 +17,7 @@ ORDER = (  # a module may import what stands below it, never what stands above
     ("fastbyol.loop", "fastbyol.report", "fastbyol.calibrate"),
     ("fastbyol.runfolder", "fastbyol.telemetry", "fastbyol.step", "fastbyol.evaluate.knn", "fastbyol.evaluate.linear"),
     ("fastbyol.apex", "fastbyol.saver", "fastbyol.export", "fastbyol.recipes", "fastbyol.evaluate.features"),
-    ("fastbyol.checkpoint", "fastbyol.plan", "fastbyol.signals", "fastbyol.watchdog", "fastbyol.distributed"),
+    ("fastbyol.checkpoint", "fastbyol.plan", "fastbyol.watchdog", "fastbyol.distributed"),
     ("fastbyol.loaders.dali", "fastbyol.loaders.ffcv", "fastbyol.loaders.memory"),
     ("fastbyol.loaders.aside", "fastbyol.loaders.native", "fastbyol.loaders.transfer"),
     ("fastbyol.loaders.faults",),
@@ -26,6 +26,7 @@ ORDER = (  # a module may import what stands below it, never what stands above
     ("fastbyol.encoder", "fastbyol.views", "fastbyol.order", "fastbyol.schedule", "fastbyol.budget"),
     ("fastbyol.batchnorm", "fastbyol.device", "fastbyol.philox", "fastbyol.beton", "fastbyol.evaluate"),
     ("fastbyol.config", "fastbyol.commandline", "fastbyol.atomic", "fastbyol.entry"),
+    ("fastbyol.signals",),
     (
         "fastbyol.kernels.batchnorm",
         "fastbyol.kernels.batchnorm_statistics",
