@@ -176,7 +176,7 @@ class _Decoder:
             try:
                 decode_to(pixels[packing.begins[place] : packing.ends[place]], self.reader, index)
             except BetonError as fault:
-                return [(index, fault)]
+                return [(index, BetonError(str(fault)))]  # one without frames, which would keep the pixels alive
             if not self._told:
                 log.warning("DALI refuses JPEGs that simplejpeg decodes, and its pixels are taken: %s", refusal)
                 self._told = True

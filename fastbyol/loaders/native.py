@@ -111,7 +111,7 @@ def decode_part(reader: Reader, packing: Packing, pixels: NDArray[np.uint8], pla
         try:
             decode_into(pixels[begin:end], reader, index)
         except BetonError as error:
-            faults.append((index, error))
+            faults.append((index, BetonError(str(error))))  # one without frames, which would keep the pixels alive
     return faults
 
 

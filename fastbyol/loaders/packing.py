@@ -76,7 +76,7 @@ def batch_bytes(reader: Reader, *, batch_size: int) -> int:
     A batch that ends one epoch and begins the next may hold an image twice.
     """
     pixels = reader.heights * reader.widths
-    times = batch_size // len(pixels) + 2
+    times = (batch_size - 2) // len(pixels) + 2
     count = min(-(-batch_size // times), len(pixels))
     largest = np.partition(pixels, len(pixels) - count)[-count:]
     return 3 * (times * int(largest.sum()) + int(reader.widths.max()))
