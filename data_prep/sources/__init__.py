@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tarfile
 from pathlib import Path
 
 from fastbyol.data_prep.sources import webdataset
@@ -11,7 +10,7 @@ from fastbyol.data_prep.sources.folder import FolderSource
 from fastbyol.data_prep.sources.nested_tar import INNER_SUFFIX, NestedTarSource
 from fastbyol.data_prep.sources.pattern import find
 from fastbyol.data_prep.sources.source import Source, SourceError
-from fastbyol.data_prep.sources.tar import TarSource, files, open_archive, readable
+from fastbyol.data_prep.sources.tar import TarSource, files, is_archive, open_archive, readable
 from fastbyol.data_prep.sources.webdataset import WebDatasetSource
 
 KINDS = "a folder of images, a .tar of one, ILSVRC2012's tar of tars, WebDataset shards or parquet"
@@ -40,7 +39,7 @@ def open_source(path: str | os.PathLike[str], *, label_column: str | None = None
         return _open_parquet(path, found, label_column)
     for each in found:
         with readable(each):
-            if not tarfile.is_tarfile(each):
+            if not is_archive(each):
                 raise SourceError(f"{each}: neither a folder, nor a tar archive, nor parquet; give {KINDS}")
     if len(found) > 1 or found != [path] or webdataset.is_shard(path):
         return WebDatasetSource(path, found, label_column=label_column)
