@@ -23,7 +23,8 @@ def open_source(path: str | os.PathLike[str], *, label_column: str | None = None
     `label_column` names the parquet column or the .json key of labels, where it is not `label`.
     """
     path = Path(path)
-    found = [path] if path.exists() else find(os.fspath(path))
+    is_there = os.path.exists(path)  # noqa: PTH110 - Path.exists() raises where a pattern is too long for a name
+    found = [path] if is_there else find(os.fspath(path))
     if not found:
         raise SourceError(f"{path}: no such file or folder; give {KINDS}")
     folders = [each for each in found if each.is_dir()]
