@@ -55,8 +55,9 @@ def behind(name: str, recipe: Recipe, job: Job) -> Ready:
         batches = loaders.load(name, reader, job.stream(), workers=job.threads, device=job.device)
     except ConfigError as error:
         raise Absent(str(error)) from error
-    for batch in islice(batches, -(-len(reader) // job.batch_size) if name == "memory" else 1):
-        train(batch)
+    if name == "memory":
+        for _ in islice(batches, -(-len(reader) // job.batch_size)):
+            pass
     return Ready(partial(_run, train, batches, job))
 
 
@@ -71,7 +72,7 @@ def _run(train: Train, batches: Iterator[Batch], job: Job) -> None:
 
 @lru_cache(maxsize=1)  # the rivals share one model: with its graph it takes tens of GiB
 def _train(recipe: Recipe, device: str) -> Train:
-    """Build model, optimiser and engine as training does, and warm them up on nothing: the first batches do."""
+    """Build model, optimiser and engine as training does; return a step from batch to loss."""
     is_gpu = device == "cuda"
     precision = "bfloat16" if is_gpu else "float32"
     model = BYOL(recipe.encoder, recipe.head, seed=0).to(device)
