@@ -9,6 +9,7 @@ import pytest
 from benchmarks.cases import waiting
 from benchmarks.cases.compare import WrongResult
 from benchmarks.cases.photographs import Job, Photographs
+from fastbyol.config import EncoderConfig, HeadConfig
 from fastbyol.recipes import named
 from tests.conftest import Betons
 
@@ -27,7 +28,8 @@ def test_cases_of_one_size_compete_with_steps_that_never_wait(betons: Betons) ->
 
 
 def test_steps_behind_a_loader_train_the_images_asked_for(betons: Betons) -> None:
-    recipe = replace(named("demo"), batch_size=4, crop_px=16)
+    encoder, head = EncoderConfig("resnet18", 0.125, "cifar"), HeadConfig(8, 4)
+    recipe = replace(named("demo"), encoder=encoder, head=head, batch_size=4, crop_px=16)
     job = Job(Photographs(betons.unlabelled, None), "as stored", 1, 4, 2, "cpu")
     waiting.idle(recipe, job).run()
     for name in LOADERS:
