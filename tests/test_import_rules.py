@@ -16,7 +16,7 @@ ORDER = (  # a module may import what stands below it, never what stands above
     ("fastbyol.loop", "fastbyol.report"),
     ("fastbyol.runfolder", "fastbyol.telemetry", "fastbyol.step", "fastbyol.evaluate.knn", "fastbyol.evaluate.linear"),
     ("fastbyol.apex", "fastbyol.checkpoint", "fastbyol.export", "fastbyol.recipes", "fastbyol.evaluate.features"),
-    ("fastbyol.loaders.dali", "fastbyol.loaders.ffcv", "fastbyol.loaders.memory"),
+    ("fastbyol.loaders.dali", "fastbyol.loaders.dali_crop", "fastbyol.loaders.ffcv", "fastbyol.loaders.memory"),
     ("fastbyol.loaders.aside", "fastbyol.loaders.native", "fastbyol.loaders.transfer"),
     ("fastbyol.loaders.faults",),
     ("fastbyol.loaders.packing", "fastbyol.loaders.ram", "fastbyol.loaders.stored"),
