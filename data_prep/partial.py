@@ -39,23 +39,34 @@ def remove_dead(path: Path) -> tuple[list[Path], list[Path]]:
     """
     removed: list[Path] = []
     unknown: list[Path] = []
-    of_write = re.compile(rf"\.{re.escape(path.name)}\.([0-9a-f]{{8}})\.partial")
-    for name in sorted(os.listdir(path.parent)):  # noqa: PTH208 - only names are needed
-        if not (match := of_write.fullmatch(name)):
-            continue
-        partial = path.with_name(name)
-        sidecar = path.with_name(f".{sidecar_path(path).name}.{match[1]}.partial")
+    names = sorted(os.listdir(path.parent))  # noqa: PTH208 - only names are needed
+    for partial, sidecar in _pairs(path, names):
+        # A write killed after the .beton had its name left only the sidecar; alive, it holds the lock there.
+        held = partial if partial.name in names else path
         try:
-            with partial.open("rb") as stream:
+            with held.open("rb") as stream:
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                partial.unlink(missing_ok=True)
-                sidecar.unlink(missing_ok=True)
+                left = [each for each in (partial, sidecar) if each.exists()]
+                for each in left:
+                    each.unlink(missing_ok=True)
+                removed += left[:1]
         except BlockingIOError:
             continue
         except FileNotFoundError:
             continue
         except OSError:
-            unknown.append(partial)
-        else:
-            removed.append(partial)
+            unknown.append(held)
     return removed, unknown
+
+
+def _pairs(path: Path, names: list[str]) -> list[tuple[Path, Path]]:
+    """Name the unfinished files of each write of this .beton of which one is there."""
+    both = (path, sidecar_path(path))
+    tokens = {
+        match[1]
+        for name in names
+        for each in both
+        if (match := re.fullmatch(rf"\.{re.escape(each.name)}\.([0-9a-f]{{8}})\.partial", name))
+    }
+    partial, sidecar = ([each.with_name(f".{each.name}.{token}.partial") for token in sorted(tokens)] for each in both)
+    return list(zip(partial, sidecar, strict=True))

@@ -175,11 +175,16 @@ class Writer:
         return header.tobytes() + descriptors.tobytes()
 
     def _publish(self) -> None:
-        """Give both files their names; the old pair goes first, so that no reader sees a sidecar of other pixels."""
+        """Give both files their names.
+
+        A .beton is under the name throughout, the old one or the new one. For a moment, and for good where the process
+        is killed in it, there is no sidecar: better a file without class names than with those of another.
+        """
         require_output(self.path, overwrite=self._overwrite)  # another write may have ended in the meantime
-        self.path.unlink(missing_ok=True)
-        self._partial_sidecar.replace(beton.sidecar_path(self.path))
+        sidecar = beton.sidecar_path(self.path)
+        sidecar.unlink(missing_ok=True)
         self._partial.replace(self.path)
+        self._partial_sidecar.replace(sidecar)
 
     def _require(self, claim: bool, fault: str) -> None:
         """Raise BetonError unless the claim holds."""

@@ -80,6 +80,16 @@ def apply(
     return augment(pixels, offsets, sizes, params, crop_px=crop_px, dtype=dtype, out=out)
 
 
+def of_crops(params: ViewParams, *, crop_px: int) -> ViewParams:
+    """Return the parameters that apply() takes for V*B images that are the crops of V views already, not yet flipped.
+
+    params: [V, B, 18]. Result: [1, V*B, 18], all but the boxes as they were; a box is the whole of its crop.
+    """
+    packed = params.packed.flatten(0, 1)[None].clone()
+    packed[:, :, :4] = torch.tensor([0, 0, crop_px, crop_px])
+    return ViewParams(packed)
+
+
 def center_view(
     pixels: Tensor,
     offsets: Tensor,

@@ -169,6 +169,9 @@ def test_cases_of_a_gpu_are_told_apart_and_neighbours_compete() -> None:
 def test_loaders_compete_on_the_same_images(device: str) -> None:
     cases = list(loader.cases(None, name="drawn", device=device, batch_size=4, workers=2))
     assert len({(c.shape, c.implementation) for c in cases}) == len(cases)
+    steps = [c for c in cases if c.case == "waiting"]
+    assert bool(steps) == (device == "cuda")
+    cases = [c for c in cases if c.case == "loader"]
     assert sum(a.question != b.question for a, b in pairwise(cases)) + 1 == 3 * 2
     assert all(c.images is not None and c.images % 4 == 0 for c in cases)
     assert report.HOST_BASELINE in {c.implementation for c in cases}

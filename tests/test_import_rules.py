@@ -18,7 +18,7 @@ ORDER = (  # a module may import what stands below it, never what stands above
     ("fastbyol.runfolder", "fastbyol.telemetry", "fastbyol.step", "fastbyol.evaluate.knn", "fastbyol.evaluate.linear"),
     ("fastbyol.apex", "fastbyol.saver", "fastbyol.export", "fastbyol.recipes", "fastbyol.evaluate.features"),
     ("fastbyol.checkpoint", "fastbyol.plan", "fastbyol.watchdog", "fastbyol.distributed"),
-    ("fastbyol.loaders.dali", "fastbyol.loaders.ffcv", "fastbyol.loaders.memory"),
+    ("fastbyol.loaders.dali", "fastbyol.loaders.dali_crop", "fastbyol.loaders.ffcv", "fastbyol.loaders.memory"),
     ("fastbyol.loaders.aside", "fastbyol.loaders.native", "fastbyol.loaders.transfer"),
     ("fastbyol.loaders.faults",),
     ("fastbyol.loaders.packing", "fastbyol.loaders.ram", "fastbyol.loaders.stored"),

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import gc
 import importlib.util
+import shutil
 import threading
 from collections.abc import Iterator
 from contextlib import closing
+from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
@@ -172,8 +174,7 @@ def test_resuming_at_any_batch_reads_on_and_not_what_came_before(name: str, mixe
 def test_a_corrupt_sample_is_named(name: str, damaged: Path) -> None:
     for index in STAND_INS:
         rows = Rows(np.array([0, 1, index, 2]), np.zeros(4, np.int64))
-        first = min(STAND_INS) if name == "memory" else index
-        with Reader(damaged) as reader, pytest.raises(BetonError, match=f"sample {first} .*write the file anew"):
+        with Reader(damaged) as reader, pytest.raises(BetonError, match=f"sample {index} .*write the file anew"):
             list(loaders.load(name, reader, [rows], workers=2))
 
 
@@ -195,6 +196,51 @@ def test_a_corrupt_sample_is_replaced_by_the_next_good_one_and_counted(name: str
         for image, index in zip(images(batch), wanted, strict=True):
             accurate = np.array_equal(image, expected("native", index))  # a stand-in is decoded by simplejpeg
             assert accurate or np.array_equal(image, expected(name, index)), f"sample {index}"
+
+
+@pytest.mark.parametrize("ranks", [1, 2, 3, 8])
+@pytest.mark.parametrize("k", [0, 3])
+def test_stand_ins_are_those_of_one_rank_that_was_never_interrupted(
+    name: str, damaged: Path, ranks: int, k: int
+) -> None:
+    """Whatever ranks share the batches, and wherever they were resumed."""
+
+    def skipping(rank: int, ranks: int, start: int) -> list[Batch]:
+        rows = asked(start, 6 - start, rank=rank, ranks=ranks)
+        with closing(loaders.load(name, reader, rows, workers=2, on_error="skip")) as batches:
+            return [replace(batch, pixels=batch.pixels.clone()) for batch in batches]
+
+    with Reader(damaged) as reader:
+        parts = [skipping(rank, ranks, k) for rank in range(ranks)]
+        for step, whole in enumerate(skipping(0, 1, 0)[k:]):
+            joined = [part[step] for part in parts]
+            for field in ("indices", "epochs", "labels"):
+                both = np.concatenate([getattr(batch, field) for batch in joined]), getattr(whole, field)
+                assert np.array_equal(*both), field
+            assert sorted(np.concatenate([batch.skipped for batch in joined])) == sorted(whole.skipped)
+            shown = [image for batch in joined for image in images(batch)]
+            if name != "ffcv":  # what replaces a sample when it is found bad is decoded by simplejpeg, later by ffcv
+                assert all(np.array_equal(a, b) for a, b in zip(shown, images(whole), strict=True))
+
+
+def test_a_sample_known_to_be_bad_is_not_asked_for_again(name: str, damaged: Path, tmp_path: Path) -> None:
+    """The file is repaired after two epochs: whoever asked again would now get the sample."""
+    copy = tmp_path / "copy.beton"
+    shutil.copy(damaged, copy)
+    repaired = [index for index in STAND_INS if index != 9]  # another size
+    under_way = 200  # batches, at most: ffcv runs over a thousand images ahead
+    with Reader(copy) as reader:
+        rows = stream(0, batch_size=7, count=COUNT, seed=0)
+        with closing(loaders.load(name, reader, rows, workers=2, on_error="skip")) as batches:
+            seen = {int(index) for batch in islice(batches, 2 * COUNT // 7) for index in batch.skipped}
+            assert seen == set(STAND_INS)
+            with copy.open("r+b") as file:
+                for index in repaired:
+                    file.seek(int(reader.offsets[index]))
+                    file.write(stored(index).data)
+            later = list(islice(batches, under_way, under_way + 2 * COUNT // 7))
+    assert not {int(index) for batch in later for index in batch.indices} & STAND_INS.keys()
+    assert {int(index) for batch in later for index in batch.skipped} == set(STAND_INS)
 
 
 def test_a_file_without_a_good_sample_ends(name: str, tmp_path: Path) -> None:
@@ -256,14 +302,17 @@ def anonymous_bytes() -> int:
     return int(lines["RssAnon"].split()[0]) * 1024
 
 
-def test_fifty_epochs_do_not_grow(name: str, mixed: Path) -> None:
-    batches_of_50_epochs = 50 * COUNT // BATCH
-    with Reader(mixed) as reader:
+@pytest.mark.parametrize("on_error", ["fail", "skip"])
+def test_fifty_epochs_do_not_grow(name: str, mixed: Path, damaged: Path, on_error: str) -> None:
+    epochs_of_50 = 50 * COUNT // BATCH
+    with Reader(damaged if on_error == "skip" else mixed) as reader:
         rows = stream(0, batch_size=BATCH, count=COUNT, seed=0)
-        with closing(loaders.load(name, reader, rows, workers=2)) as batches:
-            for _ in islice(batches, batches_of_50_epochs):  # libraries take their memory
-                pass
+        with closing(loaders.load(name, reader, rows, workers=2, on_error=on_error)) as batches:
+            skipped = sum(len(batch.skipped) for batch in islice(batches, epochs_of_50))  # libraries take their memory
             before, decoded_bytes = anonymous_bytes(), 0
-            for batch in islice(batches, batches_of_50_epochs):
+            for batch in islice(batches, epochs_of_50):
                 decoded_bytes += int(3 * batch.sizes.prod(1).sum())
+                skipped += len(batch.skipped)
             assert anonymous_bytes() - before < decoded_bytes / 4
+    wanted = np.concatenate([each.indices for each in asked(0, 2 * epochs_of_50, seed=0)])
+    assert skipped == (np.isin(wanted, list(STAND_INS)).sum() if on_error == "skip" else 0)

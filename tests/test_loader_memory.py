@@ -27,14 +27,16 @@ def test_batches_do_not_need_the_file_any_more(betons: Betons, tmp_path: Path) -
     copy = tmp_path / "copy.beton"
     shutil.copy(betons.train, copy)
     with Reader(betons.train) as whole, Reader(copy) as reader:
-        rows = list(islice(stream(0, batch_size=48, count=160, seed=0), 5))
+        rows = list(islice(stream(0, batch_size=48, count=160, seed=0), 9))
         with closing(loaders.load("memory", reader, rows, workers=2)) as batches:
+            seen = {index for batch in islice(batches, 4) for index in batch.indices.tolist()}
+            assert seen == set(range(160))
             first = int(reader.offsets.min())
             with copy.open("r+b") as file:
                 file.seek(first)
                 file.write(bytes(copy.stat().st_size - first))
             assert not any(reader.payload(0))
-            for batch, each in zip(batches, rows, strict=True):
+            for batch, each in zip(batches, rows[4:], strict=True):
                 wanted = decode(whole, each)
                 for got, begin in zip(batch.offsets.tolist(), wanted.offsets.tolist(), strict=True):
                     assert batch.pixels[got : got + 3072].equal(wanted.pixels[begin : begin + 3072])
@@ -54,8 +56,37 @@ def test_a_file_too_large_for_the_memory_is_refused_with_the_numbers(tmp_path: P
         for _ in range(count):
             writer.append(StoredImage(JPEG, side, side, b"a record that claims a huge image"))
     gib = 3 * side * side * count / 2**30
-    with Reader(path) as reader, pytest.raises(ConfigError, match=rf"takes {gib:.1f} GiB; .* GiB of RAM are available"):
-        loaders.load("memory", reader, [], workers=1)
+    with Reader(path) as reader:
+        message = rf"takes {gib:.1f} GiB, and decoding it up to .* GiB of RAM are available"
+        with pytest.raises(ConfigError, match=message):
+            loaders.load("memory", reader, [], workers=1)
+
+
+def test_room_is_wanted_for_every_process_and_for_what_is_being_decoded(betons: Betons, tmp_path: Path) -> None:
+    with Reader(betons.train) as reader:
+        rows = list(islice(stream(0, batch_size=48, count=160, seed=0), 1))
+        many = int(available_bytes() // (160 * 32 * 32 * 3))
+        with pytest.raises(ConfigError, match=f"in each of {many} processes"):
+            loaders.load("memory", reader, rows, workers=1, processes=many)
+    path, side = tmp_path / "half.beton", 65_535
+    count = max(int(0.6 * available_bytes() // (3 * side * side)), 1)
+    with Writer(path, capacity=count, class_names=None) as writer:
+        for _ in range(count):
+            writer.append(StoredImage(JPEG, side, side, b"a record that claims a huge image"))
+    everything = Rows(np.arange(count), np.zeros(count, np.int64))
+    with Reader(path) as reader, pytest.raises(ConfigError, match="give --loader native"):
+        loaders.load("memory", reader, [everything], workers=1)  # decoded, the file fits; twice, it does not
+
+
+def test_a_batch_comes_before_the_rest_is_decoded(betons: Betons) -> None:
+    """There is no start-up: what a signal or a budget would have to wait for is one batch."""
+    with Reader(betons.train) as reader:
+        rows = islice(stream(0, batch_size=8, count=160, seed=0), 20)
+        with closing(loaders.load("memory", reader, rows, workers=2, ahead=1)) as batches:
+            assert len(next(batches).indices) == 8
+            reader.close()  # were all decoded, nothing would be missed
+            with pytest.raises(ValueError, match="released memoryview"):
+                list(batches)
 
 
 @pytest.mark.parametrize("equal", [True, False])

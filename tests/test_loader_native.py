@@ -5,6 +5,7 @@ from __future__ import annotations
 import shutil
 import threading
 import time
+import tracemalloc
 from collections.abc import Iterator
 from contextlib import closing
 from itertools import islice
@@ -14,9 +15,10 @@ import numpy as np
 import pytest
 import simplejpeg
 
-from fastbyol.beton import RAW, BetonError, Reader, StoredImage
+from fastbyol.beton import JPEG, RAW, BetonError, Reader, StoredImage
 from fastbyol.data_prep.writer import Writer
-from fastbyol.loaders.native import decode, load
+from fastbyol.loaders.native import ceiling_bytes, decode, load
+from fastbyol.loaders.packing import batch_bytes, pack
 from fastbyol.order import Rows, stream
 from tests.conftest import Betons
 
@@ -122,6 +124,43 @@ def test_memory_holds_no_more_than_the_batches_ahead(tmp_path: Path) -> None:
                 held.append(anonymous_bytes() - before)
                 del batch
     assert max(held) < (ahead + 1.5) * batch_bytes  # the one handed out, those ahead, and what numpy takes beside
+
+
+def test_the_ceiling_holds_while_batches_are_repaired(tmp_path: Path) -> None:
+    side, batch_size, ahead = 400, 6, 2
+    good = simplejpeg.encode_jpeg(np.zeros((side, side, 3), np.uint8))
+    with Writer(tmp_path / "bad.beton", capacity=60, class_names=None) as writer:
+        for index in range(60):
+            writer.append(StoredImage(JPEG, side, side, bytes(100) if index % batch_size == 2 else good))
+    with Reader(tmp_path / "bad.beton") as reader:
+        asked = [rows(*range(first, first + batch_size)) for first in range(0, 60, batch_size)]
+        batches = load(reader, asked, workers=2, ahead=ahead, on_error="skip")
+        tracemalloc.start()
+        try:
+            while (batch := next(batches, None)) is not None:
+                assert len(batch.skipped) == 1
+                del batch
+            _, peak = tracemalloc.get_traced_memory()
+        finally:
+            tracemalloc.stop()
+        image = side * side * 3  # decoded once to see that it can stand in
+        ceiling = ceiling_bytes(reader, batch_size=batch_size, ahead=ahead)
+    assert ceiling == (ahead + 1) * (batch_size * image + 3 * side)
+    assert peak < ceiling + 1.5 * image
+
+
+def test_no_batch_takes_more_than_the_largest_images_together(tmp_path: Path) -> None:
+    sides = [1, 9, 4, 2, 7]
+    with Writer(tmp_path / "raw.beton", capacity=5, class_names=None) as writer:
+        for side in sides:
+            writer.append(StoredImage(RAW, side, 2 * side, bytes(6 * side * side)))
+    with Reader(tmp_path / "raw.beton") as reader:
+        for batch_size in range(1, 17):
+            most = batch_bytes(reader, batch_size=batch_size)
+            for seed in range(30):
+                order = stream(seed, batch_size=batch_size, count=5, seed=seed)
+                assert all(pack(reader, each).buffer_bytes() <= most for each in islice(order, 5))
+    assert most <= 6 * (4 * sum(side * side for side in sides)) + 3 * max(sides)
 
 
 def anonymous_bytes() -> int:

@@ -19,6 +19,7 @@ from tests.conftest import Betons
         ("nativ", {}, "no loader 'nativ'; choose one of native, memory, ffcv, dali"),
         ("native", {"workers": 0}, "workers is 0; give at least 1"),
         ("native", {"ahead": 0}, "ahead is 0; give at least 1"),
+        ("memory", {"processes": 0}, "processes is 0; give at least 1"),
         ("native", {"on_error": "ignore"}, "on_error is 'ignore'; choose one of fail, skip"),
     ],
 )

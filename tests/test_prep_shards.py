@@ -209,6 +209,14 @@ def test_endless_patterns_are_refused(pattern: str) -> None:
         find(pattern)
 
 
+def test_a_pattern_may_be_longer_than_a_name(tmp_path: Path) -> None:
+    names = [f"shard-{number:04}" for number in range(40)]
+    for name in names:
+        pack(tmp_path / f"{name}.tar", {f"{name}.jpg": b"x"})
+    source = open_source(tmp_path / f"{{{','.join(names)}}}.tar")
+    assert [sample.name for sample in source] == [f"{name}.jpg" for name in names]
+
+
 def test_a_file_with_braces_in_its_name_is_itself(tmp_path: Path) -> None:
     path = pack(tmp_path / "s{0..1}.tar", {"a.jpg": b"a"})
     assert contents(open_source(path)) == [("a.jpg", None, b"a")]

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
+import signal
 import struct
+import subprocess
+import sys
 import tracemalloc
 import zlib
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -14,8 +19,10 @@ import pytest
 
 from fastbyol.beton import JPEG, RAW, BetonError, Reader, StoredImage
 from fastbyol.data_prep.partial import remove_dead
+from fastbyol.data_prep.verify import verify
 from fastbyol.data_prep.writer import BlockChecksums, Writer
 
+ROOT = Path(__file__).parents[1]
 PAGE = 1 << 21
 
 
@@ -146,6 +153,66 @@ def test_overwrite_replaces_both_files(tmp_path: Path) -> None:
         writer.facts["note"] = "second"
     with Reader(tmp_path / "a.beton") as reader:
         assert (len(reader), reader.labels, reader.sidecar["note"]) == (1, None, "second")
+
+
+# Overwrites argv[1] and kills itself, as kill -9 would, before its change number argv[2] of a name.
+OVERWRITE_AND_DIE = """
+import os, signal, sys
+from pathlib import Path
+from fastbyol.beton import RAW, StoredImage
+from fastbyol.data_prep.writer import Writer
+
+changes = 0
+
+def count(event, arguments):
+    global changes
+    if event in ("os.remove", "os.rename"):
+        changes += 1
+        if changes == int(sys.argv[2]):
+            os.kill(os.getpid(), signal.SIGKILL)
+
+with Writer(Path(sys.argv[1]), capacity=1, class_names=["new"], overwrite=True) as writer:
+    writer.append(StoredImage(RAW, 5, 5, bytes(75)), label=0)
+    sys.addaudithook(count)
+"""
+
+
+def test_killed_anywhere_while_it_replaces_a_file_a_write_leaves_the_old_or_the_new_one(tmp_path: Path) -> None:
+    path, seen = tmp_path / "a.beton", []
+    for change in range(1, 10):
+        shutil.rmtree(tmp_path)
+        tmp_path.mkdir()
+        write(path, [raw(3, 3)] * 2)
+        command = [sys.executable, "-c", OVERWRITE_AND_DIE, str(path), str(change)]
+        status = subprocess.run(command, cwd=ROOT, check=False).returncode
+        with Reader(path) as reader:
+            seen.append((len(reader), reader.class_names and tuple(reader.class_names)))
+            assert not list(verify(reader, workers=1))
+        remove_dead(path)
+        assert set(names_in(tmp_path)) <= {"a.beton", "a.beton.json"}
+        if status == 0:
+            break
+        assert status == -signal.SIGKILL
+    assert status == 0, "the last write was not killed"
+    assert list(dict.fromkeys(seen)) == [(2, ("cat", "dog")), (2, None), (1, None), (1, ("new",))]
+
+
+def test_the_name_never_disappears_while_files_replace_each_other(tmp_path: Path) -> None:
+    path = tmp_path / "a.beton"
+    write(path, [raw(3, 3)])
+
+    def overwrite() -> None:
+        for _ in range(50):
+            with Writer(path, capacity=1, class_names=None, overwrite=True) as writer:
+                writer.append(raw(5, 5))
+
+    with ThreadPoolExecutor(1) as pool:
+        done, looks = pool.submit(overwrite), 0
+        while not done.done():
+            assert path.exists()
+            looks += 1
+        done.result()
+    assert looks > 50
 
 
 @pytest.mark.parametrize(

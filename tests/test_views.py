@@ -312,3 +312,18 @@ def test_center_view_of_a_square_at_its_own_size_is_the_image() -> None:
 def test_a_margin_outside_the_image_is_refused(margin: float) -> None:
     with pytest.raises(ValueError, match="margin"):
         views.center_view(*packed_images(np.array([[4, 4]])), crop_px=4, margin=margin)
+
+
+def test_views_of_crops_are_those_of_the_images_they_were_cut_from() -> None:
+    """Where a crop changes nothing: the whole image at its own size."""
+    count, side = 5, 16
+    pixels = torch.randint(0, 256, (count * side * side * 3,), dtype=torch.uint8, generator=torch.Generator())
+    offsets, sizes = torch.arange(count) * side * side * 3, torch.full((count, 2), side)
+    whole = ViewConfig(area=(1, 1), ratio=(1, 1), solarize=0.5)
+    indices = np.arange(count)
+    drawn = views.draw((whole, whole), seed=0, epochs=indices, indices=indices, sizes=sizes.numpy())
+    wanted = views.apply(pixels, offsets, sizes, drawn, crop_px=side)
+    begins = torch.arange(2 * count) * side * side * 3
+    crops = views.of_crops(drawn, crop_px=side)
+    got = views.apply(pixels.repeat(2), begins, sizes.repeat(2, 1), crops, crop_px=side)
+    assert got.equal(wanted)

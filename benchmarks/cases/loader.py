@@ -16,7 +16,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from benchmarks.cases import rivals
+from benchmarks.cases import rivals, waiting
 from benchmarks.cases.compare import WrongResult
 from benchmarks.cases.photographs import Job, Photographs
 from benchmarks.cases.rivals import CROP_PX, TwoViews
@@ -60,6 +60,10 @@ def cases(source: Path | None, *, name: str | None, device: str, batch_size: int
                 continue
             job = Job(photographs, size, threads, batch_size, batches * threads, device)
             yield Case("loader", shape, implementation, partial(prepare, job), images=job.images, dtype="uint8")
+    if device == "cuda":
+        yield from waiting.cases(photographs, list(OURS.values()), workers=workers)
+    else:
+        print("loader: no GPU is used; the share of a ResNet-50 step spent waiting for data is not measured")
 
 
 def _implementations(device: str) -> Iterator[tuple[str, int, Callable[[Job], Ready]]]:
@@ -78,7 +82,7 @@ def _implementations(device: str) -> Iterator[tuple[str, int, Callable[[Job], Re
 def _ours(name: str, job: Job, *, has_views: bool) -> Ready:
     """Prepare one of our loaders; each run is one of its own, so that nothing is decoded ahead for the next.
 
-    Loader memory decodes here, once, as it does once in a training run.
+    Loader memory decodes here, once, as it does in the first epoch of a training run.
     """
     reader = job.reader()
 
@@ -92,6 +96,9 @@ def _ours(name: str, job: Job, *, has_views: bool) -> Ready:
         if isinstance(error, ConfigError) and not isinstance(error.__cause__, ImportError):
             raise
         raise Absent(str(error)) from error
+    if name == "memory":
+        for _ in itertools.islice(endless, -(-len(reader) // job.batch_size)):
+            pass
 
     def run() -> None:
         with _torch_threads(job.threads):

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import tarfile
 from pathlib import Path
 
 from fastbyol.data_prep.sources import webdataset
@@ -11,7 +10,7 @@ from fastbyol.data_prep.sources.folder import FolderSource
 from fastbyol.data_prep.sources.nested_tar import INNER_SUFFIX, NestedTarSource
 from fastbyol.data_prep.sources.pattern import find
 from fastbyol.data_prep.sources.source import Source, SourceError
-from fastbyol.data_prep.sources.tar import TarSource, files, open_archive, readable
+from fastbyol.data_prep.sources.tar import TarSource, files, is_archive, open_archive, readable
 from fastbyol.data_prep.sources.webdataset import WebDatasetSource
 
 KINDS = "a folder of images, a .tar of one, ILSVRC2012's tar of tars, WebDataset shards or parquet"
@@ -24,7 +23,8 @@ def open_source(path: str | os.PathLike[str], *, label_column: str | None = None
     `label_column` names the parquet column or the .json key of labels, where it is not `label`.
     """
     path = Path(path)
-    found = [path] if path.exists() else find(os.fspath(path))
+    is_there = os.path.exists(path)  # noqa: PTH110 - Path.exists() raises where a pattern is too long for a name
+    found = [path] if is_there else find(os.fspath(path))
     if not found:
         raise SourceError(f"{path}: no such file or folder; give {KINDS}")
     folders = [each for each in found if each.is_dir()]
@@ -40,7 +40,7 @@ def open_source(path: str | os.PathLike[str], *, label_column: str | None = None
         return _open_parquet(path, found, label_column)
     for each in found:
         with readable(each):
-            if not tarfile.is_tarfile(each):
+            if not is_archive(each):
                 raise SourceError(f"{each}: neither a folder, nor a tar archive, nor parquet; give {KINDS}")
     if len(found) > 1 or found != [path] or webdataset.is_shard(path):
         return WebDatasetSource(path, found, label_column=label_column)

@@ -21,23 +21,56 @@ from fastbyol.data_prep.sources.source import (
 
 # OverflowError: a header may claim a size or a position that no file has.
 TAR_ERRORS = (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, OverflowError)
+EXTENDED = b"xgXLK"  # types of members that hold a longer header of the next one: pax, Solaris's pax, GNU's long names
+EXTENDED_BYTES_MAX = 1 << 18  # tarfile reads them whole; extended attributes, the longest part, have up to 64 KiB
+
+
+class Refused(tarfile.TarError):
+    """Tell what an intact archive holds that is not read, and what to do."""
 
 
 class _StrictHeader(tarfile.TarInfo):
     """Read a member's header, or the zeros that end an archive.
 
     TarFile takes a damaged header, or the end of the file, for the end of the archive: images behind it would be lost
-    without a word.
+    without a word. It also believes what a header claims: sparse members, which are few bytes on disk and any number
+    in memory, and long headers are refused before anything is made of them.
     """
 
     @classmethod
     def fromtarfile(cls, archive: tarfile.TarFile) -> _StrictHeader:
+        begin = archive.offset
         try:
             return super().fromtarfile(archive)
         except tarfile.EOFHeaderError:  # type: ignore[attr-defined]  # a block of zeros
             raise
         except tarfile.HeaderError as error:
-            raise tarfile.ReadError(f"{error} at byte {archive.offset}") from error
+            raise tarfile.ReadError(f"{error} at byte {begin}") from error
+        except (ValueError, RecursionError) as error:  # of pax headers
+            raise Refused(f"has a damaged header at byte {begin} ({error}); copy it again, or pack it anew") from error
+
+    @classmethod
+    def frombuf(cls, buf: bytes | bytearray, encoding: str, errors: str) -> _StrictHeader:
+        header = super().frombuf(buf, encoding, errors)
+        if header.type in EXTENDED and header.size > EXTENDED_BYTES_MAX:
+            raise Refused(f"has a header of {header.size} bytes; up to {EXTENDED_BYTES_MAX} are read: pack it anew")
+        if header.type == tarfile.GNUTYPE_SPARSE:
+            raise _sparse(header)
+        _require_size(header)
+        return header
+
+    def _proc_gnusparse_10(self, member: tarfile.TarInfo, *_: object) -> None:
+        """Be called by TarInfo for pax's sparse members, whose map it would read whole, however long."""
+        raise _sparse(member)
+
+
+def _require_size(member: tarfile.TarInfo) -> None:
+    if member.size < 0:
+        raise Refused(f"has a damaged header: member {member.name!r} has {member.size} bytes; pack it anew")
+
+
+def _sparse(member: tarfile.TarInfo) -> Refused:
+    return Refused(f"member {member.name!r} is sparse; pack it anew, without --sparse")
 
 
 class TarSource:
@@ -79,6 +112,15 @@ def open_archive(path: Path) -> tarfile.TarFile:
     return tarfile.open(path, tarinfo=_StrictHeader)
 
 
+def is_archive(path: Path) -> bool:
+    """Tell whether a file begins as an archive does."""
+    try:
+        open_archive(path).close()
+    except tarfile.ReadError:
+        return False
+    return True
+
+
 def open_inner(outer: tarfile.TarFile, member: tarfile.TarInfo) -> tarfile.TarFile:
     """Open a plain archive where it lies inside another.
 
@@ -96,6 +138,11 @@ def files(archive: tarfile.TarFile, place: Path) -> Iterator[tuple[tarfile.TarIn
     """
     while (member := archive.next()) is not None:
         archive.members = []  # type: ignore[attr-defined]
+        _require_size(member)  # a pax header may have changed it
+        if member.issparse():
+            raise _sparse(member)
+        if sum(map(len, archive.pax_headers.values())) > EXTENDED_BYTES_MAX:
+            raise Refused(f"has more than {EXTENDED_BYTES_MAX} bytes of global headers; pack it anew")
         name = PurePosixPath(member.name)
         if name.is_absolute() or ".." in name.parts:
             raise SourceError(f"{place}: member {member.name!r} points outside the archive; pack it with plain names")
@@ -129,6 +176,8 @@ def readable(path: Path) -> Iterator[None]:
     """Turn errors while reading an archive into SourceError."""
     try:
         yield
+    except Refused as error:
+        raise SourceError(f"{path}: {error}") from error
     except TAR_ERRORS as error:
         raise SourceError(f"{path}: damaged or cut short: {error}; copy it again") from error
     except OSError as error:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass, field
+from functools import partial
 
 import numpy as np
 import torch
@@ -47,14 +48,16 @@ def load(
     ahead: int = AHEAD,
     on_error: str = "fail",
     device: torch.device | str = "cpu",
+    processes: int = 1,
 ) -> Generator[Batch, None, None]:
     """Yield the decoded batches in the order given, each with its pixels on `device`, through the loader of this name.
 
     `workers` threads decode up to `ahead` batches in advance. A sample that does not decode raises BetonError with its
-    index (on_error "fail"), or is replaced by the next of the file that does ("skip"). Closing the generator ends the
-    threads. Raises ConfigError for what cannot be used, a missing package included, before anything is decoded.
+    index at its batch (on_error "fail"), or is replaced by the next of the file that does ("skip"). `processes` of this
+    machine load at the same time; loader memory keeps the file in each. Closing the generator ends the threads. Raises
+    ConfigError for what cannot be used, a missing package included, before anything is decoded.
     """
-    _check(name, workers=workers, ahead=ahead, on_error=on_error)
+    _check(name, workers=workers, ahead=ahead, on_error=on_error, processes=processes)
     try:
         module = importlib.import_module(f"fastbyol.loaders.{name}")
     except ImportError as error:
@@ -69,6 +72,8 @@ def load(
     if place.type == "cuda" and place.index is None:  # other threads would take the machine's first GPU
         place = torch.device("cuda", torch.cuda.current_device())
     loader: Callable[..., Generator[Batch, None, None]] = module.load
+    if name == "memory":
+        loader = partial(loader, processes=processes)
     loaded = loader(reader, batches, workers=workers, ahead=ahead, on_error=on_error, device=place)
     if place.type == "cpu":
         return loaded
@@ -77,11 +82,11 @@ def load(
     return moved
 
 
-def _check(name: str, *, workers: int, ahead: int, on_error: str) -> None:
+def _check(name: str, *, workers: int, ahead: int, on_error: str, processes: int) -> None:
     if name not in LOADERS:
         raise ConfigError(f"no loader {name!r}; choose one of {', '.join(LOADERS)}")
     if on_error not in ON_ERROR:
         raise ConfigError(f"on_error is {on_error!r}; choose one of {', '.join(ON_ERROR)}")
-    for setting, value in (("workers", workers), ("ahead", ahead)):
+    for setting, value in (("workers", workers), ("ahead", ahead), ("processes", processes)):
         if value < 1:
             raise ConfigError(f"{setting} is {value}; give at least 1")

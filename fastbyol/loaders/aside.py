@@ -24,6 +24,7 @@ def run_aside(
             while (batch := pending.popleft().result()) is not None:
                 pending.append(thread.submit(next, batches, None))
                 yield batch
+                del batch  # while the next is awaited, its memory is the caller's to free
         finally:
             for future in pending:
                 future.cancel()

@@ -9,7 +9,7 @@ import logging
 from collections import deque
 from collections.abc import Generator, Iterable, Iterator
 from itertools import islice
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -44,8 +44,8 @@ def load(
     """Yield the decoded batches in the order given, by DALI with `workers` threads, up to `ahead` in advance.
 
     On the CPU the pixels are native's. On a GPU DALI's mixed decoder leaves them there. Beside the batches, memory
-    holds the images of CHUNKS runs. DALI takes JPEGs whose data end early or hold a few wrong bits as they come, where
-    the other loaders raise.
+    holds the images of CHUNKS runs. DALI takes some JPEGs with a few wrong bits as they come, where the other loaders
+    raise; what it refuses is tried by simplejpeg.
     """
     stand_ins = StandIns(reader, on_error=on_error)
     return run_aside(_assembled(reader, batches, stand_ins, workers, torch.device(device)), ahead=ahead, device=device)
@@ -55,18 +55,20 @@ class _Chunk(NamedTuple):
     """Hold one run: places of a batch whose images are JPEGs, none for a batch of raw images only."""
 
     packing: Packing
+    skipped: NDArray[np.int64]
     places: NDArray[np.int64]
     is_last: bool
 
 
-def _chunks(reader: Reader, batches: Iterable[Rows]) -> Iterator[_Chunk]:
+def _chunks(reader: Reader, batches: Iterable[Rows], stand_ins: StandIns) -> Iterator[_Chunk]:
     """Split batches into runs of the pipeline; none spans two batches."""
-    for rows in batches:
+    for asked in batches:
+        rows, skipped = stand_ins.put(asked)
         packing = pack(reader, rows)
         places = np.flatnonzero(reader.modes[rows.indices] == JPEG)
         parts = np.array_split(places, max(-(-len(places) // CHUNK_IMAGES), 1))
         for number, part in enumerate(parts, 1):
-            yield _Chunk(packing, part, is_last=number == len(parts))
+            yield _Chunk(packing, skipped, part, is_last=number == len(parts))
 
 
 def _assembled(
@@ -79,7 +81,7 @@ def _assembled(
 
     stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
     decoder = _Decoder(reader, workers=workers, device=device)
-    chunks = _chunks(reader, batches)
+    chunks = _chunks(reader, batches, stand_ins)
     coming = deque(islice(chunks, CHUNKS))
     for chunk in coming:
         decoder.begin(chunk)
@@ -95,11 +97,12 @@ def _assembled(
                 decoder.begin(chunk_after)
             if chunk.is_last:
                 _put_raw(reader, chunk.packing, pixels)
-                batch = stand_ins.finish(chunk.packing, pixels, faults, empty=empty)
+                batch = stand_ins.finish(chunk.packing, pixels, faults, empty=empty, skipped=chunk.skipped)
                 if stream is not None:
                     stream.synchronize()
-                yield batch
                 pixels, faults = None, Faults()
+                yield batch
+                del batch  # while the next is made, its memory is the caller's to free
 
 
 def _put_raw(reader: Reader, packing: Packing, pixels: Tensor) -> None:
@@ -129,45 +132,55 @@ class _Decoder:
         if not len(chunk.places):
             return []
         try:
-            (images,) = self.pipeline.share_outputs()
-        except RuntimeError as error:
+            return self._take(chunk, pixels)
+        except RuntimeError:
             self.pipeline = build(workers=self.workers, device=self.device)
-            for after in under_way:
-                self.begin(after)
-            return self._without_dali(chunk, pixels, error)
-        faults = self._copy(chunk, images, pixels)
-        if pixels.is_cuda:
-            torch.cuda.current_stream().synchronize()  # DALI takes its buffers back
-        self.pipeline.release_outputs()
+            faults = [fault for place in chunk.places for fault in self._alone(chunk.packing, place, pixels)]
+        for after in under_way:
+            self.begin(after)
         return faults
 
-    def _copy(self, chunk: _Chunk, images: Any, pixels: Tensor) -> Faults:
+    def _take(self, chunk: _Chunk, pixels: Tensor) -> Faults:
+        """Copy the images of the oldest run; raise RuntimeError where DALI refuses one, and does not say which."""
+        (images,) = self.pipeline.share_outputs()
         faults: Faults = []
         shapes = images.shape()
         for number, place in enumerate(chunk.places.tolist()):
             packing, (height, width, _) = chunk.packing, shapes[number]
             index = int(packing.rows.indices[place])
             if (height, width) == tuple(packing.sizes[place]):
-                image = from_dlpack(images[number])
-                pixels[packing.begins[place] : packing.ends[place]].view(height, width, 3).copy_(image)
+                target = pixels[packing.begins[place] : packing.ends[place]].view(height, width, 3)
+                if pixels.is_cuda:
+                    target.copy_(from_dlpack(images[number]))
+                else:  # torch would split each image between its threads, which the decoders keep busy
+                    np.copyto(target.numpy(), np.asarray(images[number]))
             else:
                 faults.append((index, other_size(self.reader, index, height=height, width=width)))
+        if pixels.is_cuda:
+            torch.cuda.current_stream().synchronize()  # DALI takes its buffers back
+        self.pipeline.release_outputs()
         return faults
 
-    def _without_dali(self, chunk: _Chunk, pixels: Tensor, error: RuntimeError) -> Faults:
-        """Decode a chunk that DALI gave up, which does not say at what image, by simplejpeg, which does."""
-        faults: Faults = []
-        packing = chunk.packing
-        for place in chunk.places.tolist():
+    def _alone(self, packing: Packing, place: np.int64, pixels: Tensor) -> Faults:
+        """Decode one image of a refused run, so that no image's pixels depend on its neighbours.
+
+        Where DALI refuses it, simplejpeg decodes it, or says what is wrong with it.
+        """
+        chunk = _Chunk(packing, packing.rows.indices[:0], np.array([place]), is_last=False)
+        self.begin(chunk)
+        try:
+            return self._take(chunk, pixels)
+        except RuntimeError as refusal:
+            self.pipeline = build(workers=self.workers, device=self.device)
             index = int(packing.rows.indices[place])
             try:
                 decode_to(pixels[packing.begins[place] : packing.ends[place]], self.reader, index)
             except BetonError as fault:
-                faults.append((index, fault))
-        if not faults and not self._told:
-            log.warning("DALI refuses JPEGs that simplejpeg decodes, and simplejpeg's pixels are taken: %s", error)
-            self._told = True
-        return faults
+                return [(index, BetonError(str(fault)))]  # one without frames, which would keep the pixels alive
+            if not self._told:
+                log.warning("DALI refuses JPEGs that simplejpeg decodes, and its pixels are taken: %s", refusal)
+                self._told = True
+            return []
 
 
 def build(*, workers: int, device: torch.device) -> Pipeline:

@@ -29,6 +29,10 @@ class StandIns:
         self._fails = on_error == "fail"
         self._stand_ins: dict[int, int] = {}
 
+    def __len__(self) -> int:
+        """Count the samples known not to decode."""
+        return len(self._stand_ins)
+
     def find(self, index: int, error: BetonError) -> int:
         """Return the stand-in of a sample that failed with this error; raise the error where the policy is to fail."""
         if self._fails:
@@ -68,15 +72,14 @@ class StandIns:
         faults: Faults,
         *,
         empty: Callable[[Packing], Tensor],
-        skipped: NDArray[np.int64] | None = None,
+        skipped: NDArray[np.int64],
     ) -> Batch:
         """Make a Batch of a filled buffer; where samples in it did not decode, of another with the stand-ins.
 
         `empty` allocates that other one; `skipped` names samples that were replaced before, when the batch began.
         """
-        before = packing.rows.indices[:0] if skipped is None else skipped
         if not faults:
-            return packing.batch(self.reader, pixels, skipped=before)
+            return packing.batch(self.reader, pixels, skipped=skipped)
         for index, error in faults:
             self.find(index, error)
         rows, now = self.put(packing.rows)
@@ -87,4 +90,4 @@ class StandIns:
                 out[begin:end] = pixels[packing.begins[place] : packing.ends[place]]
             else:
                 decode_to(out[begin:end], self.reader, index)
-        return repaired.batch(self.reader, out, skipped=np.concatenate([before, now]))
+        return repaired.batch(self.reader, out, skipped=np.concatenate([skipped, now]))

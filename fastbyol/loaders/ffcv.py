@@ -7,7 +7,7 @@ forever when its thread dies. Here the decoder reports the code of every image, 
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import closing
+from contextlib import closing, suppress
 from dataclasses import replace
 from functools import cache
 from itertools import islice
@@ -43,7 +43,7 @@ CHUNK_BYTES = 2**26  # ffcv's buffers hold the largest image of the file in ever
 CHUNK_IMAGES = 256
 CHUNKS = 4  # one being filled, one being emptied, the others in between
 BATCHES_AT_ONCE = 256  # given to one ffcv iterator; where it ends, its pipeline runs dry once
-POLL_S = 0.2
+POLL_S, END_POLL_S = 0.2, 0.01
 OTHER_SIZE = -2  # code beside those of libjpeg-turbo (0, -1)
 
 
@@ -71,19 +71,42 @@ def _assembled(
     """Copy ffcv's images, which come in chunks whatever the batches are, together to batches."""
     source = iter(batches)
     loader = _loader(reader, workers=workers)
-    while several := list(islice(source, BATCHES_AT_ONCE)):
-        order = np.concatenate([rows.indices for rows in several]).astype(np.uint64)
+    several: list[Rows] = []
+    while several := several or list(islice(source, BATCHES_AT_ONCE)):
+        known, done = len(stand_ins), 0
+        asked = [stand_ins.put(rows) for rows in several]
+        order = np.concatenate([rows.indices for rows, _ in asked]).astype(np.uint64)
         with closing(_images(loader, order)) as images:
-            for rows in several:
-                packing = pack(reader, rows)
-                pixels = packing.empty(device)
-                target, faults = pixels.numpy(), []
-                for (index, begin, end), (image, code) in zip(packing.places(), images, strict=False):
-                    if code == 0:
-                        target[begin:end] = image[: end - begin]
-                    else:
-                        faults.append((index, _error(reader, index, code)))
-                yield stand_ins.finish(packing, pixels, faults, empty=lambda packing: packing.empty(device))
+            for rows, skipped in asked:
+                yield _batch(reader, rows, images, stand_ins, skipped=skipped, device=device)
+                done += 1
+                if len(stand_ins) > known:  # a bad sample was found, and may come again in the order ffcv was given
+                    break
+        several = several[done:]
+
+
+def _batch(
+    reader: Reader,
+    rows: Rows,
+    images: Iterator[tuple[NDArray[np.uint8], int]],
+    stand_ins: StandIns,
+    *,
+    skipped: NDArray[np.int64],
+    device: torch.device | str,
+) -> Batch:
+    """Copy the next of ffcv's images together; raise RuntimeError when they end too early."""
+    packing = pack(reader, rows)
+    pixels = packing.empty(device)
+    target, faults = pixels.numpy(), []
+    for index, begin, end in packing.places():
+        image, code = next(images, (None, 0))
+        if image is None:
+            raise RuntimeError(f"{reader.path}: ffcv ended its iteration before sample {index} of its order")
+        if code == 0:
+            target[begin:end] = image[: end - begin]
+        else:
+            faults.append((index, _error(reader, index, code)))
+    return stand_ins.finish(packing, pixels, faults, empty=lambda packing: packing.empty(device), skipped=skipped)
 
 
 def _error(reader: Reader, index: int, code: int) -> BetonError:
@@ -127,8 +150,7 @@ def _images(loader: Any, order: NDArray[np.uint64]) -> Generator[tuple[NDArray[n
         for ((pixels, codes),) in epoch.results():
             yield from zip(pixels, codes[:, 0].tolist(), strict=True)
     finally:
-        epoch.close()
-        epoch.join()
+        epoch.end()
 
 
 class Epoch(EpochIterator):  # type: ignore[misc]
@@ -157,6 +179,21 @@ class Epoch(EpochIterator):  # type: ignore[misc]
                 return
             _, images = result
             yield images
+
+    def run_pipeline(self, *settings: Any) -> Any:
+        """Decode the next chunk, unless the end has been asked for: ffcv looks only when its queue is full."""
+        if self.terminate_event.is_set():
+            raise StopIteration
+        return super().run_pipeline(*settings)
+
+    def end(self) -> None:
+        """End the thread, which may be waiting for room in the queue, and let the file go."""
+        self.terminate_event.set()
+        while self.is_alive():
+            with suppress(Empty):
+                self.output_queue.get_nowait()
+            self.join(END_POLL_S)
+        self.close()
 
 
 class WholeImages(SimpleRGBImageDecoder):  # type: ignore[misc]

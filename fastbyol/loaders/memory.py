@@ -1,27 +1,27 @@
-"""Know how to decode a whole file once, keep it as uint8 in RAM or on the GPU, and serve batches without decoding."""
+"""Know how to decode each image of a file once, keep it as uint8 in RAM or on the GPU, and serve batches from there."""
 
 from __future__ import annotations
 
 import logging
-from collections.abc import Generator, Iterable
+from collections import deque
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
+from itertools import chain
 
 import numpy as np
 import torch
-from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
 
 from fastbyol.beton import Reader
 from fastbyol.config import ConfigError
 from fastbyol.loaders import AHEAD, Batch, native
-from fastbyol.loaders.packing import Packing, pack
+from fastbyol.loaders.packing import Packing, batch_bytes, pack
 from fastbyol.loaders.ram import available_bytes
 from fastbyol.order import Rows
 
 RAM_SHARE = 0.9  # of what is available
 GPU_SHARE = 0.5  # of what is free before training, which still wants its own
-DECODED_TOGETHER = 256
+GATHERED = 2  # batches for a GPU that the file does not fit on: the one handed out, and the next
 GIB = 2**30
 
 log = logging.getLogger(__name__)
@@ -35,101 +35,119 @@ def load(
     ahead: int = AHEAD,
     on_error: str = "fail",
     device: torch.device | str = "cpu",
+    processes: int = 1,
 ) -> Generator[Batch, None, None]:
-    """Decode the file now, then yield the batches in the order given.
+    """Yield the batches in the order given; a sample is decoded, as by native, when it is first asked for, and kept.
 
     The pixels rest on `device` if they fit there, and a batch is then the whole of them with the offsets of its images:
     nothing is copied. Otherwise they rest in RAM, and a batch for a GPU is gathered into a pinned buffer. Raises
-    ConfigError when they fit nowhere, and BetonError for a sample that does not decode, here and not at its batch.
+    ConfigError, here and before anything is decoded, when all samples fit nowhere; `processes` of this machine take
+    as much RAM each.
     """
-    packing = _whole(reader)
-    place = _place(reader, packing, torch.device(device))
-    pixels, sources = _decode_all(reader, packing, place, workers=workers, ahead=ahead, on_error=on_error)
-    serve = _in_place if place == torch.device(device) else _gathered
-    return serve(reader, batches, packing, pixels, sources)
+    source = iter(batches)
+    first = next(source, None)
+    rows = source if first is None else chain([first], source)
+    resident = _Resident(reader, torch.device(device))
+    resident.find_room(batch_size=1 if first is None else len(first.indices), ahead=ahead, processes=processes)
+    return _served(resident, iter(rows), workers=workers, ahead=ahead, on_error=on_error)
 
 
-def _whole(reader: Reader) -> Packing:
-    """Lay out all samples in the order of the file."""
-    indices = np.arange(len(reader), dtype=np.int64)
-    return pack(reader, Rows(indices, np.zeros_like(indices)))
-
-
-def _place(reader: Reader, packing: Packing, device: torch.device) -> torch.device:
-    """Choose where the decoded file rests: the device, else the host; raise ConfigError when it fits on neither."""
-    size = packing.buffer_bytes()
-    host = torch.device("cpu")
-    if device != host:
-        free, _ = torch.cuda.mem_get_info(device)
-        if size <= GPU_SHARE * free:
-            return device
-        log.warning(
-            "decoded, %s takes %.1f GiB, more than %.0f %% of the %.1f GiB free on %s: it is kept in RAM and copied",
-            *(reader.path, size / GIB, 100 * GPU_SHARE, free / GIB, device),
-        )
-    available = available_bytes()
-    if size > RAM_SHARE * available:
-        raise ConfigError(
-            f"decoded, {reader.path} takes {size / GIB:.1f} GiB; {available / GIB:.1f} GiB of RAM are available, of "
-            f"which loader memory takes up to {RAM_SHARE:.0%}; give --loader native, or write smaller images"
-        )
-    return host
-
-
-def _decode_all(
-    reader: Reader, packing: Packing, place: torch.device, *, workers: int, ahead: int, on_error: str
-) -> tuple[Tensor, NDArray[np.int64]]:
-    """Decode every sample to `place`; return the pixels and, for each sample, the one that stands for it."""
-    pixels = torch.zeros(packing.buffer_bytes(), dtype=torch.uint8, device=place)
-    sources = packing.rows.indices.copy()
-    parts = np.array_split(sources.copy(), -(-len(sources) // DECODED_TOGETHER))
-    asked = [Rows(part, np.zeros_like(part)) for part in parts]
-    with (
-        closing(native.load(reader, asked, workers=workers, ahead=ahead, on_error=on_error)) as decoded,
-        tqdm(total=len(sources), desc=f"decoding {reader.path.name}", unit="images", delay=2, disable=None) as bar,
-    ):
-        for part, batch in zip(parts, decoded, strict=True):
-            sources[part] = batch.indices
-            if not len(batch.skipped):
-                begin, end = int(packing.begins[part[0]]), int(packing.ends[part[-1]])
-                pixels[begin:end] = batch.pixels[: end - begin]
-            else:
-                _copy_each(pixels, packing, batch, part)
-            bar.update(len(part))
-    return pixels, sources
-
-
-def _copy_each(pixels: Tensor, packing: Packing, batch: Batch, asked: NDArray[np.int64]) -> None:
-    """Copy the images of a batch in which stand-ins disturb the layout; the place of a bad sample stays unused."""
-    for place, index in enumerate(asked.tolist()):
-        if batch.indices[place] == index:
-            begin, end, first = int(packing.begins[index]), int(packing.ends[index]), int(batch.offsets[place])
-            pixels[begin:end] = batch.pixels[first : first + end - begin]
-
-
-def _in_place(
-    reader: Reader, batches: Iterable[Rows], packing: Packing, pixels: Tensor, sources: NDArray[np.int64]
+def _served(
+    resident: _Resident, batches: Iterator[Rows], *, workers: int, ahead: int, on_error: str
 ) -> Generator[Batch, None, None]:
-    """Serve batches that point into the resident pixels."""
+    """Decode what each batch is the first to ask for, until all samples are there; then only serve."""
+    waiting: deque[tuple[Rows, Rows]] = deque()
+
+    def missing() -> Iterator[Rows]:
+        while not resident.was_asked.all() and (rows := next(batches, None)) is not None:
+            waiting.append((rows, resident.missing(rows)))
+            yield waiting[-1][1]
+
+    native_batches = native.load(
+        resident.reader, missing(), workers=workers, ahead=ahead, on_error=on_error, device=resident.place
+    )
+    with closing(native_batches) as decoded:
+        for batch in decoded:
+            rows, asked = waiting.popleft()
+            resident.keep(asked, batch)
+            del batch
+            yield resident.batch(rows)
     for rows in batches:
-        indices = sources[rows.indices]
-        part = Packing(
-            Rows(indices, rows.epochs), packing.sizes[indices], packing.begins[indices], packing.ends[indices]
-        )
-        yield part.batch(reader, pixels, skipped=rows.indices[indices != rows.indices])
+        yield resident.batch(rows)
 
 
-def _gathered(
-    reader: Reader, batches: Iterable[Rows], packing: Packing, pixels: Tensor, sources: NDArray[np.int64]
-) -> Generator[Batch, None, None]:
-    """Serve batches copied together in pinned memory, for a GPU that the file does not fit on."""
-    gather = _gather_equal if (packing.sizes == packing.sizes[0]).all() else _gather
-    for rows in batches:
-        indices = sources[rows.indices]
-        part = pack(reader, Rows(indices, rows.epochs))
-        buffer = part.empty("cuda")
-        gather(pixels, packing, part, buffer)
-        yield part.batch(reader, buffer, skipped=rows.indices[indices != rows.indices])
+class _Resident:
+    """Hold the decoded file, as far as it has been asked for, for batches to `device`.
+
+    packing: where each sample of the file lies; sources: int64 [N], the sample that stands for each, itself or, where
+    it does not decode, another; was_asked: bool [N].
+    """
+
+    def __init__(self, reader: Reader, device: torch.device) -> None:
+        self.reader, self.device, self.place = reader, device, device
+        everything = np.arange(len(reader), dtype=np.int64)
+        self.packing = pack(reader, Rows(everything, np.zeros_like(everything)))
+        self.sources = everything.copy()
+        self.was_asked = np.zeros(len(reader), bool)
+        self.has_one_size = bool((self.packing.sizes == self.packing.sizes[0]).all())
+
+    def find_room(self, *, batch_size: int, ahead: int, processes: int) -> None:
+        """Choose where the pixels rest: the device, else the host; raise ConfigError when they fit on neither."""
+        size = self.packing.buffer_bytes()
+        if self.device.type == "cuda":
+            free, _ = torch.cuda.mem_get_info(self.device)
+            if size <= GPU_SHARE * free:
+                self.pixels = torch.empty(size, dtype=torch.uint8, device=self.device)
+                return
+            log.warning(
+                "decoded, %s takes %.1f GiB, more than %.0f %% of the %.1f GiB free on %s: kept in RAM and copied",
+                *(self.reader.path, size / GIB, 100 * GPU_SHARE, free / GIB, self.device),
+            )
+            self.place = torch.device("cpu")
+        beside = min(native.ceiling_bytes(self.reader, batch_size=batch_size, ahead=ahead), size)  # each image once
+        if self.place != self.device:
+            beside += GATHERED * batch_bytes(self.reader, batch_size=batch_size)
+        available = available_bytes()
+        if processes * (size + beside) > RAM_SHARE * available:
+            each = "" if processes == 1 else f" in each of {processes} processes"
+            raise ConfigError(
+                f"decoded, {self.reader.path} takes {size / GIB:.1f} GiB, and decoding it up to {beside / GIB:.1f} GiB"
+                f"{each}; {available / GIB:.1f} GiB of RAM are available, of which loader memory takes up to "
+                f"{RAM_SHARE:.0%}; give --loader native, or write smaller images"
+            )
+        self.pixels = self.packing.empty()
+
+    def missing(self, rows: Rows) -> Rows:
+        """Return the samples that these rows are the first to ask for, in the order of the file."""
+        asked = np.unique(rows.indices[~self.was_asked[rows.indices]])
+        self.was_asked[asked] = True
+        return Rows(asked, np.zeros_like(asked))
+
+    def keep(self, asked: Rows, batch: Batch) -> None:
+        """Copy decoded images, stand-ins for bad ones among them, to the places where the file has them."""
+        self.sources[asked.indices] = batch.indices
+        packing, pixels = self.packing, self.pixels
+        for index, first in zip(batch.indices.tolist(), batch.offsets.tolist(), strict=True):
+            begin, end = int(packing.begins[index]), int(packing.ends[index])
+            image = batch.pixels[first : first + end - begin]
+            if pixels.is_cuda:
+                pixels[begin:end].copy_(image, non_blocking=True)
+            else:  # torch would split each image between its threads
+                np.copyto(pixels[begin:end].numpy(), image.numpy())
+
+    def batch(self, rows: Rows) -> Batch:
+        """Serve a batch whose samples are all there: pointing into the pixels, or gathered from them."""
+        indices = self.sources[rows.indices]
+        skipped = rows.indices[indices != rows.indices]
+        whole, now = self.packing, Rows(indices, rows.epochs)
+        if self.place == self.device:
+            part = Packing(now, whole.sizes[indices], whole.begins[indices], whole.ends[indices])
+            return part.batch(self.reader, self.pixels, skipped=skipped)
+        part = pack(self.reader, now)
+        buffer = part.empty(self.device)
+        gather = _gather_equal if self.has_one_size else _gather
+        gather(self.pixels, whole, part, buffer)
+        return part.batch(self.reader, buffer, skipped=skipped)
 
 
 def _gather_equal(pixels: Tensor, whole: Packing, part: Packing, out: Tensor) -> None:

@@ -16,7 +16,7 @@ from torch import Tensor
 from fastbyol.beton import BetonError, Reader
 from fastbyol.loaders import AHEAD, Batch
 from fastbyol.loaders.faults import Faults, StandIns
-from fastbyol.loaders.packing import Packing, pack
+from fastbyol.loaders.packing import Packing, batch_bytes, pack
 from fastbyol.loaders.stored import decode_into
 from fastbyol.order import Rows
 
@@ -44,8 +44,8 @@ def load(
 ) -> Generator[Batch, None, None]:
     """Yield the decoded batches in the order given, while `workers` threads decode up to `ahead` in advance.
 
-    At most `ahead` batches are decoded or under way beside those the caller holds, whatever the number of threads;
-    pinned memory is rounded up to powers of two by torch's allocator. An error is raised at its batch's turn.
+    Beside the batches the caller still holds, memory holds at most the one handed out and `ahead` more, whatever the
+    number of threads and also while one of them is repaired: ceiling_bytes(). An error is raised at its batch's turn.
     """
     source = iter(batches)
     threads = 1 if np.mean(reader.heights * reader.widths) < SMALL_PIXELS else workers
@@ -70,10 +70,19 @@ def load(
                 del pixels  # of a batch that was repaired, the damaged copy
                 begin(1)
                 yield batch
+                del batch  # while the next is made, its memory is the caller's to free
         finally:
             for decoding in pending:
                 for part in decoding.parts:
                     part.cancel()
+
+
+def ceiling_bytes(reader: Reader, *, batch_size: int, ahead: int) -> int:
+    """Return the most that the decoded batches of load() take, the one handed out among them.
+
+    Pinned memory comes on top of it: torch's allocator rounds each buffer up to a power of two and keeps what it had.
+    """
+    return (ahead + 1) * batch_bytes(reader, batch_size=batch_size)
 
 
 def _submit(
@@ -102,7 +111,7 @@ def decode_part(reader: Reader, packing: Packing, pixels: NDArray[np.uint8], pla
         try:
             decode_into(pixels[begin:end], reader, index)
         except BetonError as error:
-            faults.append((index, error))
+            faults.append((index, BetonError(str(error))))  # one without frames, which would keep the pixels alive
     return faults
 
 

@@ -45,7 +45,7 @@ class Packing(NamedTuple):
 
     def image_bytes(self) -> int:
         """Count the bytes of the images."""
-        return int(self.ends[-1])
+        return int(self.ends[-1]) if len(self.ends) else 0
 
     def buffer_bytes(self) -> int:
         """Count the bytes of the buffer: those of the images, and what the widest of them would need as the last.
@@ -53,7 +53,7 @@ class Packing(NamedTuple):
         reference.unpack_planes reads that far, and copies the buffer when it ends earlier.
         """
         widths = self.sizes[:, 1]
-        return self.image_bytes() + 3 * int(widths.max() - widths[-1])
+        return self.image_bytes() + 3 * int((widths.max() - widths[-1]) if len(widths) else 0)
 
     def batch(self, reader: Reader, pixels: Tensor, *, skipped: NDArray[np.int64]) -> Batch:
         """Describe the filled buffer as a Batch; `rows` holds the samples that are in it."""
@@ -68,6 +68,18 @@ def pack(reader: Reader, rows: Rows) -> Packing:
     lengths = sizes.prod(axis=1) * 3
     ends = np.cumsum(lengths)
     return Packing(rows, sizes, ends - lengths, ends)
+
+
+def batch_bytes(reader: Reader, *, batch_size: int) -> int:
+    """Return the most that the buffer of a batch takes, were the largest images of the file to meet in it.
+
+    A batch that ends one epoch and begins the next may hold an image twice.
+    """
+    pixels = reader.heights * reader.widths
+    times = (batch_size - 2) // len(pixels) + 2
+    count = min(-(-batch_size // times), len(pixels))
+    largest = np.partition(pixels, len(pixels) - count)[-count:]
+    return 3 * (times * int(largest.sum()) + int(reader.widths.max()))
 
 
 def on_host(values: NDArray[np.int64], *, like: Tensor) -> Tensor:

@@ -26,4 +26,7 @@ def to_gpu(batches: Generator[Batch, None, None], device: torch.device | str) ->
             current = torch.cuda.current_stream(device)
             current.wait_stream(stream)
             pixels.record_stream(current)  # allocated on the other stream: not to be reused before this one has read it
-            yield replace(batch, pixels=pixels)
+            moved = replace(batch, pixels=pixels)
+            del batch, pixels
+            yield moved
+            del moved  # while the next is awaited, its memory, on host and GPU, is the caller's to free

@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import threading
+import time
+from contextlib import closing
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -25,6 +29,37 @@ def test_a_dead_ffcv_thread_raises_in_the_main_thread(betons: Betons) -> None:
             next(iter(epoch.results()))
         epoch.close()
         epoch.join()
+
+
+def test_an_iteration_that_ends_early_raises(betons: Betons, monkeypatch: pytest.MonkeyPatch) -> None:
+    from ffcv.loader.epoch_iterator import EpochIterator  # noqa: PLC0415
+
+    from fastbyol import loaders  # noqa: PLC0415
+    from fastbyol.order import stream  # noqa: PLC0415
+
+    begin = EpochIterator.__init__
+    monkeypatch.setattr(EpochIterator, "__init__", lambda self, loader, order: begin(self, loader, order[:-3]))
+    with Reader(betons.train) as reader:
+        rows = list(islice(stream(0, batch_size=20, count=len(reader), seed=0), 4))
+        with closing(loaders.load("ffcv", reader, rows, workers=1)) as batches:
+            assert [next(batches).indices.tolist() for _ in range(3)] == [each.indices.tolist() for each in rows[:3]]
+            with pytest.raises(RuntimeError, match=f"ended its iteration before sample {rows[3].indices[-3]} "):
+                next(batches)
+
+
+@pytest.mark.parametrize("taken", [1, 3, 40])
+def test_an_iteration_can_be_ended_whatever_its_thread_waits_for(betons: Betons, taken: int) -> None:
+    """Its queue is full after two chunks, before its last word, or between them."""
+    from fastbyol.loaders import ffcv  # noqa: PLC0415
+
+    with Reader(betons.train) as reader:
+        loader = ffcv._loader(reader, workers=1)
+        for chunks in (1, 2, 3, 40):
+            images = ffcv._images(loader, np.arange(chunks * ffcv.CHUNK_IMAGES, dtype=np.uint64) % len(reader))
+            assert len(list(islice(images, taken))) == taken
+            time.sleep(0.1)  # the thread runs ahead as far as it can
+            images.close()
+            assert not any(isinstance(each, ffcv.Epoch) for each in threading.enumerate())
 
 
 def test_labels_come_from_the_file_and_other_fields_are_not_decoded(tmp_path: Path) -> None:

@@ -1,0 +1,99 @@
+"""Know how to have NVIDIA DALI crop and resize what any loader decoded; colour, blur and the rest stay with us.
+
+The boxes are those drawn for each sample, so one seed gives the same boxes as without DALI; the pixels differ: DALI
+repeats a crop's border where ours leaves taps beyond it out, and rounds each crop to uint8 (docs/numerics.md).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Generator
+from contextlib import closing
+from dataclasses import replace
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from nvidia.dali import Pipeline, fn, types
+from torch import Tensor
+from torch.utils.dlpack import from_dlpack
+
+from fastbyol.kernels.view_params import ViewParams
+from fastbyol.loaders import Batch
+from fastbyol.loaders.packing import on_host
+
+VIEWS = 2
+
+Draw = Callable[[Batch], ViewParams]
+
+
+def cropped(
+    batches: Generator[Batch, None, None], draw: Draw, *, crop_px: int, workers: int, device: torch.device | str
+) -> Generator[Batch, None, None]:
+    """Yield the batches with the crops of both views in place of their B images.
+
+    `draw` gives the parameters of a batch's views. pixels: uint8 [2B * crop_px * crop_px * 3], all of view 0 first;
+    offsets and sizes: [2B] and [2B, 2] accordingly; not flipped. views.of_crops() makes of the same parameters those
+    that finish such a batch.
+    """
+    place = torch.device(device)
+    pipelines: dict[int, Pipeline] = {}  # by batch size; the last batch of a list may be smaller
+    with closing(batches):
+        for batch in batches:
+            count = len(batch.indices)
+            if count not in pipelines:
+                pipelines[count] = build(batch_size=count, crop_px=crop_px, workers=workers, device=place)
+            yield _batch(batch, _crops(pipelines[count], batch, draw(batch).boxes.numpy()), crop_px=crop_px)
+
+
+def _crops(pipeline: Pipeline, batch: Batch, boxes: NDArray[np.float32]) -> Tensor:
+    """Crop every image of a batch to its boxes [2, B, 4] (top, left, height, width); return uint8 [bytes]."""
+    pipeline.feed_input("images", _images(batch))
+    for view, whole in enumerate(boxes.astype(np.int32)):
+        pipeline.feed_input(f"starts of {view}", np.ascontiguousarray(whole[:, :2]))
+        pipeline.feed_input(f"shapes of {view}", np.ascontiguousarray(whole[:, 2:]))
+    pipeline.schedule_run()
+    crops = torch.cat([from_dlpack(each.as_tensor()).flatten() for each in pipeline.share_outputs()])
+    if crops.is_cuda:
+        torch.cuda.current_stream().synchronize()  # DALI takes its buffers back
+    pipeline.release_outputs()
+    return crops
+
+
+def _images(batch: Batch) -> list[Tensor] | list[NDArray[np.uint8]]:
+    """Point at the images of a batch, [H, W, 3] each, where they are."""
+    images = []
+    for begin, (height, width) in zip(batch.offsets.tolist(), batch.sizes.tolist(), strict=True):
+        images.append(batch.pixels[begin : begin + height * width * 3].view(height, width, 3))
+    return images if batch.pixels.is_cuda else [image.numpy() for image in images]
+
+
+def _batch(batch: Batch, crops: Tensor, *, crop_px: int) -> Batch:
+    count, length = len(crops) // (crop_px * crop_px * 3), crop_px * crop_px * 3
+    offsets, sizes = np.arange(count) * length, np.full((count, 2), crop_px, np.int64)
+    return replace(batch, pixels=crops, offsets=on_host(offsets, like=crops), sizes=on_host(sizes, like=crops))
+
+
+def build(*, batch_size: int, crop_px: int, workers: int, device: torch.device) -> Pipeline:
+    """Build the pipeline: cut, then resize by the same cubic (a = -1/2, without antialias) as our kernels."""
+    is_gpu = device.type == "cuda"
+    where = "gpu" if is_gpu else "cpu"
+    pipeline = Pipeline(
+        batch_size=batch_size,
+        num_threads=workers,
+        device_id=device.index if is_gpu else None,
+        prefetch_queue_depth=1,
+        exec_dynamic=True,
+        exec_pipelined=False,  # each run is scheduled here
+    )
+    with pipeline:
+        images = fn.external_source(name="images", dtype=types.UINT8, ndim=3, layout="HWC", device=where)
+        crops = []
+        for view in range(VIEWS):
+            start, shape = (
+                fn.external_source(name=f"{what} of {view}", dtype=types.INT32, ndim=1) for what in ("starts", "shapes")
+            )
+            cut = fn.slice(images, start=start, shape=shape, axes=(0, 1))
+            crops.append(fn.resize(cut, size=(crop_px, crop_px), interp_type=types.INTERP_CUBIC, antialias=False))
+        pipeline.set_outputs(*crops)
+    pipeline.build()
+    return pipeline

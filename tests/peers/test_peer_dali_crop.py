@@ -1,0 +1,67 @@
+"""Laws of DALI's crop: the boxes are those drawn, the crop is about ours, and all that follows is ours."""
+
+from __future__ import annotations
+
+from contextlib import closing
+from functools import partial
+from itertools import islice
+
+import numpy as np
+import pytest
+import torch
+
+from fastbyol import loaders, views
+from fastbyol.beton import Reader
+from fastbyol.config import ViewConfig
+from fastbyol.kernels.reference import IMAGENET_STD
+from fastbyol.kernels.view_params import ViewParams
+from fastbyol.loaders import Batch
+from fastbyol.order import stream
+from tests.conftest import Betons
+
+pytestmark = pytest.mark.peers
+pytest.importorskip("nvidia.dali")
+SIDE = 32  # of the images
+LEVELS_APART = 0.5  # on average; measured .28, half of it rounding to uint8
+
+
+def draw(view: ViewConfig, batch: Batch) -> ViewParams:
+    return views.draw((view, view), seed=1, epochs=batch.epochs, indices=batch.indices, sizes=batch.sizes.numpy())
+
+
+def both(betons: Betons, view: ViewConfig, *, crop_px: int) -> tuple[torch.Tensor, torch.Tensor]:
+    """Make the views of a few batches with our crop and with DALI's."""
+    from fastbyol.loaders.dali_crop import cropped  # noqa: PLC0415
+
+    with Reader(betons.train) as reader:
+        rows = [*islice(stream(2, batch_size=7, count=len(reader), seed=0), 3)]
+        whole = list(loaders.load("native", reader, rows, workers=1))
+        settings = {"crop_px": crop_px, "workers": 1, "device": "cpu"}
+        crops = cropped(loaders.load("native", reader, rows, workers=1), partial(draw, view), **settings)
+        with closing(crops):
+            got = list(crops)
+    ours, theirs = [], []
+    for a, b in zip(whole, got, strict=True):
+        assert np.array_equal(a.indices, b.indices)
+        params, size = draw(view, a), {"crop_px": crop_px}
+        ours.append(views.apply(a.pixels, a.offsets, a.sizes, params, **size))
+        theirs.append(views.apply(b.pixels, b.offsets, b.sizes, views.of_crops(params, **size), **size))
+    return torch.cat(ours), torch.cat(theirs)
+
+
+def test_after_a_crop_that_changes_nothing_every_operation_is_ours(betons: Betons) -> None:
+    ours, theirs = both(betons, ViewConfig(area=(1, 1), ratio=(1, 1), solarize=0.5), crop_px=SIDE)
+    assert ours.shape == (3 * 2 * 7, 3, SIDE, SIDE)
+    assert ours.equal(theirs)
+
+
+@pytest.mark.parametrize("crop_px", [24, 57])
+def test_crops_are_about_ours(betons: Betons, crop_px: int) -> None:
+    ours, theirs = both(betons, ViewConfig(jitter=0, grayscale=0, blur=0), crop_px=crop_px)
+    levels = 255 * torch.tensor(IMAGENET_STD).view(3, 1, 1) * (ours - theirs).abs()
+    assert levels.mean() < LEVELS_APART
+
+
+def test_a_view_has_the_box_and_the_flip_that_were_drawn(betons: Betons) -> None:
+    ours, theirs = both(betons, ViewConfig(), crop_px=24)
+    assert torch.cdist(ours.flatten(1), theirs.flatten(1)).argmin(1).tolist() == list(range(len(ours)))
