@@ -1,0 +1,89 @@
+"""Laws of the count of floating-point operations and of the GPUs' peaks."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+import pytest
+import torch
+from torch.utils.flop_counter import FlopCounterMode
+
+from fastbyol.byol import BYOL
+from fastbyol.config import EncoderConfig, HeadConfig
+from fastbyol.encoder import ResNet
+from fastbyol.flops import multiply_adds, peak_flops, train_flops_per_image, utilisation
+from fastbyol.recipes import demo, imagenet_rn50
+
+
+def resnet50_macs() -> int:
+    """Add up ResNet-50 at 224 px by hand: stem, then per stage the 1x1, 3x3, 1x1 of each block and one shortcut."""
+    macs = 112 * 112 * 64 * 3 * 7 * 7
+    inputs, side = 64, 56
+    for stage, depth in enumerate((3, 4, 6, 3)):
+        planes = 64 << stage
+        for block in range(depth):
+            stride = 2 if stage and block == 0 else 1
+            macs += side**2 * inputs * planes  # before the stride
+            side //= stride
+            macs += side**2 * (9 * planes * planes + planes * 4 * planes)
+            macs += side**2 * inputs * 4 * planes if block == 0 else 0
+            inputs = 4 * planes
+    return macs
+
+
+def test_resnet50_takes_the_published_multiply_adds() -> None:
+    with torch.device("meta"):
+        encoder = ResNet(EncoderConfig("resnet50"), views=1).eval()
+        macs = multiply_adds(encoder, torch.empty(1, 3, 224, 224))
+    assert macs == resnet50_macs()
+    assert (macs + 2048 * 1000) / 1e9 == pytest.approx(4.09, abs=0.005)  # with the classifier, as it is published
+
+
+def test_a_step_is_three_passes_online_and_one_of_the_target() -> None:
+    recipe = imagenet_rn50()
+    projector, predictor = 2048 * 4096 + 4096 * 256, 256 * 4096 + 4096 * 256
+    branch = resnet50_macs() + projector
+    assert train_flops_per_image(recipe, crop_px=224) == 2 * 2 * (3 * (branch + predictor) + branch)
+
+
+def test_the_count_is_torchs_own() -> None:
+    crop_px = 33
+    recipe = replace(demo(), head=HeadConfig(hidden=48, out=16))
+    model = BYOL(recipe.encoder, recipe.head, seed=0)
+    with FlopCounterMode(display=False) as counter:
+        model(torch.rand(4, 3, crop_px, crop_px)).loss.backward()
+    counts = counter.get_flop_counts()["Global"]
+    images_gradient = multiply_adds(model.online.encoder.conv1, torch.rand(4, 3, crop_px, crop_px)) * 2
+    counted = train_flops_per_image(recipe, crop_px=crop_px) * 2  # two images, two views
+    assert sum(counts.values()) == counted - images_gradient  # torch knows that nobody asks for the images' gradient
+
+
+@pytest.mark.parametrize(
+    ("name", "precision", "tflops"),
+    [
+        ("NVIDIA A100-SXM4-80GB", "bfloat16", 312.0),
+        ("NVIDIA A100 80GB PCIe", "float32", 156.0),
+        ("NVIDIA H100 80GB HBM3", "bfloat16", 989.4),
+        ("NVIDIA H100 PCIe", "bfloat16", 756.0),
+        ("NVIDIA H200", "float32", 494.7),
+        ("NVIDIA L4", "bfloat16", 121.0),
+        ("NVIDIA RTX A6000", "bfloat16", 154.8),
+        ("NVIDIA GeForce RTX 4090", "bfloat16", 165.2),
+        ("NVIDIA B200", "bfloat16", 2250.0),
+        ("Tesla V100-SXM2-16GB", "float32", 15.7),
+        ("Tesla V100-SXM2-16GB", "bfloat16", None),
+        ("NVIDIA H100 80GB HBM3 MIG 1g.10gb", "bfloat16", None),
+        ("NVIDIA GeForce RTX 4090 Laptop GPU", "bfloat16", None),
+        ("NVIDIA L40S", "bfloat16", 362.0),
+        ("Some other GPU", "bfloat16", None),
+    ],
+)
+def test_peaks_belong_to_exactly_the_named_gpu(name: str, precision: str, tflops: float | None) -> None:
+    assert peak_flops(name, precision) == (None if tflops is None else tflops * 1e12)
+
+
+def test_a_gpu_at_its_peak_is_utilised_wholly() -> None:
+    peak = peak_flops("NVIDIA H200", "bfloat16")
+    assert peak is not None
+    a_image = train_flops_per_image(demo(), crop_px=24)
+    assert utilisation(peak / a_image, flops_per_image=a_image, peak=peak) == pytest.approx(1.0)
