@@ -20,8 +20,9 @@ from fastbyol.kernels.view_params import ViewParams
 from fastbyol.loaders import Batch, load
 from fastbyol.order import Rows, stream
 from fastbyol.runfolder import RunFolder
+from fastbyol.starvation import Watch
 from fastbyol.step import Eager
-from fastbyol.telemetry import Intervals, Telemetry
+from fastbyol.telemetry import Intervals, Telemetry, peak_gib
 
 
 class Diverged(RuntimeError):
@@ -123,10 +124,12 @@ class Loop:
         start, config = self.position, self.config
         rows = stream(start.step, batch_size=config.recipe.batch_size, count=len(self.reader), seed=config.seed)
         intervals, saved_s = Intervals(), stopwatch.elapsed_s()
-        began_s = saved_s
+        began_s, watch = saved_s, Watch(threads=config.workers)
         self.model.train()
         with (
-            Telemetry(self.folder.metrics, from_step=start.step) as telemetry,
+            Telemetry(
+                self.folder.metrics, from_step=start.step, tensorboard=self.folder.path / "tensorboard"
+            ) as telemetry,
             closing(self._load(rows)) as batches,
         ):
             while self.position.progress < 1.0 and not stop.arrived:
@@ -147,7 +150,10 @@ class Loop:
                     self._require_finite(output)
                     done = max(self.position.progress - start.progress, 1e-9)
                     left_s = (now_s - began_s) * (1 - self.position.progress) / done
-                    telemetry.row(self._row(output, intervals.take(), elapsed_s=now_s), left_s=left_s)
+                    row = self._row(output, intervals.take(), elapsed_s=now_s)
+                    if said := watch.look(row):
+                        telemetry.warn(said)
+                    telemetry.row(row, left_s=left_s)
                     intervals.lap("log_s")
 
     def _load(self, rows: Iterator[Rows]) -> Generator[Batch, None, None]:
@@ -211,5 +217,7 @@ class Loop:
             "embedding_std": embedding_std(output.target_projections),
             "skipped_steps": int(self.optimizer.skipped[0]),
             "skipped_samples": self.skipped_samples,
+            "crop_px": recipe.crop_px,
+            "peak_gib": peak_gib(self.config.device),
             **times,
         }

@@ -15,7 +15,7 @@ from fastbyol.beton import Reader
 from fastbyol.budget import ClockPlan, StepPlan, Stopwatch, format_duration
 from fastbyol.byol import BYOL
 from fastbyol.config import Config, ConfigError
-from fastbyol.evaluate import features, knn
+from fastbyol.evaluate import features, knn, neighbours
 from fastbyol.export import save_encoder
 from fastbyol.loop import Loop
 from fastbyol.runfolder import RunFolder, begin, check_resumable, check_unused, write_result
@@ -81,6 +81,8 @@ class Run:
     def __init__(self, config: Config, folder: RunFolder, *, train: Reader, val: Reader | None) -> None:
         self.config, self.folder, self.train, self.val = config, folder, train, val
         self.stopwatch = Stopwatch()
+        self.told: dict[str, Any] = {}
+        self.near: list[neighbours.Neighbours] = []
         recipe = config.recipe
         torch.backends.cudnn.benchmark = True  # shapes repeat for hours: cuDNN may time its algorithms
         self.model = BYOL(recipe.encoder, recipe.head, seed=config.seed, target_statistics=recipe.target_statistics).to(
@@ -114,6 +116,7 @@ class Run:
         before anything of an earlier run is touched.
         """
         began_s = self.stopwatch.elapsed_s()
+        self.told = {"budget_s": self.config.budget_s, "startup_s": began_s}
         score = self.knn_top1()
         if self.loop.position.step == 0:
             self.loop.notes = {"knn_top1_random_init": score}
@@ -123,10 +126,21 @@ class Run:
             save_encoder(stage.encoder, self.model.online.encoder, self.config.recipe.encoder)
             rows = [dict.fromkeys(report.SERIES, 1.0 + number) for number in range(2)]
             result = {"images_per_s": 1.0, "epochs": 1.0, "train_s": 1.0, "knn_top1": score, **self.loop.notes}
-            report.write(stage.report, self.config, train=self.train, rows=rows, result=result)
+            report.write(
+                stage.report,
+                self.config,
+                train=self.train,
+                rows=rows,
+                result=result,
+                val=self.val,
+                neighbours=self.near,
+            )
         finally:
             shutil.rmtree(stage.path, ignore_errors=True)
-        return EXIT_S + RESERVE_MARGIN * (self.stopwatch.elapsed_s() - began_s)
+        took_s = self.stopwatch.elapsed_s() - began_s
+        reserve_s = EXIT_S + RESERVE_MARGIN * took_s
+        self.told |= {"rehearsal_s": took_s, "reserve_s": reserve_s}
+        return reserve_s
 
     def fit(self, plan: StepPlan | ClockPlan) -> bool:
         """Train to the end of the plan: True; or to a signal: False. A run that ends early gets its report, too."""
@@ -140,7 +154,16 @@ class Run:
 
     def _report(self, result: dict[str, Any] | None) -> None:
         rows = read_metrics(self.folder.metrics)
-        report.write(self.folder.report, self.config, train=self.train, rows=rows, result=result)
+        report.write(
+            self.folder.report,
+            self.config,
+            train=self.train,
+            rows=rows,
+            result=result,
+            val=self.val,
+            neighbours=self.near,
+            plan=self.told,
+        )
 
     def plan(self, reserve_s: float) -> StepPlan | ClockPlan:
         """Plan the training: a number of steps, or the clock up to the budget less the reserve."""
@@ -167,6 +190,7 @@ class Run:
             encoder, self.train, eval_px=px, margin=margin, workers=workers, limit=self.config.knn_bank
         )
         queries = features.extract(encoder, self.val, eval_px=px, margin=margin, workers=workers)
+        self.near = neighbours.pick(bank, queries, rows=8, k=5, bank_images=len(self.train))
         return knn.top1(bank, queries, k=min(knn.K, len(bank.labels)))
 
     def finish(self) -> None:
@@ -184,6 +208,7 @@ class Run:
             **self.loop.notes,
             "budget_s": self.config.budget_s,
         }
+        result["elapsed_s"] = self.stopwatch.elapsed_s()
         self._report(result)
         elapsed_s = self.stopwatch.elapsed_s()
         result["elapsed_s"] = elapsed_s
