@@ -32,7 +32,13 @@ class WandbRun:
         self._warned = False
         try:
             self._run = self._wandb.init(
-                project=project, dir=str(folder), id=name, name=name, resume="allow", config=settings
+                project=project,
+                dir=str(folder),
+                id=name,
+                name=name,
+                resume="allow",
+                config=settings,
+                settings=self._wandb.Settings(console="off"),  # the progress bar stays the terminal's
             )
             self._run.define_metric("*", step_metric="step")  # a resumed run takes some steps again
         except (self._wandb.Error, OSError, ValueError) as error:

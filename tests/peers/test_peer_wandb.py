@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import os
+import re
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from fastbyol.config import ConfigError
 from fastbyol.telemetry import Telemetry, read_metrics
 from fastbyol.wandb_run import WandbRun
 from tests.test_telemetry import row
@@ -13,24 +18,68 @@ from tests.test_telemetry import row
 pytestmark = pytest.mark.peers
 
 
-def test_rows_reach_wandbs_own_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.fixture(autouse=True)
+def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("wandb")
-    from wandb.proto import wandb_internal_pb2  # noqa: PLC0415
-    from wandb.sdk.internal.datastore import DataStore  # noqa: PLC0415
-
     monkeypatch.setenv("WANDB_MODE", "offline")
-    run = WandbRun("fastbyol-tests", folder=tmp_path, name="a-run", settings={"batch_size": 64})
-    with Telemetry(tmp_path / "metrics.jsonl", from_step=0, also=run) as telemetry:
-        for step in (1, 2, 3):
-            telemetry.row(row(step), left_s=1.0)
-    (path,) = tmp_path.rglob("run-a-run.wandb")
-    store = DataStore()
-    store.open_for_scan(str(path))
-    losses = []
-    while (data := store.scan_data()) is not None:
-        record = wandb_internal_pb2.Record()
-        record.ParseFromString(data)
-        items = {item.key or item.nested_key[0]: item.value_json for item in record.history.item}
-        if "loss" in items:
-            losses.append(float(items["loss"]))
-    assert losses == pytest.approx([r["loss"] for r in read_metrics(tmp_path / "metrics.jsonl")])
+    monkeypatch.setenv("WANDB_SILENT", "true")
+
+
+def told(folder: Path, steps: range) -> None:
+    """Write rows of distinctive losses to metrics.jsonl and W&B, each time to a folder of its own.
+
+    wandb names its folders by the second, and two runs of one second would share theirs.
+    """
+    own = folder / f"from-{steps.start}"
+    own.mkdir()
+    run = WandbRun("fastbyol-tests", folder=own, name="a-run", settings={"batch_size": 64})
+    with Telemetry(folder / "metrics.jsonl", from_step=steps.start - 1, also=run) as telemetry:
+        for step in steps:
+            telemetry.row(row(step, loss=step + 0.123456, warnings=["not a number"]), left_s=1.0)
+
+
+def sent(folder: Path) -> list[float]:
+    """Read the losses off wandb's transaction logs, which hold values as JSON text."""
+    data = b"".join(path.read_bytes() for path in sorted(folder.rglob("run-a-run.wandb")))
+    return [float(value) for value in re.findall(rb"(\d+\.123456)\D", data)]
+
+
+def test_every_row_reaches_wandb_also_after_a_resume(tmp_path: Path) -> None:
+    told(tmp_path, range(1, 5))
+    first = sent(tmp_path)
+    assert sorted(set(first)) == [r["loss"] for r in read_metrics(tmp_path / "metrics.jsonl")]
+    told(tmp_path, range(3, 7))
+    assert sorted(set(sent(tmp_path))) == [r["loss"] for r in read_metrics(tmp_path / "metrics.jsonl")]
+
+
+def test_a_project_wandb_refuses_is_one_clear_line(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="wandb does not start"):
+        WandbRun("no/such:project", folder=tmp_path, name="a-run", settings={})
+
+
+START = """
+import sys
+from pathlib import Path
+from fastbyol.config import ConfigError
+from fastbyol.wandb_run import WandbRun
+try:
+    WandbRun("project", folder=Path(sys.argv[1]), name="a-run", settings={})
+except ConfigError as error:
+    print(error)
+"""
+
+
+def test_no_login_is_one_clear_line(tmp_path: Path) -> None:
+    nowhere = {"WANDB_BASE_URL": "http://127.0.0.1:9", "HOME": str(tmp_path), "WANDB_SILENT": "true"}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")}
+    ran = subprocess.run(  # a process of its own: wandb remembers the mode of its first run
+        [sys.executable, "-c", START, str(tmp_path)],
+        check=False,
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        env=kept | nowhere,
+        timeout=60,
+    )
+    assert "wandb does not start" in ran.stdout, ran.stderr
+    assert "WANDB_MODE=offline" in ran.stdout
