@@ -6,6 +6,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -40,16 +41,24 @@ def told(folder: Path, steps: range) -> None:
 
 def sent(folder: Path) -> list[float]:
     """Read the losses off wandb's transaction logs, which hold values as JSON text."""
-    data = b"".join(path.read_bytes() for path in sorted(folder.rglob("run-a-run.wandb")))
-    return [float(value) for value in re.findall(rb"(\d+\.123456)\D", data)]
+    data = b"".join(path.read_bytes() for path in folder.rglob("run-a-run.wandb"))
+    return sorted({float(value) for value in re.findall(rb"(\d+\.123456)\D", data)})
+
+
+def all_are_sent(folder: Path) -> bool:
+    """Wait until wandb's own process, which writes after finish() has returned, has written every row."""
+    wanted = [r["loss"] for r in read_metrics(folder / "metrics.jsonl")]
+    deadline = time.monotonic() + 20
+    while sent(folder) != wanted and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return sent(folder) == wanted
 
 
 def test_every_row_reaches_wandb_also_after_a_resume(tmp_path: Path) -> None:
     told(tmp_path, range(1, 5))
-    first = sent(tmp_path)
-    assert sorted(set(first)) == [r["loss"] for r in read_metrics(tmp_path / "metrics.jsonl")]
+    assert all_are_sent(tmp_path)
     told(tmp_path, range(3, 7))
-    assert sorted(set(sent(tmp_path))) == [r["loss"] for r in read_metrics(tmp_path / "metrics.jsonl")]
+    assert all_are_sent(tmp_path)
 
 
 def test_a_project_wandb_refuses_is_one_clear_line(tmp_path: Path) -> None:
@@ -59,6 +68,7 @@ def test_a_project_wandb_refuses_is_one_clear_line(tmp_path: Path) -> None:
 
 START = """
 import sys
+import time
 from pathlib import Path
 from fastbyol.config import ConfigError
 from fastbyol.wandb_run import WandbRun
