@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from fastbyol.byol import BYOL, VIEWS
 from fastbyol.config import Recipe
+from fastbyol.encoder import ResNet
 
 PASSES_ONLINE = 3  # forward, and a backward of two products for each of the forward's one
 PASSES_TARGET = 1
@@ -45,29 +46,74 @@ def train_flops_per_image(recipe: Recipe, *, crop_px: int) -> float:
     of the target, for each view. The stem's gradient for its images, which is never computed, is counted.
     """
     with torch.device("meta"):
-        model = BYOL(recipe.encoder, recipe.head, seed=0).eval()
-        images = torch.empty(VIEWS, 3, crop_px, crop_px)
-    macs = multiply_adds(model.online, images) / VIEWS
-    ahead = multiply_adds(model.predictor, torch.empty(VIEWS, recipe.head.out, device="meta")) / VIEWS
-    return 2 * VIEWS * (PASSES_ONLINE * (macs + ahead) + PASSES_TARGET * macs)
+        model = BYOL(recipe.encoder, recipe.head, seed=0)
+    branch = encoder_multiply_adds(model.online.encoder, px=crop_px) + head_multiply_adds(model.online.projector)
+    predictor = head_multiply_adds(model.predictor)
+    return 2 * VIEWS * (PASSES_ONLINE * (branch + predictor) + PASSES_TARGET * branch)
 
 
-@torch.no_grad()
-def multiply_adds(module: nn.Module, inputs: Tensor) -> int:
-    """Count the multiply-adds of one forward in its convolutions and linear layers; tensors may be on device meta."""
-    count = 0
+def encoder_multiply_adds(encoder: ResNet, *, px: int) -> int:
+    """Count the multiply-adds of one image of px pixels a side in the encoder's convolutions.
 
-    def add(layer: nn.Module, _inputs: tuple[Tensor, ...], output: Tensor) -> None:
-        nonlocal count
-        assert isinstance(layer.weight, Tensor)
-        count += output.numel() * layer.weight[0].numel()
+    Reckoned from the layers' sizes, on any device: a forward on device meta would import a second's worth of torch.
+    """
+    side, total = _convolved(encoder.conv1, px)
+    if isinstance(encoder.maxpool, nn.MaxPool2d):
+        side = _side(encoder.maxpool, side)
+    for stage in encoder.stages:
+        for block in encoder.get_submodule(stage).children():
+            if isinstance(block.downsample, nn.Sequential):
+                total += _convolved(block.downsample[0], side)[1]
+            for convolution in block.children():
+                if isinstance(convolution, nn.Conv2d):
+                    side, macs = _convolved(convolution, side)
+                    total += macs
+    return total
 
-    layers = [layer for layer in module.modules() if isinstance(layer, nn.Conv2d | nn.Linear)]
-    hooks = [layer.register_forward_hook(add) for layer in layers]
-    module(inputs)
-    for hook in hooks:
-        hook.remove()
-    return count
+
+def head_multiply_adds(head: nn.Module) -> int:
+    """Count the multiply-adds of one image in a projector or predictor."""
+    return sum(layer.weight.numel() for layer in head.modules() if isinstance(layer, nn.Linear))
+
+
+def _side(window: nn.Conv2d | nn.MaxPool2d, side: int) -> int:
+    """Give the side of a square map after a window has gone over it."""
+    size, stride, padding = (
+        value if isinstance(value, int) else int(value[0])
+        for value in (window.kernel_size, window.stride, window.padding)
+    )
+    return (side + 2 * padding - size) // stride + 1
+
+
+def _convolved(convolution: nn.Module, side: int) -> tuple[int, int]:
+    """Give the side of the map a convolution makes, and its multiply-adds: every weight once for every pixel of it."""
+    assert isinstance(convolution, nn.Conv2d)
+    side = _side(convolution, side)
+    return side, side * side * convolution.weight.numel()
+
+
+class Meter:
+    """Relate the speed of a run to the peak of its GPUs; each size of views is counted once.
+
+    device_name as torch.cuda.get_device_name gives it, None on a CPU; gpus: how many share the run's images/s.
+    """
+
+    def __init__(self, recipe: Recipe, *, device_name: str | None, precision: str, gpus: int = 1) -> None:
+        self._recipe = recipe
+        peak = None if device_name is None else peak_flops(device_name, precision)
+        self._peak = None if peak is None else peak * gpus
+        self._counted: dict[int, float] = {}
+
+    def read(self, images_per_s: float, *, crop_px: int) -> dict[str, float]:
+        """Give {"mfu": the model FLOP utilisation, a share}, for a row; {} where the peak is not known.
+
+        Source: Chowdhery et al. 2022.
+        """
+        if self._peak is None:
+            return {}
+        if crop_px not in self._counted:
+            self._counted[crop_px] = train_flops_per_image(self._recipe, crop_px=crop_px)
+        return {"mfu": images_per_s * self._counted[crop_px] / self._peak}
 
 
 def peak_flops(device_name: str, precision: str) -> float | None:
@@ -81,8 +127,3 @@ def peak_flops(device_name: str, precision: str) -> float | None:
             tflops = bfloat16 if precision == "bfloat16" else tf32
             return None if tflops is None else tflops * 1e12
     return None
-
-
-def utilisation(images_per_s: float, *, flops_per_image: float, peak: float) -> float:
-    """Give the model FLOP utilisation: a share of the peak of all GPUs together. Source: Chowdhery et al. 2022."""
-    return images_per_s * flops_per_image / peak

@@ -92,30 +92,34 @@ def shares(before: Usage, after: Usage, *, wait_s: float, loop_s: float, images:
     )
 
 
-def advice(seen: Shares, *, threads: int, cores: int) -> str | None:
-    """Say in one line how much time is lost and the likely cause with its remedy; None where little is lost."""
+def advice(seen: Shares, *, threads: int | None, cores: int, loader: str) -> str | None:
+    """Say in one line how much time is lost and the likely cause with its remedy; None where little is lost.
+
+    threads: how many decode, None where more would not help; loader: the one in use, of config.LOADERS.
+    """
     if seen.waiting <= WARN_SHARE:
         return None
     lost = f"{100 * seen.waiting:.0f} % of the training time is lost waiting for images"
+    memory = "" if loader == "memory" else "give --loader memory, or "
     if seen.cores_busy < SATURATED and (seen.faults_per_image >= FAULTS_PER_IMAGE or seen.stalled >= STALLED):
-        return f"{lost}; the disk is the likely cause: copy the file to a local disk, or give --loader memory"
+        return f"{lost}; the disk is the likely cause: {memory}copy the file to a local disk"
     if seen.cores_busy >= SATURATED and seen.cores_busy_by_us < OTHERS * seen.cores_busy:
         return f"{lost}; other processes hold the {cores} cores"
     if seen.cores_busy >= SATURATED:
         return (
-            f"{lost}; decoding fills the {cores} cores: ask for more of them, give --loader memory, or write the file "
-            "with a smaller --max-side"
+            f"{lost}; decoding fills the {cores} cores: {memory}write the file with a smaller --max-side, or ask for "
+            "more cores"
         )
-    if threads < cores:
+    if threads is not None and threads < cores:
         return f"{lost}, while cores are idle: give --workers {cores}"
-    return f"{lost}, though neither cores nor disk are busy: give --loader memory, or a larger --prefetch"
+    return f"{lost}, though neither cores nor disk are busy: {memory}give a larger --prefetch"
 
 
 class Watch:
-    """Look at the rows of a run and say, once, that it starves. threads: how many decode."""
+    """Look at the rows of a run and say, once, that it starves; threads and loader as advice takes them."""
 
-    def __init__(self, *, threads: int) -> None:
-        self._threads, self._cores = threads, available_cores()
+    def __init__(self, *, threads: int | None, loader: str) -> None:
+        self._threads, self._loader, self._cores = threads, loader, available_cores()
         self._seen: deque[tuple[Usage, dict[str, float]]] = deque(maxlen=ROWS + 1)
         self._said = False
 
@@ -139,6 +143,6 @@ class Watch:
             images=sum(row["images_per_s"] * row["interval_s"] for row in judged),
             cores=self._cores,
         )
-        said = advice(seen, threads=self._threads, cores=self._cores)
+        said = advice(seen, threads=self._threads, cores=self._cores, loader=self._loader)
         self._said = said is not None
         return said

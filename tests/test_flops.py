@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from fastbyol.byol import BYOL
 from fastbyol.config import EncoderConfig, HeadConfig
 from fastbyol.encoder import ResNet
-from fastbyol.flops import multiply_adds, peak_flops, train_flops_per_image, utilisation
+from fastbyol.flops import Meter, encoder_multiply_adds, peak_flops, train_flops_per_image
 from fastbyol.recipes import demo, imagenet_rn50
 
 
@@ -33,8 +33,7 @@ def resnet50_macs() -> int:
 
 def test_resnet50_takes_the_published_multiply_adds() -> None:
     with torch.device("meta"):
-        encoder = ResNet(EncoderConfig("resnet50"), views=1).eval()
-        macs = multiply_adds(encoder, torch.empty(1, 3, 224, 224))
+        macs = encoder_multiply_adds(ResNet(EncoderConfig("resnet50")), px=224)
     assert macs == resnet50_macs()
     assert (macs + 2048 * 1000) / 1e9 == pytest.approx(4.09, abs=0.005)  # with the classifier, as it is published
 
@@ -46,16 +45,19 @@ def test_a_step_is_three_passes_online_and_one_of_the_target() -> None:
     assert train_flops_per_image(recipe, crop_px=224) == 2 * 2 * (3 * (branch + predictor) + branch)
 
 
-def test_the_count_is_torchs_own() -> None:
-    crop_px = 33
-    recipe = replace(demo(), head=HeadConfig(hidden=48, out=16))
+@pytest.mark.parametrize(("arch", "stem"), [("resnet18", "cifar_stride2"), ("resnet50", "imagenet")])
+def test_the_count_is_torchs_own(arch: str, stem: str) -> None:
+    px = 21
+    encoder = EncoderConfig(arch, width=1 / 16, stem=stem)
+    recipe = replace(demo(), encoder=encoder, head=HeadConfig(hidden=48, out=16))
     model = BYOL(recipe.encoder, recipe.head, seed=0)
     with FlopCounterMode(display=False) as counter:
-        model(torch.rand(4, 3, crop_px, crop_px)).loss.backward()
-    counts = counter.get_flop_counts()["Global"]
-    images_gradient = multiply_adds(model.online.encoder.conv1, torch.rand(4, 3, crop_px, crop_px)) * 2
-    counted = train_flops_per_image(recipe, crop_px=crop_px) * 2  # two images, two views
-    assert sum(counts.values()) == counted - images_gradient  # torch knows that nobody asks for the images' gradient
+        model(torch.rand(4, 3, px, px)).loss.backward()
+    torchs = sum(counter.get_flop_counts()["Global"].values())
+    with FlopCounterMode(display=False) as counter:
+        model.online.encoder.conv1(torch.rand(4, 3, px, px))
+    images_gradient = counter.get_total_flops()  # which nobody asks for, as torch knows
+    assert torchs + images_gradient == 2 * train_flops_per_image(recipe, crop_px=px)  # two images
 
 
 @pytest.mark.parametrize(
@@ -82,8 +84,15 @@ def test_peaks_belong_to_exactly_the_named_gpu(name: str, precision: str, tflops
     assert peak_flops(name, precision) == (None if tflops is None else tflops * 1e12)
 
 
-def test_a_gpu_at_its_peak_is_utilised_wholly() -> None:
+def test_two_gpus_at_their_peak_are_utilised_wholly() -> None:
     peak = peak_flops("NVIDIA H200", "bfloat16")
     assert peak is not None
-    a_image = train_flops_per_image(demo(), crop_px=24)
-    assert utilisation(peak / a_image, flops_per_image=a_image, peak=peak) == pytest.approx(1.0)
+    meter = Meter(demo(), device_name="NVIDIA H200", precision="bfloat16", gpus=2)
+    for crop_px in (24, 32, 24):
+        images_per_s = 2 * peak / train_flops_per_image(demo(), crop_px=crop_px)
+        assert meter.read(images_per_s, crop_px=crop_px) == {"mfu": pytest.approx(1.0)}
+
+
+@pytest.mark.parametrize("name", [None, "Some other GPU"])
+def test_where_no_peak_is_known_a_row_says_nothing_of_it(name: str | None) -> None:
+    assert Meter(demo(), device_name=name, precision="bfloat16").read(100.0, crop_px=24) == {}

@@ -25,8 +25,8 @@ IDLE = Shares(waiting=0.4, cores_busy=0.3, cores_busy_by_us=0.3, stalled=0.0, fa
 
 @pytest.mark.parametrize("seen", [IDLE, replace(IDLE, cores_busy=1.0), replace(IDLE, faults_per_image=9.0)])
 def test_nothing_is_said_while_less_than_a_tenth_is_lost(seen: Shares) -> None:
-    assert advice(replace(seen, waiting=0.1), threads=1, cores=8) is None
-    assert advice(replace(seen, waiting=0.11), threads=1, cores=8) is not None
+    assert advice(replace(seen, waiting=0.1), threads=1, cores=8, loader="native") is None
+    assert advice(replace(seen, waiting=0.11), threads=1, cores=8, loader="native") is not None
 
 
 @pytest.mark.parametrize(
@@ -38,15 +38,23 @@ def test_nothing_is_said_while_less_than_a_tenth_is_lost(seen: Shares) -> None:
         (replace(IDLE, stalled=0.5), 2, "local disk"),
         (replace(IDLE, faults_per_image=1.5, cores_busy=1.0, cores_busy_by_us=1.0), 2, "smaller --max-side"),
         (IDLE, 2, "--workers 8"),
-        (IDLE, 8, "--loader memory, or a larger --prefetch"),
+        (IDLE, 8, "give --loader memory, or give a larger --prefetch"),
+        (IDLE, None, "give --loader memory, or give a larger --prefetch"),
     ],
 )
-def test_each_cause_has_its_remedy(seen: Shares, threads: int, remedy: str) -> None:
-    said = advice(seen, threads=threads, cores=8)
+def test_each_cause_has_its_remedy(seen: Shares, threads: int | None, remedy: str) -> None:
+    said = advice(seen, threads=threads, cores=8, loader="native")
     assert said is not None
     assert remedy in said
     assert "40 % of the training time is lost" in said
     assert "\n" not in said
+
+
+@pytest.mark.parametrize(
+    "seen", [IDLE, replace(IDLE, stalled=1.0), replace(IDLE, cores_busy=1.0, cores_busy_by_us=1.0)]
+)
+def test_no_one_is_told_to_take_the_loader_he_has(seen: Shares) -> None:
+    assert "--loader memory" not in str(advice(seen, threads=None, cores=8, loader="memory"))
 
 
 def test_shares_are_of_the_time_the_cores_and_the_images_between_two_readings() -> None:
@@ -95,7 +103,7 @@ def rows(wait_s: float, *, count: int) -> Iterator[dict[str, float]]:
 
 
 def test_a_run_is_warned_once_and_not_for_how_it_began() -> None:
-    watch = Watch(threads=2)
+    watch = Watch(threads=2, loader="native")
     assert [watch.look(row) for row in (*rows(0.9, count=1), *rows(0.05, count=3 * ROWS))] == [None] * (3 * ROWS + 1)
     said = [watch.look(row) for row in rows(0.5, count=3 * ROWS)]
     assert sum(text is not None for text in said) == 1
@@ -110,7 +118,7 @@ def test_one_decoding_thread_before_idle_cores_is_told_to_be_more(tmp_path: Path
     with Writer(tmp_path / "large.beton", capacity=8, class_names=None) as writer:
         for _ in range(8):
             writer.append(jpeg, label=None)
-    watch, intervals, said = Watch(threads=1), Intervals(), None
+    watch, intervals, said = Watch(threads=1, loader="native"), Intervals(), None
     first = usage()
     with Reader(tmp_path / "large.beton") as reader:
         batches = load(reader, stream(0, batch_size=4, count=8, seed=0), workers=1)
