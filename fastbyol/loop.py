@@ -124,7 +124,7 @@ class Loop:
         start, config = self.position, self.config
         rows = stream(start.step, batch_size=config.recipe.batch_size, count=len(self.reader), seed=config.seed)
         intervals, saved_s = Intervals(), stopwatch.elapsed_s()
-        began_s, watch = saved_s, Watch(threads=config.workers)
+        began_s, watch = saved_s, Watch(threads=config.workers, loader=config.loader)
         self.model.train()
         with (
             Telemetry(
