@@ -129,13 +129,13 @@ class Telemetry:
         self, path: Path, *, from_step: int, tensorboard: Path | None = None, also: Sink | None = None
     ) -> None:
         self._warnings: list[str] = []
-        self._bar = tqdm(total=1.0, bar_format="{percentage:3.0f}%|{bar}| {desc}", disable=None, file=sys.stderr)
-        self._next_line_s = -math.inf
         kept = [end for row, end in _rows_and_ends(path) if row["step"] <= from_step]
         self._rows = Growing(path, warn=self.warn, keep=max(kept, default=0))
         self._sinks: list[Sink] = [] if also is None else [also]
         if tensorboard is not None:
             self._sinks.append(_TensorBoard(EventFile(tensorboard, first_step=from_step + 1, warn=self.warn)))
+        self._bar = tqdm(total=1.0, bar_format="{percentage:3.0f}%|{bar}| {desc}", disable=None, file=sys.stderr)
+        self._next_line_s = -math.inf
 
     def warn(self, text: str) -> None:
         """Say something at once, in one line, and keep it in the next row (`warnings`) for the report."""

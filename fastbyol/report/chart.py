@@ -109,6 +109,11 @@ def _svg(body: str, label: str) -> str:
     return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{described}">{body}</svg>'
 
 
+def _span(seconds: Sequence[float]) -> tuple[float, float]:
+    """Begin x at the first row, which on a short budget comes late; at 0 where there is no other."""
+    return (seconds[0] if seconds[-1] > seconds[0] else 0.0), seconds[-1]
+
+
 def _bounds(lines: Sequence[Line], low: float | None, high: float | None) -> tuple[float, float]:
     known = [value for line in lines for value in line.values if value is not None]
     bottom = min(known) if low is None else low
@@ -138,7 +143,7 @@ def curves(
 
     level: a value to draw as a dashed line, and its name. At least one value must be present.
     """
-    axes = Axes((min(0.0, *seconds) if len(seconds) > 1 else 0.0, seconds[-1]), _bounds(lines, low, high))
+    axes = Axes(_span(seconds), _bounds(lines, low, high))
     body = _frame(axes, ticks(*axes.y))
     if level is not None:
         _, y = axes.place(0, level[0])
@@ -149,7 +154,7 @@ def curves(
 
 def stack(label: str, seconds: Sequence[float], layers: Sequence[tuple[str, Sequence[float]]]) -> str:
     """Draw shares that add up to at most 1, from below, as filled areas; layers: (colour, shares at each second)."""
-    axes = Axes((0.0, seconds[-1]), (0.0, 100.0))
+    axes = Axes(_span(seconds), (0.0, 100.0))
     base = [0.0] * len(seconds)
     body = ""
     for colour, shares in layers:

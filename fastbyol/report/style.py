@@ -54,7 +54,8 @@ margin-bottom:1rem}
 .timeline b{font-weight:500}
 .bar{display:flex;height:1.7rem;border-radius:6px;overflow:hidden;background:var(--line)}
 .bar span{background:var(--tone);min-width:2px}
-.bar span+span{border-left:1px solid var(--card)}.bar .none{background-color:var(--card)}
+.bar span+span{border-left:1px solid var(--card)}.bar .none{
+background:repeating-linear-gradient(135deg,var(--line) 0 3px,var(--card) 3px 6px)}
 .split{display:grid;grid-template-columns:minmax(0,6fr) minmax(0,5fr);gap:1rem 2.5rem}
 table.phases{max-width:46rem}
 table{border-collapse:collapse;width:100%;font-size:.92rem}
