@@ -14,13 +14,16 @@ from fastbyol import checkpoint, report
 from fastbyol.batchnorm import recalibrate_
 from fastbyol.beton import Reader
 from fastbyol.config import Config
-from fastbyol.evaluate import features, knn
+from fastbyol.evaluate import features, knn, neighbours
 from fastbyol.evaluate.features import OutOfTime
+from fastbyol.evaluate.neighbours import Neighbours
 from fastbyol.export import save_encoder
 from fastbyol.loop import Loop
 from fastbyol.runfolder import RunFolder, write_result
 from fastbyol.saver import copied
 from fastbyol.telemetry import Intervals, read_metrics
+
+SHOWN_QUERIES, SHOWN_NEIGHBOURS = 8, 5  # in the report
 
 
 class Closing:
@@ -29,6 +32,7 @@ class Closing:
     def __init__(self, config: Config, folder: RunFolder, *, train: Reader, val: Reader | None, loop: Loop) -> None:
         self.config, self.folder, self.train, self.val, self.loop = config, folder, train, val, loop
         self.seconds: dict[str, float] = {}
+        self.neighbours: list[Neighbours] = []
 
     @contextmanager
     def _timed(self, piece: str) -> Iterator[None]:
@@ -76,7 +80,16 @@ class Closing:
         to = folder or self.folder
         with self._timed("report"):
             known = read_metrics(self.folder.metrics) if rows is None else rows
-            report.write(to.report, self.config, train=self.train, rows=known, result=result)
+            report.write(
+                to.report,
+                self.config,
+                train=self.train,
+                val=self.val,
+                rows=known,
+                result=result,
+                neighbours=self.neighbours,
+                plan=self.loop.notes.get("plan"),
+            )
 
     def knn_top1(self, stop: Callable[[], bool] | None = None) -> float | None:
         """Score the online encoder with a bank of up to `knn_bank` training images.
@@ -100,6 +113,9 @@ class Closing:
             except OutOfTime:
                 self.loop.warn("no time was left to score the encoder; fastbyol-eval knn does")
                 return None
+            self.neighbours = neighbours.pick(
+                bank, queries, rows=SHOWN_QUERIES, k=SHOWN_NEIGHBOURS, bank_images=len(self.train)
+            )
             return knn.top1(bank, queries, k=min(knn.K, len(bank.labels)))
 
     def recalibrate(self) -> None:
@@ -130,9 +146,9 @@ class Closing:
             **loop.notes,
             "budget_s": deadline_s,
         }
+        result["elapsed_s"] = loop.stopwatch.elapsed_s()
         self.report(result)
-        elapsed_s = loop.stopwatch.elapsed_s()
-        result["elapsed_s"] = elapsed_s
+        result["elapsed_s"] = elapsed_s = loop.stopwatch.elapsed_s()
         if deadline_s is not None:
             result["overrun_s"] = max(elapsed_s - deadline_s, 0.0)
         write_result(self.folder, result)

@@ -27,12 +27,14 @@ class RankLost(RuntimeError):
 class World:
     """Say which of how many ranks this process is; the default is one process alone.
 
-    `group` joins the ranks' devices: gradients and batch-norm statistics. `control` joins their hosts (gloo): the clock
-    and every decision that all must take alike. Both are None for one process.
+    `local_ranks` of them run on this machine. `group` joins the ranks' devices: gradients and batch-norm statistics;
+    `control` joins their hosts (gloo): the clock and every decision that all must take alike. Both are None for one
+    process.
     """
 
     rank: int = 0
     ranks: int = 1
+    local_ranks: int = 1
     group: dist.ProcessGroup | None = None
     control: dist.ProcessGroup | None = None
 
@@ -107,7 +109,13 @@ def joined(device: str, environment: Mapping[str, str] = os.environ) -> Iterator
     store = PrefixStore(f"restart-{environment.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
     backend = "nccl" if device == "cuda" else "gloo"
     dist.init_process_group(backend, store=store, rank=place, world_size=count)
-    world = World(place, count, dist.group.WORLD, dist.new_group(backend="gloo", timeout=PATIENCE))
+    world = World(
+        place,
+        count,
+        int(environment["LOCAL_WORLD_SIZE"]),
+        dist.group.WORLD,
+        dist.new_group(backend="gloo", timeout=PATIENCE),
+    )
     with world.noticing_the_lost():
         yield world
     dist.destroy_process_group()  # not after an error: it could wait for ranks that are gone

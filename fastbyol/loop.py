@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Generator, Iterator
-from contextlib import closing, nullcontext
-from dataclasses import dataclass
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass
 from typing import Any
 
+import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from fastbyol import views
 from fastbyol.beton import Reader
@@ -19,17 +19,21 @@ from fastbyol.byol import Output, embedding_std
 from fastbyol.config import Config, ConfigError
 from fastbyol.device import Pace, queue_copy
 from fastbyol.distributed import World
+from fastbyol.flops import Meter
 from fastbyol.kernels.view_params import ViewParams
 from fastbyol.loaders import Batch, load
 from fastbyol.optim import LARS
 from fastbyol.order import Rows, stream
 from fastbyol.plan import ClockPlan, Plan
+from fastbyol.profiling import Profile
 from fastbyol.runfolder import RunFolder
 from fastbyol.saver import Saver
 from fastbyol.schedule import Schedule
 from fastbyol.signals import StopSignal
+from fastbyol.starvation import Watch
 from fastbyol.step import Eager
-from fastbyol.telemetry import Intervals, Telemetry
+from fastbyol.telemetry import Intervals, Telemetry, peak_gib
+from fastbyol.wandb_run import WandbRun
 from fastbyol.watchdog import Watchdog
 
 
@@ -65,7 +69,11 @@ class Loop:
         self.schedule: Schedule | None = None
         self.saver = Saver(folder.checkpoints)
         self.pace = Pace(config.device)
+        self.telemetry: Telemetry | None = None  # while rank 0 trains
         self.watchdog = Watchdog(dimensions=config.recipe.head.out, stops_on_collapse=config.stop_on_collapse)
+        self.starvation = Watch(threads=config.workers, loader=config.loader)
+        name = torch.cuda.get_device_name() if config.device == "cuda" else None
+        self.meter = Meter(config.recipe, device_name=name, precision=config.precision, gpus=world.ranks)
         self.position = Position()
         self.skipped_samples = 0
         self._skipped_now = 0
@@ -102,10 +110,11 @@ class Loop:
         self.notes = state["notes"]
 
     def warn(self, text: str) -> None:
-        """Tell the user, above the progress bar, and keep it for the report."""
-        if self.world.is_main:
-            tqdm.write(f"warning: {text}", file=sys.stderr)
-            self.notes.setdefault("warnings", []).append({"step": self.position.step, "text": text})
+        """Tell the user once, from rank 0; during training the report tells it, too."""
+        if self.telemetry is not None:
+            self.telemetry.warn(text)
+        elif self.world.is_main:
+            print(f"warning: {text}", file=sys.stderr)
 
     def batches(self) -> Generator[Batch, None, None]:
         """Load this rank's batches from the position on."""
@@ -126,6 +135,7 @@ class Loop:
             ahead=config.prefetch,
             on_error=config.on_error,
             device=config.device,
+            processes=world.local_ranks,
         )
 
     def run(self, plan: Plan, schedule: Schedule) -> bool:
@@ -192,34 +202,70 @@ class Loop:
         config, start = self.config, self.position
         began_s = saved_s = now_s = self.stopwatch.elapsed_s()
         intervals, is_stopped = Intervals(), False
-        with (
-            Telemetry(self.folder.metrics, from_step=start.step) if self.world.is_main else nullcontext() as telemetry,
-            closing(self.batches()) as batches,
-        ):
+        with self._telling() as trace, closing(self.batches()) as batches:
             while self.position.progress < 1.0 and not is_stopped:
+                step_began_s = self.stopwatch.elapsed_s()
                 output = self.step(batches, schedule, intervals, progress=self.position.progress)
                 since_s, now_s = now_s, self.stopwatch.elapsed_s()
-                progress, is_stopped = self._agree(plan, schedule, since_s=since_s, now_s=now_s)
+                self._look_at_pace(plan, schedule, step_s=now_s - step_began_s)
+                progress, is_stopped = self._agree(plan, since_s=since_s, now_s=now_s, step_s=now_s - step_began_s)
+                if trace is not None:
+                    trace.step()
                 self.position = Position(self.position.step + 1, progress, start.train_s + now_s - began_s)
                 if progress == 1.0 or is_stopped or self.position.step % config.log_every == 0:
-                    row = self._row(output, schedule, elapsed_s=now_s)
-                    done = max(progress - start.progress, 1e-9)
-                    if telemetry is not None:
-                        telemetry.row({**row, **intervals.take()}, left_s=(now_s - began_s) * (1 - progress) / done)
+                    row = {**self._row(output, schedule, elapsed_s=now_s), **intervals.take()}
                     self._watch(row)
+                    done = max(progress - start.progress, 1e-9)
+                    self._tell(row, left_s=(now_s - began_s) * (1 - progress) / done)
                     intervals.lap("log_s")
                 if now_s - saved_s > (config.checkpoint_s or self.saver.cost.every_s()):
                     saved_s = now_s if self._save_if_good(output) else saved_s
                     intervals.lap("checkpoint_s")
 
-    def _agree(self, plan: Plan, schedule: Schedule, *, since_s: float, now_s: float) -> tuple[float, bool]:
+    @contextmanager
+    def _telling(self) -> Iterator[Profile | None]:
+        """Open what rank 0 writes while it trains; yield the profile, if one is asked for."""
+        if not self.world.is_main:
+            yield None
+            return
+        config, folder = self.config, self.folder
+        also = None
+        if config.wandb is not None:
+            name, settings = folder.path.resolve().name, asdict(config)
+            also = WandbRun(config.wandb, folder=folder.path, name=name, settings=settings)
+        tensorboard = folder.tensorboard if config.tensorboard else None
+        with Telemetry(folder.metrics, from_step=self.position.step, tensorboard=tensorboard, also=also) as telemetry:
+            self.telemetry = telemetry
+            try:
+                if config.profile:
+                    with Profile(folder.profile, device=config.device, warn=self.warn) as trace:
+                        yield trace
+                else:
+                    yield None
+            finally:
+                self.telemetry = None
+
+    def _tell(self, row: dict[str, Any], *, left_s: float) -> None:
+        """Write a row with what only rank 0 measures."""
+        if self.telemetry is None:
+            return
+        if said := self.starvation.look(row):
+            self.telemetry.warn(said)
+        measured = self.meter.read(row["images_per_s"], crop_px=row["crop_px"])
+        self.telemetry.row({**row, "peak_gib": peak_gib(self.config.device), **measured}, left_s=left_s)
+
+    def _look_at_pace(self, plan: Plan, schedule: Schedule, *, step_s: float) -> None:
+        """Let the reserve follow what steps and checkpoints cost now."""
+        if isinstance(plan, ClockPlan):
+            plan.reserve.note_step(schedule.crop_px(self.position.progress), step_s)
+            plan.reserve.note_save(self.saver.cost.copy_s + self.saver.cost.write_s)
+
+    def _agree(self, plan: Plan, *, since_s: float, now_s: float, step_s: float) -> tuple[float, bool]:
         """Let rank 0 say how far the run is, and any rank that it must stop: progress, and whether to stop."""
         progress = 0.0
         if self.world.is_main:
-            step, step_s = self.position.step + 1, now_s - since_s
+            step = self.position.step + 1
             progress = plan.advance(self.position.progress, step=step, since_s=since_s, now_s=now_s)
-            if isinstance(plan, ClockPlan):
-                plan.reserve.note_step(schedule.crop_px(self.position.progress), step_s)
             if plan.is_over(step, now_s=now_s, step_s=step_s):
                 progress = 1.0
         progress, stops, skipped = self.world.total([progress, float(self.stop.arrived), float(self._skipped_now)])

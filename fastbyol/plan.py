@@ -31,8 +31,7 @@ class StepPlan:
 class Reserve:
     """Estimate the seconds from the last step to the end of the process, from what has been measured so far.
 
-    `parts` are the seconds of each piece of closing work when it was rehearsed; a piece measured again replaces its
-    number. They are scaled by how much slower steps are now than they were during the rehearsal, since whoever takes
+    `parts` are the seconds of each piece of closing work when it was rehearsed. They are scaled by how much slower steps are now than they were during the rehearsal, since whoever takes
     the cores from the steps takes them from the closing work, too. Steps are compared with steps of the same crop size.
     """
 
@@ -45,6 +44,10 @@ class Reserve:
         """Take note of one step."""
         self.recent.append((crop_px, seconds))
         self.best[crop_px] = min(seconds, self.best.get(crop_px, seconds))
+
+    def note_save(self, seconds: float) -> None:
+        """Take note of what the newest checkpoint took, if that is more than when it was rehearsed."""
+        self.parts["checkpoint"] = max(self.parts.get("checkpoint", 0.0), seconds / self.pace())
 
     def pace(self) -> float:
         """Give how many times as long the closing work would take now as when it was rehearsed."""

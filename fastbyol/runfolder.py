@@ -64,6 +64,16 @@ class RunFolder:
         """The outcome; there only when the run has finished."""
         return self.path / "result.json"
 
+    @property
+    def tensorboard(self) -> Path:
+        """The folder of TensorBoard's event files."""
+        return self.path / "tensorboard"
+
+    @property
+    def profile(self) -> Path:
+        """The folder of the trace of --profile."""
+        return self.path / "profile"
+
     def read_config(self) -> Config:
         """Read the configuration; raise ConfigError when the folder holds no run."""
         if not self.config.is_file():
@@ -82,8 +92,9 @@ def begin(folder: RunFolder, config: Config) -> None:
     """Clear the folder of an earlier run and write the new one's configuration."""
     for path in (folder.config, folder.metrics, folder.encoder, folder.report, folder.result):
         path.unlink(missing_ok=True)
-    if folder.checkpoints.exists():
-        shutil.rmtree(folder.checkpoints)
+    for path in (folder.checkpoints, folder.tensorboard, folder.profile):
+        if path.exists():
+            shutil.rmtree(path)
     atomic.write(folder.config, to_json(config))
 
 

@@ -1,32 +1,52 @@
-"""Know what a run tells while it runs: metrics.jsonl, a progress bar on a terminal, a line now and then elsewhere."""
+"""Know what a run tells while it runs: metrics.jsonl, TensorBoard, W&B, a progress bar or a line now and then."""
 
 from __future__ import annotations
 
 import json
+import math
+import resource
 import sys
 import time
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, Protocol
 
+import torch
 from tqdm import tqdm
 
-from fastbyol import atomic
 from fastbyol.budget import format_duration
 from fastbyol.config import ConfigError
+from fastbyol.events import EventFile
+from fastbyol.growing import Growing
 
 LINE_EVERY_S = 30.0  # without a terminal
+LEARNING = ("loss", "lr", "tau", "embedding_std", "crop_px")  # TensorBoard's first group; the rest is the machine's
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
     """Read every whole row of a metrics.jsonl; a last line cut short by a kill is left out."""
+    return [row for row, _ in _rows_and_ends(path)]
+
+
+def _rows_and_ends(path: Path) -> list[tuple[dict[str, Any], int]]:
+    """Pair every whole row with the offset of its end in the file."""
     if not path.exists():
         return []
-    lines = path.read_text().split("\n")[:-1]
-    try:
-        return [json.loads(line) for line in lines]
-    except ValueError as error:
-        raise ConfigError(f"{path} holds a line that is not JSON ({error}); remove that line") from error
+    found, end = [], 0
+    for line in path.read_bytes().split(b"\n")[:-1]:
+        end += len(line) + 1
+        try:
+            found.append((json.loads(line), end))
+        except ValueError as error:
+            raise ConfigError(f"{path} holds a line that is not JSON ({error}); remove that line") from error
+    return found
+
+
+def peak_gib(device: str) -> float:
+    """Measure the most memory this process has held, GiB: of the GPU as torch counts it, or resident on a CPU."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**30
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux counts it in KiB
 
 
 class Intervals:
@@ -47,36 +67,84 @@ class Intervals:
         self._lap = now
 
     def take(self) -> dict[str, float]:
-        """Return the sums, the whole interval and images per second since the last call, and begin anew."""
+        """Return the sums, the whole interval, images/s and the share of waiting in [0, 1] since the last call."""
         now = time.perf_counter()
         interval_s = now - self._began
-        row = {"images_per_s": self.images / interval_s, "interval_s": interval_s, **self.seconds}
+        row = {
+            "images_per_s": self.images / interval_s,
+            "interval_s": interval_s,
+            **self.seconds,
+            "loader_wait_share": min(self.seconds["loader_wait_s"] / interval_s, 1.0),
+        }
         self.seconds = dict.fromkeys(self.seconds, 0.0)
         self.images, self._began, self._lap = 0, now, now
         return row
 
 
-class Telemetry:
-    """Write the rows of one run and show its progress; a context manager.
+class Sink(Protocol):
+    """Take the rows of a run beside metrics.jsonl; neither call may raise."""
 
-    On resume, rows of steps after `from_step` are dropped first: those steps are taken again.
+    def write(self, row: dict[str, Any]) -> None:
+        """Take one row."""
+
+    def close(self) -> None:
+        """Take no more."""
+
+
+class _TensorBoard:
+    def __init__(self, events: EventFile) -> None:
+        self._events = events
+
+    def write(self, row: dict[str, Any]) -> None:
+        self._events.write(row["step"], scalars(row))
+
+    def close(self) -> None:
+        self._events.close()
+
+
+def scalars(row: dict[str, Any]) -> dict[str, float]:
+    """Name the numbers of a row as TensorBoard's tags: learning/loss, machine/images_per_s."""
+    return {
+        f"{'learning' if name in LEARNING else 'machine'}/{name}": float(value)
+        for name, value in row.items()
+        if name != "step" and isinstance(value, int | float)
+    }
+
+
+class Telemetry:
+    """Write the rows of one run and show its progress; a context manager, on the one process that writes.
+
+    path: metrics.jsonl; rows of steps after `from_step` are dropped first: those steps are taken again. tensorboard:
+    the folder of event files, None for none. also: a further sink, closed with this one. Raises OSError where a file
+    cannot be opened; a disk that fills up later costs warnings, not the run.
     """
 
-    def __init__(self, path: Path, *, from_step: int) -> None:
-        kept = [row for row in read_metrics(path) if row["step"] <= from_step]
-        atomic.write(path, "".join(json.dumps(row) + "\n" for row in kept))
-        self._file = path.open("a")
+    def __init__(
+        self, path: Path, *, from_step: int, tensorboard: Path | None = None, also: Sink | None = None
+    ) -> None:
+        self._warnings: list[str] = []
+        kept = [end for row, end in _rows_and_ends(path) if row["step"] <= from_step]
+        self._rows = Growing(path, warn=self.warn, keep=max(kept, default=0))
+        self._sinks: list[Sink] = [] if also is None else [also]
+        if tensorboard is not None:
+            self._sinks.append(_TensorBoard(EventFile(tensorboard, first_step=from_step + 1, warn=self.warn)))
         self._bar = tqdm(total=1.0, bar_format="{percentage:3.0f}%|{bar}| {desc}", disable=None, file=sys.stderr)
-        self._next_line_s = 0.0
+        self._next_line_s = -math.inf
+
+    def warn(self, text: str) -> None:
+        """Say something at once, in one line, and keep it in the next row (`warnings`) for the report."""
+        tqdm.write(f"warning: {text}", file=sys.stderr)
+        self._warnings.append(text)
 
     def row(self, row: dict[str, Any], *, left_s: float) -> None:
         """Append one row and show it."""
-        self._file.write(json.dumps(row) + "\n")
-        self._file.flush()
-        text = (
-            f"step {row['step']}  epoch {row['epoch']:.2f}  loss {row['loss']:.3f}  "
-            f"{row['images_per_s']:.0f} images/s  {format_duration(left_s)} left"
-        )
+        if self._warnings:
+            row = {**row, "warnings": self._warnings}
+            self._warnings = []
+        self._rows.append(json.dumps(row).encode() + b"\n")
+        for sink in self._sinks:
+            sink.write(row)
+        text = describe(row, left_s=left_s)
         if not self._bar.disable:
             self._bar.n = min(row["progress"], 1.0)
             self._bar.set_description_str(text)
@@ -91,4 +159,19 @@ class Telemetry:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         self._bar.close()
-        self._file.close()
+        for sink in self._sinks:
+            sink.close()
+        self._rows.close()
+
+
+def describe(row: dict[str, Any], *, left_s: float) -> str:
+    """Say in one line how a run stands; what the row does not hold is left out."""
+    parts = [f"step {row['step']}", f"epoch {row['epoch']:.2f}", f"loss {row['loss']:.3f}"]
+    parts.append(f"{row['images_per_s']:.0f} images/s")
+    if "loader_wait_share" in row:
+        parts.append(f"{100 * row['loader_wait_share']:.0f} % waiting")
+    if "mfu" in row:
+        parts.append(f"{100 * row['mfu']:.0f} % MFU")
+    if "peak_gib" in row:
+        parts.append(f"{row['peak_gib']:.1f} GiB")
+    return "  ".join((*parts, f"{format_duration(left_s)} left"))

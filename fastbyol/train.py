@@ -23,6 +23,7 @@ from fastbyol.run import run as carry_out
 from fastbyol.runfolder import RunFolder
 from fastbyol.signals import StopSignal
 from fastbyol.step import ENGINES, PRECISIONS
+from fastbyol.wandb_run import check_installed
 from fastbyol.watchdog import Diverged
 
 RECALIBRATE = 50  # batches after a crop ramp
@@ -127,6 +128,8 @@ def config_of(args: argparse.Namespace, folder: RunFolder) -> Config:
     device = choose(args.device)
     runs_graph = device == "cuda" and ranks() == 1 and args.micro_batches == 1
     every = args.checkpoint_every
+    if args.wandb is not None:
+        check_installed()
     return Config(
         recipe=recipe,
         data=str(data),

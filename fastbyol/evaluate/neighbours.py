@@ -1,0 +1,58 @@
+"""Know how to choose query images fairly and find what an encoder holds nearest to them."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+
+from fastbyol.evaluate.features import Features
+
+
+@dataclass(frozen=True)
+class Neighbours:
+    """Name one query image of the validation file and its nearest images of the training file, nearest first.
+
+    query, bank: sample numbers of the files; similarities: cosines, one for each of `bank`.
+    """
+
+    query: int
+    bank: tuple[int, ...]
+    similarities: tuple[float, ...]
+
+
+@torch.inference_mode()
+def pick(bank: Features, queries: Features, *, rows: int, k: int, bank_images: int | None = None) -> list[Neighbours]:
+    """Choose up to `rows` queries by their labels alone and find the k nearest of the bank to each, by cosine.
+
+    Classes are taken evenly spread over all that occur, the first image of each; where there are fewer classes than
+    rows, second images follow, and so on. bank_images: how many images the training file holds, where
+    features.extract(limit=...) spread the bank over them; None where the bank is the whole file.
+    """
+    chosen = first_of_classes(queries.labels.numpy(), rows=rows)
+    keys = F.normalize(bank.values, dim=1)
+    nearest = (F.normalize(queries.values[torch.from_numpy(chosen)], dim=1) @ keys.T).topk(min(k, len(keys)))
+    count = len(bank.labels)
+    whole = count if bank_images is None else bank_images
+    return [
+        Neighbours(query, tuple(place * whole // count for place in places), tuple(similarities))
+        for query, places, similarities in zip(
+            chosen.tolist(), nearest.indices.tolist(), nearest.values.tolist(), strict=True
+        )
+    ]
+
+
+def first_of_classes(labels: NDArray[np.int64], *, rows: int) -> NDArray[np.int64]:
+    """Choose up to `rows` places of labels [N]: of each class its first, then its second; classes ascending."""
+    order = np.argsort(labels, kind="stable")
+    grouped = labels[order]
+    begins = np.flatnonzero(np.r_[True, grouped[1:] != grouped[:-1]])
+    turn = np.arange(len(labels)) - np.repeat(begins, np.diff(np.r_[begins, len(labels)]))
+    rounds = order[np.lexsort((grouped, turn))]
+    classes = len(begins)
+    if classes > rows:
+        rounds = rounds[:classes][np.arange(rows) * classes // rows]
+    return rounds[:rows]

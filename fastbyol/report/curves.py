@@ -1,0 +1,156 @@
+"""Know which curves of a run's rows are worth a chart, and what to say beside each."""
+
+from __future__ import annotations
+
+import html
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fastbyol.report import chart
+
+PLOTTED_ROWS = 1000  # enough for the eye; a long run has more
+SMOOTHED_ROWS = 40  # from here on a bold mean lies over the fine rows
+SMOOTH_SHARE = 0.02  # of the rows, to either side
+STARVING = 0.1  # share of waiting from which fastbyol warns
+TIME_PARTS = (
+    ("step_s", "a", "step"),
+    ("views_s", "b", "views"),
+    ("loader_wait_s", "c", "waiting"),
+    ("log_s", "d", "log"),
+)
+SERIES = (
+    "elapsed_s",
+    "loss",
+    "lr",
+    "tau",
+    "crop_px",
+    "embedding_std",
+    "images_per_s",
+    "interval_s",
+    "loader_wait_s",
+    "loader_wait_share",
+    "views_s",
+    "step_s",
+    "log_s",
+)  # of a row, as far as it has them
+
+Rows = Sequence[dict[str, Any]]
+
+
+def thin(rows: Rows) -> Rows:
+    """Take at most about PLOTTED_ROWS rows, evenly, the last one always."""
+    stride = max(len(rows) // PLOTTED_ROWS, 1)
+    return [*rows[: len(rows) - 1 : stride], rows[-1]] if rows else rows
+
+
+def values(rows: Rows, name: str) -> list[float | None]:
+    """Read one series; None where a row has no such number or it is not finite."""
+    found = (row.get(name) for row in rows)
+    return [float(v) if isinstance(v, int | float) and math.isfinite(v) else None for v in found]
+
+
+@dataclass(frozen=True)
+class _Curve:
+    """Say how one series is shown; is_exact: a schedule, with nothing to smooth."""
+
+    name: str
+    note: str = ""
+    unit: str = ""
+    colour: str = "a"
+    low: float | None = 0.0
+    high: float | None = None
+    level: tuple[float, str] | None = None
+    is_exact: bool = False
+
+
+def figures(rows: Rows, *, healthy_std: float) -> str:
+    """Draw every chart the rows have numbers for, as HTML figures. healthy_std: 1/sqrt(D)."""
+    rows = [row for row in thin(rows) if isinstance(row.get("elapsed_s"), int | float)]
+    if not rows:
+        return ""
+    waiting, sizes, stds = _waiting(rows), values(rows, "crop_px"), values(rows, "embedding_std")
+    drawn = (
+        _draw(_Curve("Loss", "both directions, 0 to 8"), rows, values(rows, "loss")),
+        _draw(_Curve("Learning rate", is_exact=True), rows, values(rows, "lr")),
+        _draw(_Curve("Target rate τ", colour="b", low=None, is_exact=True), rows, values(rows, "tau")),
+        _draw(_Curve("View size", unit=" px", colour="b", is_exact=True), rows, sizes) if len(set(sizes)) > 1 else "",
+        _draw(
+            _Curve(
+                "Embedding std",
+                "0 is collapse",
+                high=1.25 * max([healthy_std, *(std for std in stds if std is not None)]),
+                level=(healthy_std, "1/√D, healthy"),
+            ),
+            rows,
+            stds,
+        ),
+        _draw(_Curve("Images per second", colour="e"), rows, values(rows, "images_per_s")),
+        _draw(
+            _Curve(
+                "Waiting for images",
+                "of the loop",
+                unit=" %",
+                colour="c",
+                high=max([25.0, *(share for share in waiting if share is not None)]),
+                level=(100 * STARVING, "warned above"),
+            ),
+            rows,
+            waiting,
+        ),
+        _draw(_Curve("GPU utilisation", "of its peak", unit=" %", colour="e"), rows, _percent(values(rows, "mfu"))),
+        _time_parts(rows),
+    )
+    return "".join(drawn)
+
+
+def _percent(shares: list[float | None]) -> list[float | None]:
+    return [None if share is None else 100 * share for share in shares]
+
+
+def _waiting(rows: Rows) -> list[float | None]:
+    """Give the percent of waiting of each row; of an older run's, from the seconds, all that it has."""
+    shares = values(rows, "loader_wait_share")
+    if any(share is not None for share in shares):
+        return _percent(shares)
+    pairs = zip(values(rows, "loader_wait_s"), values(rows, "interval_s"), strict=True)
+    return [100 * wait_s / whole_s if wait_s is not None and whole_s else None for wait_s, whole_s in pairs]
+
+
+def _draw(shown: _Curve, rows: Rows, series: list[float | None]) -> str:
+    """Draw one figure, or nothing where no row has the number."""
+    known = [value for value in series if value is not None]
+    if not known:
+        return ""
+    lines = [chart.Line(series, shown.colour)]
+    if len(known) >= SMOOTHED_ROWS and not shown.is_exact:
+        reach = max(round(SMOOTH_SHARE * len(series)), 2)
+        smoothed = chart.smooth(series, reach=reach)
+        lines = [chart.Line(series, shown.colour, is_fine=True), chart.Line(smoothed, shown.colour)]
+    now = chart.number(known[-1]) + shown.unit
+    drawn = chart.curves(
+        f"{shown.name}, from {chart.number(known[0])} to {now}",
+        [float(row["elapsed_s"]) for row in rows],
+        lines,
+        low=shown.low,
+        high=shown.high,
+        level=shown.level,
+    )
+    return _figure(shown.name, shown.note, f"<b>{now}</b>", drawn)
+
+
+def _figure(name: str, note: str, aside: str, drawn: str) -> str:
+    said = f"<small>{html.escape(note)}</small>" if note else ""
+    return f"<figure class=chart><figcaption><span>{name}{said}</span>{aside}</figcaption>{drawn}</figure>"
+
+
+def _time_parts(rows: Rows) -> str:
+    whole = [row for row in rows if row.get("interval_s") and all(part in row for part, _, _ in TIME_PARTS)]
+    if len(whole) < 2:
+        return ""
+    layers = [(colour, [row[part] / row["interval_s"] for row in whole]) for part, colour, _ in TIME_PARTS]
+    legend = "".join(f"<i class={colour}></i>{name} " for _, colour, name in TIME_PARTS)
+    said = "How the loop's time is shared between step, views, waiting and logging, percent"
+    drawn = chart.stack(said, [float(row["elapsed_s"]) for row in whole], layers)
+    return _figure("Where the loop's time goes", "%", "", f"{drawn}<div class=legend>{legend}</div>")

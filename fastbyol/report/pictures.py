@@ -1,0 +1,112 @@
+"""Know the pictures of a report: views beside their images, and query images with their nearest neighbours."""
+
+from __future__ import annotations
+
+import base64
+import html
+import io
+from collections.abc import Sequence
+from contextlib import closing
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from PIL import Image
+from torch import Tensor
+
+from fastbyol import views
+from fastbyol.beton import Reader
+from fastbyol.config import Config
+from fastbyol.evaluate.neighbours import Neighbours
+from fastbyol.kernels.reference import IMAGENET_MEAN, IMAGENET_STD
+from fastbyol.loaders import Batch
+from fastbyol.loaders.native import load
+from fastbyol.order import Rows, global_batch
+
+SHOWN_IMAGES = 10
+THUMBNAIL_PX = 96  # of a neighbour: its place on the page, on a fine screen
+LOSSLESS_PX = 64  # smaller pictures are PNG; larger ones JPEG, at a tenth of the bytes
+
+
+def sample_views(config: Config, train: Reader) -> str:
+    """Show images of the first batch, each above its first and its second view, as HTML."""
+    rows = global_batch(0, batch_size=min(SHOWN_IMAGES, len(train)), count=len(train), seed=config.seed)
+    batch = _decode(train, rows)
+    place = (batch.pixels, batch.offsets, batch.sizes)
+    drawn = views.draw(
+        config.recipe.views, seed=config.seed, epochs=batch.epochs, indices=batch.indices, sizes=batch.sizes.numpy()
+    )
+    px = config.recipe.crop_px
+    whole = views.center_view(*place, crop_px=px, margin=1.0)
+    images = _to_pixels(torch.cat([whole, views.apply(*place, drawn, crop_px=px)]))
+    columns = images.reshape(3, -1, px, px, 3)
+    names = ("image", "first view", "second view")
+    shown = []
+    for number, column in enumerate(columns.swapaxes(0, 1)):
+        pictures = "".join(_img(x, f"{name} {number + 1}") for x, name in zip(column, names, strict=True))
+        shown.append(f"<div class=strip>{pictures}</div>")
+    labels = "".join(f"<span>{name}</span>" for name in names)
+    return f"<div class=strips><div class=names aria-hidden=true>{labels}</div>{''.join(shown)}</div>"
+
+
+def neighbour_rows(found: Sequence[Neighbours], *, train: Reader, val: Reader) -> str:
+    """Show each query image before its nearest neighbours, with classes and whether they agree, as HTML."""
+    queries = _thumbnails(val, [row.query for row in found])
+    nearest = _thumbnails(train, [place for row in found for place in row.bank])
+    shown, at = [], 0
+    for row, picture in zip(found, queries, strict=True):
+        wanted = _label(val, row.query)
+        cells = [_cell(picture, wanted, "query", "query")]
+        for place, similarity in zip(row.bank, row.similarities, strict=True):
+            label = _label(train, place)
+            verdict = "same" if label == wanted else "other"
+            cells.append(_cell(nearest[at], label, verdict, f"{verdict} class, cosine {similarity:.2f}"))
+            at += 1
+        shown.append(f"<div class=neighbours>{''.join(cells)}</div>")
+    return f"<div class=queries>{''.join(shown)}</div>"
+
+
+def _cell(picture: NDArray[np.uint8], label: str, kind: str, described: str) -> str:
+    mark = {"query": "", "same": "✓ ", "other": "✗ "}[kind]
+    name = html.escape(label)
+    title = html.escape(f"{label}: {described}", quote=True)
+    return f'<figure class={kind} title="{title}">{_img(picture, title)}<figcaption>{mark}{name}</figcaption></figure>'
+
+
+def _label(reader: Reader, index: int) -> str:
+    if reader.labels is None:
+        return "no class"
+    label = int(reader.labels[index])
+    names = reader.class_names
+    return names[label] if names is not None and label < len(names) else f"class {label}"
+
+
+def _decode(reader: Reader, rows: Rows) -> Batch:
+    """Decode one batch; the next good sample stands in for one that does not decode, so that a report appears."""
+    with closing(load(reader, [rows], workers=1, on_error="skip")) as batches:
+        return next(batches)
+
+
+def _thumbnails(reader: Reader, indices: Sequence[int]) -> NDArray[np.uint8]:
+    """Make uint8 [N, px, px, 3] of the centre squares, no larger than the smallest of the images."""
+    chosen = np.array(indices, dtype=np.int64)
+    batch = _decode(reader, Rows(chosen, np.zeros_like(chosen)))
+    px = min(THUMBNAIL_PX, max(int(batch.sizes.min()), 8))
+    return _to_pixels(views.center_view(batch.pixels, batch.offsets, batch.sizes, crop_px=px, margin=1.0))
+
+
+def _to_pixels(images: Tensor) -> NDArray[np.uint8]:
+    mean, std = (torch.tensor(c).view(1, 3, 1, 1) for c in (IMAGENET_MEAN, IMAGENET_STD))
+    pixels = ((images * std + mean) * 255).round().clamp(0, 255).to(torch.uint8)
+    return pixels.permute(0, 2, 3, 1).contiguous().numpy()
+
+
+def _img(pixels: NDArray[np.uint8], described: str) -> str:
+    """Embed a picture uint8 [H, W, 3] in the page; `described` stands for it and is already safe in HTML."""
+    buffer = io.BytesIO()
+    px = len(pixels)
+    kind = "png" if px <= LOSSLESS_PX else "jpeg"
+    Image.fromarray(pixels).save(buffer, kind, **({"quality": 88} if kind == "jpeg" else {}))
+    data = base64.b64encode(buffer.getvalue()).decode()
+    small = " class=small" if px <= LOSSLESS_PX else ""
+    return f'<img{small} width={px} height={px} alt="{described}" src="data:image/{kind};base64,{data}">'

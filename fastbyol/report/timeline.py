@@ -1,0 +1,102 @@
+"""Know how to set a budget's plan beside what happened: two bars of phases and their numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from fastbyol.budget import format_duration
+
+PHASES = ("start-up", "rehearsal", "calibration", "training", "closing")
+COLOURS = {"start-up": "d", "rehearsal": "b", "calibration": "f", "training": "a", "closing": "e", "unused": "none"}
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """Hold the seconds of each phase of PHASES, as far as they are known, and of what the budget had left."""
+
+    seconds: dict[str, float]
+    unused_s: float = 0.0
+
+    @property
+    def total_s(self) -> float:
+        """Give the seconds of all phases and of what was left."""
+        return sum(self.seconds.values()) + self.unused_s
+
+
+def planned(plan: dict[str, Any] | None) -> Timeline | None:
+    """Lay out a plan; None without a budget, or without its reserve.
+
+    plan: seconds under budget_s, startup_s, rehearsal_s, calibration_s, reserve_s; training gets what they leave.
+    """
+    if not plan or plan.get("budget_s") is None or plan.get("reserve_s") is None:
+        return None
+    before = _before(plan)
+    training_s = max(plan["budget_s"] - sum(before.values()) - plan["reserve_s"], 0.0)
+    return Timeline({**before, "training": training_s, "closing": plan["reserve_s"]})
+
+
+def happened(
+    rows: Sequence[dict[str, Any]], result: dict[str, Any] | None, plan: dict[str, Any] | None
+) -> Timeline | None:
+    """Lay out what happened from the last row, the result and the plan's own measurements; None without rows.
+
+    Start-up is all before training that is neither rehearsal nor calibration: earlier runs of the folder included.
+    """
+    result, plan = result or {}, plan or {}
+    ends_s = [row["elapsed_s"] for row in rows[-1:] if "elapsed_s" in row]
+    if not ends_s:
+        return None
+    end_s = ends_s[0]
+    measured = {name: s for name, s in _before(plan).items() if name != "start-up"}
+    first = rows[0]
+    before_s = end_s - result["train_s"] if "train_s" in result else first["elapsed_s"] - first.get("interval_s", 0.0)
+    startup_s = max(before_s - sum(measured.values()), 0.0)
+    seconds = {"start-up": startup_s, **measured, "training": max(end_s - startup_s - sum(measured.values()), 0.0)}
+    elapsed_s = result.get("elapsed_s")
+    if elapsed_s is None:
+        return Timeline(seconds)
+    seconds["closing"] = max(elapsed_s - end_s, 0.0)
+    return Timeline(seconds, unused_s=max((plan.get("budget_s") or elapsed_s) - elapsed_s, 0.0))
+
+
+def _before(plan: dict[str, Any]) -> dict[str, float]:
+    named = {"start-up": "startup_s", "rehearsal": "rehearsal_s", "calibration": "calibration_s"}
+    return {phase: plan[name] for phase, name in named.items() if plan.get(name) is not None}
+
+
+def as_html(plan: Timeline | None, fact: Timeline, *, budget_s: float | None) -> str:
+    """Draw the bars on one scale, with a table of the seconds."""
+    scale_s = max(fact.total_s, plan.total_s if plan else 0.0, budget_s or 0.0, 1e-9)
+    bars = [_bar("Planned", plan, scale_s)] if plan else []
+    bars.append(_bar("Happened", fact, scale_s))
+    head = f"<tr><th>phase{'<th>planned' if plan else ''}<th>happened"
+    shown = [phase for phase in PHASES if phase in fact.seconds or (plan and phase in plan.seconds)]
+    lines = [_line(phase, plan, fact) for phase in shown]
+    if fact.unused_s:
+        lines.append(f"<tr><td><i class=none></i>unused{'<td>-' if plan else ''}<td>{seconds(fact.unused_s)}")
+    total = f"<tr class=sum><td>in all{f'<td>{seconds(plan.total_s)}' if plan else ''}<td>{seconds(fact.total_s)}"
+    return f"<div class=timeline>{''.join(bars)}</div><table class=phases>{head}{''.join(lines)}{total}</table>"
+
+
+def _bar(name: str, line: Timeline, scale_s: float) -> str:
+    parts = [*((phase, line.seconds[phase]) for phase in PHASES if phase in line.seconds), ("unused", line.unused_s)]
+    drawn = "".join(
+        f'<span class={COLOURS[phase]} style="width:{100 * s / scale_s:.3f}%"></span>' for phase, s in parts if s
+    )
+    said = ", ".join(f"{phase} {seconds(s)}" for phase, s in parts if s)
+    return f'<b>{name}</b><div class=bar role=img aria-label="{name}: {said}">{drawn}</div>'
+
+
+def _line(phase: str, plan: Timeline | None, fact: Timeline) -> str:
+    cells = [f"<td><i class={COLOURS[phase]}></i>{phase}"]
+    for line in (plan, fact):
+        if line is not None:
+            cells.append(f"<td>{seconds(line.seconds[phase]) if phase in line.seconds else '-'}")
+    return f"<tr>{''.join(cells)}"
+
+
+def seconds(value: float) -> str:
+    """Write a time to a tenth of a second under two minutes, else in its two largest units."""
+    return f"{value:.1f} s" if value < 120 else format_duration(value)

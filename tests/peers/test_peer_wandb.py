@@ -1,0 +1,95 @@
+"""Laws of W&B as a place for rows, by the package itself, offline."""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from fastbyol.config import ConfigError
+from fastbyol.telemetry import Telemetry, read_metrics
+from fastbyol.wandb_run import WandbRun
+from tests.test_telemetry import row
+
+pytestmark = pytest.mark.peers
+
+
+@pytest.fixture(autouse=True)
+def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("wandb")
+    monkeypatch.setenv("WANDB_MODE", "offline")
+    monkeypatch.setenv("WANDB_SILENT", "true")
+
+
+def told(folder: Path, steps: range) -> None:
+    """Write rows of distinctive losses to metrics.jsonl and W&B, each time to a folder of its own.
+
+    wandb names its folders by the second, and two runs of one second would share theirs.
+    """
+    own = folder / f"from-{steps.start}"
+    own.mkdir()
+    run = WandbRun("fastbyol-tests", folder=own, name="a-run", settings={"batch_size": 64})
+    with Telemetry(folder / "metrics.jsonl", from_step=steps.start - 1, also=run) as telemetry:
+        for step in steps:
+            telemetry.row(row(step, loss=step + 0.123456, warnings=["not a number"]), left_s=1.0)
+
+
+def sent(folder: Path) -> list[float]:
+    """Read the losses off wandb's transaction logs, which hold values as JSON text."""
+    data = b"".join(path.read_bytes() for path in folder.rglob("run-a-run.wandb"))
+    return sorted({float(value) for value in re.findall(rb"(\d+\.123456)\D", data)})
+
+
+def all_are_sent(folder: Path) -> bool:
+    """Wait until wandb's own process, which writes after finish() has returned, has written every row."""
+    wanted = [r["loss"] for r in read_metrics(folder / "metrics.jsonl")]
+    deadline = time.monotonic() + 20
+    while sent(folder) != wanted and time.monotonic() < deadline:
+        time.sleep(0.05)
+    return sent(folder) == wanted
+
+
+def test_every_row_reaches_wandb_also_after_a_resume(tmp_path: Path) -> None:
+    told(tmp_path, range(1, 5))
+    assert all_are_sent(tmp_path)
+    told(tmp_path, range(3, 7))
+    assert all_are_sent(tmp_path)
+
+
+def test_a_project_wandb_refuses_is_one_clear_line(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="wandb does not start"):
+        WandbRun("no/such:project", folder=tmp_path, name="a-run", settings={})
+
+
+START = """
+import sys
+import time
+from pathlib import Path
+from fastbyol.config import ConfigError
+from fastbyol.wandb_run import WandbRun
+try:
+    WandbRun("project", folder=Path(sys.argv[1]), name="a-run", settings={})
+except ConfigError as error:
+    print(error)
+"""
+
+
+def test_no_login_is_one_clear_line(tmp_path: Path) -> None:
+    nowhere = {"WANDB_BASE_URL": "http://127.0.0.1:9", "HOME": str(tmp_path), "WANDB_SILENT": "true"}
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("WANDB")}
+    ran = subprocess.run(  # a process of its own: wandb remembers the mode of its first run
+        [sys.executable, "-c", START, str(tmp_path)],
+        check=False,
+        capture_output=True,
+        text=True,
+        stdin=subprocess.DEVNULL,
+        env=kept | nowhere,
+        timeout=60,
+    )
+    assert "wandb does not start" in ran.stdout, ran.stderr
+    assert "WANDB_MODE=offline" in ran.stdout
