@@ -180,7 +180,7 @@ class Loop:
         output = self.engine(
             images,
             lr=schedule.learning_rate(progress, peak=recipe.peak_lr, warmup=self.config.warmup),
-            tau=schedule.ema_rate(progress, base=recipe.optim.tau_base),
+            tau=schedule.ema_rate(progress, base=recipe.optim.tau_base, rises=recipe.optim.tau_rises),
         )
         self.pace.step_queued()
         intervals.lap("step_s")
@@ -207,7 +207,7 @@ class Loop:
             "elapsed_s": elapsed_s,
             "loss": output.loss.item(),
             "lr": schedule.learning_rate(at.progress, peak=recipe.peak_lr, warmup=self.config.warmup),
-            "tau": schedule.ema_rate(at.progress, base=recipe.optim.tau_base),
+            "tau": schedule.ema_rate(at.progress, base=recipe.optim.tau_base, rises=recipe.optim.tau_rises),
             "embedding_std": embedding_std(output.target_projections),
             "skipped_steps": int(self.optimizer.skipped[0]),
             "skipped_samples": self.skipped_samples,

@@ -83,9 +83,13 @@ class Run:
         self.stopwatch = Stopwatch()
         recipe = config.recipe
         torch.backends.cudnn.benchmark = True  # shapes repeat for hours: cuDNN may time its algorithms
-        self.model = BYOL(recipe.encoder, recipe.head, seed=config.seed, target_statistics=recipe.target_statistics).to(
-            config.device
-        )
+        self.model = BYOL(
+            recipe.encoder,
+            recipe.head,
+            seed=config.seed,
+            target_statistics=recipe.target_statistics,
+            objective=recipe.objective,
+        ).to(config.device)
         followed = {} if recipe.lagged_target else self.model.target_of()
         optimizer = OPTIMIZERS[config.optimizer](self.model, followed, recipe.optim)
         engine = step.engine(

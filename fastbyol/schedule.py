@@ -16,6 +16,11 @@ def learning_rate(progress: float, *, peak: float, warmup: float) -> float:
     return peak * _falling_cosine((progress - warmup) / (1 - warmup))
 
 
-def ema_rate(progress: float, *, base: float) -> float:
-    """Raise tau from `base` to exactly 1: 1 - (1 - base)(cos(pi * progress) + 1) / 2. Source: paper, section 3.2."""
+def ema_rate(progress: float, *, base: float, rises: bool = True) -> float:
+    """Raise tau from `base` to exactly 1: 1 - (1 - base)(cos(pi * progress) + 1) / 2; or keep it at `base`.
+
+    Source: paper, section 3.2; table 5a, whose tau of 0 is kept.
+    """
+    if not rises:
+        return base
     return 1 - (1 - base) * _falling_cosine(progress)
