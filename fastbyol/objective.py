@@ -24,10 +24,10 @@ def normalized(x: Tensor, normalization: str) -> Tensor:
     if normalization == "layernorm":
         return normalize_rows(x - x.mean(1, keepdim=True))
     if normalization == "batchnorm":
-        views = x.unflatten(0, (2, -1))
+        views = x.reshape(2, -1, x.shape[1])
         centred = views - views.mean(1, keepdim=True)
         variance = centred.square().mean(1, keepdim=True)
-        return (centred * (variance.clamp_min(NORM_EPS) * x.shape[1]).rsqrt()).flatten(0, 1)
+        return (centred * (variance.clamp_min(NORM_EPS) * x.shape[1]).rsqrt()).reshape(x.shape)
     return x
 
 
@@ -52,7 +52,7 @@ def repulsion(q: Tensor, z: Tensor, *, temperature: float, group: dist.ProcessGr
     keys, first = normalize_rows(_wide(z)), 0
     if group is not None:
         first = dist.get_rank(group) * len(keys)
-        keys = _Gathered.apply(keys, group)
+        keys = _gathered(keys, group)
     similarities = normalize_rows(_wide(q)) @ keys.T / temperature
     own = first + torch.arange(len(q), device=q.device)
     return _log_sums(similarities.scatter(1, own[:, None], -torch.inf), temperature)
@@ -92,6 +92,11 @@ class _Gathered(torch.autograd.Function):
         total = grads[0].contiguous()
         dist.all_reduce(total, group=ctx.group)
         return total[dist.get_rank(ctx.group) * ctx.count :][: ctx.count], None
+
+
+def _gathered(rows: Tensor, group: dist.ProcessGroup) -> Tensor:
+    joined: Tensor = _Gathered.apply(rows, group)  # type: ignore[no-untyped-call]
+    return joined
 
 
 class Objective(nn.Module):
@@ -142,7 +147,7 @@ class Objective(nn.Module):
         """Let projections take the places of the oldest, without a host sync; not if any of them is inf or NaN."""
         keys = normalize_rows(_wide(z)).to(self.queue.dtype)
         if self.group is not None:
-            keys = _Gathered.apply(keys, self.group)
+            keys = _gathered(keys, self.group)
         places = (self.queue_next + torch.arange(len(keys), device=keys.device)) % len(self.queue)
         self.queue[places] = torch.where(keys.isfinite().all(), keys, self.queue[places])
         self.queue_next.copy_((self.queue_next + len(keys)) % len(self.queue))

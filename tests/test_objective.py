@@ -85,8 +85,8 @@ def test_beta_one_with_a_queue_is_moco_in_both_directions() -> None:
     model = objective_of(beta=1.0, temperature=0.3, queue=16)
     queue = model.queue.clone()
     losses = []
-    for queries, keys in ((q[:IMAGES], z[IMAGES:]), (q[IMAGES:], z[:IMAGES])):
-        queries, keys = F.normalize(queries, dim=1), F.normalize(keys, dim=1)
+    unit_q, unit_z = F.normalize(q, dim=1), F.normalize(z, dim=1)
+    for queries, keys in ((unit_q[:IMAGES], unit_z[IMAGES:]), (unit_q[IMAGES:], unit_z[:IMAGES])):
         logits = torch.cat([(queries * keys).sum(1, keepdim=True), queries @ queue.T], 1) / 0.3
         losses.append(F.cross_entropy(logits, torch.zeros(IMAGES, dtype=torch.int64)))
     close(model(q, z), 4 + 4 * 0.3 * sum(losses) / 2)
