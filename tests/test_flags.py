@@ -20,6 +20,7 @@ CONTRACT = {
     "--resume --seed --tau-base --target-statistics --val --warmup-epochs --weight-decay --workers",
     "fastbyol-eval knn": f"{COMMON_EVAL} --bank --k --temperature",
     "fastbyol-eval linear": f"{COMMON_EVAL} --epochs --seed",
+    "fastbyol-eval table": "NAME --base --budget --data --epochs --help --out --seeds --val --with",
 }
 
 
