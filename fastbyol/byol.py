@@ -55,10 +55,14 @@ class Branch(nn.Module):
 
 
 class Output(NamedTuple):
-    """What one forward yields: the loss, a float32 scalar with its graph, and the target's projections [2B, D]."""
+    """What one forward yields: the loss, a float32 scalar with its graph, and two that have none.
+
+    Those are the projections predictions are compared with [2B, D], and the first view's representations [B, F].
+    """
 
     loss: Tensor
     target_projections: Tensor
+    representations: Tensor
 
 
 class BYOL(nn.Module):
@@ -98,15 +102,17 @@ class BYOL(nn.Module):
         With tau, a scalar on the views' device, the launch that computes the loss also moves the target towards the
         parameters of this forward: one step later than the paper.
         """
-        projections = self.online(views)
+        representations = self.online.encoder(views)
+        projections = self.online.projector(representations)
         predictions = self.predictor(projections)
         goals = self._goals(views, projections)
+        shown = representations.detach().chunk(VIEWS)[0]
         if tau is None:
-            return Output(self.objective(predictions, goals), goals.detach())
+            return Output(self.objective(predictions, goals), goals.detach(), shown)
         assert self.target is not None  # Recipe refuses a lagged target without one
         targets, params = list(self.target.parameters()), list(self.online.parameters())
         loss = ema_loss(predictions, goals, targets, params, tau=tau, workspace=self._workspace)
-        return Output(loss, goals)
+        return Output(loss, goals, shown)
 
     def _goals(self, views: Tensor, projections: Tensor) -> Tensor:
         """Give what predictions are compared with [2B, D]; `projections` are the online network's."""

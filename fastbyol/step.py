@@ -50,7 +50,7 @@ class Eager:
         self.optimizer.step()
         if self.model.target_statistics == "running":
             self.model.follow_statistics(self.optimizer.tau)
-        return Output(output.loss.detach(), output.target_projections)
+        return output._replace(loss=output.loss.detach())
 
 
 @dataclass(frozen=True)

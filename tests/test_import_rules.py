@@ -24,6 +24,7 @@ ORDER = (  # a module may import what stands below it, never what stands above
     ("fastbyol.loaders.aside", "fastbyol.loaders.native", "fastbyol.loaders.transfer"),
     ("fastbyol.loaders.faults",),
     ("fastbyol.loaders.packing", "fastbyol.loaders.ram", "fastbyol.loaders.stored"),
+    ("fastbyol.probe",),
     ("fastbyol.byol", "fastbyol.optim", "fastbyol.loaders"),
     ("fastbyol.objective",),
     ("fastbyol.encoder", "fastbyol.views", "fastbyol.order", "fastbyol.schedule", "fastbyol.budget"),
