@@ -10,6 +10,8 @@ from dataclasses import dataclass, replace
 from types import FrameType
 from typing import Any
 
+import torch
+
 from fastbyol import checkpoint, schedule, views
 from fastbyol.beton import Reader
 from fastbyol.budget import ClockPlan, StepPlan, Stopwatch
@@ -19,6 +21,7 @@ from fastbyol.device import Pace, queue_copy
 from fastbyol.kernels.view_params import ViewParams
 from fastbyol.loaders import Batch, load
 from fastbyol.order import Rows, stream
+from fastbyol.probe import Probe
 from fastbyol.runfolder import RunFolder
 from fastbyol.step import Eager
 from fastbyol.telemetry import Intervals, Telemetry
@@ -59,6 +62,14 @@ class StopSignal:
                 signal.signal(number, handler)
 
 
+def _probe_of(config: Config, reader: Reader, *, features: int) -> Probe | None:
+    """Build the online probe of a labelled file; None for one without labels, or with a label that names no class."""
+    if reader.labels is None or reader.labels.min() < 0:
+        return None
+    classes = int(reader.labels.max()) + 1
+    return Probe(features, classes, config.recipe.optim, seed=config.seed + 3, device=config.device)
+
+
 class Loop:
     """Train one model from a position to the end of a plan. Moves model, optimiser and `position`."""
 
@@ -68,6 +79,7 @@ class Loop:
         self.engine = engine
         self.model, self.optimizer = engine.model, engine.optimizer
         self.folder = folder
+        self.probe = _probe_of(config, reader, features=engine.model.online.encoder.features)
         self.pace = Pace(config.device)
         self.position = Position()
         self.skipped_samples = 0
@@ -86,6 +98,7 @@ class Loop:
             "notes": self.notes,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "probe": None if self.probe is None else self.probe.state_dict(),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -97,6 +110,8 @@ class Loop:
             )
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
+        if self.probe is not None and state.get("probe") is not None:  # absent from checkpoints of 0.1
+            self.probe.load_state_dict(state["probe"])
         self.optimizer.skipped.copy_(state["skipped_steps"])
         self.skipped_samples = state["skipped_samples"]
         self.position = Position(state["step"], state["progress"], state["train_s"])
@@ -177,11 +192,14 @@ class Loop:
             pixels, offsets, sizes, ViewParams(packed), crop_px=recipe.crop_px, dtype=self.engine.precision
         )
         intervals.lap("views_s")
+        lr = schedule.learning_rate(progress, peak=recipe.peak_lr, warmup=self.config.warmup)
         output = self.engine(
             images,
-            lr=schedule.learning_rate(progress, peak=recipe.peak_lr, warmup=self.config.warmup),
+            lr=lr,
             tau=schedule.ema_rate(progress, base=recipe.optim.tau_base, rises=recipe.optim.tau_rises),
         )
+        if self.probe is not None and batch.labels is not None:
+            self.probe.step(output.representations, queue_copy(torch.from_numpy(batch.labels), device), lr=lr)
         self.pace.step_queued()
         intervals.lap("step_s")
         intervals.images += len(batch.indices)
@@ -209,6 +227,7 @@ class Loop:
             "lr": schedule.learning_rate(at.progress, peak=recipe.peak_lr, warmup=self.config.warmup),
             "tau": schedule.ema_rate(at.progress, base=recipe.optim.tau_base, rises=recipe.optim.tau_rises),
             "embedding_std": embedding_std(output.target_projections),
+            **({} if self.probe is None else {f"probe_{name}": x for name, x in self.probe.read()._asdict().items()}),
             "skipped_steps": int(self.optimizer.skipped[0]),
             "skipped_samples": self.skipped_samples,
             **times,
