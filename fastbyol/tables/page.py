@@ -67,7 +67,8 @@ def markdown(table: Table, outcomes: Outcomes, *, settings: str, command: str) -
         "",
         f"{settings}. Paper: {table.source}, linear top-1 on ImageNet after 300 epochs; here: kNN top-1, mean over "
         "seeds ± half the distance from the least to the greatest, as the paper gives it.",
-        "Embedding std is that of the last targets, times √D: 1 when healthy, 0 when collapsed.",
+        "Embedding std is that of the last targets, times √D: 1 when healthy, 0 when collapsed; a constant target's "
+        "says nothing of the online network.",
         "",
         f"    {command}",
         "",
