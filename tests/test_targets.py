@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import copy
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastbyol import optim, schedule, step
 from fastbyol.byol import BYOL, MLP
 from fastbyol.config import EncoderConfig, HeadConfig, ObjectiveConfig, OptimConfig
+from tests import ranks
 from tests.tolerances import FLOAT64_ATOL, FLOAT64_RTOL, NAIVE_STEPS_RTOL
 
 TINY = EncoderConfig("resnet8", width=1 / 16, stem="cifar")
@@ -127,6 +130,26 @@ def test_compiled_objectives_are_the_eager_ones(head: HeadConfig, objective: dic
     eager, compiled = (engine.model.state_dict() for engine in engines)
     for name, value in eager.items():
         torch.testing.assert_close(compiled[name], value, rtol=NAIVE_STEPS_RTOL, atol=FLOAT64_ATOL)
+
+
+SIMCLR = {"target": "online", "beta": 1.0}
+
+
+def rank_main(rank: int, folder: Path) -> dict[str, Tensor]:  # noqa: ARG001
+    """Differentiate this rank's half of a batch of SimCLR."""
+    model = model_of(NO_PREDICTOR, **SIMCLR)
+    model.synchronize_(dist.group.WORLD)
+    model(torch.cat([view.chunk(2)[rank] for view in batches(1)[0].chunk(2)])).loss.backward()
+    return {name: p.grad for name, p in model.named_parameters()}
+
+
+def test_ranks_average_to_the_gradient_of_one_process(tmp_path: Path) -> None:
+    got = ranks.run(rank_main, tmp_path, ranks=2)
+    model = model_of(NO_PREDICTOR, **SIMCLR)
+    model(batches(1)[0]).loss.backward()
+    for name, p in model.named_parameters():
+        mean = (got[0][name] + got[1][name]) / 2
+        torch.testing.assert_close(mean, p.grad, rtol=NAIVE_STEPS_RTOL, atol=FLOAT64_ATOL, msg=name)
 
 
 def test_simclr_by_hand_over_three_steps() -> None:
