@@ -48,6 +48,7 @@ def ignore(_: float) -> None:
 def test_every_cell_is_a_recipe_of_its_own(name: str, base: str) -> None:
     table = TABLES[name](named(base))
     recipes = [named(f"{base}+{cell.change}" if cell.change else base) for cell in table.cells]
+    assert recipes
     assert len({cell.folder for cell in table.cells}) == len(recipes)
     assert all(0 <= cell.paper <= 100 for cell in table.cells if cell.paper is not None)
 
@@ -67,6 +68,13 @@ def test_every_table_holds_the_papers_baseline_with_its_score(name: str) -> None
             assert cell.paper == 72.5
             return
     pytest.fail(f"no cell of table {name} is the base recipe")
+
+
+def test_smaller_batches_are_parts_of_the_bases() -> None:
+    cells = TABLES["batch"](named("imagenet_rn50_e300")).cells
+    assert [cell.flags for cell in cells] == [(), *((f"--micro-batches={2**k}",) for k in range(1, 7))]
+    small = TABLES["batch"](named("cifar10_tiny+batch_size=8")).cells
+    assert [cell.paper for cell in small] == [72.5, 72.4, 72.2]
 
 
 def test_settings_that_follow_the_base_scale_with_it() -> None:
