@@ -1,4 +1,4 @@
-"""Know BYOL's networks: online (encoder, projector, predictor), target (encoder, projector), and their loss."""
+"""Know BYOL's networks: online (encoder, projector, predictor), target (encoder, projector), and what joins them."""
 
 from __future__ import annotations
 
@@ -6,28 +6,38 @@ import copy
 from typing import NamedTuple
 
 import torch
+import torch.distributed as dist
 from torch import Tensor, nn
 
+from fastbyol import batchnorm
 from fastbyol.batchnorm import BatchNormAct1d
-from fastbyol.config import EncoderConfig, HeadConfig
+from fastbyol.config import EncoderConfig, HeadConfig, ObjectiveConfig
 from fastbyol.encoder import ResNet, build, init_
 from fastbyol.kernels import reference
-from fastbyol.kernels.byol_loss import byol_loss
 from fastbyol.kernels.ema_loss import Workspace, ema_loss
+from fastbyol.objective import Objective
 
 VIEWS = 2
 
 
 class MLP(nn.Sequential):
-    """Projector or predictor: Linear(hidden, bias) -> BN -> ReLU -> Linear(out, no bias); [N, inputs] to [N, out]."""
+    """Projector or predictor: depth - 1 times Linear(hidden, bias) -> BN -> ReLU, then Linear(out, no bias).
 
-    def __init__(self, inputs: int, config: HeadConfig) -> None:
-        super().__init__(
-            nn.Linear(inputs, config.hidden),
-            BatchNormAct1d(config.hidden, views=VIEWS),
-            nn.Identity(),  # the ReLU's place: it happens in the batch norm, and the layers keep their names
-            nn.Linear(config.hidden, config.out, bias=False),
-        )
+    [N, inputs] to [N, out]; a depth of 0 passes its input.
+    """
+
+    def __init__(self, inputs: int, config: HeadConfig, *, depth: int) -> None:
+        layers: list[nn.Module] = []
+        for _ in range(depth - 1):
+            layers += [
+                nn.Linear(inputs, config.hidden),
+                BatchNormAct1d(config.hidden, views=VIEWS),
+                nn.Identity(),  # the ReLU's place: it happens in the batch norm, and the layers keep their names
+            ]
+            inputs = config.hidden
+        if depth:
+            layers.append(nn.Linear(inputs, config.out, bias=False))
+        super().__init__(*layers)
 
 
 class Branch(nn.Module):
@@ -45,10 +55,14 @@ class Branch(nn.Module):
 
 
 class Output(NamedTuple):
-    """What one forward yields: the loss, a float32 scalar with its graph, and the target's projections [2B, D]."""
+    """What one forward yields: the loss, a float32 scalar with its graph, and two that have none.
+
+    Those are the projections predictions are compared with [2B, D], and the first view's representations [B, F].
+    """
 
     loss: Tensor
     target_projections: Tensor
+    representations: Tensor
 
 
 class BYOL(nn.Module):
@@ -56,25 +70,30 @@ class BYOL(nn.Module):
 
     Both weights depend only on (encoder, head, seed). The EMA that moves the target belongs to the optimiser, or with
     a lagged target to the loss. With target_statistics "running" the target's batch norms run in evaluation mode, on
-    statistics that `follow_statistics` moves.
+    statistics that `follow_statistics` moves. Objectives whose targets are the online network's have no target network.
     """
 
-    _ticket: Tensor
-
     def __init__(
-        self, encoder: EncoderConfig, head: HeadConfig, *, seed: int, target_statistics: str = "batch"
+        self,
+        encoder: EncoderConfig,
+        head: HeadConfig,
+        *,
+        seed: int,
+        target_statistics: str = "batch",
+        objective: ObjectiveConfig = ObjectiveConfig(),  # noqa: B008 - frozen
     ) -> None:
         super().__init__()
         self.target_statistics = target_statistics
         resnet = build(encoder, seed=seed, views=VIEWS)
-        projector, predictor = MLP(resnet.features, head), MLP(head.out, head)
+        projector = MLP(resnet.features, head, depth=head.projector_depth)
+        predictor = MLP(head.out, head, depth=head.predictor_depth)
         generator = torch.Generator().manual_seed(seed + 1)
         init_(projector, generator)
         init_(predictor, generator)
         self.online = Branch(resnet, projector)
         self.predictor = predictor
-        self.target = copy.deepcopy(self.online).requires_grad_(False)
-        self.register_buffer("_ticket", torch.zeros(1, dtype=torch.int32), persistent=False)  # of the loss's launch
+        self.target = copy.deepcopy(self.online).requires_grad_(False) if objective.has_target else None
+        self.objective = Objective(objective, dimensions=head.out, seed=seed + 2)
         self._workspace = Workspace()  # of a lagged target
 
     def forward(self, views: Tensor, *, tau: Tensor | None = None) -> Output:
@@ -83,23 +102,41 @@ class BYOL(nn.Module):
         With tau, a scalar on the views' device, the launch that computes the loss also moves the target towards the
         parameters of this forward: one step later than the paper.
         """
-        predictions = self.predictor(self.online(views))
-        with torch.no_grad():
-            projections = self.target(views)
+        representations = self.online.encoder(views)
+        projections = self.online.projector(representations)
+        predictions = self.predictor(projections)
+        goals = self._goals(views, projections)
+        shown = representations.detach().chunk(VIEWS)[0]
         if tau is None:
-            return Output(byol_loss(predictions, projections, ticket=self._ticket), projections)
+            return Output(self.objective(predictions, goals), goals.detach(), shown)
+        assert self.target is not None  # Recipe refuses a lagged target without one
         targets, params = list(self.target.parameters()), list(self.online.parameters())
-        loss = ema_loss(predictions, projections, targets, params, tau=tau, workspace=self._workspace)
-        return Output(loss, projections)
+        loss = ema_loss(predictions, goals, targets, params, tau=tau, workspace=self._workspace)
+        return Output(loss, goals, shown)
+
+    def _goals(self, views: Tensor, projections: Tensor) -> Tensor:
+        """Give what predictions are compared with [2B, D]; `projections` are the online network's."""
+        if self.target is None:
+            return projections if self.objective.config.target == "online" else projections.detach()
+        with torch.no_grad():
+            goals: Tensor = self.target(views)
+        return goals
 
     def train(self, mode: bool = True) -> BYOL:
         """Set the mode; a target on running statistics stays in evaluation mode."""
         super().train(mode)
-        self.target.train(mode and self.target_statistics == "batch")
+        if self.target is not None:
+            self.target.train(mode and self.target_statistics == "batch")
         return self
+
+    def synchronize_(self, group: dist.ProcessGroup | None) -> None:
+        """Share batch-norm statistics and negatives with the ranks of a group, which hold as many images each."""
+        batchnorm.synchronize_(self, group)
+        self.objective.group = group
 
     def follow_statistics(self, tau: Tensor) -> None:
         """Move the target's running statistics towards the online network's: an EMA at the rate of the weights."""
+        assert self.target is not None  # Recipe refuses running statistics without one
         targets, sources = (
             [buffer for buffer in branch.buffers() if buffer.is_floating_point()]
             for branch in (self.target, self.online)
@@ -107,7 +144,9 @@ class BYOL(nn.Module):
         reference.ema_(targets, sources, tau=tau)
 
     def target_of(self) -> dict[nn.Parameter, Tensor]:
-        """Pair every online parameter that has a target with that target tensor, for the EMA."""
+        """Pair every online parameter that has a target with that target tensor, for the EMA; {} where none moves."""
+        if self.target is None or self.objective.config.target == "constant":
+            return {}
         return dict(zip(self.online.parameters(), self.target.parameters(), strict=True))
 
 

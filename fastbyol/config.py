@@ -17,6 +17,8 @@ TARGET_STATISTICS = ("batch", "running")
 OPTIMIZERS = ("lars", "apex-larc")
 LOADERS = ("native", "memory", "ffcv", "dali")
 ON_ERROR = ("fail", "skip")  # of a sample that does not decode
+TARGETS = ("ema", "constant", "stop-gradient", "online")
+NORMALIZATIONS = ("l2", "layernorm", "batchnorm", "none")
 
 
 def require(claim: bool, message: str) -> None:
@@ -70,23 +72,73 @@ class EncoderConfig:
 
 @dataclass(frozen=True)
 class HeadConfig:
-    """Give the sizes of projector and predictor: Linear(hidden) -> BN -> ReLU -> Linear(out)."""
+    """Give the sizes of projector and predictor: depth - 1 times Linear(hidden) -> BN -> ReLU, then Linear(out).
+
+    The depths count linear layers (paper, appendix F.1): 1 to 3; a predictor of depth 0 is no predictor.
+    """
 
     hidden: int = 4096
     out: int = 256
+    projector_depth: int = 2
+    predictor_depth: int = 2
 
     def __post_init__(self) -> None:
         for name in ("hidden", "out"):
             value = getattr(self, name)
             require(value >= 1, f"head size {name} is {value}; give at least 1")
+        for name, least in (("projector_depth", 1), ("predictor_depth", 0)):
+            value = getattr(self, name)
+            require(value in range(least, 4), f"{name} is {value}; give a number of linear layers from {least} to 3")
+
+
+@dataclass(frozen=True)
+class ObjectiveConfig:
+    """Say what is minimised; the defaults are BYOL's. Source: paper, section 5 and appendix F.4 to F.6.
+
+    `target`: where the second view's projection comes from. "ema": the target network, which follows the online one;
+    "constant": a target network that never moves; "stop-gradient": the online network itself, without a gradient;
+    "online": the same with its gradient. `normalization`: what makes projections comparable. `beta` weighs the
+    negatives, at `temperature`: the other images of the batch or, with `queue` > 0, that many earlier target
+    projections. Without predictor, beta 1 and target "online" are SimCLR, beta 1, "ema" and a queue MoCo.
+    """
+
+    target: str = "ema"
+    normalization: str = "l2"
+    beta: float = 0.0
+    temperature: float = 0.1
+    queue: int = 0
+
+    def __post_init__(self) -> None:
+        for name, value, known in (
+            ("target", self.target, TARGETS),
+            ("normalization", self.normalization, NORMALIZATIONS),
+        ):
+            require(value in known, f"{name} is {value!r}; give one of {', '.join(known)}")
+        require(0 <= self.beta < math.inf, f"beta is {self.beta}; give a weight of the negatives from 0")
+        require(0 < self.temperature < math.inf, f"temperature is {self.temperature}; give more than 0")
+        require(
+            self.normalization == "l2" or self.beta == 0,
+            f"negatives are compared by cosine, not by normalization {self.normalization}; give beta 0 or l2",
+        )
+        require(self.queue >= 0, f"queue is {self.queue}; give a number of projections, 0 for none")
+        require(
+            self.queue == 0 or (self.beta > 0 and self.target in ("ema", "constant")),
+            f"a queue of {self.queue} with beta {self.beta:g} and target {self.target} is never used; "
+            "give beta above 0 and target ema or constant",
+        )
+
+    @property
+    def has_target(self) -> bool:
+        """Tell whether there is a target network beside the online one."""
+        return self.target in ("ema", "constant")
 
 
 @dataclass(frozen=True)
 class OptimConfig:
     """Give the peaks of the schedules and the constants of LARS.
 
-    `base_lr` is the peak per 256 images of batch; `tau_base` the target rate at the start; the learning rate rises
-    linearly over `warmup_epochs`.
+    `base_lr` is the peak per 256 images of batch; `tau_base` the target rate at the start, which rises to 1 unless
+    `tau_rises` is False; the learning rate rises linearly over `warmup_epochs`.
     """
 
     base_lr: float
@@ -95,6 +147,7 @@ class OptimConfig:
     warmup_epochs: float = 10
     momentum: float = 0.9
     trust: float = 1e-3
+    tau_rises: bool = True
 
     def __post_init__(self) -> None:
         for name in ("base_lr", "weight_decay", "warmup_epochs"):
@@ -167,6 +220,7 @@ class Recipe:
     presets: tuple[Preset, ...] = ()
     crop_ramp: CropRamp | None = None
     recalibrate: int = 0
+    objective: ObjectiveConfig = ObjectiveConfig()
 
     def __post_init__(self) -> None:
         require(
@@ -180,6 +234,20 @@ class Recipe:
         require(0 < self.eval_margin <= 1, f"eval_margin is {self.eval_margin}; give a share of the short side up to 1")
         require(self.epochs > 0, f"a recipe of {self.epochs} epochs; give more than 0")
         require(self.recalibrate >= 0, f"recalibrate is {self.recalibrate}; give a number of batches from 0")
+        goal = self.objective
+        require(
+            goal.target == "ema" or not (self.lagged_target or self.target_statistics == "running"),
+            f"target {goal.target} follows nothing; give neither --lagged-target nor --target-statistics running",
+        )
+        require(
+            (goal.normalization, goal.beta) == ("l2", 0) or not self.lagged_target,
+            "--lagged-target moves the target in the launch of BYOL's own loss; give normalization l2 and beta 0",
+        )
+        require(
+            goal.queue == 0 or goal.queue >= 2 * self.batch_size,
+            f"a queue of {goal.queue} holds less than a batch of {self.batch_size} leaves in it; "
+            f"give at least {2 * self.batch_size}",
+        )
 
     @property
     def peak_lr(self) -> float:
@@ -272,6 +340,7 @@ def from_json(text: str) -> Config:
                 encoder=EncoderConfig(**recipe.pop("encoder")),
                 head=HeadConfig(**recipe.pop("head")),
                 optim=OptimConfig(**recipe.pop("optim")),
+                objective=ObjectiveConfig(**recipe.pop("objective", {})),  # absent from folders of 0.1
                 views=(first, second),
                 presets=tuple(Preset(**preset) for preset in recipe.pop("presets", ())),
                 crop_ramp=None if ramp is None else CropRamp(**_tuples(ramp)),

@@ -19,12 +19,13 @@ from fastbyol.evaluate import knn, linear
 from fastbyol.evaluate.features import Features, check_classes, extract
 from fastbyol.export import load_encoder
 from fastbyol.runfolder import RunFolder
+from fastbyol.tables import command as tables
 
 
 def build_parser() -> argparse.ArgumentParser:
     """Describe the command line (a contract: names and meanings stay)."""
     parser = Parser(prog="fastbyol-eval", description="Score the encoder of a run.")
-    commands = parser.add_subparsers(dest="protocol", metavar="knn|linear", required=True)
+    commands = parser.add_subparsers(dest="protocol", metavar="knn|linear|table", required=True)
     for name, told in (
         ("knn", "weighted k-nearest neighbours, cosine"),
         ("linear", "a linear classifier on cached features, learning rate chosen on held-out training images"),
@@ -45,6 +46,8 @@ def build_parser() -> argparse.ArgumentParser:
         else:
             command.add_argument("--epochs", type=whole_number, default=linear.EPOCHS, metavar="N")
             command.add_argument("--seed", type=seed, default=0, metavar="N")
+    told = "an ablation table of the paper: trains every cell, and writes the scores beside the paper's"
+    tables.add_arguments(commands.add_parser("table", help=told, description=told))
     return parser
 
 
@@ -95,6 +98,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # it ends the scoring as Ctrl-C does
     try:
+        if args.protocol == "table":
+            return tables.main(args)
         scores = score(args)
     except KeyboardInterrupt:
         print("fastbyol-eval: interrupted", file=sys.stderr)

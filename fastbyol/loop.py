@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Hashable, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -12,7 +12,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastbyol import views
+from fastbyol import calibrate, views
 from fastbyol.beton import Reader
 from fastbyol.budget import Stopwatch
 from fastbyol.byol import Output, embedding_std
@@ -25,6 +25,7 @@ from fastbyol.loaders import Batch, load
 from fastbyol.optim import LARS
 from fastbyol.order import Rows, stream
 from fastbyol.plan import ClockPlan, Plan
+from fastbyol.probe import Probe
 from fastbyol.profiling import Profile
 from fastbyol.runfolder import RunFolder
 from fastbyol.saver import Saver
@@ -44,6 +45,16 @@ class Position:
     step: int = 0
     progress: float = 0.0
     train_s: float = 0.0
+
+
+def _probe_of(config: Config, reader: Reader, world: World, *, features: int) -> Probe | None:
+    """Build the online probe of a labelled file; None for one without labels, or with a label that names no class."""
+    if reader.labels is None or reader.labels.min() < 0:
+        return None
+    classes = int(reader.labels.max()) + 1
+    probe = Probe(features, classes, config.recipe.optim, seed=config.seed + 3, device=config.device)
+    probe.group = world.group
+    return probe
 
 
 class Loop:
@@ -68,6 +79,7 @@ class Loop:
         self.model, self.optimizer = engine.model, engine.optimizer
         self.schedule: Schedule | None = None
         self.saver = Saver(folder.checkpoints)
+        self.probe = _probe_of(config, reader, world, features=self.model.online.encoder.features)
         self.pace = Pace(config.device)
         self.telemetry: Telemetry | None = None  # while rank 0 trains
         self.watchdog = Watchdog(dimensions=config.recipe.head.out, stops_on_collapse=config.stop_on_collapse)
@@ -93,6 +105,7 @@ class Loop:
             "notes": self.notes,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
+            "probe": None if self.probe is None else self.probe.state_dict(),
         }
 
     def restore(self, state: dict[str, Any]) -> None:
@@ -104,10 +117,19 @@ class Loop:
             )
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
+        if self.probe is not None and state.get("probe") is not None:  # absent from checkpoints of 0.1
+            self.probe.load_state_dict(state["probe"])
         self.optimizer.skipped.copy_(state["skipped_steps"])
         self.skipped_samples = state["skipped_samples"]
         self.position = Position(state["step"], state["progress"], state["train_s"])
         self.notes = state["notes"]
+
+    def live(self) -> dict[Hashable, Tensor]:
+        """Name every tensor that a step moves."""
+        named, probe = calibrate.tensors(self.model, self.optimizer), self.probe
+        if probe is not None:
+            named |= {**calibrate.tensors(probe.classifier, probe.optimizer), "probe sums": probe.sums}
+        return named
 
     def warn(self, text: str) -> None:
         """Tell the user once, from rank 0; during training the report tells it, too."""
@@ -167,6 +189,9 @@ class Loop:
             output = self.engine(next(parts), **rates)
         else:
             output = self.engine.accumulate(parts, of=config.micro_batches, **rates)
+        if self.probe is not None and batch.labels is not None:
+            labels = queue_copy(torch.from_numpy(batch.labels), config.device)
+            self.probe.step(output.representations, labels, lr=rates["lr"])
         self.pace.step_queued()
         intervals.lap("step_s")
         intervals.images += len(batch.indices) * self.world.ranks
@@ -287,6 +312,7 @@ class Loop:
             "tau": schedule.tau(at.progress),
             "crop_px": schedule.crop_px(at.progress),
             "embedding_std": std,
+            **({} if self.probe is None else {f"probe_{name}": x for name, x in self.probe.read()._asdict().items()}),
             "skipped_steps": int(self.optimizer.skipped[0]),
             "skipped_samples": self.skipped_samples,
         }

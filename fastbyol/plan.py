@@ -31,8 +31,9 @@ class StepPlan:
 class Reserve:
     """Estimate the seconds from the last step to the end of the process, from what has been measured so far.
 
-    `parts` are the seconds of each piece of closing work when it was rehearsed. They are scaled by how much slower steps are now than they were during the rehearsal, since whoever takes
-    the cores from the steps takes them from the closing work, too. Steps are compared with steps of the same crop size.
+    `parts` are the seconds of each piece of closing work when it was rehearsed. They are scaled by how much slower
+    steps are now than they were then, since whoever takes the cores from the steps takes them from the closing work,
+    too. Steps are compared with steps of the same crop size.
     """
 
     parts: dict[str, float]

@@ -109,9 +109,13 @@ class Run:
         self.startup_s = stopwatch.elapsed_s()
         recipe = config.recipe
         torch.backends.cudnn.benchmark = True  # shapes repeat for hours: cuDNN may time its algorithms
-        self.model = BYOL(recipe.encoder, recipe.head, seed=config.seed, target_statistics=recipe.target_statistics).to(
-            config.device
-        )
+        self.model = BYOL(
+            recipe.encoder,
+            recipe.head,
+            seed=config.seed,
+            target_statistics=recipe.target_statistics,
+            objective=recipe.objective,
+        ).to(config.device)
         followed = {} if recipe.lagged_target else self.model.target_of()
         optimizer = OPTIMIZERS[config.optimizer](self.model, followed, recipe.optim)
         engine = step.engine(
@@ -216,11 +220,11 @@ class Run:
 
         try:
             return calibrate.measure(
-                loop.engine,
                 timed_step,
+                loop.live,
                 warm_up=step.WARM_UP if self.config.engine == "graph" else 0,
                 left_s=left_s,
-                agree=lambda is_enough: bool(self.world.from_main(is_enough)),
+                agree=self.world.from_main,
             )
         finally:
             batches.close()

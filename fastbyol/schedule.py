@@ -19,8 +19,13 @@ def learning_rate(progress: float, *, peak: float, warmup: float) -> float:
     return peak * _falling_cosine((progress - warmup) / (1 - warmup))
 
 
-def ema_rate(progress: float, *, base: float) -> float:
-    """Raise tau from `base` to exactly 1: 1 - (1 - base)(cos(pi * progress) + 1) / 2. Source: paper, section 3.2."""
+def ema_rate(progress: float, *, base: float, rises: bool = True) -> float:
+    """Raise tau from `base` to exactly 1: 1 - (1 - base)(cos(pi * progress) + 1) / 2; or keep it at `base`.
+
+    Source: paper, section 3.2; table 5a, whose tau of 0 is kept.
+    """
+    if not rises:
+        return base
     return 1 - (1 - base) * _falling_cosine(progress)
 
 
@@ -61,6 +66,7 @@ class Schedule:
     warmup: float
     full_px: int
     ramp: CropRamp | None
+    tau_rises: bool = True
 
     def learning_rate(self, progress: float) -> float:
         """Give the learning rate at a progress."""
@@ -68,7 +74,7 @@ class Schedule:
 
     def tau(self, progress: float) -> float:
         """Give the target's rate at a progress."""
-        return ema_rate(progress, base=self.tau_base)
+        return ema_rate(progress, base=self.tau_base, rises=self.tau_rises)
 
     def crop_px(self, progress: float) -> int:
         """Give the side of a training view at a progress."""
@@ -86,6 +92,7 @@ def planned(recipe: Recipe, *, epochs: float, warmup_max: float = 1.0) -> Schedu
         warmup=min(recipe.optim.warmup_epochs / epochs, warmup_max),
         full_px=recipe.crop_px,
         ramp=recipe.crop_ramp,
+        tau_rises=recipe.optim.tau_rises,
     )
 
 

@@ -54,7 +54,7 @@ class Eager:
         """
         self.optimizer.set_rates(lr=lr, tau=tau)
         self.optimizer.zero_grad()
-        losses = []
+        losses, seen = [], []
         for number, views in enumerate(parts, start=1):
             is_last = number == of
             with (
@@ -64,15 +64,16 @@ class Eager:
             ):
                 output = self._backward(views, share=1 / of)
             losses.append(output.loss.detach())
+            seen.append(output.representations)
         self._move()
-        return Output(torch.stack(losses).mean(), output.target_projections)
+        return output._replace(loss=torch.stack(losses).mean(), representations=torch.cat(seen))
 
     def _step(self, views: Tensor) -> Output:
         """Do what a graph can hold: everything but setting the rates, which live on the device."""
         self.optimizer.zero_grad()
         output = self._backward(views)
         self._move()
-        return Output(output.loss.detach(), output.target_projections)
+        return output._replace(loss=output.loss.detach())
 
     def _backward(self, views: Tensor, *, share: float = 1.0) -> Output:
         """Add the gradients of `share` of the loss."""

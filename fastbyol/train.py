@@ -32,7 +32,9 @@ RECALIBRATE = 50  # batches after a crop ramp
 def build_parser() -> argparse.ArgumentParser:
     """Describe the command line (a contract: names and meanings stay)."""
     parser = Parser(prog="fastbyol-train", description="Train a BYOL encoder within a budget.")
-    parser.add_argument("recipe", metavar="RECIPE", help=f"one of {', '.join(RECIPES)}")
+    parser.add_argument(
+        "recipe", metavar="RECIPE", help=f"one of {', '.join(RECIPES)}; NAME+setting=value+setting=value changes it"
+    )
     parser.add_argument("--data", metavar="F.beton", help="training images; recipe demo draws its own")
     parser.add_argument("--val", metavar="F.beton", help="labelled images to score with kNN before and after")
     length = parser.add_mutually_exclusive_group()

@@ -2,13 +2,23 @@
 
 from __future__ import annotations
 
+import json
 from dataclasses import replace
 from typing import Any
 
 import pytest
 import torch
 
-from fastbyol.config import Config, ConfigError, HeadConfig, OptimConfig, ViewConfig, from_json, to_json
+from fastbyol.config import (
+    Config,
+    ConfigError,
+    HeadConfig,
+    ObjectiveConfig,
+    OptimConfig,
+    ViewConfig,
+    from_json,
+    to_json,
+)
 from fastbyol.encoder import ResNet
 from fastbyol.recipes import PAPER_VIEWS, RECIPES, named
 from fastbyol.schedule import planned
@@ -89,6 +99,13 @@ def test_an_impossible_run_is_refused_with_a_remedy(changes: dict[str, Any]) -> 
         lambda: ViewConfig(sigma=(2.0, 1.0)),
         lambda: ViewConfig(hue=-0.1),
         lambda: HeadConfig(hidden=0),
+        lambda: HeadConfig(predictor_depth=-1),
+        lambda: ObjectiveConfig(target="teacher"),
+        lambda: ObjectiveConfig(normalization="l1"),
+        lambda: ObjectiveConfig(beta=-1.0),
+        lambda: ObjectiveConfig(temperature=0.0),
+        lambda: ObjectiveConfig(queue=-1),
+        lambda: ObjectiveConfig(beta=1.0, target="online", queue=8),
         lambda: OptimConfig(1.0, 0.0, tau_base=1.1),
         lambda: OptimConfig(-1.0, 0.0, 0.9),
         lambda: replace(named("demo"), batch_size=1),
@@ -107,4 +124,12 @@ def test_recipe_names_are_offered() -> None:
 
 
 def test_views_are_the_papers_but_for_the_smallest_recipe() -> None:
-    assert {name for name in RECIPES if named(name).views != PAPER_VIEWS} == {"cifar10_tiny"}
+    own = {"cifar10_tiny", "simclr_cifar10_tiny", "moco_cifar10_tiny"}
+    assert {name for name in RECIPES if named(name).views != PAPER_VIEWS} == own
+
+
+def test_a_configuration_written_before_there_were_objectives_is_still_read() -> None:
+    whole = json.loads(to_json(config()))
+    del whole["recipe"]["objective"], whole["recipe"]["optim"]["tau_rises"]
+    del whole["recipe"]["head"]["projector_depth"], whole["recipe"]["head"]["predictor_depth"]
+    assert from_json(json.dumps(whole)) == config()

@@ -21,6 +21,7 @@ CONTRACT = {
     "--target-statistics --val --wandb --warmup-epochs --weight-decay --workers",
     "fastbyol-eval knn": f"{COMMON_EVAL} --bank --k --temperature",
     "fastbyol-eval linear": f"{COMMON_EVAL} --epochs --seed",
+    "fastbyol-eval table": "NAME --base --budget --data --epochs --help --out --seeds --val --with",
 }
 
 

@@ -84,6 +84,15 @@ def test_the_last_row_stands_at_progress_one_rate_zero_tau_one(finished: Path) -
     assert rows[4]["lr"] == max(row["lr"] for row in rows)  # one epoch of warm-up is five steps
 
 
+def test_rows_tell_the_online_probe_of_a_labelled_file(betons: Betons, finished: Path, tmp_path: Path) -> None:
+    for row in read_metrics(RunFolder(finished).metrics):
+        assert row["probe_loss"] > 0
+        assert 0 <= row["probe_top1"] <= 100
+    asked = ["demo", f"--data={betons.unlabelled}", f"--out={tmp_path / 'run'}", "--batch-size=32", "--device=cpu"]
+    assert main([*asked, "--epochs=1", "--warmup-epochs=0"]) == 0
+    assert "probe_loss" not in read_metrics(RunFolder(tmp_path / "run").metrics)[-1]
+
+
 def test_rows_account_for_the_time_of_the_loop(finished: Path) -> None:
     for row in read_metrics(RunFolder(finished).metrics):
         parts = row["loader_wait_s"] + row["views_s"] + row["step_s"] + row["log_s"] + row["checkpoint_s"]

@@ -67,10 +67,11 @@ class PerView(nn.Module):
         """Take views [2B, 3, H, W]; tau belongs to the optimiser here."""
         assert tau is None
         parts = views.chunk(2)
-        predictions = torch.cat([self.byol.predictor(self.byol.online(part)) for part in parts])
+        representations = [self.byol.online.encoder(part) for part in parts]
+        predictions = torch.cat([self.byol.predictor(self.byol.online.projector(y)) for y in representations])
         with torch.no_grad():
             projections = torch.cat([self.byol.target(part) for part in parts])
-        return Output(loss(predictions, projections), projections)
+        return Output(loss(predictions, projections), projections, representations[0].detach())
 
 
 class Group(NamedTuple):

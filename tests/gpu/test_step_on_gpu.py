@@ -16,7 +16,7 @@ from benchmarks.cases import plain
 from fastbyol import optim, step, views
 from fastbyol.batchnorm import synchronize_
 from fastbyol.byol import BYOL
-from fastbyol.config import EncoderConfig, HeadConfig, OptimConfig
+from fastbyol.config import EncoderConfig, HeadConfig, ObjectiveConfig, OptimConfig
 from fastbyol.device import Pace
 from fastbyol.kernels.view_params import ViewParams
 from fastbyol.recipes import PAPER_VIEWS
@@ -43,12 +43,18 @@ def _exact_float32() -> Iterator[None]:
         yield
 
 
-def model_of() -> BYOL:
-    return BYOL(SMALL, HEAD, seed=1).cuda()
+OBJECTIVES = {
+    "byol": ObjectiveConfig(),
+    "simclr": ObjectiveConfig(target="online", beta=1.0),
+    "moco": ObjectiveConfig(beta=1.0, queue=6 * IMAGES),
+    "batchnorm": ObjectiveConfig(normalization="batchnorm"),
+}
 
 
-def engine_of(name: str, *, precision: str = "float32", lagged_target: bool = False) -> step.Eager:
-    model = model_of()
+def engine_of(
+    name: str, *, precision: str = "float32", lagged_target: bool = False, objective: str = "byol"
+) -> step.Eager:
+    model = BYOL(SMALL, HEAD, seed=1, objective=OBJECTIVES[objective]).cuda()
     lars = optim.build(model, {} if lagged_target else model.target_of(), OPTIM)
     return step.engine(name, model, lars, precision=precision, lagged_target=lagged_target)
 
@@ -133,9 +139,13 @@ def test_a_trace_of_steps_holds_no_synchronisation(whole_step: Callable[[], None
     assert not calls & SYNCS
 
 
-@pytest.mark.parametrize("lagged_target", [False, True], ids=["exact", "lagged"])
-def test_a_graph_replays_the_eager_step(lagged_target: bool) -> None:
-    engines = [engine_of(name, lagged_target=lagged_target) for name in ("eager", "graph")]
+@pytest.mark.parametrize(
+    ("objective", "lagged_target"),
+    [("byol", False), ("byol", True), ("simclr", False), ("moco", False), ("batchnorm", False)],
+    ids=["exact", "lagged", "simclr", "moco", "batchnorm"],
+)
+def test_a_graph_replays_the_eager_step(objective: str, lagged_target: bool) -> None:
+    engines = [engine_of(name, lagged_target=lagged_target, objective=objective) for name in ("eager", "graph")]
     for number in range(step.WARM_UP + 4):
         rates = {"lr": LR * (number + 1), "tau": 0.9 + 0.01 * number}  # a replay follows them
         losses = [engine(batch(number), **rates).loss.item() for engine in engines]

@@ -10,7 +10,7 @@ import torch
 
 from fastbyol import optim, step, views
 from fastbyol.byol import BYOL
-from fastbyol.config import EncoderConfig, HeadConfig, OptimConfig
+from fastbyol.config import EncoderConfig, HeadConfig, ObjectiveConfig, OptimConfig
 from fastbyol.recipes import PAPER_VIEWS
 from tests.tolerances import KERNEL_STEPS
 
@@ -48,6 +48,35 @@ def test_steps_are_the_references(
             engine(
                 views.apply(pixels, offsets, sizes, drawn, crop_px=CROP, dtype=dtype), lr=0.1, tau=0.9 + 0.02 * number
             ).loss.item()
+            for engine, dtype in zip(engines, (torch.float32, torch.float64), strict=True)
+        ]
+        assert losses[0] == pytest.approx(losses[1], rel=KERNEL_STEPS)
+    ours, theirs = (engine.model.state_dict() for engine in engines)
+    for name, value in theirs.items():
+        torch.testing.assert_close(ours[name], value.to(ours[name].dtype), rtol=KERNEL_STEPS, atol=KERNEL_STEPS)
+
+
+@pytest.mark.parametrize(
+    "objective",
+    [
+        ObjectiveConfig(target="constant"),
+        ObjectiveConfig(target="online", beta=1.0),
+        ObjectiveConfig(beta=1.0, queue=24),
+    ],
+    ids=["constant", "simclr", "moco"],
+)
+def test_steps_of_other_objectives_are_the_references(
+    device: str, objective: ObjectiveConfig, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("fastbyol.kernels.batchnorm_statistics.SPLIT_TILES", 1)
+    torch.manual_seed(0)
+    head = HeadConfig(hidden=16, out=8, predictor_depth=0)
+    model = BYOL(TINY, head, seed=1, objective=objective).to(device).train()
+    engines = [engine_of(m, lagged_target=False) for m in (model, copy.deepcopy(model).double())]
+    for _ in range(2):
+        images = torch.randn(2 * IMAGES, 3, CROP, CROP, device=device).to(memory_format=torch.channels_last)
+        losses = [
+            engine(images.to(dtype), lr=0.1, tau=0.9).loss.item()
             for engine, dtype in zip(engines, (torch.float32, torch.float64), strict=True)
         ]
         assert losses[0] == pytest.approx(losses[1], rel=KERNEL_STEPS)

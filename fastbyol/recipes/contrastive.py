@@ -1,0 +1,67 @@
+"""Know the contrastive relatives of BYOL as recipes: SimCLR and MoCo, in the paper's form of the loss."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+
+from fastbyol.config import ObjectiveConfig, Recipe
+from fastbyol.recipes.imagenet import imagenet_rn50_e300
+from fastbyol.recipes.small import cifar10_rn18, cifar10_tiny
+
+
+def simclr(base: Recipe) -> Recipe:
+    """Make SimCLR of a BYOL recipe: no predictor, no target, negatives at temperature .1 (P section 5, appendix F.5).
+
+    Projector, views and optimiser stay BYOL's and the loss is 4 * temperature times SimCLR's, as in P's own baseline.
+    """
+    return replace(
+        base,
+        name=f"simclr_{base.name}",
+        head=replace(base.head, predictor_depth=0),
+        objective=ObjectiveConfig(target="online", beta=1.0, temperature=0.1),
+    )
+
+
+def moco(base: Recipe, *, queue: int, tau: float, temperature: float) -> Recipe:
+    """Make a momentum-queue method of a BYOL recipe: no predictor, an EMA target at constant tau, queued negatives.
+
+    MoCo's objective in both directions; projector, views and optimiser stay BYOL's, where He et al. use SGD.
+    """
+    return replace(
+        base,
+        name=f"moco_{base.name}",
+        head=replace(base.head, predictor_depth=0),
+        optim=replace(base.optim, tau_base=tau, tau_rises=False),
+        presets=(),
+        objective=ObjectiveConfig(target="ema", beta=1.0, temperature=temperature, queue=queue),
+    )
+
+
+def simclr_imagenet_rn50_e300() -> Recipe:
+    """SimCLR on ImageNet, 300 epochs: P table 5b; 69.4 linear top-1."""
+    return simclr(imagenet_rn50_e300())
+
+
+def simclr_cifar10_rn18() -> Recipe:
+    """SimCLR on CIFAR-10."""
+    return simclr(cifar10_rn18())
+
+
+def simclr_cifar10_tiny() -> Recipe:
+    """SimCLR on CIFAR-10, on two CPU cores."""
+    return simclr(cifar10_tiny())
+
+
+def moco_imagenet_rn50_e300() -> Recipe:
+    """MoCo's objective on ImageNet: queue and tau of He et al. 2020, temperature of MoCo v2."""
+    return moco(imagenet_rn50_e300(), queue=65_536, tau=0.999, temperature=0.2)
+
+
+def moco_cifar10_rn18() -> Recipe:
+    """MoCo's objective on CIFAR-10: constants of its authors' CIFAR-10 notebook."""
+    return moco(cifar10_rn18(), queue=4096, tau=0.99, temperature=0.1)
+
+
+def moco_cifar10_tiny() -> Recipe:
+    """MoCo's objective on CIFAR-10, on two CPU cores."""
+    return moco(cifar10_tiny(), queue=4096, tau=0.99, temperature=0.1)
