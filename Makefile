@@ -10,7 +10,7 @@ OLDEST := .venv-triton
 PEERS := .venv-peers
 PEERS_APT := build-essential pkg-config libopencv-dev libturbojpeg0-dev
 
-.PHONY: demo test test-triton test-peers lint bench gpu clean
+.PHONY: demo test test-triton test-peers soak lint bench bench-data gpu clean
 .DELETE_ON_ERROR:
 
 $(INSTALLED): pyproject.toml setup.py constraints.txt
@@ -58,6 +58,10 @@ $(PEERS)/installed: pyproject.toml setup.py constraints.txt constraints-peers.tx
 		torchvision lightly lightning-utilities
 	touch $@
 
+# Thirty budgets and fifty kills, under an hour; goes on where it was stopped, and writes docs/reliability.md.
+soak: $(INSTALLED)
+	$(BIN)/python -m tests.soak
+
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -67,6 +71,11 @@ bench: $(INSTALLED)
 	for group in kernels views step optimizer; do \
 		$(BIN)/python benchmarks/bench.py $$group --json benchmarks/results/bench.jsonl || exit 1; done
 	$(BIN)/python benchmarks/report.py benchmarks/results/*.jsonl --write
+
+# Loaders and writers against ffcv, DALI and torchvision; DATA=photographs.tar takes your own images.
+bench-data: $(PEERS)/installed
+	for group in loader prep; do $(PEERS)/bin/python benchmarks/bench.py $$group \
+		$(if $(DATA),--data "$(DATA)") --json benchmarks/results/bench.jsonl || exit 1; done
 
 gpu:
 	PYTHONUNBUFFERED=1 $(PYTHON_GPU) benchmarks/suite.py --commit "$(COMMIT)"

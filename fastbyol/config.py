@@ -16,6 +16,7 @@ class ConfigError(ValueError):
 TARGET_STATISTICS = ("batch", "running")
 OPTIMIZERS = ("lars", "apex-larc")
 LOADERS = ("native", "memory", "ffcv", "dali")
+CROPS = ("kernels", "dali")
 ON_ERROR = ("fail", "skip")  # of a sample that does not decode
 TARGETS = ("ema", "constant", "stop-gradient", "online")
 NORMALIZATIONS = ("l2", "layernorm", "batchnorm", "none")
@@ -275,6 +276,7 @@ class Config:
     precision: str = "float32"
     optimizer: str = "lars"
     loader: str = "native"
+    crop: str = "kernels"
     workers: int = 2
     prefetch: int = 2
     on_error: str = "fail"
@@ -306,6 +308,11 @@ class Config:
         require(self.prefetch >= 1, f"prefetch is {self.prefetch}; give at least 1 batch")
         require(self.on_error in ON_ERROR, f"on_error is {self.on_error!r}; choose one of {', '.join(ON_ERROR)}")
         require(self.loader in LOADERS, f"no loader {self.loader!r}; choose one of {', '.join(LOADERS)}")
+        require(self.crop in CROPS, f"no crop by {self.crop!r}; choose one of {', '.join(CROPS)}")
+        require(
+            self.crop == "kernels" or (self.recipe.crop_ramp is None and self.micro_batches == 1),
+            "DALI crops whole batches to one size; give --crop kernels, or neither --crop-ramp nor --micro-batches",
+        )
         require(self.log_every >= 1, f"log_every is {self.log_every}; give at least 1")
         require(self.knn_bank >= 1, f"knn_bank is {self.knn_bank}; give at least 1 image")
         require(

@@ -1,4 +1,4 @@
-"""Know how the commands start: signals and threads first, then the imports, which take seconds."""
+"""Know how the commands start: signals first, then the imports, which take seconds."""
 
 from __future__ import annotations
 
@@ -30,9 +30,6 @@ def _start(module: str) -> int:
         os.write(2, f"fastbyol-{module}: interrupted before it began; give the same command again\n".encode())
         os._exit(INTERRUPTED)
 
-    # torch's threads spin while they wait for one another unless told before they start; beside another process on
-    # the same cores that made a step 2 to 5 times slower (docs/log.md)
-    os.environ.setdefault("OMP_WAIT_POLICY", "passive")
     for number in STOPPING:
         signal.signal(number, quit_at_once)
     status: int = importlib.import_module(f"fastbyol.{module}").main()

@@ -21,7 +21,7 @@ from fastbyol.device import Pace, queue_copy
 from fastbyol.distributed import World
 from fastbyol.flops import Meter
 from fastbyol.kernels.view_params import ViewParams
-from fastbyol.loaders import Batch, load
+from fastbyol.loaders import Batch, cropped_by_dali, load
 from fastbyol.optim import LARS
 from fastbyol.order import Rows, stream
 from fastbyol.plan import ClockPlan, Plan
@@ -149,7 +149,7 @@ class Loop:
             rank=world.rank,
             ranks=world.ranks,
         )
-        return load(
+        loaded = load(
             config.loader,
             self.reader,
             rows,
@@ -158,6 +158,11 @@ class Loop:
             on_error=config.on_error,
             device=config.device,
             processes=world.local_ranks,
+        )
+        if config.crop == "kernels":
+            return loaded
+        return cropped_by_dali(
+            loaded, self._draw, crop_px=config.recipe.crop_px, workers=config.workers, device=config.device
         )
 
     def run(self, plan: Plan, schedule: Schedule) -> bool:
@@ -198,17 +203,23 @@ class Loop:
         self._skipped_now = len(batch.skipped)
         return output
 
+    def _draw(self, batch: Batch) -> ViewParams:
+        """Draw both views of a batch's samples, by their sizes before any crop."""
+        sizes = batch.sizes.numpy()[: len(batch.indices)]
+        return views.draw(
+            self.config.recipe.views, seed=self.config.seed, epochs=batch.epochs, indices=batch.indices, sizes=sizes
+        )
+
     def views(self, batch: Batch, crop_px: int, intervals: Intervals) -> Iterator[Tensor]:
         """Make the views of a batch, one micro-batch [2B/n, 3, crop_px, crop_px] at a time."""
-        recipe, device = self.config.recipe, self.config.device
-        drawn = views.draw(
-            recipe.views, seed=self.config.seed, epochs=batch.epochs, indices=batch.indices, sizes=batch.sizes.numpy()
-        )
+        device, drawn = self.config.device, self._draw(batch)
+        if self.config.crop == "dali":
+            drawn = views.of_crops(drawn, crop_px=crop_px)
         pixels, offsets, sizes, packed = (
             queue_copy(tensor, device) for tensor in (batch.pixels, batch.offsets, batch.sizes, drawn.packed)
         )
         micro = self.config.micro_batches
-        count = len(batch.indices) // micro
+        count = len(batch.offsets) // micro
         for number in range(micro):
             intervals.lap("step_s")  # of the micro-batch before
             part = slice(number * count, (number + 1) * count)

@@ -14,7 +14,6 @@ from torch import Tensor
 from torch.nn.parallel import DistributedDataParallel
 
 from fastbyol import apex
-from fastbyol.batchnorm import synchronize_
 from fastbyol.byol import BYOL, Output
 from fastbyol.config import ConfigError
 from fastbyol.optim import LARS
@@ -89,11 +88,11 @@ class Eager:
             self.model.follow_statistics(self.optimizer.tau)
 
     def share(self, group: dist.ProcessGroup) -> None:
-        """Let the ranks of a group train one model: they average gradients and share batch-norm statistics.
+        """Let the ranks of a group train one model: they average gradients and share statistics and negatives.
 
         Every rank must hold equal weights, as equal seeds give them.
         """
-        synchronize_(self.model, group)
+        self.model.synchronize_(group)
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # torch 2.13 renames broadcast_buffers, 2.10 knows no other
             # buffers are equal already: batch norm has shared its statistics

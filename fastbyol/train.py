@@ -15,7 +15,17 @@ from fastbyol.beton import BetonError
 from fastbyol.budget import Length, Stopwatch, parse_budget, parse_duration, process_age_s
 from fastbyol.checkpoint import CheckpointError
 from fastbyol.commandline import BAD_INPUT, DIVERGED, DONE, INTERRUPTED, RANK_LOST, Parser, fail, seed
-from fastbyol.config import LOADERS, ON_ERROR, OPTIMIZERS, TARGET_STATISTICS, Config, ConfigError, CropRamp, Recipe
+from fastbyol.config import (
+    CROPS,
+    LOADERS,
+    ON_ERROR,
+    OPTIMIZERS,
+    TARGET_STATISTICS,
+    Config,
+    ConfigError,
+    CropRamp,
+    Recipe,
+)
 from fastbyol.device import choose
 from fastbyol.distributed import RankLost, rank, ranks
 from fastbyol.recipes import RECIPES, named
@@ -54,6 +64,9 @@ def build_parser() -> argparse.ArgumentParser:
     existing.add_argument("--overwrite", action="store_true", help="replace the run in --out")
     parser.add_argument(
         "--loader", choices=LOADERS, default="native", help="native: threads; memory: decode once; ffcv, dali: theirs"
+    )
+    parser.add_argument(
+        "--crop", choices=CROPS, default="kernels", help="who crops the views: our kernels, or DALI, a little apart"
     )
     parser.add_argument("--prefetch", type=int, default=2, metavar="N", help="batches decoded in advance")
     parser.add_argument(
@@ -145,6 +158,7 @@ def config_of(args: argparse.Namespace, folder: RunFolder) -> Config:
         precision=args.precision or ("bfloat16" if device == "cuda" else "float32"),
         optimizer=args.optimizer,
         loader=args.loader,
+        crop=args.crop,
         workers=args.workers,
         prefetch=args.prefetch,
         on_error=args.on_error,

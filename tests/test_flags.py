@@ -15,7 +15,7 @@ CONTRACT = {
     "fastbyol-prep verify": "FILE --help --workers",
     "fastbyol-prep info": "FILE --help --json",
     "fastbyol-prep demo": "DIR --help --overwrite --seed",
-    "fastbyol-train": "RECIPE --base-lr --batch-size --budget --checkpoint-every --crop-ramp --data --device "
+    "fastbyol-train": "RECIPE --base-lr --batch-size --budget --checkpoint-every --crop --crop-ramp --data --device "
     "--engine --epochs --help --lagged-target --loader --log-every --micro-batches --no-tensorboard --on-error "
     "--optimizer --out --overwrite --precision --prefetch --profile --resume --seed --stop-on-collapse --tau-base "
     "--target-statistics --val --wandb --warmup-epochs --weight-decay --workers",

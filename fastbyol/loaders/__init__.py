@@ -6,6 +6,7 @@ import importlib
 from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass, field
 from functools import partial
+from types import ModuleType
 
 import numpy as np
 import torch
@@ -14,6 +15,7 @@ from torch import Tensor
 
 from fastbyol.beton import Reader
 from fastbyol.config import LOADERS, ON_ERROR, ConfigError
+from fastbyol.kernels.view_params import ViewParams
 from fastbyol.order import Rows
 
 PACKAGES = {"native": None, "memory": None, "ffcv": "ffcv", "dali": "nvidia.dali"}  # what a loader needs beside ours
@@ -58,16 +60,7 @@ def load(
     ConfigError for what cannot be used, a missing package included, before anything is decoded.
     """
     _check(name, workers=workers, ahead=ahead, on_error=on_error, processes=processes)
-    try:
-        module = importlib.import_module(f"fastbyol.loaders.{name}")
-    except ImportError as error:
-        package = PACKAGES[name]
-        if package is None or (error.name or "").partition(".")[0] == "fastbyol":
-            raise
-        raise ConfigError(
-            f"loader {name} needs the package {package}, and importing it failed ({error}); "
-            f"pip install 'fastbyol[{name}]', or choose another --loader"
-        ) from error
+    module = _imported(name, package=PACKAGES[name], extra=name, flag="--loader")
     place = torch.device(device)
     if place.type == "cuda" and place.index is None:  # other threads would take the machine's first GPU
         place = torch.device("cuda", torch.cuda.current_device())
@@ -80,6 +73,36 @@ def load(
     transfer = importlib.import_module("fastbyol.loaders.transfer")
     moved: Generator[Batch, None, None] = transfer.to_gpu(loaded, place)
     return moved
+
+
+def cropped_by_dali(
+    batches: Generator[Batch, None, None],
+    draw: Callable[[Batch], ViewParams],
+    *,
+    crop_px: int,
+    workers: int,
+    device: torch.device | str,
+) -> Generator[Batch, None, None]:
+    """Yield the batches with both views' crops, made by DALI, in place of their images; see loaders.dali_crop.
+
+    Raises ConfigError where DALI is missing.
+    """
+    module = _imported("dali_crop", package="nvidia.dali", extra="dali", flag="--crop")
+    crops: Generator[Batch, None, None] = module.cropped(batches, draw, crop_px=crop_px, workers=workers, device=device)
+    return crops
+
+
+def _imported(name: str, *, package: str | None, extra: str, flag: str) -> ModuleType:
+    """Import a module of this folder; tell what to install where the package it needs is missing."""
+    try:
+        return importlib.import_module(f"fastbyol.loaders.{name}")
+    except ImportError as error:
+        if package is None or (error.name or "").partition(".")[0] == "fastbyol":
+            raise
+        raise ConfigError(
+            f"{flag} {extra} needs the package {package}, and importing it failed ({error}); "
+            f"pip install 'fastbyol[{extra}]', or choose another {flag}"
+        ) from error
 
 
 def _check(name: str, *, workers: int, ahead: int, on_error: str, processes: int) -> None:

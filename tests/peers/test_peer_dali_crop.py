@@ -5,6 +5,7 @@ from __future__ import annotations
 from contextlib import closing
 from functools import partial
 from itertools import islice
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -17,6 +18,9 @@ from fastbyol.kernels.reference import IMAGENET_STD
 from fastbyol.kernels.view_params import ViewParams
 from fastbyol.loaders import Batch
 from fastbyol.order import stream
+from fastbyol.runfolder import RunFolder
+from fastbyol.telemetry import read_metrics
+from fastbyol.train import main
 from tests.conftest import Betons
 
 pytestmark = pytest.mark.peers
@@ -65,3 +69,14 @@ def test_crops_are_about_ours(betons: Betons, crop_px: int) -> None:
 def test_a_view_has_the_box_and_the_flip_that_were_drawn(betons: Betons) -> None:
     ours, theirs = both(betons, ViewConfig(), crop_px=24)
     assert torch.cdist(ours.flatten(1), theirs.flatten(1)).argmin(1).tolist() == list(range(len(ours)))
+
+
+def test_a_run_with_dalis_crop_begins_with_about_our_loss(betons: Betons, tmp_path: Path) -> None:
+    losses = {}
+    for crop in ("kernels", "dali"):
+        asked = ["demo", f"--data={betons.train}", f"--out={tmp_path / crop}", "--device=cpu", "--batch-size=16"]
+        assert main([*asked, "--epochs=0.2", "--warmup-epochs=0.1", "--log-every=1", f"--crop={crop}"]) == 0
+        losses[crop] = [row["loss"] for row in read_metrics(RunFolder(tmp_path / crop).metrics)]
+    assert len(losses["dali"]) == 2
+    assert losses["dali"] == pytest.approx(losses["kernels"], rel=0.02)
+    assert losses["dali"] != losses["kernels"]
