@@ -13,7 +13,7 @@ from torch import Tensor
 from fastbyol import checkpoint
 
 COPY_SHARE = 0.005  # of the time, at most, may go into copies, which hold up the step
-WRITE_SHARE = 0.05  # into writing, which does not
+WRITE_SHARE = 0.01  # into writing, which takes a core
 EVERY_MIN_S = 10.0
 
 

@@ -16,6 +16,7 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 import torch
@@ -81,7 +82,15 @@ def keep_budget(data: Path, out: Path, *, budget_s: float, disturbance: str) -> 
     last = (read_metrics(RunFolder(out).metrics) or [{}])[-1]
     row = {"budget_s": budget_s, "disturbance": disturbance, "wall_s": wall_s, "status": process.returncode}
     ends = {name: last.get(name) for name in ("progress", "lr", "tau", "step")}
+    ends["beside_share"] = beside_share(read_metrics(RunFolder(out).metrics))
     return {**row, **ends, "said": said[-2000:] if process.returncode else ""}
+
+
+def beside_share(rows: list[dict[str, Any]]) -> float:
+    """Give the share of the loop's time that went into neither waiting for data, nor views, nor the step."""
+    loop_s = sum(row["interval_s"] for row in rows)
+    spent_s = sum(row[name] for row in rows for name in ("loader_wait_s", "views_s", "step_s"))
+    return 1 - spent_s / loop_s if rows else 0.0
 
 
 def is_kept(row: dict[str, Any]) -> bool:
@@ -145,6 +154,7 @@ def summary(rows: list[dict[str, Any]], killed: dict[str, Any]) -> str:
     """Write what happened as Markdown."""
     kept, shares = sum(map(is_kept, rows)), [row["wall_s"] / row["budget_s"] for row in rows]
     asked_s = [row["budget_s"] for row in rows]
+    beside = [row["beside_share"] for row in rows]
     equal = "bit-equal" if killed["is_bit_equal"] else "**not** bit-equal"
     lines = [
         "# Reliability",
@@ -159,6 +169,9 @@ def summary(rows: list[dict[str, Any]], killed: dict[str, Any]) -> str:
         "",
         "Thieves: two processes that take both cores in the middle third, or from the middle to the end (late). Slow "
         "disk: every fsync takes a second longer. Pause: SIGSTOP in the middle for an eighth of the budget.",
+        "",
+        f"Rows, watchdogs, checkpoints and the clock took {min(beside):.2%} to {max(beside):.2%} of the loop's time (median "
+        f"{median(beside):.2%}); the rest was waiting for data, views and steps.",
         "",
         "| budget s | disturbance | wall s | over s | used | steps | kept |",
         "|---|---|---|---|---|---|---|",
