@@ -170,8 +170,8 @@ def summary(rows: list[dict[str, Any]], killed: dict[str, Any]) -> str:
         "Thieves: two processes that take both cores in the middle third, or from the middle to the end (late). Slow "
         "disk: every fsync takes a second longer. Pause: SIGSTOP in the middle for an eighth of the budget.",
         "",
-        f"Rows, watchdogs, checkpoints and the clock took {min(beside):.2%} to {max(beside):.2%} of the loop's time (median "
-        f"{median(beside):.2%}); the rest was waiting for data, views and steps.",
+        f"Rows, watchdogs, checkpoints and the clock took {min(beside):.2%} to {max(beside):.2%} of the loop's time "
+        f"(median {median(beside):.2%}); the rest was waiting for data, views and steps.",
         "",
         "| budget s | disturbance | wall s | over s | used | steps | kept |",
         "|---|---|---|---|---|---|---|",
