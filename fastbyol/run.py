@@ -106,7 +106,6 @@ class Run:
         stop: StopSignal,
     ) -> None:
         self.config, self.folder, self.train, self.world, self.stopwatch = config, folder, train, world, stopwatch
-        self.startup_s = stopwatch.elapsed_s()
         recipe = config.recipe
         torch.backends.cudnn.benchmark = True  # shapes repeat for hours: cuDNN may time its algorithms
         self.model = BYOL(
@@ -192,7 +191,7 @@ class Run:
             self._require_time(plan)
             self.loop.notes["plan"] = {
                 "budget_s": deadline_s,
-                "startup_s": self.startup_s,
+                "startup_s": began_s,
                 "rehearsal_s": rehearsed_s - began_s,
                 "calibration_s": now_s - rehearsed_s,
                 "epochs_that_fit": fitting * recipe.batch_size / len(self.train),
