@@ -30,7 +30,7 @@ class _PerView(nn.modules.batchnorm._BatchNorm):
         return self.weight, self.bias, self.running_mean, self.running_var
 
     def _options(self) -> dict[str, Any]:
-        return {"views": self.views, "momentum": MOMENTUM, "eps": EPS, "group": self.group}
+        return {"views": self.views, "momentum": self.momentum, "eps": EPS, "group": self.group}
 
 
 class _Act(_PerView):
