@@ -8,10 +8,12 @@ from __future__ import annotations
 
 import importlib.util
 import json
+import logging
 import pickle
 import re
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -45,10 +47,15 @@ def _tensors(encoder: ResNet) -> dict[str, Tensor]:
     return {name: value.detach().cpu().contiguous() for name, value in encoder.state_dict().items()}
 
 
+def is_standard(config: EncoderConfig) -> bool:
+    """Tell whether torchvision and timm can build this network from its name alone."""
+    return config.width == 1 and config.stem == "imagenet" and config.arch != "resnet8"
+
+
 def _require_standard(config: EncoderConfig, kind: str) -> None:
     """Raise ConfigError for a network that the other library has no name for."""
     require(
-        config.width == 1 and config.stem == "imagenet" and config.arch != "resnet8",
+        is_standard(config),
         f"{kind} has no {config.arch} of width {config.width:g} with stem {config.stem}, "
         "only whole ResNets with the ImageNet stem; give --format safetensors, pth or onnx",
     )
@@ -104,6 +111,16 @@ def write_detectron2(path: Path, encoder: ResNet, config: EncoderConfig, px: int
         pickle.dump({"model": arrays, "__author__": "fastbyol", "matching_heuristics": True}, file)
 
 
+@contextmanager
+def _quiet() -> Iterator[None]:
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
 def write_onnx(path: Path, encoder: ResNet, config: EncoderConfig, px: int) -> None:
     """Write an ONNX graph, float32 images [N, 3, H, W] to representations [N, features], N, H and W free.
 
@@ -115,8 +132,8 @@ def write_onnx(path: Path, encoder: ResNet, config: EncoderConfig, px: int) -> N
         "--format onnx needs the package onnxscript; pip install 'fastbyol[onnx]', or choose another --format",
     )
     images = torch.zeros(2, 3, px, px, device=encoder.conv1.weight.device)
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # of torch about its own exporter
+    with warnings.catch_warnings(), _quiet():
+        warnings.simplefilter("ignore")  # of torch about its own exporter, and that torchvision is not installed
         program: Any = torch.onnx.export(
             encoder.eval(),
             (images,),

@@ -13,6 +13,7 @@ import torch
 
 from fastbyol.budget import format_duration
 from fastbyol.config import Config, to_json
+from fastbyol.formats import is_standard
 from fastbyol.runfolder import RunFolder
 
 LOADING = {
@@ -23,6 +24,8 @@ LOADING = {
     "PIXEL_STD [58.395, 57.12, 57.375], RESNETS.STRIDE_IN_1X1 False",
     "onnx": 'onnxruntime.InferenceSession("{name}").run(None, {{"images": images}})',
 }
+
+PLAIN = 'state = torch.load("{name}", weights_only=True)  # torchvision\'s names; it has no such network itself'
 
 
 def text(
@@ -46,7 +49,8 @@ def text(
         "versions": f"fastbyol {version('fastbyol')}, torch {torch.__version__}, Python {platform.python_version()}",
     }
     table = "\n".join(f"| {key} | {value} |" for key, value in rows.items())
-    how = LOADING[kind].format(name=name, arch=encoder.arch)
+    plain = kind == "pth" and not is_standard(encoder)
+    how = (PLAIN if plain else LOADING[kind]).format(name=name, arch=encoder.arch)
     return f"""# {name}
 
 | | |

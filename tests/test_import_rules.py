@@ -12,10 +12,19 @@ ROOT = Path(__file__).parents[1]
 STDLIB = frozenset(sys.stdlib_module_names)
 ORDER = (  # a module may import what stands below it, never what stands above
     ("fastbyol.train", "fastbyol.eval"),
-    ("fastbyol.run",),
-    ("fastbyol.loop", "fastbyol.report"),
-    ("fastbyol.runfolder", "fastbyol.telemetry", "fastbyol.step", "fastbyol.evaluate.knn", "fastbyol.evaluate.linear"),
-    ("fastbyol.apex", "fastbyol.checkpoint", "fastbyol.export", "fastbyol.recipes", "fastbyol.evaluate.features"),
+    ("fastbyol.run", "fastbyol.evaluate.arguments"),
+    ("fastbyol.loop", "fastbyol.report", "fastbyol.modelcard"),
+    ("fastbyol.runfolder", "fastbyol.telemetry", "fastbyol.step", "fastbyol.formats"),
+    ("fastbyol.evaluate.dense", "fastbyol.evaluate.semi", "fastbyol.evaluate.transfer"),
+    (
+        "fastbyol.evaluate.finetune",
+        "fastbyol.evaluate.knn",
+        "fastbyol.evaluate.linear",
+        "fastbyol.evaluate.logistic",
+        "fastbyol.evaluate.masks",
+    ),
+    ("fastbyol.evaluate.features", "fastbyol.evaluate.metrics", "fastbyol.evaluate.splits"),
+    ("fastbyol.apex", "fastbyol.checkpoint", "fastbyol.export", "fastbyol.recipes", "fastbyol.evaluate.images"),
     ("fastbyol.loaders.dali", "fastbyol.loaders.ffcv", "fastbyol.loaders.memory"),
     ("fastbyol.loaders.aside", "fastbyol.loaders.native", "fastbyol.loaders.transfer"),
     ("fastbyol.loaders.faults",),
