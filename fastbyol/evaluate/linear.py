@@ -22,6 +22,7 @@ BASE_LRS = (0.4, 0.3, 0.2, 0.1, 0.05)  # times batch / 256; paper, appendix C.1
 BATCH = 1024
 EPOCHS = 80
 MOMENTUM = 0.9
+LOG_MIN = -45.0  # of a probability: far below rounding; products with denormals are many times slower
 Learned = tuple[Tensor, Tensor, Tensor]  # representations [n, F], labels [n], whether held out [n] bool
 
 
@@ -58,7 +59,7 @@ class Heads:
         """Take one step at `scale` times the peak rates, each head on the mean cross-entropy of what it may see."""
         counted = (self.sees_all | ~held[:, None]).float()  # [n, H]
         counted /= counted.sum(0).clamp_min(1)
-        error = self.scores(values).softmax(-1)
+        error = self.scores(values).log_softmax(-1).clamp_min_(LOG_MIN).exp_()
         error.scatter_add_(2, labels[:, None, None].expand(-1, len(self.rates), 1), -torch.ones_like(error[..., :1]))
         error = error.mul_(counted[..., None]).flatten(1)
         steps = (self.rates * scale).repeat_interleave(self.classes)

@@ -21,6 +21,7 @@ from fastbyol.evaluate.features import Features
 L2_PATH = tuple(float(10**e) for e in torch.linspace(-6, 5, 45, dtype=torch.float64).tolist())  # byol-spec, Evaluation
 ROWS = 1 << 15  # of a gradient at a time: bounds the logits in memory
 STEPS_MAX = 50
+LOG_MIN = -45.0  # of a probability: far below rounding; products with denormals are many times slower
 GRADIENT_TOLERANCE = 1e-4  # of the largest entry of the scaled gradient, relative to that at W = 0
 
 
@@ -88,7 +89,7 @@ class Problem:
         for x, y in zip(torch.split(self._projected, ROWS), torch.split(self._labels, ROWS), strict=True):
             log_p = torch.addmm(biases, x, weights).log_softmax(1)
             value -= log_p.gather(1, y[:, None]).double().sum()
-            error = log_p.exp_()
+            error = log_p.clamp_min_(LOG_MIN).exp_()
             error[torch.arange(len(y), device=y.device), y] -= 1
             gradient[:-1].addmm_(x.T, error)
             gradient[-1] += error.sum(0)
