@@ -64,6 +64,8 @@ def save(folder: Path, state: dict[str, Any], *, step: int) -> Path:
             torch.save(state, hashed)  # type: ignore[arg-type]  # it needs write and flush alone
             file.write(TRAILER.pack(MAGIC, hashed.size, hashed.hash.digest()))
     except RuntimeError as error:  # how torch's archive writer reports a failed write
+        if isinstance(error.__context__, KeyboardInterrupt):  # it was a signal that broke it
+            raise KeyboardInterrupt from error
         raise OSError(f"{final} cannot be written: {str(error).partition(chr(10))[0]}; is the disk full?") from error
     older = [path for number, path in _steps(folder) if number < step]
     later = [path for number, path in _steps(folder) if number > step]  # damaged, else the run would stand there

@@ -89,8 +89,8 @@ STEMS: dict[str, Callable[[int], tuple[nn.Conv2d, nn.Module]]] = {
 class ResNet(nn.Module):
     """A ResNet without its classifier: images [N, 3, H, W] to representations [N, features].
 
-    Attributes: `features`, the length of a representation. In training, N is views*B, view-major, and every batch
-    norm keeps the views apart. The width multiplies the stem and every group (paper, section 3.2), unlike
+    Attributes: `config`; `features`, the length of a representation. In training, N is views*B, view-major, and every
+    batch norm keeps the views apart. The width multiplies the stem and every group (paper, section 3.2), unlike
     torchvision's wide ResNets. Source: He et al. 2015, stride placement as in torchvision.
     """
 
@@ -114,16 +114,20 @@ class ResNet(nn.Module):
                 inputs = planes * block.expansion
             self.stages.append(f"layer{number + 1}")
             self.add_module(self.stages[-1], nn.Sequential(*blocks))
-        self.features = inputs
+        self.config, self.features = config, inputs
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch types only devices and dtypes
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images [N, 3, H, W] to pooled representations [N, features]."""
+        return self.maps(images).mean((2, 3))
+
+    def maps(self, images: Tensor) -> Tensor:
+        """Map images [N, 3, H, W] to the last feature map [N, features, h, w]."""
         x = self.maxpool(self.bn1(self.conv1(images)))
         twins: Twins = (x, x)
         for stage in self.stages:
             twins = self.get_submodule(stage)(twins)
-        return twins[0].mean((2, 3))
+        return twins[0]
 
 
 def init_(module: nn.Module, generator: torch.Generator) -> None:

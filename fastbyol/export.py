@@ -14,6 +14,8 @@ from fastbyol import atomic
 from fastbyol.config import ConfigError, EncoderConfig
 from fastbyol.encoder import ResNet
 
+NAME = "encoder.safetensors"  # in a run folder
+
 
 def save_encoder(path: Path, encoder: ResNet, config: EncoderConfig) -> None:
     """Write weights and batch-norm buffers, contiguous, with the architecture in the file's metadata; atomic."""
@@ -24,7 +26,12 @@ def save_encoder(path: Path, encoder: ResNet, config: EncoderConfig) -> None:
 
 
 def load_encoder(path: str | os.PathLike[str]) -> ResNet:
-    """Read what save_encoder wrote, in evaluation mode; raise ConfigError when the file is none of ours."""
+    """Read what save_encoder wrote, or the encoder of a run folder, in evaluation mode.
+
+    Raises ConfigError when the file is none of ours.
+    """
+    if Path(path).is_dir():
+        path = Path(path) / NAME
     try:
         with safe_open(path, framework="pt") as file:
             config = EncoderConfig(**json.loads(file.metadata()["fastbyol"]))

@@ -19,14 +19,14 @@ ORDERS = np.array(list(permutations(range(4))))  # [24, 4]
 
 
 def draw(
-    views: tuple[ViewConfig, ViewConfig],
+    views: tuple[ViewConfig, ...],
     *,
     seed: int,
     epochs: NDArray[np.int64],
     indices: NDArray[np.int64],
     sizes: NDArray[np.integer],
 ) -> ViewParams:
-    """Draw the parameters of both views of B samples.
+    """Draw the parameters of the V views of B samples.
 
     epochs: [B] in [0, 2**32); indices: [B] >= 0; sizes: [B, 2] (H, W) pixels; seed in [0, 2**64). A sample's parameters
     depend on the seed, the view and its own epoch, index and size, never on the batch it came in. The crop's sides are

@@ -7,10 +7,13 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
 
 from fastbyol.eval import main
+from fastbyol.export import load_encoder, save_encoder
 from fastbyol.train import main as train
 from tests.conftest import Betons
+from tests.test_dense import draw
 
 
 @pytest.fixture(scope="module")
@@ -35,10 +38,119 @@ def test_knn_repeats_the_scores_of_the_run(betons: Betons, run: Path, capsys: py
     assert scores["trained"]["bank"] == 160
 
 
+def test_knn_scores_every_cell_and_headlines_the_first(
+    betons: Betons, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["knn", str(run), *files(betons), "--k", "5", "20", "--temperature", ".1", ".5", "--json"]) == 0
+    scored = json.loads(capsys.readouterr().out)["trained"]
+    assert (scored["k"], scored["temperature"]) == (5, 0.1)
+    assert [(cell["k"], cell["temperature"]) for cell in scored["cells"]] == [
+        (k, t) for k in (5, 20) for t in (0.1, 0.5, None)
+    ]
+    assert scored["top1"] == scored["cells"][0]["top1"]
+
+
+@pytest.mark.parametrize(
+    ("command", "beside"),
+    [
+        ("linear --cached --epochs 2", "random_init"),
+        ("linear --epochs 1 --lrs .1 .2 --skip-random-init", None),
+        ("semi --fraction .3 --lrs .1 --epochs 1", "supervised"),
+        ("transfer --metric map11", "random_init"),
+        ("finetune --steps 2 --lrs .01 --weight-decays 0 --metric mean-per-class", None),
+    ],
+)
+def test_each_protocol_scores_and_keeps_its_scores(
+    command: str, beside: str | None, betons: Betons, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    protocol, *settings = command.split()
+    assert main([protocol, str(run), *files(betons), *settings, "--json"]) == 0
+    scores = json.loads(capsys.readouterr().out)
+    kept = json.loads((run / "scores" / f"{protocol}.json").read_text())
+    assert kept == scores
+    assert {"trained", "random_init", "supervised"} & scores.keys() == {"trained", beside} - {None}
+    low, high = scores["trained"]["top1_interval"]
+    assert 0 <= low <= scores["trained"]["top1"] <= high <= 100
+
+
+def test_semi_stores_its_split_and_takes_it_again(
+    betons: Betons, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["semi", str(run), *files(betons), "--lrs=.1", "--epochs=1", "--skip-supervised", "--json"]
+    assert main([*asked, "--fraction=.2"]) == 0
+    first = json.loads(capsys.readouterr().out)
+    stored = Path(first["split"])
+    copied = shutil.copy(stored, tmp_path / "split.json")
+    assert main([*asked, f"--split={copied}"]) == 0
+    assert json.loads(capsys.readouterr().out)["trained"] == first["trained"]
+    assert first["trained"]["labelled"] == len(json.loads(stored.read_text())["learn"])
+
+
+def test_segment_scores_a_fifth_of_the_images(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    images, masks = draw(tmp_path, 5, seed=0)
+    asked = ["segment", str(run), f"--images={images}", f"--masks={masks}", "--steps=2", "--batch-size=2"]
+    assert main([*asked, "--crop-px=32", "--stride=4", "--device=cpu", "--json"]) == 0
+    scores = json.loads(capsys.readouterr().out)
+    assert 0 <= scores["trained"]["miou"] <= 100
+    assert scores["classes"] == 2
+    assert main([*asked, "--crop-px=32", "--stride=4", f"--val-images={images}"]) == 2
+    assert "give both" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("kind", ["safetensors", "pth"])
+def test_an_export_brings_its_model_card(
+    kind: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["export", str(run), str(tmp_path / f"out.{kind}"), f"--format={kind}"]) == 0
+    assert "model-card.md" in capsys.readouterr().out
+    card = (tmp_path / "model-card.md").read_text()
+    result = json.loads((run / "result.json").read_text())
+    assert f"{result['knn_top1']:.2f} %" in card
+    assert (run / "config.json").read_text().strip() in card
+    assert "fastbyol-train demo --data train.beton" in card
+    assert str(run) not in card
+
+
+def test_an_encoder_that_diverged_is_refused(
+    betons: Betons, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(run, tmp_path / "copy")
+    encoder = load_encoder(run)
+    torch.nn.init.constant_(encoder.conv1.weight, float("nan"))
+    save_encoder(tmp_path / "copy" / "encoder.safetensors", encoder, encoder.config)
+    assert main(["knn", str(tmp_path / "copy"), *files(betons)]) == 2
+    said = capsys.readouterr().err
+    assert said.count("\n") == 1
+    assert "NaN or inf in 160 of 160 images" in said
+
+
+def test_ctrl_c_ends_with_75(
+    betons: Betons, run: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def interrupt(*_: object) -> float:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("fastbyol.evaluate.metrics.top1", interrupt)
+    assert main(["linear", str(run), *files(betons), "--cached", "--epochs=1"]) == 75
+    assert capsys.readouterr().err == "fastbyol-eval: interrupted\n"
+
+
+@pytest.mark.parametrize(
+    "words", ["linear --lrs 0", "semi --fraction 1", "finetune --weight-decays -1", "linear --lrs nan", "knn --bank 0"]
+)
+def test_a_setting_out_of_range_ends_in_one_line(
+    words: str, betons: Betons, run: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    protocol, *settings = words.split()
+    with pytest.raises(SystemExit, match="2"):
+        main([protocol, str(run), *files(betons), *settings])
+    assert capsys.readouterr().err.count("\n") == 1
+
+
 def test_linear_scores_both_encoders_in_a_sentence(
     betons: Betons, run: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["linear", str(run), *files(betons), "--epochs=2"]) == 0
+    assert main(["linear", str(run), *files(betons), "--epochs=1"]) == 0
     said = capsys.readouterr().out
     assert "linear top-1" in said
     assert "random init" in said

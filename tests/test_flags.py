@@ -20,7 +20,13 @@ CONTRACT = {
     "--optimizer --out --overwrite --precision --prefetch --profile --resume --seed --stop-on-collapse --tau-base "
     "--target-statistics --val --wandb --warmup-epochs --weight-decay --workers",
     "fastbyol-eval knn": f"{COMMON_EVAL} --bank --k --temperature",
-    "fastbyol-eval linear": f"{COMMON_EVAL} --epochs --seed",
+    "fastbyol-eval linear": f"{COMMON_EVAL} --cached --epochs --lrs --seed --skip-random-init",
+    "fastbyol-eval semi": f"{COMMON_EVAL} --epochs --fraction --lrs --seed --skip-supervised --split",
+    "fastbyol-eval transfer": f"{COMMON_EVAL} --metric --seed",
+    "fastbyol-eval finetune": f"{COMMON_EVAL} --from-scratch --lrs --metric --seed --steps --weight-decays",
+    "fastbyol-eval segment": "RUN_DIR --batch-size --crop-px --device --from-scratch --help --images --json --lr "
+    "--masks --seed --steps --stride --val-images --val-masks --weight-decay",
+    "fastbyol-eval export": "RUN_DIR OUT --format --help --json",
     "fastbyol-eval table": "NAME --base --budget --data --epochs --help --out --seeds --val --with",
 }
 

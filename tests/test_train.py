@@ -24,6 +24,7 @@ from fastbyol.train import main
 from tests import soak
 from tests.conftest import Betons, write_beton
 
+BUDGET_S = 35.0  # start-up and rehearsal of a busy machine leave some of it
 TRAIN = (sys.executable, "-m", "fastbyol.train")
 
 
@@ -137,10 +138,10 @@ def test_resume_after_a_signal_is_bit_equal(
 @pytest.mark.parametrize("disturbance", ["none", "late thieves", "pause"])
 def test_a_budget_is_kept_from_process_start_to_exit(betons: Betons, tmp_path: Path, disturbance: str) -> None:
     out = tmp_path / "run"
-    row = soak.keep_budget(betons.train.parent, out, budget_s=25, disturbance=disturbance)
+    row = soak.keep_budget(betons.train.parent, out, budget_s=BUDGET_S, disturbance=disturbance)
     assert soak.is_kept(row), row
     result = json.loads(RunFolder(out).result.read_text())
-    assert result["budget_s"] == 25
+    assert result["budget_s"] == BUDGET_S
     assert result["elapsed_s"] <= row["wall_s"] + 0.1
 
 

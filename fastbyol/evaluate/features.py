@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
-from contextlib import closing
 from typing import NamedTuple
 
 import numpy as np
 import torch
+from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
 from fastbyol.beton import Reader
-from fastbyol.config import ConfigError
+from fastbyol.config import ConfigError, require
 from fastbyol.encoder import ResNet
-from fastbyol.loaders.native import load
-from fastbyol.order import Rows
-from fastbyol.views import center_view
+from fastbyol.evaluate.images import Lens, centred
 
-BATCH = 256
 CLASSES_MAX = 65_536  # more would be a mistake, and a large one in memory
+NAMED_MAX = 5  # classes that a message lists
 
 
 class OutOfTime(Exception):
-    """Tell that an evaluation was stopped before its end."""
+    """Tell that a budget ended before a score was reached."""
 
 
 class Features(NamedTuple):
@@ -33,15 +30,17 @@ class Features(NamedTuple):
     values: Tensor
     labels: Tensor
 
+    def rows(self, indices: NDArray[np.int64]) -> Features:
+        """Take some of them."""
+        chosen = torch.from_numpy(indices)
+        return Features(self.values[chosen], self.labels[chosen])
+
 
 def check_classes(train: Reader, val: Reader) -> None:
-    """Raise ConfigError unless both files are labelled, with the same classes."""
+    """Raise ConfigError unless both files are labelled, with the same classes, and train holds all those of val."""
     for reader in (train, val):
-        if reader.labels is None:
-            raise ConfigError(
-                f"{reader.path} has no labels, and scoring needs those of both files; write it from class folders"
-            )
-        low, high = int(reader.labels.min()), int(reader.labels.max())
+        labels = labels_of(reader)
+        low, high = int(labels.min()), int(labels.max())
         if low < 0 or high >= CLASSES_MAX:
             raise ConfigError(f"{reader.path} has labels from {low} to {high}; scoring needs 0 to {CLASSES_MAX - 1}")
     if len(train) < 2:
@@ -49,9 +48,47 @@ def check_classes(train: Reader, val: Reader) -> None:
     names = {tuple(reader.class_names) for reader in (train, val) if reader.class_names is not None}
     if len(names) > 1:
         raise ConfigError(f"{train.path} and {val.path} name different classes; write both from the same class folders")
+    absent = np.setdiff1d(labels_of(val), labels_of(train))
+    if len(absent):
+        told = ", ".join(map(str, absent[:NAMED_MAX])) + (", ..." if len(absent) > NAMED_MAX else "")
+        raise ConfigError(
+            f"{val.path} has {len(absent)} classes that {train.path} has no image of (labels {told}); "
+            "write both from the same class folders, val with --classes-from"
+        )
 
 
-@torch.inference_mode()
+def labels_of(reader: Reader) -> NDArray[np.int64]:
+    """Return the labels of a beton; raise ConfigError when it has none."""
+    if reader.labels is None:
+        raise ConfigError(
+            f"{reader.path} has no labels, and scoring needs those of both files; write it from class folders"
+        )
+    return reader.labels
+
+
+def check(features: Features, name: object) -> None:
+    """Raise ConfigError unless each representation has a label, a class number, and is finite."""
+    values, labels = features
+    require(
+        len(values) == len(labels) > 0,
+        f"{name} gives {len(values)} representations and {len(labels)} labels; give one label for each",
+    )
+    low = int(labels.min())
+    require(low >= 0, f"{name} has a label {low}; give class numbers from 0")
+    broken = len(values) - int(values.isfinite().all(1).sum())
+    require(
+        broken == 0,
+        f"the representations of {name} hold NaN or inf in {broken} of {len(values)} images; "
+        "the encoder has diverged: train it again, with a smaller --base-lr",
+    )
+
+
+def spread(count: int, limit: int | None) -> NDArray[np.int64]:
+    """Choose `limit` of `count` positions, or all, evenly spread: int64, rising."""
+    taken = count if limit is None else min(limit, count)
+    return np.arange(taken, dtype=np.int64) * count // taken
+
+
 def extract(
     encoder: ResNet,
     reader: Reader,
@@ -65,30 +102,36 @@ def extract(
     """Represent labelled images by the encoder, on the encoder's device; all of them, or `limit` spread over the file.
 
     Views are centre squares of share `margin` of the short side, resampled to eval_px. The encoder is left in the
-    mode it came in; its batch-norm statistics are not touched. Raises ConfigError when the file has no labels, and
-    OutOfTime when `stop`, asked before every batch, says so.
+    mode it came in; its batch-norm statistics are not touched. `stop` is asked before each batch, and OutOfTime raised
+    where it says True. Raises ConfigError when the file has no labels.
     """
-    labels = reader.labels
-    if labels is None:
-        raise ConfigError(f"{reader.path} has no labels; evaluation needs a file written from class folders")
-    device = encoder.conv1.weight.device
-    was_training = encoder.training
+    lens = Lens(eval_px, margin, workers, encoder.conv1.weight.device.type)
+    return represent(encoder, reader, spread(len(reader), limit), lens, stop=stop)
+
+
+@torch.inference_mode()
+def represent(
+    encoder: ResNet,
+    reader: Reader,
+    indices: NDArray[np.int64],
+    lens: Lens,
+    *,
+    stop: Callable[[], bool] | None = None,
+) -> Features:
+    """Do as `extract` for the images named, in that order."""
+    labels = torch.from_numpy(labels_of(reader)[indices])
+    values = torch.empty(len(indices), encoder.features)
+    was_training, done = encoder.training, 0
+    bar = tqdm(total=len(indices), desc=reader.path.name, unit="images", delay=2, leave=False, disable=None)
     encoder.eval()
-    count = len(reader) if limit is None else min(limit, len(reader))
-    chosen = np.arange(count, dtype=np.int64) * len(reader) // count
-    rows = [Rows(part, np.zeros_like(part)) for part in np.array_split(chosen, math.ceil(count / BATCH))]
-    parts = []
-    with (
-        closing(load(reader, rows, workers=workers)) as batches,
-        tqdm(total=count, desc=reader.path.name, unit="images", delay=2, leave=False, disable=None) as bar,
-    ):
-        for batch in batches:
-            if stop is not None and stop():
-                encoder.train(was_training)
-                raise OutOfTime
-            pixels, offsets, sizes = (t.to(device) for t in (batch.pixels, batch.offsets, batch.sizes))
-            images = center_view(pixels, offsets, sizes, crop_px=eval_px, margin=margin)
-            parts.append(encoder(images).float().cpu())
-            bar.update(len(batch.indices))
-    encoder.train(was_training)
-    return Features(torch.cat(parts), torch.from_numpy(labels[chosen]))
+    try:
+        with bar, lens.precision():
+            for images, here in centred(reader, indices, lens):
+                if stop is not None and stop():
+                    raise OutOfTime(f"time ran out after {done} of the {len(indices)} images of {reader.path}")
+                values[done : done + len(here)] = encoder(images)
+                done += len(here)
+                bar.update(len(here))
+    finally:
+        encoder.train(was_training)
+    return Features(values, labels)

@@ -1,86 +1,183 @@
-"""Know the linear protocol over frozen, cached representations: a learning-rate sweep as one batch of classifiers."""
+"""Know the linear protocol: classifiers of every learning rate trained at once, as one matrix, on frozen features."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
 
+import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
-from tqdm import trange
+from tqdm import tqdm
 
-from fastbyol.evaluate.features import Features
+from fastbyol.beton import Reader
+from fastbyol.encoder import ResNet
+from fastbyol.evaluate import metrics
+from fastbyol.evaluate.features import Features, check, labels_of, represent
+from fastbyol.evaluate.images import Lens, cropped, shuffled
+from fastbyol.evaluate.splits import hold_out
 
 BASE_LRS = (0.4, 0.3, 0.2, 0.1, 0.05)  # times batch / 256; paper, appendix C.1
 BATCH = 1024
 EPOCHS = 80
 MOMENTUM = 0.9
-HELD_OUT = 0.1  # of train, to choose the learning rate
+LOG_MIN = -45.0  # of a probability: far below rounding; products with denormals are many times slower
+Learned = tuple[Tensor, Tensor, Tensor]  # representations [n, F], labels [n], whether held out [n] bool
 
 
 class Score(NamedTuple):
-    """Give accuracies in percent and the base learning rate they were reached with."""
+    """Give accuracies in percent with 95 % bootstrap intervals, and the base learning rate they were reached with."""
 
     top1: float
     top5: float
     base_lr: float
+    top1_interval: tuple[float, float]
+    top5_interval: tuple[float, float]
+    held_out: dict[float, float]  # top-1 of each base learning rate on the held-out images
 
 
-def _fit(
-    train: Features, base_lrs: tuple[float, ...], *, classes: int, epochs: int, seed: int, label: str
-) -> tuple[Tensor, Tensor]:
-    """Train one classifier a learning rate: weights [L, F, classes] and biases [L, 1, classes]."""
-    values, labels = train
-    batch = min(BATCH, len(labels))
-    rates = torch.tensor(base_lrs).view(-1, 1, 1) * batch / 256
-    params = [torch.zeros(len(base_lrs), values.shape[1], classes), torch.zeros(len(base_lrs), 1, classes)]
-    momenta = [torch.zeros_like(p) for p in params]
-    generator = torch.Generator().manual_seed(seed)
-    steps_per_epoch = len(labels) // batch
-    total = epochs * steps_per_epoch
-    step = 0
-    for _ in trange(epochs, desc=label, unit="epoch", delay=2, leave=False, disable=None):
-        for rows in torch.randperm(len(labels), generator=generator)[: steps_per_epoch * batch].chunk(steps_per_epoch):
-            x, y = values[rows], F.one_hot(labels[rows], classes).float()
-            error = ((x @ params[0] + params[1]).softmax(-1) - y) / batch
-            cosine = (1 + math.cos(math.pi * step / total)) / 2
-            for p, u, gradient in zip(params, momenta, (x.T @ error, error.sum(1, keepdim=True)), strict=True):
-                u.mul_(MOMENTUM).add_(gradient)
-                p.sub_(rates * cosine * (gradient + MOMENTUM * u))
-            step += 1
-    return params[0], params[1]
+class Heads:
+    """Hold H linear classifiers as one matrix and train them by SGD with Nesterov momentum .9, no weight decay.
 
+    rates: [H], peak learning rates; sees_all: [H] bool, whether a head learns from held-out images, too. Weights are
+    [F, H*C], so that one product serves all; `weights` and `biases` start at 0.
+    """
 
-def _accuracies(features: Features, weights: Tensor, biases: Tensor, *, k: int) -> list[float]:
-    """Score each of L classifiers: percent of images whose label is among its k best classes."""
-    scores = []
-    for w, b in zip(weights, biases, strict=True):
-        best = (features.values @ w + b).topk(min(k, w.shape[1])).indices
-        scores.append(100 * (best == features.labels[:, None]).any(1).double().mean().item())
-    return scores
+    def __init__(self, features: int, classes: int, *, rates: Tensor, sees_all: Tensor) -> None:
+        self.rates, self.sees_all, self.classes = rates, sees_all, classes
+        device = rates.device
+        self.weights = torch.zeros(features, len(rates) * classes, device=device)
+        self.biases = torch.zeros(len(rates) * classes, device=device)
+        self._momenta = torch.zeros_like(self.weights), torch.zeros_like(self.biases)
+
+    def scores(self, values: Tensor) -> Tensor:
+        """Map representations [n, F] to logits [n, H, C]."""
+        return torch.addmm(self.biases, values, self.weights).view(len(values), len(self.rates), self.classes)
+
+    def descend(self, values: Tensor, labels: Tensor, held: Tensor, *, scale: float) -> None:
+        """Take one step at `scale` times the peak rates, each head on the mean cross-entropy of what it may see."""
+        counted = (self.sees_all | ~held[:, None]).float()  # [n, H]
+        counted /= counted.sum(0).clamp_min(1)
+        error = self.scores(values).log_softmax(-1).clamp_min_(LOG_MIN).exp_()
+        error.scatter_add_(2, labels[:, None, None].expand(-1, len(self.rates), 1), -torch.ones_like(error[..., :1]))
+        error = error.mul_(counted[..., None]).flatten(1)
+        steps = (self.rates * scale).repeat_interleave(self.classes)
+        for p, u, gradient in zip(
+            (self.weights, self.biases), self._momenta, (values.T @ error, error.sum(0)), strict=True
+        ):
+            u.mul_(MOMENTUM).add_(gradient)
+            p.sub_(gradient.add_(u, alpha=MOMENTUM).mul_(steps))
 
 
 @torch.inference_mode()
-def score(train: Features, val: Features, *, epochs: int = EPOCHS, seed: int = 0, label: str = "linear") -> Score:
-    """Fit a linear classifier on `train` and score it on `val`.
+def fit(
+    learned: Iterable[Learned], steps: int, base_lrs: Sequence[float], *, batch: int, classes: int, label: str
+) -> Heads:
+    """Train heads on a stream of `steps` batches, the rate falling as a cosine to 0.
 
-    SGD with Nesterov momentum .9, cosine to 0, no weight decay, batch 1024. The learning rate is chosen on a tenth of
-    train held out, and the classifier refitted on all of train. Source: paper, appendix C.1; features are cached from
-    one centre view, where the paper draws a new crop and flip each epoch (docs/numerics.md).
+    Heads 0..L-1 learn from all images, one a learning rate; with several rates, heads L..2L-1 do from all but the
+    held-out ones, so that the rate is chosen and the classifier refitted on all of train in one pass.
+    """
+    rates = [lr * batch / 256 for lr in base_lrs] * (2 if len(base_lrs) > 1 else 1)
+    heads: Heads | None = None
+    bar = tqdm(learned, total=steps, desc=label, unit="steps", delay=2, leave=False, disable=None)
+    for step, (values, labels, held) in enumerate(bar):
+        if heads is None:
+            places = torch.arange(len(rates), device=values.device)
+            heads = Heads(
+                values.shape[1],
+                classes,
+                rates=torch.tensor(rates, device=values.device),
+                sees_all=places < len(base_lrs),
+            )
+        heads.descend(values, labels, held, scale=(1 + math.cos(math.pi * step / steps)) / 2)
+    assert heads is not None, "a pass has at least one step"
+    return heads
+
+
+@torch.inference_mode()
+def judge(heads: Heads, base_lrs: Sequence[float], held: Features, val: Features, *, seed: int) -> Score:
+    """Choose a learning rate by top-1 on the held-out images and score its head, refitted on all of train, on `val`."""
+    count, device = len(base_lrs), heads.weights.device
+    tried: dict[float, float] = {}
+    if count > 1:
+        guesses = heads.scores(held.values.to(device)).cpu()
+        tried = {lr: metrics.top1(guesses[:, count + n], held.labels) for n, lr in enumerate(base_lrs)}
+    base_lr = max(tried, key=tried.__getitem__) if tried else base_lrs[0]
+    chosen = heads.scores(val.values.to(device))[:, list(base_lrs).index(base_lr)].cpu()
+    return Score(**metrics.accuracies(chosen, val.labels, seed=seed), base_lr=base_lr, held_out=tried)
+
+
+def _plan(count: int, epochs: int) -> tuple[int, int]:
+    """Return batch size and number of steps."""
+    batch = min(BATCH, count)
+    return batch, max(epochs * count // batch, 1)
+
+
+def score(
+    train: Features,
+    val: Features,
+    *,
+    epochs: int = EPOCHS,
+    seed: int = 0,
+    base_lrs: Sequence[float] = BASE_LRS,
+    label: str = "linear",
+) -> Score:
+    """Fit linear classifiers on cached representations of `train` and score the chosen one on `val`.
+
+    SGD with Nesterov momentum .9, cosine to 0, no weight decay, batch 1024, and a learning rate chosen on a tenth of
+    train held out. Source: paper, appendix C.1, but for the views: each image has one (docs/numerics.md).
     """
     classes = int(torch.cat([train.labels, val.labels]).max()) + 1
-    order = torch.randperm(len(train.labels), generator=torch.Generator().manual_seed(seed))
-    held, kept = order.tensor_split([max(int(len(order) * HELD_OUT), 1)])
-    fitted = _fit(
-        Features(train.values[kept], train.labels[kept]),
-        BASE_LRS,
-        classes=classes,
-        epochs=epochs,
-        seed=seed,
-        label=f"{label} sweep",
+    batch, steps = _plan(len(train.labels), epochs)
+    split = hold_out(len(train.labels), seed=seed)
+    is_held = torch.zeros(len(train.labels), dtype=torch.bool)
+    is_held[torch.from_numpy(split.held)] = True
+
+    def learned() -> Iterator[Learned]:
+        for rows in shuffled(np.arange(len(train.labels)), batch=batch, steps=steps, seed=seed):
+            chosen = torch.from_numpy(rows.indices)
+            yield train.values[chosen], train.labels[chosen], is_held[chosen]
+
+    heads = fit(learned(), steps, base_lrs, batch=batch, classes=classes, label=label)
+    return judge(heads, base_lrs, train.rows(split.held), val, seed=seed)
+
+
+def score_augmented(
+    encoder: ResNet,
+    files: tuple[Reader, Reader],
+    lens: Lens,
+    *,
+    epochs: int = EPOCHS,
+    seed: int = 0,
+    base_lrs: Sequence[float] = BASE_LRS,
+    label: str = "linear",
+) -> Score:
+    """Do as `score` with a new crop and flip of every image in every epoch: the paper's protocol.
+
+    Held-out images, and those of the second file, which are scored, show their centres. The encoder is left in
+    evaluation mode.
+    """
+    train, val = files
+    split = hold_out(len(train), seed=seed)
+    held_out, scored = (
+        represent(encoder, reader, rows, lens) for reader, rows in ((train, split.held), (val, np.arange(len(val))))
     )
-    chosen = _accuracies(Features(train.values[held], train.labels[held]), *fitted, k=1)
-    base_lr = BASE_LRS[max(range(len(chosen)), key=chosen.__getitem__)]
-    final = _fit(train, (base_lr,), classes=classes, epochs=epochs, seed=seed, label=f"{label} final")
-    return Score(_accuracies(val, *final, k=1)[0], _accuracies(val, *final, k=5)[0], base_lr)
+    check(scored, val.path)
+    truth, is_held = labels_of(train), np.zeros(len(train), dtype=np.bool_)
+    is_held[split.held] = True
+    batch, steps = _plan(len(train), epochs)
+    encoder.eval()
+
+    def learned() -> Iterator[Learned]:
+        rows = shuffled(np.arange(len(train)), batch=batch, steps=steps, seed=seed)
+        for images, indices in cropped(train, rows, lens, seed=seed):
+            with lens.precision():
+                values = encoder(images).float()
+            wanted, held = (torch.from_numpy(x[indices]).to(lens.device) for x in (truth, is_held))
+            yield values, wanted, held
+
+    classes = int(max(truth.max(), labels_of(val).max())) + 1
+    heads = fit(learned(), steps, base_lrs, batch=batch, classes=classes, label=label)
+    return judge(heads, base_lrs, held_out, scored, seed=seed)

@@ -1,0 +1,105 @@
+"""Know a folder of images and a folder of masks: how they pair, how a pair is read, scaled, cropped and flipped."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from numpy.typing import NDArray
+from PIL import Image, UnidentifiedImageError
+from torch import Tensor
+
+from fastbyol import philox
+from fastbyol.config import ConfigError, require
+from fastbyol.kernels.reference import IMAGENET_MEAN, IMAGENET_STD
+from fastbyol.order import global_batch
+
+IGNORED = 255  # of a mask: a pixel that counts for nothing, as in PASCAL VOC
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+SCALES = (0.5, 2.0)  # of a training pair; He et al. 2020 (MoCo), appendix
+
+
+class Pair(NamedTuple):
+    """Name an image and its mask."""
+
+    image: Path
+    mask: Path
+
+
+def pairs(images: Path, masks: Path) -> list[Pair]:
+    """List the images of a folder with the masks of the same names (NAME.png), sorted; others may not be there.
+
+    A mask is a PNG with one channel, or a palette, whose values are class numbers; 255 is ignored.
+    """
+    for folder in (images, masks):
+        require(folder.is_dir(), f"{folder} is no folder; give a folder of files")
+    names = {path.stem: path for path in sorted(images.iterdir()) if path.suffix.lower() in IMAGE_SUFFIXES}
+    found = {path.stem: path for path in sorted(masks.glob("*.png"))}
+    require(bool(names), f"{images} holds no image; give a folder with {', '.join(IMAGE_SUFFIXES)} files")
+    alone = sorted(set(names) ^ set(found))
+    require(
+        not alone,
+        f"{len(alone)} names stand in only one of {images} ({len(names)} images) and {masks} ({len(found)} masks), "
+        f"such as {alone[:1]}; give each image NAME.jpg or NAME.png one mask NAME.png",
+    )
+    return [Pair(names[stem], found[stem]) for stem in names]
+
+
+def read(pair: Pair) -> tuple[Tensor, Tensor]:
+    """Read a pair: image float32 [3, H, W], normalised, and mask int64 [H, W]."""
+    try:
+        with Image.open(pair.image) as file:
+            pixels = np.array(file.convert("RGB"))
+        with Image.open(pair.mask) as file:
+            require(file.mode in ("L", "P", "1"), f"{pair.mask} has mode {file.mode}; give one channel or a palette")
+            mask = np.array(file, dtype=np.uint8)
+    except (UnidentifiedImageError, OSError) as error:
+        raise ConfigError(f"{pair.image} and {pair.mask} cannot be read ({error}); replace or remove them") from error
+    require(
+        pixels.shape[:2] == mask.shape,
+        f"{pair.mask} is {mask.shape[1]} x {mask.shape[0]} pixels and its image {pixels.shape[1]} x {pixels.shape[0]}; "
+        "give masks of their images' sizes",
+    )
+    std, mean = (torch.tensor(c)[:, None, None] for c in (IMAGENET_STD, IMAGENET_MEAN))
+    image = torch.from_numpy(pixels).permute(2, 0, 1).float().div_(255).sub_(mean).div_(std)
+    return image, torch.from_numpy(mask).long()
+
+
+def classes_of(found: Sequence[Pair]) -> NDArray[np.int64]:
+    """Return the class numbers that occur in the masks, rising; raise ConfigError when there are none."""
+    seen = np.zeros(256, dtype=np.bool_)
+    for pair in found:
+        seen[np.unique(read(pair)[1].numpy())] = True
+    numbers = np.flatnonzero(seen[:IGNORED])
+    require(len(numbers) > 0, f"the masks beside {found[0].mask} hold {IGNORED} alone; give masks with class numbers")
+    return numbers
+
+
+def vary(image: Tensor, mask: Tensor, u: NDArray[np.float32], *, px: int) -> tuple[Tensor, Tensor]:
+    """Scale a pair by .5 to 2, crop px x px, flip half of the time, by four uniforms; pad with the mean and IGNORED."""
+    scale = SCALES[0] * (SCALES[1] / SCALES[0]) ** float(u[0])
+    height, width = (max(round(side * scale), 1) for side in mask.shape)
+    image = F.interpolate(image[None], (height, width), mode="bilinear", align_corners=False)[0]
+    mask = F.interpolate(mask[None, None].float(), (height, width), mode="nearest-exact")[0, 0].long()
+    below, right = max(px - height, 0), max(px - width, 0)
+    image, mask = F.pad(image, (0, right, 0, below)), F.pad(mask, (0, right, 0, below), value=IGNORED)
+    top, left = (int(v * (side - px + 1)) for v, side in zip(u[1:3].tolist(), mask.shape, strict=True))
+    image, mask = image[:, top : top + px, left : left + px], mask[top : top + px, left : left + px]
+    return (image.flip(2), mask.flip(1)) if u[3] < 0.5 else (image, mask)
+
+
+def varied(
+    found: Sequence[Pair], *, px: int, batch: int, steps: int, seed: int, device: str
+) -> Iterator[tuple[Tensor, Tensor]]:
+    """Yield `steps` batches of images [n, 3, px, px] and masks [n, px, px], drawn by (seed, epoch, pair)."""
+    for k in range(steps):
+        rows = global_batch(k, batch_size=batch, count=len(found), seed=seed)
+        counter = np.zeros((batch, 4), np.uint32)
+        counter[:, 0], counter[:, 2] = rows.indices, rows.epochs
+        u = philox.uniform(philox.philox4x32(counter, philox.key_of(seed)))
+        made = [vary(*read(found[i]), draws, px=px) for i, draws in zip(rows.indices, u, strict=True)]
+        yield torch.stack([image for image, _ in made]).to(device), torch.stack([mask for _, mask in made]).to(device)

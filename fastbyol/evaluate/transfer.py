@@ -1,0 +1,45 @@
+"""Know linear transfer: logistic regression on frozen representations, its penalty chosen on held-out images."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+
+from fastbyol.evaluate import logistic, metrics
+from fastbyol.evaluate.features import Features
+from fastbyol.evaluate.splits import hold_out
+
+
+def score(
+    train: Features,
+    val: Features,
+    *,
+    l2s: Sequence[float] = logistic.L2_PATH,
+    metric: str = "top1",
+    device: str = "cpu",
+    seed: int = 0,
+    label: str = "transfer",
+) -> dict[str, Any]:
+    """Choose the penalty on a tenth of `train`, refit on all of it, score on `val`: percent, with the chosen `l2`.
+
+    The path runs from the largest penalty down, each solution starting the next; of equal scores the largest penalty is
+    chosen. Source: paper, appendix D; byol-spec, Evaluation.
+    """
+    classes = int(torch.cat([train.labels, val.labels]).max()) + 1
+    split = hold_out(len(train.labels), seed=seed)
+    learn, held = train.rows(split.learn), train.rows(split.held)
+    tried: dict[float, float] = {}
+    for l2, model in logistic.path(learn, l2s, classes=classes, device=device, label=label):
+        tried[l2] = metrics.METRICS[metric](model.scores(held.values), held.labels)
+    best = max(tried, key=tried.__getitem__)
+    final = logistic.Problem(train, classes=classes, device=device).fit(best)
+    scores = final.scores(val.values)
+    return {
+        **metrics.accuracies(scores, val.labels, seed=seed),
+        "metric": metric,
+        "score": metrics.METRICS[metric](scores, val.labels),
+        "l2": best,
+        "held_out": tried,
+    }

@@ -1,0 +1,114 @@
+"""Know what stands in a model card: what was trained, on what, for how long, how it scored and how to load it."""
+
+from __future__ import annotations
+
+import json
+import platform
+import shlex
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastbyol.budget import format_duration
+from fastbyol.config import Config, to_json
+from fastbyol.formats import is_standard
+from fastbyol.runfolder import RunFolder
+
+LOADING = {
+    "safetensors": 'encoder = fastbyol.load_encoder("{name}")',
+    "pth": 'torchvision.models.{arch}().load_state_dict(torch.load("{name}", weights_only=True), strict=False)',
+    "timm": 'timm.create_model("{arch}", num_classes=0, checkpoint_path="{name}")',
+    "detectron2": 'MODEL.WEIGHTS "{name}", INPUT.FORMAT "RGB", PIXEL_MEAN [123.675, 116.28, 103.53], '
+    "PIXEL_STD [58.395, 57.12, 57.375], RESNETS.STRIDE_IN_1X1 False",
+    "onnx": 'onnxruntime.InferenceSession("{name}").run(None, {{"images": images}})',
+}
+
+PLAIN = 'state = torch.load("{name}", weights_only=True)  # torchvision\'s names; it has no such network itself'
+
+
+def text(
+    config: Config, result: dict[str, Any], scores: list[dict[str, Any]], *, kind: str, name: str, features: int
+) -> str:
+    """Write a card in Markdown for the file `name` of a format.
+
+    result: what result.json holds; scores: what fastbyol-eval kept, an object a protocol.
+    """
+    encoder = config.recipe.encoder
+    length = f"{result['epochs']:.4g} epochs, {result['images']} images, {format_duration(result['elapsed_s'])}"
+    budget = "none (a number of epochs)" if config.budget_s is None else format_duration(config.budget_s)
+    rows = {
+        "network": f"{encoder.arch}, width {encoder.width:g}, stem {encoder.stem}; images to {features} features",
+        "method": f"BYOL (arXiv 2006.07733), recipe {config.recipe.name}, no labels used",
+        "data": f"{Path(config.data).name}",
+        "budget": budget,
+        "trained for": length,
+        "seed": str(config.seed),
+        "input": f"RGB, float32, ImageNet mean and std; evaluated at {config.recipe.eval_px} px",
+        "versions": f"fastbyol {version('fastbyol')}, torch {torch.__version__}, Python {platform.python_version()}",
+    }
+    table = "\n".join(f"| {key} | {value} |" for key, value in rows.items())
+    plain = kind == "pth" and not is_standard(encoder)
+    how = (PLAIN if plain else LOADING[kind]).format(name=name, arch=encoder.arch)
+    return f"""# {name}
+
+| | |
+|---|---|
+{table}
+
+## Load
+```
+{how}
+```
+
+## Scores
+{_scores(result, scores)}
+
+## Train it again
+```
+{_command(config)}
+```
+
+## Configuration
+```json
+{to_json(config).rstrip()}
+```
+"""
+
+
+def _scores(result: dict[str, Any], scores: list[dict[str, Any]]) -> str:
+    lines = ["| protocol | trained | reference | validation file |", "|---|---|---|---|"]
+    if result.get("knn_top1") is not None:
+        lines.append(
+            f"| kNN within the run | {result['knn_top1']:.2f} % | {_percent(result.get('knn_top1_random_init'))} | |"
+        )
+    for row in scores:
+        reference = next(
+            (f"{_percent(_headline(row[k]))} ({k})" for k in ("random_init", "supervised") if k in row), ""
+        )
+        lines.append(
+            f"| {row['protocol']} | {_percent(_headline(row['trained']))} | {reference} | {Path(row['val']).name} |"
+        )
+    return "\n".join(lines)
+
+
+def _headline(scored: dict[str, Any]) -> float | None:
+    return next((scored[key] for key in ("score", "miou", "top1") if key in scored), None)
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f} %"
+
+
+def _command(config: Config) -> str:
+    length = f"--epochs {config.epochs:g}" if config.budget_s is None else f"--budget {config.budget_s:g}s"
+    val = f" --val {shlex.quote(Path(config.val).name)}" if config.val else ""
+    data = shlex.quote(Path(config.data).name)
+    command = f"fastbyol-train {config.recipe.name} --data {data}{val} {length} --seed {config.seed}"
+    return f"{command}\n# and the settings below"
+
+
+def kept_scores(folder: RunFolder) -> list[dict[str, Any]]:
+    """Read the scores that fastbyol-eval kept in a run folder, by protocol."""
+    return [json.loads(path.read_text()) for path in sorted((folder.path / "scores").glob("*.json"))]

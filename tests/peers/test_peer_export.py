@@ -1,0 +1,64 @@
+"""Laws of export against the libraries it is for: the same features, out of their own networks."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import ModuleType
+
+import pytest
+import torch
+
+from fastbyol import formats
+from fastbyol.config import EncoderConfig
+from fastbyol.encoder import ResNet, build
+
+pytestmark = pytest.mark.peers
+
+
+def moved(arch: str) -> ResNet:
+    """Build an encoder whose running statistics have moved."""
+    encoder = build(EncoderConfig(arch), seed=0)
+    encoder(torch.randn(4, 3, 64, 64))
+    return encoder.eval()
+
+
+@pytest.mark.parametrize("arch", ["resnet18", "resnet50"])
+def test_torchvisions_resnet_gives_the_same_features(torchvision: ModuleType, arch: str, tmp_path: Path) -> None:
+    models = torchvision.models
+    encoder = moved(arch)
+    formats.write("pth", tmp_path / "e.pth", encoder, EncoderConfig(arch), px=224)
+    peer = getattr(models, arch)()
+    found = peer.load_state_dict(torch.load(tmp_path / "e.pth", weights_only=True), strict=False)
+    assert set(found.missing_keys) == {"fc.weight", "fc.bias"}
+    assert not found.unexpected_keys
+    peer.fc = torch.nn.Identity()
+    images = torch.randn(2, 3, 96, 128)
+    with torch.inference_mode():
+        torch.testing.assert_close(encoder(images), peer.eval()(images), rtol=1e-4, atol=1e-5)
+
+
+def test_torchvisions_detector_and_segmenter_take_the_encoder(torchvision: ModuleType, tmp_path: Path) -> None:
+    detection, segmentation = torchvision.models.detection, torchvision.models.segmentation
+    encoder = moved("resnet50")
+    formats.write("pth", tmp_path / "e.pth", encoder, EncoderConfig("resnet50"), px=224)
+    state = torch.load(tmp_path / "e.pth", weights_only=True)
+    detector = detection.fasterrcnn_resnet50_fpn(weights=None, weights_backbone=None)
+    detector.backbone.body.load_state_dict(state)  # strict
+    segmenter = segmentation.fcn_resnet50(weights=None, weights_backbone=None)
+    segmenter.backbone.load_state_dict(state)
+    images = torch.randn(1, 3, 64, 64)
+    with torch.inference_mode():
+        maps = detector.eval().backbone.body(images)["3"]
+        torch.testing.assert_close(encoder.maps(images), maps, rtol=1e-4, atol=1e-4)
+        assert segmenter.eval()(images)["out"].shape == (1, 21, 64, 64)
+
+
+@pytest.mark.parametrize("arch", ["resnet18", "resnet50"])
+def test_timms_resnet_gives_the_same_features(torchvision: ModuleType, arch: str, tmp_path: Path) -> None:  # noqa: ARG001
+    timm = pytest.importorskip("timm")
+    encoder = moved(arch)
+    formats.write("timm", tmp_path / "e.pth", encoder, EncoderConfig(arch), px=224)
+    peer = timm.create_model(arch, num_classes=0, checkpoint_path=str(tmp_path / "e.pth")).eval()
+    images = torch.randn(2, 3, 96, 128)
+    with torch.inference_mode():
+        torch.testing.assert_close(encoder(images), peer(images), rtol=1e-4, atol=1e-5)
