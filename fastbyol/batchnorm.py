@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from contextlib import AbstractContextManager, nullcontext
 from typing import Any
 
 import torch
@@ -77,11 +78,14 @@ def synchronize_(module: nn.Module, group: dist.ProcessGroup | None) -> None:
 
 
 @torch.no_grad()
-def recalibrate_(module: nn.Module, batches: Iterable[Tensor]) -> None:
+def recalibrate_(
+    module: nn.Module, batches: Iterable[Tensor], *, autocast: AbstractContextManager[Any] | None = None
+) -> None:
     """Renew the running statistics inside a module: about their mean over these batches [V*B, ...], equally weighted.
 
-    For weights that have moved faster, or views that have changed, than running statistics of momentum .1 follow. The
-    module is left in evaluation mode; ranks do not share these statistics.
+    For weights that have moved faster, or views that have changed, than running statistics of momentum .1 follow.
+    autocast: the precision to compute in. The module is left in evaluation mode, and no longer shares its statistics
+    with other ranks.
     """
     synchronize_(module, None)
     layers = [layer for layer in module.modules() if isinstance(layer, _PerView)]
@@ -89,7 +93,8 @@ def recalibrate_(module: nn.Module, batches: Iterable[Tensor]) -> None:
     for number, batch in enumerate(batches, start=1):
         for layer in layers:
             layer.momentum = 1 / number
-        module(batch)
+        with autocast or nullcontext():
+            module(batch)
     for layer in layers:
         layer.momentum = MOMENTUM
     module.eval()

@@ -42,7 +42,8 @@ def parse_duration(text: str, *, flag: str = "--budget") -> float:
 def parse_budget(text: str, environment: Mapping[str, str] = os.environ) -> Length:
     """Read --budget: a duration, "until 2026-12-01T08:00" (local time, or with an offset), or "slurm".
 
-    Raises ConfigError for anything else, for a time that has passed, and for "slurm" outside a Slurm job.
+    Raises ConfigError for anything else and for "slurm" outside a Slurm job. A moment may have passed: a run that has
+    trained is then only closed.
     """
     word, _, rest = text.strip().partition(" ")
     if word == "until":
@@ -57,12 +58,9 @@ def parse_budget(text: str, environment: Mapping[str, str] = os.environ) -> Leng
 
 def _moment(text: str) -> float:
     try:
-        moment = datetime.fromisoformat(text).timestamp()
+        return datetime.fromisoformat(text).timestamp()
     except ValueError:
         raise ConfigError(f"--budget until {text!r} is not a date and time; give one as 2026-12-01T08:00") from None
-    if moment <= time.time():
-        raise ConfigError(f"--budget until {text} has passed; it is {datetime.now().isoformat(timespec='minutes')} now")
-    return moment
 
 
 def _end_of_slurm_job(environment: Mapping[str, str]) -> float:
@@ -119,8 +117,8 @@ class Stopwatch:
     lived for other ends.
     """
 
-    def __init__(self, *, age_s: float, used_before_s: float = 0.0) -> None:
-        self._origin = _now_s() - age_s - used_before_s
+    def __init__(self, *, age_s: float) -> None:
+        self._origin = _now_s() - age_s
 
     def elapsed_s(self) -> float:
         """Give the seconds the run has used so far."""

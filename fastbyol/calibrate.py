@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from fastbyol.step import Optimizer
 
 STEPS_MIN, STEPS_MAX = 3, 30
-SHARE = 0.02  # of the time left, at most
+SHARE, SHARE_MAX = 0.02, 0.25  # of the time left: enough, and the most, however few steps that is
 
 
 def tensors(model: nn.Module, optimizer: Optimizer) -> dict[Hashable, Tensor]:
@@ -49,11 +49,12 @@ def measure(
         spent_s += took_s
         if number > warm_up:
             seconds.append(took_s)
-        if agree(len(seconds) >= STEPS_MIN and spent_s > SHARE * left_s):
+        is_enough = len(seconds) >= STEPS_MIN and spent_s > SHARE * left_s
+        if agree(is_enough or spent_s > SHARE_MAX * left_s):
             break
     for name, tensor in live().items():
         if name in before:
             tensor.detach().copy_(before[name])
         else:
             tensor.detach().zero_()
-    return median(seconds)
+    return median(seconds) if seconds else took_s

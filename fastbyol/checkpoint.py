@@ -67,11 +67,18 @@ def save(folder: Path, state: dict[str, Any], *, step: int) -> Path:
         if isinstance(error.__context__, KeyboardInterrupt):  # it was a signal that broke it
             raise KeyboardInterrupt from error
         raise OSError(f"{final} cannot be written: {str(error).partition(chr(10))[0]}; is the disk full?") from error
+    drop_after(folder, step)  # damaged, else the run would stand there
     older = [path for number, path in _steps(folder) if number < step]
-    later = [path for number, path in _steps(folder) if number > step]  # damaged, else the run would stand there
-    for path in (*older[: 1 - KEPT], *later):
+    for path in older[: 1 - KEPT]:
         path.unlink()
     return final
+
+
+def drop_after(folder: Path, step: int) -> None:
+    """Remove the checkpoints after a step: those that did not load, so that the good one before them is kept."""
+    for number, path in _steps(folder):
+        if number > step:
+            path.unlink()
 
 
 def _checked(path: Path) -> bytes:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import shutil
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from functools import partial
 from itertools import islice
 from typing import Any
@@ -111,7 +111,7 @@ class Closing:
             try:
                 bank, queries = extract(self.train, limit=self.config.knn_bank), extract(self.val)
             except OutOfTime:
-                self.loop.warn("no time was left to score the encoder; fastbyol-eval knn does")
+                self.loop.teller.warn("no time was left to score the encoder; fastbyol-eval knn does")
                 return None
             self.neighbours = neighbours.pick(
                 bank, queries, rows=SHOWN_QUERIES, k=SHOWN_NEIGHBOURS, bank_images=len(self.train)
@@ -121,23 +121,35 @@ class Closing:
     def recalibrate(self) -> None:
         """Renew the encoder's running statistics on views of full size, as many batches as the recipe says."""
         loop, recipe = self.loop, self.config.recipe
-        if recipe.recalibrate:
-            batches = islice(loop.batches(), recipe.recalibrate)
-            views = (part for batch in batches for part in loop.views(batch, recipe.crop_px, Intervals()))
-            recalibrate_(loop.model.online.encoder, views)
+        if not recipe.recalibrate:
+            return
+        with self._timed("recalibrate"), closing(loop.pipeline.batches(loop.position.step)) as batches:
+            views = (
+                part
+                for batch in islice(batches, recipe.recalibrate)
+                for part in loop.pipeline.views(batch, recipe.crop_px, Intervals())
+            )
+            recalibrate_(loop.model.online.encoder, views, autocast=loop.engine.autocast())
 
-    def carry_out(self, *, deadline_s: float | None) -> None:
-        """Export, score, and write report and result.json; give the score up rather than end after `deadline_s`."""
+    def _is_past(self, moment_s: float) -> bool:
+        return self.loop.stopwatch.elapsed_s() > moment_s
+
+    def carry_out(self, *, deadline_s: float | None, is_limited: bool) -> None:
+        """Export, score, and write report and result.json; where limited, give the score up to end by `deadline_s`."""
         loop, at = self.loop, self.loop.position
         self.recalibrate()
         self._export(self.folder)
-        last_s = None if deadline_s is None else deadline_s - self.seconds.get("report", 0.0)
-        score = self.knn_top1(None if last_s is None else lambda: loop.stopwatch.elapsed_s() > last_s)
+        stop = None
+        if deadline_s is not None and is_limited:
+            last_s = deadline_s - self.seconds.get("report", 0.0)
+            stop = partial(self._is_past, last_s)
+        score = self.knn_top1(stop)
         images = at.step * self.config.recipe.batch_size
         result: dict[str, Any] = {
             "steps": at.step,
             "images": images,
             "epochs": images / len(self.train),
+            "progress": at.progress,
             "train_s": at.train_s,
             "images_per_s": images / at.train_s,
             "knn_top1": score,

@@ -325,6 +325,10 @@ class Config:
             "2 images in each",
         )
         require(
+            self.micro_batches == 1 or self.engine != "graph",
+            "a CUDA graph holds a step on a whole batch; give --engine eager or compile with --micro-batches",
+        )
+        require(
             self.micro_batches == 1 or not self.recipe.lagged_target,
             "a lagged target moves with every forward, which micro-batches repeat; leave one of the two out",
         )

@@ -23,13 +23,16 @@ def queue_copy(tensor: torch.Tensor, device: str) -> torch.Tensor:
     return tensor.pin_memory().to(device, non_blocking=True)
 
 
+AHEAD = 2  # steps
+
+
 class Pace:
     """Hold the host at most `ahead` steps before the GPU: it stays ahead, and its clock stays the GPU's.
 
     Without it the host would queue minutes of work, and a deadline read from its clock would be missed by as much.
     """
 
-    def __init__(self, device: str, *, ahead: int = 2) -> None:
+    def __init__(self, device: str, *, ahead: int = AHEAD) -> None:
         self._on_gpu = device == "cuda"
         self._ahead = ahead
         self._ends: deque[torch.cuda.Event] = deque()

@@ -3,20 +3,25 @@
 from __future__ import annotations
 
 import os
+import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
+from uuid import uuid4
 
 import torch
 import torch.distributed as dist
-from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from fastbyol.config import ConfigError
 
 PATIENCE = timedelta(days=1)  # of ranks that wait for rank 0's evaluation; a rank that dies is noticed at once
+STUCK = timedelta(minutes=10)  # for the devices, which only wait for one another's steps; compilation is the longest
+MEETING = timedelta(minutes=10)
+POLL_S = 0.05
 
 
 class RankLost(RuntimeError):
@@ -87,6 +92,34 @@ def rank(environment: Mapping[str, str] = os.environ) -> int:
     return int(environment.get("RANK", "0"))
 
 
+def _meeting(store: Store, place: int, count: int) -> str:
+    """Agree with the ranks that are here now on a name for this meeting.
+
+    torchrun keeps one store over its restarts, and with it the addresses of ranks that are gone; its own count of
+    restarts can differ from machine to machine. So each rank shows a word that no one else can know, rank 0 collects
+    them into a roster, and all go when every rank has found its own word in the same roster.
+    """
+    word, deadline_s = uuid4().hex, time.monotonic() + MEETING.total_seconds()
+    store.set(f"word-{place}", word)
+    words, seen = [f"word-{rank}" for rank in range(count)], [f"seen-{rank}" for rank in range(1, count)]
+    roster = ""
+    while time.monotonic() < deadline_s:
+        if place == 0 and store.check(words):
+            roster = ",".join(store.get(name).decode() for name in words)
+            store.set("roster", roster)
+            if store.check(seen) and all(store.get(name).decode() == roster for name in seen):
+                store.set("go", roster)
+                return roster
+        elif place and store.check(["roster"]):
+            roster = store.get("roster").decode()
+            if roster.split(",")[place : place + 1] == [word]:
+                store.set(f"seen-{place}", roster)
+                if store.check(["go"]) and store.get("go").decode() == roster:
+                    return roster
+        time.sleep(POLL_S)
+    raise RankLost(f"rank {place} of {count} waited {MEETING} for the others, which did not come; start them all")
+
+
 @contextmanager
 def joined(device: str, environment: Mapping[str, str] = os.environ) -> Iterator[World]:
     """Join the ranks that torchrun started, as its environment variables say; alone without them.
@@ -105,14 +138,13 @@ def joined(device: str, environment: Mapping[str, str] = os.environ) -> Iterator
             )
         torch.cuda.set_device(local)
     store, place, count = next(rendezvous("env://"))
-    # torchrun keeps one store over its restarts, and with it the addresses of ranks that are gone
-    store = PrefixStore(f"restart-{environment.get('TORCHELASTIC_RESTART_COUNT', '0')}", store)
+    store = PrefixStore(_meeting(store, place, count), store)
     backend = "nccl" if device == "cuda" else "gloo"
-    dist.init_process_group(backend, store=store, rank=place, world_size=count)
+    dist.init_process_group(backend, store=store, rank=place, world_size=count, timeout=STUCK)
     world = World(
         place,
         count,
-        int(environment["LOCAL_WORLD_SIZE"]),
+        int(environment.get("LOCAL_WORLD_SIZE", "1")),
         dist.group.WORLD,
         dist.new_group(backend="gloo", timeout=PATIENCE),
     )

@@ -27,7 +27,7 @@ def _start(module: str) -> int:
 
     def quit_at_once(_number: int, _frame: FrameType | None) -> None:
         # nothing has begun; an exception could be lost in a callback of the import system
-        os.write(2, f"fastbyol-{module}: interrupted before it began; give the same command again\n".encode())
+        os.write(2, f"fastbyol-{module}: interrupted; give the same command again\n".encode())
         os._exit(INTERRUPTED)
 
     for number in STOPPING:

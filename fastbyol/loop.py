@@ -3,38 +3,33 @@
 from __future__ import annotations
 
 import math
-import sys
-from collections.abc import Generator, Hashable, Iterator
-from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass
+from collections.abc import Hashable, Iterator
+from contextlib import closing
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from fastbyol import calibrate, views
+from fastbyol import calibrate
 from fastbyol.beton import Reader
 from fastbyol.budget import Stopwatch
 from fastbyol.byol import Output, embedding_std
 from fastbyol.config import Config, ConfigError
 from fastbyol.device import Pace, queue_copy
 from fastbyol.distributed import World
-from fastbyol.flops import Meter
-from fastbyol.kernels.view_params import ViewParams
-from fastbyol.loaders import Batch, cropped_by_dali, load
+from fastbyol.loaders import Batch
 from fastbyol.optim import LARS
-from fastbyol.order import Rows, stream
+from fastbyol.pipeline import Pipeline
 from fastbyol.plan import ClockPlan, Plan
 from fastbyol.probe import Probe
-from fastbyol.profiling import Profile
 from fastbyol.runfolder import RunFolder
 from fastbyol.saver import Saver
 from fastbyol.schedule import Schedule
 from fastbyol.signals import StopSignal
-from fastbyol.starvation import Watch
 from fastbyol.step import Eager
-from fastbyol.telemetry import Intervals, Telemetry, peak_gib
-from fastbyol.wandb_run import WandbRun
+from fastbyol.telemetry import Intervals
+from fastbyol.teller import Teller
 from fastbyol.watchdog import Watchdog
 
 
@@ -78,14 +73,12 @@ class Loop:
         self.world, self.stopwatch, self.stop = world, stopwatch, stop
         self.model, self.optimizer = engine.model, engine.optimizer
         self.schedule: Schedule | None = None
-        self.saver = Saver(folder.checkpoints)
         self.probe = _probe_of(config, reader, world, features=self.model.online.encoder.features)
+        self.pipeline = Pipeline(config, reader, world, precision=engine.precision)
+        self.saver = Saver(folder.checkpoints, device=config.device)
+        self.teller = Teller(config, folder, world)
         self.pace = Pace(config.device)
-        self.telemetry: Telemetry | None = None  # while rank 0 trains
         self.watchdog = Watchdog(dimensions=config.recipe.head.out, stops_on_collapse=config.stop_on_collapse)
-        self.starvation = Watch(threads=config.workers, loader=config.loader)
-        name = torch.cuda.get_device_name() if config.device == "cuda" else None
-        self.meter = Meter(config.recipe, device_name=name, precision=config.precision, gpus=world.ranks)
         self.position = Position()
         self.skipped_samples = 0
         self._skipped_now = 0
@@ -102,6 +95,7 @@ class Loop:
             "train_s": self.position.train_s,
             "skipped_steps": self.optimizer.skipped,
             "skipped_samples": self.skipped_samples,
+            "low_since": self.watchdog.low_since,
             "notes": self.notes,
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -123,6 +117,8 @@ class Loop:
         self.skipped_samples = state["skipped_samples"]
         self.position = Position(state["step"], state["progress"], state["train_s"])
         self.notes = state["notes"]
+        self.watchdog.low_since = state["low_since"]
+        self.saver.saved_step = state["step"]
 
     def live(self) -> dict[Hashable, Tensor]:
         """Name every tensor that a step moves."""
@@ -131,52 +127,21 @@ class Loop:
             named |= {**calibrate.tensors(probe.classifier, probe.optimizer), "probe sums": probe.sums}
         return named
 
-    def warn(self, text: str) -> None:
-        """Tell the user once, from rank 0; during training the report tells it, too."""
-        if self.telemetry is not None:
-            self.telemetry.warn(text)
-        elif self.world.is_main:
-            print(f"warning: {text}", file=sys.stderr)
-
-    def batches(self) -> Generator[Batch, None, None]:
-        """Load this rank's batches from the position on."""
-        config, world = self.config, self.world
-        rows: Iterator[Rows] = stream(
-            self.position.step,
-            batch_size=config.recipe.batch_size,
-            count=len(self.reader),
-            seed=config.seed,
-            rank=world.rank,
-            ranks=world.ranks,
-        )
-        loaded = load(
-            config.loader,
-            self.reader,
-            rows,
-            workers=config.workers,
-            ahead=config.prefetch,
-            on_error=config.on_error,
-            device=config.device,
-            processes=world.local_ranks,
-        )
-        if config.crop == "kernels":
-            return loaded
-        return cropped_by_dali(
-            loaded, self._draw, crop_px=config.recipe.crop_px, workers=config.workers, device=config.device
-        )
-
     def run(self, plan: Plan, schedule: Schedule) -> bool:
         """Train until the plan is over: True; or until a signal: False. Either way the position is checkpointed.
 
-        Raises Diverged where the watchdog sees no use in going on; the checkpoints before it stay.
+        A signal that comes while the last checkpoint is written counts, too. Raises Diverged where the watchdog sees no
+        use in going on; the checkpoints before it stay.
         """
         self.schedule = schedule
-        with self.stop.deferred():
-            self._train(plan, schedule)
-            self.save()
+        try:
+            with self.stop.deferred():
+                self._train(plan, schedule)
+        finally:
             self.saver.wait()
             self._look_after_saver()
-        return self.position.progress == 1.0
+        (stops,) = self.world.total([float(self.stop.arrived)])
+        return self.position.progress == 1.0 and not stops
 
     def save(self) -> None:
         """Begin to write a checkpoint of the position; rank 0 alone does."""
@@ -188,7 +153,7 @@ class Loop:
         config = self.config
         batch = next(batches)
         intervals.lap("loader_wait_s")
-        parts = self.views(batch, schedule.crop_px(progress), intervals)
+        parts = self.pipeline.views(batch, schedule.crop_px(progress), intervals)
         rates = {"lr": schedule.learning_rate(progress), "tau": schedule.tau(progress)}
         if config.micro_batches == 1:
             output = self.engine(next(parts), **rates)
@@ -203,106 +168,52 @@ class Loop:
         self._skipped_now = len(batch.skipped)
         return output
 
-    def _draw(self, batch: Batch) -> ViewParams:
-        """Draw both views of a batch's samples, by their sizes before any crop."""
-        sizes = batch.sizes.numpy()[: len(batch.indices)]
-        return views.draw(
-            self.config.recipe.views, seed=self.config.seed, epochs=batch.epochs, indices=batch.indices, sizes=sizes
-        )
-
-    def views(self, batch: Batch, crop_px: int, intervals: Intervals) -> Iterator[Tensor]:
-        """Make the views of a batch, one micro-batch [2B/n, 3, crop_px, crop_px] at a time."""
-        device, drawn = self.config.device, self._draw(batch)
-        if self.config.crop == "dali":
-            drawn = views.of_crops(drawn, crop_px=crop_px)
-        pixels, offsets, sizes, packed = (
-            queue_copy(tensor, device) for tensor in (batch.pixels, batch.offsets, batch.sizes, drawn.packed)
-        )
-        micro = self.config.micro_batches
-        count = len(batch.offsets) // micro
-        for number in range(micro):
-            intervals.lap("step_s")  # of the micro-batch before
-            part = slice(number * count, (number + 1) * count)
-            images = views.apply(
-                pixels,
-                offsets[part],
-                sizes[part],
-                ViewParams(packed[:, part].contiguous()),
-                crop_px=crop_px,
-                dtype=self.engine.precision,
-            )
-            intervals.lap("views_s")
-            yield images
-
     def _train(self, plan: Plan, schedule: Schedule) -> None:
         config, start = self.config, self.position
         began_s = saved_s = now_s = self.stopwatch.elapsed_s()
         intervals, is_stopped = Intervals(), False
-        with self._telling() as trace, closing(self.batches()) as batches:
+        with self.teller.open(from_step=start.step), closing(self.pipeline.batches(start.step)) as batches:
             while self.position.progress < 1.0 and not is_stopped:
                 step_began_s = self.stopwatch.elapsed_s()
                 output = self.step(batches, schedule, intervals, progress=self.position.progress)
                 since_s, now_s = now_s, self.stopwatch.elapsed_s()
                 self._look_at_pace(plan, schedule, step_s=now_s - step_began_s)
-                progress, is_stopped = self._agree(plan, since_s=since_s, now_s=now_s, step_s=now_s - step_began_s)
-                if trace is not None:
-                    trace.step()
+                progress, is_stopped = self._agree(plan, since_s=since_s, now_s=now_s)
                 self.position = Position(self.position.step + 1, progress, start.train_s + now_s - began_s)
+                intervals.lap("agree_s")
+                self.teller.step()
+                intervals.lap("log_s")
                 if progress == 1.0 or is_stopped or self.position.step % config.log_every == 0:
-                    row = {**self._row(output, schedule, elapsed_s=now_s), **intervals.take()}
+                    row = self._row(output, schedule, elapsed_s=now_s)
+                    intervals.lap("log_s")
+                    row |= intervals.take()
                     self._watch(row)
                     done = max(progress - start.progress, 1e-9)
-                    self._tell(row, left_s=(now_s - began_s) * (1 - progress) / done)
+                    self.teller.row(row, left_s=(now_s - began_s) * (1 - progress) / done)
                     intervals.lap("log_s")
-                if now_s - saved_s > (config.checkpoint_s or self.saver.cost.every_s()):
+                if now_s - saved_s > (config.checkpoint_s or self.saver.cost.every_s()) and self._has_time(plan, now_s):
                     saved_s = now_s if self._save_if_good(output) else saved_s
                     intervals.lap("checkpoint_s")
+            self.save()  # before anything is closed, which may take its time
 
-    @contextmanager
-    def _telling(self) -> Iterator[Profile | None]:
-        """Open what rank 0 writes while it trains; yield the profile, if one is asked for."""
-        if not self.world.is_main:
-            yield None
-            return
-        config, folder = self.config, self.folder
-        also = None
-        if config.wandb is not None:
-            name, settings = folder.path.resolve().name, asdict(config)
-            also = WandbRun(config.wandb, folder=folder.path, name=name, settings=settings)
-        tensorboard = folder.tensorboard if config.tensorboard else None
-        with Telemetry(folder.metrics, from_step=self.position.step, tensorboard=tensorboard, also=also) as telemetry:
-            self.telemetry = telemetry
-            try:
-                if config.profile:
-                    with Profile(folder.profile, device=config.device, warn=self.warn) as trace:
-                        yield trace
-                else:
-                    yield None
-            finally:
-                self.telemetry = None
-
-    def _tell(self, row: dict[str, Any], *, left_s: float) -> None:
-        """Write a row with what only rank 0 measures."""
-        if self.telemetry is None:
-            return
-        if said := self.starvation.look(row):
-            self.telemetry.warn(said)
-        measured = self.meter.read(row["images_per_s"], crop_px=row["crop_px"])
-        self.telemetry.row({**row, "peak_gib": peak_gib(self.config.device), **measured}, left_s=left_s)
+    def _has_time(self, plan: Plan, now_s: float) -> bool:
+        """Tell whether a checkpoint begun now would be written before the last one is due."""
+        return not isinstance(plan, ClockPlan) or now_s + 2 * self.saver.cost.seconds() < plan.end_s
 
     def _look_at_pace(self, plan: Plan, schedule: Schedule, *, step_s: float) -> None:
         """Let the reserve follow what steps and checkpoints cost now."""
         if isinstance(plan, ClockPlan):
             plan.reserve.note_step(schedule.crop_px(self.position.progress), step_s)
-            plan.reserve.note_save(self.saver.cost.copy_s + self.saver.cost.write_s)
+            if self.saver.take_finished():
+                plan.reserve.note_save(self.saver.cost.seconds())
 
-    def _agree(self, plan: Plan, *, since_s: float, now_s: float, step_s: float) -> tuple[float, bool]:
+    def _agree(self, plan: Plan, *, since_s: float, now_s: float) -> tuple[float, bool]:
         """Let rank 0 say how far the run is, and any rank that it must stop: progress, and whether to stop."""
         progress = 0.0
         if self.world.is_main:
             step = self.position.step + 1
             progress = plan.advance(self.position.progress, step=step, since_s=since_s, now_s=now_s)
-            if plan.is_over(step, now_s=now_s, step_s=step_s):
+            if plan.is_over(step, now_s=now_s):
                 progress = 1.0
         progress, stops, skipped = self.world.total([progress, float(self.stop.arrived), float(self._skipped_now)])
         self.skipped_samples += int(skipped)
@@ -339,7 +250,7 @@ class Loop:
             skipped_in_a_row=int(self.optimizer.skipped[1]) if skips else None,
         )
         if warning:
-            self.warn(warning)
+            self.teller.warn(warning)
 
     def _save_if_good(self, output: Output) -> bool:
         """Save unless a checkpoint is still being written, or the last step was no good (host sync); tell whether."""
@@ -354,4 +265,4 @@ class Loop:
         failure = self.saver.failure()
         if failure is not None:
             kept = "none is" if self.saver.saved_step is None else f"that of step {self.saver.saved_step} is"
-            self.warn(f"a checkpoint could not be written ({failure}); {kept} on disk, and training goes on")
+            self.teller.warn(f"a checkpoint could not be written ({failure}); {kept} on disk, and training goes on")

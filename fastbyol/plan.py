@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import math
 from collections import deque
 from dataclasses import dataclass, field
 from statistics import median
 
-EXIT_S = 0.5  # from result.json to the end of the process, unhindered
+EXIT_S = 0.8  # from result.json to the end of the process, unhindered
 MARGIN = 1.15  # of the closing work as measured; its time scatters
 PACE_MAX = 4.0  # how much slower than at best the closing work is taken to be, at most
 RECENT = 16  # steps whose median tells today's pace
@@ -22,7 +23,7 @@ class StepPlan:
         """Give the progress after `step` steps; the clock plays no part."""
         return min(step / self.total_steps, 1.0)
 
-    def is_over(self, step: int, *, now_s: float, step_s: float) -> bool:  # noqa: ARG002
+    def is_over(self, step: int, *, now_s: float) -> bool:  # noqa: ARG002
         """Tell whether every step is done."""
         return step >= self.total_steps
 
@@ -38,13 +39,19 @@ class Reserve:
 
     parts: dict[str, float]
     rehearsed_step: tuple[int, float] | None = None  # crop side, seconds
-    best: dict[int, float] = field(default_factory=dict)  # crop side -> seconds of the fastest step
+    best: dict[int, float] = field(default_factory=dict)  # crop side -> seconds of a step when steps were fastest
     recent: deque[tuple[int, float]] = field(default_factory=lambda: deque(maxlen=RECENT))
 
     def note_step(self, crop_px: int, seconds: float) -> None:
         """Take note of one step."""
         self.recent.append((crop_px, seconds))
-        self.best[crop_px] = min(seconds, self.best.get(crop_px, seconds))
+        if len(self.recent) == RECENT and all(px == crop_px for px, _ in self.recent):
+            # a median, since the host's time for one step on a GPU may be that of its launch alone
+            self.best[crop_px] = min(self.step_s(), self.best.get(crop_px, math.inf))
+
+    def step_s(self) -> float:
+        """Give the seconds of a step as they are now, the median of the last few; 0 before the first."""
+        return median(seconds for _, seconds in self.recent) if self.recent else 0.0
 
     def note_save(self, seconds: float) -> None:
         """Take note of what the newest checkpoint took, if that is more than when it was rehearsed."""
@@ -72,10 +79,12 @@ class ClockPlan:
 
     `deadline_s` is the end of the process in seconds of the run; training ends a reserve before it. Whatever happens to
     the pace or the reserve, progress never falls, and it is 1 when training ends; undisturbed, it is linear in time.
+    `in_flight`: steps that the host is ahead of the GPU.
     """
 
     deadline_s: float
     reserve: Reserve
+    in_flight: int = 0
 
     @property
     def end_s(self) -> float:
@@ -89,9 +98,9 @@ class ClockPlan:
             return 1.0
         return progress + (1 - progress) * (now_s - since_s) / (end_s - since_s)
 
-    def is_over(self, step: int, *, now_s: float, step_s: float) -> bool:  # noqa: ARG002
-        """Tell whether another step of `step_s` seconds would end after the end."""
-        return now_s + step_s > self.end_s
+    def is_over(self, step: int, *, now_s: float) -> bool:  # noqa: ARG002
+        """Tell whether another step, as long as they are now, would end after the end."""
+        return now_s + (1 + self.in_flight) * self.reserve.step_s() > self.end_s
 
 
 Plan = StepPlan | ClockPlan

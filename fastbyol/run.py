@@ -7,6 +7,7 @@ import sys
 import time
 from collections.abc import Callable
 from contextlib import nullcontext
+from typing import Any
 
 import torch
 
@@ -16,6 +17,7 @@ from fastbyol.budget import Stopwatch, format_duration
 from fastbyol.byol import BYOL
 from fastbyol.closing import Closing
 from fastbyol.config import Config, ConfigError
+from fastbyol.device import AHEAD
 from fastbyol.distributed import World, joined
 from fastbyol.evaluate import features
 from fastbyol.loop import Loop
@@ -25,6 +27,7 @@ from fastbyol.runfolder import RunFolder, begin, check_resumable, check_unused
 from fastbyol.schedule import Schedule
 from fastbyol.signals import StopSignal
 from fastbyol.telemetry import Intervals, read_metrics
+from fastbyol.watchdog import Diverged
 
 OPTIMIZERS: dict[str, Callable[..., step.Optimizer]] = {"lars": optim.build, "apex-larc": apex.LARC}
 WARMUP_MAX = 0.25  # of a run by the clock; the paper's shortest preset warms up for 10 of 40 epochs
@@ -76,6 +79,8 @@ def check_data(config: Config, train: Reader, val: Reader | None, world: World) 
             f"{mine} images a rank do not make {micro} equal micro-batches of 2 images or more; "
             "give another --micro-batches or --batch-size"
         )
+    if config.engine == "graph" and world.ranks > 1:
+        raise ConfigError("a CUDA graph holds one rank's step alone; give --engine eager or compile under torchrun")
     if val is not None:
         features.check_classes(train, val)
 
@@ -127,35 +132,44 @@ class Run:
         )
         self.closing = Closing(config, folder, train=train, val=val, loop=self.loop)
         self.epochs: float | None = None  # that the schedules were made for, by an earlier process
+        self.used_before_s = 0.0  # by earlier processes
 
     def take_up(self) -> None:
         """Continue from the newest checkpoint that reads; from the start if the run was stopped before its first.
 
-        The clock takes up what earlier processes are known to have used: up to that checkpoint or the last row.
+        Rank 0 reads it for all. The clock takes up what earlier processes are known to have used: up to that checkpoint
+        or the last row.
         """
         used_s = [row["elapsed_s"] for row in read_metrics(self.folder.metrics)[-1:]]
-        if checkpoint.exists(self.folder.checkpoints):
+        state: dict[str, Any] | None = None
+        damaged: list[str] = []
+        if self.world.is_main and checkpoint.exists(self.folder.checkpoints):
             state, damaged = checkpoint.load_newest(self.folder.checkpoints)
+        state = self.world.from_main(state)
+        if state is not None:
             self.loop.restore(state)
-            for line in damaged:
-                self.loop.warn(line)
             self.epochs = state["epochs"]
             used_s.append(state["elapsed_s"])
-        self.stopwatch.add(max(used_s, default=0.0))
+        for line in damaged:
+            self.loop.teller.warn(line)
+        if damaged:
+            checkpoint.drop_after(self.folder.checkpoints, self.loop.position.step)
+        self.used_before_s = max(used_s, default=0.0)
+        self.stopwatch.add(self.used_before_s)
 
     def go(self, *, is_new: bool) -> bool:
         """Plan, train and close; True when finished, False when a signal came first."""
-        deadline_s = self._deadline_s()
-        if self.loop.position.progress == 1.0:  # only the closing work was interrupted: it takes what it takes
-            deadline_s = None
-        else:
-            plan, made = self.plan(deadline_s)
-            if is_new and self.world.is_main:
-                begin(self.folder, self.config)
-            if not self.fit(plan, made):
-                return False
+        deadline_s, is_limited = self._deadline_s(), False
+        if self.loop.position.progress < 1.0:
+            planned = self.plan(deadline_s)
+            if planned is not None:
+                if is_new and self.world.is_main:
+                    begin(self.folder, self.config)
+                if not self.fit(*planned):
+                    return False
+                is_limited = True
         if self.world.is_main:
-            self.closing.carry_out(deadline_s=deadline_s)
+            self.closing.carry_out(deadline_s=deadline_s, is_limited=is_limited)
         return True
 
     def _deadline_s(self) -> float | None:
@@ -164,51 +178,63 @@ class Run:
             return self.stopwatch.at(self.config.deadline)
         return self.config.budget_s
 
-    def plan(self, deadline_s: float | None) -> tuple[Plan, Schedule]:
-        """Rehearse the closing work, measure a step, and make plan and schedules, alike on every rank."""
+    def plan(self, deadline_s: float | None) -> tuple[Plan, Schedule] | None:
+        """Rehearse the closing work, measure a step, and make plan and schedules, alike on every rank.
+
+        None where a resumed run has no time left but for the closing work, however long that takes.
+        """
         began_s = self.stopwatch.elapsed_s()
         if self.world.is_main:
             self.closing.rehearse()
-        rehearsed_s = self.stopwatch.elapsed_s()
-        recipe, config = self.config.recipe, self.config
+        rehearsed_s = self.world.from_main(self.stopwatch.elapsed_s())
         if deadline_s is None:
-            assert config.epochs is not None
-            made = schedule.planned(recipe, epochs=config.epochs)
-            return StepPlan(max(math.ceil(config.epochs * len(self.train) / recipe.batch_size), 1)), made
-        plan = ClockPlan(deadline_s, Reserve(dict(self.closing.seconds)))
-        if self.world.is_main:
-            self._require_time(plan)
+            recipe, epochs = self.config.recipe, self.config.epochs
+            assert epochs is not None
+            steps = max(math.ceil(epochs * len(self.train) / recipe.batch_size), 1)
+            return StepPlan(steps), schedule.planned(recipe, epochs=epochs)
+        return self._clock_plan(deadline_s, began_s=began_s, rehearsed_s=rehearsed_s)
+
+    def _clock_plan(
+        self, deadline_s: float, *, began_s: float, rehearsed_s: float
+    ) -> tuple[ClockPlan, Schedule] | None:
+        """Measure a step, and plan for the clock; see plan."""
+        recipe = self.config.recipe
+        in_flight = AHEAD if self.config.device == "cuda" else 0
+        plan = ClockPlan(deadline_s, Reserve(dict(self.closing.seconds)), in_flight)
+        if not self._has_time(plan, step_s=0.0):
+            return None
         step_s = self._step_s(plan)
         plan.reserve.rehearsed_step = (recipe.crop_px, step_s)
         plan.reserve.best[recipe.crop_px] = step_s
         plan.reserve.parts["recalibrate"] = RECALIBRATION * step_s * recipe.recalibrate
+        if not self._has_time(plan, step_s=step_s):
+            return None
         now_s = self.stopwatch.elapsed_s()
         steps = (plan.end_s - now_s) / (step_s * schedule.relative_cost(recipe))
-        fitting = self.loop.position.step + max(steps, 1.0)
-        epochs = self.world.from_main(self.epochs or fitting * recipe.batch_size / len(self.train))
-        made = schedule.planned(recipe, epochs=epochs, warmup_max=WARMUP_MAX)
+        fitting = (self.loop.position.step + max(steps, 1.0)) * recipe.batch_size / len(self.train)
+        made = schedule.planned(recipe, epochs=self.world.from_main(self.epochs or fitting), warmup_max=WARMUP_MAX)
+        self.loop.notes["plan"] = {
+            "budget_s": deadline_s,
+            "startup_s": began_s - self.used_before_s,
+            "rehearsal_s": rehearsed_s - began_s,
+            "calibration_s": now_s - rehearsed_s,
+            "epochs_that_fit": fitting,
+            "step_s": step_s,
+            "reserve_s": plan.reserve.seconds(),
+            "closing_s": dict(plan.reserve.parts),
+            "base_lr": made.base_lr,
+            "tau_base": made.tau_base,
+        }
         if self.world.is_main:
-            self._require_time(plan)
-            self.loop.notes["plan"] = {
-                "budget_s": deadline_s,
-                "startup_s": began_s,
-                "rehearsal_s": rehearsed_s - began_s,
-                "calibration_s": now_s - rehearsed_s,
-                "epochs_that_fit": fitting * recipe.batch_size / len(self.train),
-                "step_s": step_s,
-                "reserve_s": plan.reserve.seconds(),
-                "closing_s": dict(plan.reserve.parts),
-                "base_lr": made.base_lr,
-                "tau_base": made.tau_base,
-            }
-            self._tell(made)
+            print(_told(self.loop.notes["plan"], made), file=sys.stderr)
         return plan, made
 
     def _step_s(self, plan: ClockPlan) -> float:
         """Measure a step at full crop size, on every rank."""
         loop, left_s = self.loop, plan.end_s - self.stopwatch.elapsed_s()
-        intervals, made = Intervals(), schedule.planned(self.config.recipe, epochs=self.config.recipe.epochs)
-        batches = loop.batches()
+        recipe = self.config.recipe
+        intervals, made = Intervals(), schedule.planned(recipe, epochs=recipe.epochs, warmup_max=WARMUP_MAX)
+        batches = loop.pipeline.batches(loop.position.step)
 
         def timed_step() -> float:
             began_s = time.monotonic()
@@ -228,29 +254,45 @@ class Run:
         finally:
             batches.close()
 
-    def _require_time(self, plan: ClockPlan) -> None:
-        elapsed_s = self.stopwatch.elapsed_s()
-        if plan.end_s <= elapsed_s:
+    def _has_time(self, plan: ClockPlan, *, step_s: float) -> bool:
+        """Tell whether a step fits, by rank 0's clock; raise ConfigError where none does and nothing is trained yet."""
+        elapsed_s, end_s = self.world.from_main((self.stopwatch.elapsed_s(), plan.end_s))
+        if elapsed_s + step_s < end_s:
+            return True
+        at = self.loop.position
+        if at.step == 0:
+            given, closing_s = format_duration(max(plan.deadline_s, 0)), plan.deadline_s - end_s
             raise ConfigError(
-                f"a budget of {format_duration(plan.deadline_s)} leaves no time to train: {elapsed_s:.0f} s are used "
-                f"and {plan.reserve.seconds():.0f} s are needed to evaluate and save; give a longer --budget"
+                f"a budget of {given} leaves no time to train: {elapsed_s:.0f} s are used, a step takes "
+                f"{step_s:.1f} s, and {closing_s:.0f} s are needed to evaluate and save; give a longer --budget"
             )
-
-    def _tell(self, made: Schedule) -> None:
-        told = self.loop.notes["plan"]
-        print(
-            f"fits {told['epochs_that_fit']:.3g} epochs at {1000 * told['step_s']:.3g} ms a step; "
-            f"base lr {made.base_lr:.3g}, tau {made.tau_base:.4g}, warm-up {made.warmup:.1%}; "
-            f"{told['reserve_s']:.1f} s kept to evaluate and save",
-            file=sys.stderr,
-        )
+        self.loop.teller.warn(f"no time is left to train; the run is closed at {at.progress:.0%} of its way")
+        return False
 
     def fit(self, plan: Plan, made: Schedule) -> bool:
         """Train to the end of the plan: True; or to a signal: False. A run that ends early gets its report, too."""
-        finished = False
         try:
             finished = self.loop.run(plan, made)
-        finally:
-            if not finished and self.world.is_main:
-                self.closing.report(None)
+        except Diverged:
+            self._report_unfinished()
+            raise
+        if not finished:
+            self._report_unfinished()
         return finished
+
+    def _report_unfinished(self) -> None:
+        """Write the report as things stand; the ranks leave together, so that none is taken for lost."""
+        if self.world.is_main:
+            try:
+                self.closing.report(None)
+            except OSError as error:
+                self.loop.teller.warn(f"the report could not be written: {error}")
+        self.world.from_main(None)
+
+
+def _told(plan: dict[str, Any], made: Schedule) -> str:
+    return (
+        f"fits {plan['epochs_that_fit']:.3g} epochs at {1000 * plan['step_s']:.3g} ms a step; "
+        f"base lr {made.base_lr:.3g}, tau {made.tau_base:.4g}, warm-up {made.warmup:.1%} of the run; "
+        f"{plan['reserve_s']:.1f} s kept to evaluate and save"
+    )

@@ -16,6 +16,7 @@ FREE_ON_RESUME = {  # they move no weight of a step
     "budget_s",
     "deadline",
     "device",
+    "engine",
     "workers",
     "prefetch",
     "log_every",

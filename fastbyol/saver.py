@@ -14,7 +14,7 @@ from fastbyol import checkpoint
 
 COPY_SHARE = 0.005  # of the time, at most, may go into copies, which hold up the step
 WRITE_SHARE = 0.01  # into writing, which takes a core
-EVERY_MIN_S = 10.0
+EVERY_MIN_S, EVERY_MAX_S = 10.0, 900.0
 
 
 class Cost:
@@ -25,8 +25,12 @@ class Cost:
         self.write_s = 0.0
 
     def every_s(self) -> float:
-        """Give the interval at which checkpoints cost no more than their shares of the time, at least 10 s."""
-        return max(self.copy_s / COPY_SHARE, self.write_s / WRITE_SHARE, EVERY_MIN_S)
+        """Give the interval at which checkpoints cost their shares of the time at most; from 10 s to 15 minutes."""
+        return min(max(self.copy_s / COPY_SHARE, self.write_s / WRITE_SHARE, EVERY_MIN_S), EVERY_MAX_S)
+
+    def seconds(self) -> float:
+        """Give the seconds from the call to the file."""
+        return self.copy_s + self.write_s
 
 
 def copied(value: Any) -> Any:
@@ -44,12 +48,13 @@ def copied(value: Any) -> Any:
 class Saver:
     """Write checkpoints of one run, one at a time. A write that fails is told by `failure`; older files stay."""
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
+    def __init__(self, folder: Path, *, device: str) -> None:
+        self.folder, self.device = folder, device
         self.cost = Cost()
         self.saved_step: int | None = None
         self._thread: threading.Thread | None = None
         self._failure: OSError | None = None
+        self._has_finished = False
 
     @property
     def is_writing(self) -> bool:
@@ -62,7 +67,7 @@ class Saver:
         began_s = time.monotonic()
         taken = copied(state)
         queued = None
-        if torch.cuda.is_available():
+        if self.device == "cuda":
             queued = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
             queued.record()
         self.cost.copy_s = time.monotonic() - began_s
@@ -79,6 +84,12 @@ class Saver:
         except OSError as error:
             self._failure = error
         self.cost.write_s = time.monotonic() - began_s
+        self._has_finished = True
+
+    def take_finished(self) -> bool:
+        """Tell whether a write has finished since the last call."""
+        finished, self._has_finished = self._has_finished, False
+        return finished
 
     def wait(self) -> None:
         """Wait until nothing is being written."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.distributed as dist
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from fastbyol import apex
@@ -76,10 +76,15 @@ class Eager:
 
     def _backward(self, views: Tensor, *, share: float = 1.0) -> Output:
         """Add the gradients of `share` of the loss."""
-        with torch.autocast(views.device.type, self.precision, enabled=self.precision == torch.bfloat16):
+        with self.autocast():
             output = self.forward(views, tau=self.optimizer.tau if self.lagged_target else None)
         (output.loss if share == 1.0 else output.loss * share).backward()  # type: ignore[no-untyped-call]
         return output
+
+    def autocast(self) -> torch.autocast:
+        """Give the context in which networks compute in the engine's precision."""
+        device = next(self.model.parameters()).device.type
+        return torch.autocast(device, self.precision, enabled=self.precision == torch.bfloat16)
 
     def _move(self) -> None:
         """Let the optimiser move everything that follows the gradients."""
@@ -96,7 +101,8 @@ class Eager:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", FutureWarning)  # torch 2.13 renames broadcast_buffers, 2.10 knows no other
             # buffers are equal already: batch norm has shared its statistics
-            self.forward = DistributedDataParallel(self.model, process_group=group, broadcast_buffers=False)
+            assert isinstance(self.forward, nn.Module)  # the model, or what torch.compile made of it
+            self.forward = DistributedDataParallel(self.forward, process_group=group, broadcast_buffers=False)
 
 
 @dataclass(frozen=True)

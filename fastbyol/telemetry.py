@@ -19,6 +19,7 @@ from fastbyol.config import ConfigError
 from fastbyol.events import EventFile
 from fastbyol.growing import Growing
 
+PIECES = ("loader_wait_s", "views_s", "step_s", "agree_s", "log_s", "checkpoint_s")  # of the loop's time
 LINE_EVERY_S = 30.0  # without a terminal
 LEARNING = ("loss", "lr", "tau", "embedding_std", "crop_px")  # TensorBoard's first group; the rest is the machine's
 
@@ -50,13 +51,13 @@ def peak_gib(device: str) -> float:
 
 
 class Intervals:
-    """Add up where the loop's time goes between two rows: seconds waiting for data, making views, stepping, logging.
+    """Add up where the loop's time goes between two rows, in seconds of each of PIECES.
 
     Host time: on a GPU, work that is only launched shows where the host next waits for it.
     """
 
     def __init__(self) -> None:
-        self.seconds = {"loader_wait_s": 0.0, "views_s": 0.0, "step_s": 0.0, "log_s": 0.0, "checkpoint_s": 0.0}
+        self.seconds = dict.fromkeys(PIECES, 0.0)
         self.images = 0
         self._began = self._lap = time.perf_counter()
 

@@ -199,9 +199,11 @@ def run(config: Config, out: Path | str, *, resume: bool = False, overwrite: boo
 def _joined_budget(argv: Sequence[str]) -> list[str]:
     """Let --budget until TIME be written without quotes."""
     words = list(argv)
-    for place, word in enumerate(words[:-2]):
-        if word == "--budget" and words[place + 1] == "until":
+    for place, word in enumerate(words[:-1]):
+        if word == "--budget" and words[place + 1] == "until" and len(words) > place + 2:
             return [*words[: place + 1], f"until {words[place + 2]}", *words[place + 3 :]]
+        if word == "--budget=until":
+            return [*words[:place], f"--budget=until {words[place + 1]}", *words[place + 2 :]]
     return words
 
 

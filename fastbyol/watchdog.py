@@ -14,12 +14,15 @@ class Diverged(RuntimeError):
 
 
 class Watchdog:
-    """Look at each row of a run with embeddings of D dimensions; warn once, or end it."""
+    """Look at each row of a run with embeddings of D dimensions; warn once, or end it.
+
+    Attribute `low_since`: the progress at which the embeddings' std fell under the threshold, None above it.
+    """
 
     def __init__(self, *, dimensions: int, stops_on_collapse: bool) -> None:
         self._threshold = COLLAPSED / math.sqrt(dimensions)
         self._stops = stops_on_collapse
-        self._low_since: float | None = None
+        self.low_since: float | None = None
         self._has_warned = False
 
     def look(
@@ -41,15 +44,15 @@ class Watchdog:
 
     def _look_for_collapse(self, step: int, progress: float, embedding_std: float) -> str | None:
         if embedding_std >= self._threshold:
-            self._low_since = None
+            self.low_since = None
             return None
-        if self._low_since is None:
-            self._low_since = progress
-        if progress - self._low_since < STRETCH or (self._has_warned and not self._stops):
+        if self.low_since is None:
+            self.low_since = progress
+        if progress - self.low_since < STRETCH or (self._has_warned and not self._stops):
             return None
         told = (
             f"the embeddings have collapsed: their std is {embedding_std:.2g} at step {step}, under "
-            f"{self._threshold:.2g} for {progress - self._low_since:.0%} of the run"
+            f"{self._threshold:.2g} for {progress - self.low_since:.0%} of the run"
         )
         if self._stops:
             raise Diverged(f"{told}; raise --tau-base, lower --base-lr or --weight-decay")

@@ -57,7 +57,7 @@ def test_a_budget_may_be_a_duration_or_a_moment() -> None:
     assert told.deadline == datetime(2999, 1, 1, tzinfo=timezone.utc).timestamp()
 
 
-@pytest.mark.parametrize("text", ["until", "until tomorrow", "until 2001-01-01T00:00", "slurm 5", "8 bananas", "slurm"])
+@pytest.mark.parametrize("text", ["until", "until tomorrow", "slurm 5", "8 bananas", "slurm"])
 def test_other_budgets_are_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="--budget"):
         parse_budget(text, {})

@@ -16,7 +16,7 @@ ORDER = (  # a module may import what stands below it, never what stands above
     ("fastbyol.run", "fastbyol.tables.command"),
     ("fastbyol.closing",),
     ("fastbyol.loop", "fastbyol.report", "fastbyol.tables.page", "fastbyol.modelcard"),
-    ("fastbyol.calibrate",),
+    ("fastbyol.calibrate", "fastbyol.pipeline", "fastbyol.teller"),
     ("fastbyol.report.curves", "fastbyol.report.pictures", "fastbyol.report.timeline"),
     ("fastbyol.report.chart", "fastbyol.report.style", "fastbyol.evaluate.neighbours", "fastbyol.tables.cells"),
     ("fastbyol.runfolder", "fastbyol.telemetry", "fastbyol.step", "fastbyol.formats"),

@@ -11,8 +11,8 @@ def test_step_plan_ends_at_exactly_one() -> None:
     plan = StepPlan(7)
     assert plan.advance(0.5, step=7, since_s=0, now_s=99) == 1.0
     assert plan.advance(0.5, step=1, since_s=0, now_s=99) == 1 / 7
-    assert not plan.is_over(6, now_s=1e9, step_s=1e9)
-    assert plan.is_over(7, now_s=0, step_s=0)
+    assert not plan.is_over(6, now_s=1e9)
+    assert plan.is_over(7, now_s=0)
 
 
 def plan_until(end_s: float) -> ClockPlan:
@@ -41,9 +41,24 @@ def test_a_pause_is_made_good() -> None:
 
 
 def test_no_step_begins_that_would_end_late() -> None:
-    plan = plan_until(110)
-    assert not plan.is_over(0, now_s=100, step_s=9)
-    assert plan.is_over(0, now_s=100, step_s=11)
+    for step_s, is_over in ((9, False), (11, True)):
+        plan = ClockPlan(110 + EXIT_S, Reserve({}, best={24: step_s}))
+        plan.reserve.note_step(24, step_s)
+        assert plan.is_over(0, now_s=100) is is_over
+
+
+def test_steps_in_flight_on_a_gpu_count() -> None:
+    plan = ClockPlan(110 + EXIT_S, Reserve({}, best={24: 4}), in_flight=2)
+    plan.reserve.note_step(24, 4)
+    assert not plan.is_over(0, now_s=97)
+    assert plan.is_over(0, now_s=99)
+
+
+def test_one_pause_does_not_end_a_run() -> None:
+    plan = ClockPlan(110 + EXIT_S, Reserve({}, best={24: 1}))
+    for step_s in (1, 1, 1, 40, 1):
+        plan.reserve.note_step(24, step_s)
+    assert not plan.is_over(0, now_s=100)
 
 
 def test_progress_never_falls_however_the_reserve_changes() -> None:
@@ -84,3 +99,21 @@ def test_smaller_views_are_no_better_pace() -> None:
     for _ in range(16):
         reserve.note_step(128, 0.1)
     assert reserve.seconds() == pytest.approx(EXIT_S + MARGIN)
+
+
+def test_a_slower_checkpoint_is_reserved_once() -> None:
+    reserve = Reserve({"checkpoint": 1.0}, rehearsed_step=(24, 0.1), best={24: 0.1})
+    for step_s in (0.1, 0.3, 0.1):
+        for _ in range(16):
+            reserve.note_step(24, step_s)
+        if step_s == 0.3:
+            reserve.note_save(6.0)
+    assert reserve.parts["checkpoint"] == pytest.approx(2.0)
+
+
+def test_times_of_mere_launches_set_no_pace() -> None:
+    """A GPU's host returns at once where its queue is empty: such a step is no measure of the best."""
+    reserve = Reserve({"evaluate": 1.0}, rehearsed_step=(224, 0.4), best={224: 0.4})
+    for number in range(160):
+        reserve.note_step(224, 0.005 if number % 20 < 2 else 0.4)
+    assert reserve.pace() == pytest.approx(1.0)

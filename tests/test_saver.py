@@ -12,7 +12,7 @@ from fastbyol.saver import COPY_SHARE, EVERY_MIN_S, WRITE_SHARE, Cost, Saver
 
 
 def test_what_is_written_is_the_state_of_the_call(tmp_path: Path) -> None:
-    saver, weights = Saver(tmp_path), torch.zeros(1_000_000)
+    saver, weights = Saver(tmp_path, device="cpu"), torch.zeros(1_000_000)
     saver.save({"weights": weights, "nested": [{"w": weights}], "step": 3}, step=3)
     weights.fill_(1)
     saver.wait()
@@ -25,7 +25,7 @@ def test_what_is_written_is_the_state_of_the_call(tmp_path: Path) -> None:
 
 
 def test_a_refused_write_is_told_once_and_the_old_file_stays(tmp_path: Path) -> None:
-    saver = Saver(tmp_path)
+    saver = Saver(tmp_path, device="cpu")
     saver.save({"step": 1}, step=1)
     saver.wait()
     (tmp_path / "step-000000002.pt.partial").mkdir()  # a name that cannot be opened for writing, by root either
@@ -46,7 +46,7 @@ def test_the_interval_keeps_copies_and_writes_to_their_shares() -> None:
 
 @pytest.mark.parametrize("where", ["middle", "trailer"])
 def test_a_flipped_bit_is_found_by_the_checksum(tmp_path: Path, where: str) -> None:
-    saver = Saver(tmp_path)
+    saver = Saver(tmp_path, device="cpu")
     for step in (1, 2):
         saver.save({"step": step, "weights": torch.ones(10_000)}, step=step)
         saver.wait()

@@ -18,8 +18,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from fastbyol import checkpoint
 from fastbyol.runfolder import RunFolder
-from fastbyol.telemetry import read_metrics
+from fastbyol.telemetry import PIECES, read_metrics
 from fastbyol.train import main
 from tests import soak
 from tests.conftest import Betons, write_beton
@@ -47,6 +48,7 @@ def learned(out: Path) -> list[dict[str, Any]]:
         "loader_wait_share",
         "views_s",
         "step_s",
+        "agree_s",
         "log_s",
         "checkpoint_s",
         "peak_gib",
@@ -96,7 +98,7 @@ def test_rows_tell_the_online_probe_of_a_labelled_file(betons: Betons, finished:
 
 def test_rows_account_for_the_time_of_the_loop(finished: Path) -> None:
     for row in read_metrics(RunFolder(finished).metrics):
-        parts = row["loader_wait_s"] + row["views_s"] + row["step_s"] + row["log_s"] + row["checkpoint_s"]
+        parts = sum(row[name] for name in PIECES)
         assert 0.5 * row["interval_s"] < parts <= row["interval_s"]
 
 
@@ -254,7 +256,7 @@ BAD = {
     "unlabelled validation": (lambda b, t: arguments(b, t / "run", f"--val={b.unlabelled}"), "no labels"),
     "other classes": (other_classes, "different classes|sidecar"),
     "folder in use": (occupied, "--overwrite"),
-    "budget in the past": (lambda b, t: arguments(b, t / "run", "--budget=until 2001-01-01"), "has passed"),
+    "budget in the past": (lambda b, t: arguments(b, t / "run", "--budget=until 2001-01-01"), "leaves no time"),
     "budget of no job": (lambda b, t: arguments(b, t / "run", "--budget=slurm"), "no Slurm job"),
     "ramp above full size": (lambda b, t: arguments(b, t / "run", "--crop-ramp=24"), "24 px"),
     "micro-batches of one": (lambda b, t: arguments(b, t / "run", "--micro-batches=32"), "at least 2 images"),
@@ -280,3 +282,29 @@ def test_bad_input_ends_with_one_clear_line_and_status_2(
     assert said.startswith("fastbyol-train: error: ")
     assert said.count("\n") == 1
     assert re.search(expected, said), said
+
+
+def test_a_crop_ramp_in_bfloat16_runs_to_its_end(betons: Betons, tmp_path: Path) -> None:
+    asked = arguments(betons, tmp_path / "run", "--epochs=2", "--warmup-epochs=1", "--crop-ramp=16")
+    assert main([*asked, "--precision=bfloat16"]) == 0
+    sizes = [row["crop_px"] for row in read_metrics(RunFolder(tmp_path / "run").metrics)]
+    assert sizes == sorted(sizes)
+    assert set(sizes) == {16, 20, 24}
+    assert RunFolder(tmp_path / "run").result.exists()
+
+
+@pytest.mark.slow
+def test_a_run_out_of_time_is_closed_where_it_stands(betons: Betons, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    asked = arguments(betons, out, f"--val={betons.val}", "--checkpoint-every=0.01s")
+    process = subprocess.Popen([*TRAIN, *asked, "--budget=1h"], stderr=subprocess.DEVNULL)
+    while not checkpoint.exists(RunFolder(out).checkpoints):
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.kill()
+    process.wait()
+    state, _ = checkpoint.load_newest(RunFolder(out).checkpoints)
+    assert main([*asked, "--budget=until 2001-01-01", "--resume"]) == 0
+    result = json.loads(RunFolder(out).result.read_text())
+    assert (result["progress"], result["steps"]) == (state["progress"], state["step"])
+    assert 0 < result["progress"] < 0.1

@@ -1,0 +1,82 @@
+"""Know the way from the file to views: a rank's batches, decoded ahead of the step, their views drawn and made."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+
+import torch
+from torch import Tensor
+
+from fastbyol import views
+from fastbyol.beton import Reader
+from fastbyol.config import Config
+from fastbyol.device import queue_copy
+from fastbyol.distributed import World
+from fastbyol.kernels.view_params import ViewParams
+from fastbyol.loaders import Batch, cropped_by_dali, load
+from fastbyol.order import stream
+from fastbyol.telemetry import Intervals
+
+
+class Pipeline:
+    """Make the views of one run on one rank, in a floating-point `precision`."""
+
+    def __init__(self, config: Config, reader: Reader, world: World, *, precision: torch.dtype) -> None:
+        self.config, self.reader, self.world, self.precision = config, reader, world, precision
+
+    def batches(self, start: int) -> Generator[Batch, None, None]:
+        """Load this rank's part of global batches start, start + 1, ... without end."""
+        config, world = self.config, self.world
+        rows = stream(
+            start,
+            batch_size=config.recipe.batch_size,
+            count=len(self.reader),
+            seed=config.seed,
+            rank=world.rank,
+            ranks=world.ranks,
+        )
+        loaded = load(
+            config.loader,
+            self.reader,
+            rows,
+            workers=config.workers,
+            ahead=config.prefetch,
+            on_error=config.on_error,
+            device=config.device,
+            processes=world.local_ranks,
+        )
+        if config.crop == "kernels":
+            return loaded
+        return cropped_by_dali(
+            loaded, self._draw, crop_px=config.recipe.crop_px, workers=config.workers, device=config.device
+        )
+
+    def _draw(self, batch: Batch) -> ViewParams:
+        """Draw both views of a batch's samples, by their sizes before any crop."""
+        config, sizes = self.config, batch.sizes.numpy()[: len(batch.indices)]
+        return views.draw(
+            config.recipe.views, seed=config.seed, epochs=batch.epochs, indices=batch.indices, sizes=sizes
+        )
+
+    def views(self, batch: Batch, crop_px: int, intervals: Intervals) -> Iterator[Tensor]:
+        """Make the views of a batch, one micro-batch [2B/n, 3, crop_px, crop_px] at a time."""
+        device, drawn = self.config.device, self._draw(batch)
+        if self.config.crop == "dali":
+            drawn = views.of_crops(drawn, crop_px=crop_px)
+        pixels, offsets, sizes, packed = (
+            queue_copy(tensor, device) for tensor in (batch.pixels, batch.offsets, batch.sizes, drawn.packed)
+        )
+        count = len(batch.offsets) // self.config.micro_batches
+        for number in range(self.config.micro_batches):
+            intervals.lap("step_s")  # of the micro-batch before
+            part = slice(number * count, (number + 1) * count)
+            images = views.apply(
+                pixels,
+                offsets[part],
+                sizes[part],
+                ViewParams(packed[:, part].contiguous()),
+                crop_px=crop_px,
+                dtype=self.precision,
+            )
+            intervals.lap("views_s")
+            yield images

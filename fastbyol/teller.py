@@ -1,0 +1,77 @@
+"""Know who tells of a run while it trains: on rank 0 its rows, warnings and profile, on the others nothing."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import asdict
+from typing import Any
+
+import torch
+
+from fastbyol.config import Config
+from fastbyol.distributed import World
+from fastbyol.flops import Meter
+from fastbyol.profiling import Profile
+from fastbyol.runfolder import RunFolder
+from fastbyol.starvation import Watch
+from fastbyol.telemetry import Telemetry, peak_gib
+from fastbyol.wandb_run import WandbRun
+
+
+class Teller:
+    """Write the rows of one run, with what only the host measures, and warn; open() it to train."""
+
+    def __init__(self, config: Config, folder: RunFolder, world: World) -> None:
+        self.config, self.folder, self.world = config, folder, world
+        self._telemetry: Telemetry | None = None
+        self._profile: Profile | None = None
+        self._starvation = Watch(threads=config.workers, loader=config.loader)
+        name = torch.cuda.get_device_name() if config.device == "cuda" else None
+        self._meter = Meter(config.recipe, device_name=name, precision=config.precision, gpus=world.ranks)
+
+    @contextmanager
+    def open(self, *, from_step: int) -> Iterator[None]:
+        """Open the files of rank 0 for the with-block; rows of later steps are dropped, since they are taken again."""
+        if not self.world.is_main:
+            yield
+            return
+        config, folder = self.config, self.folder
+        with ExitStack() as stack:
+            also = None
+            if config.wandb is not None:
+                name, settings = folder.path.resolve().name, asdict(config)
+                also = WandbRun(config.wandb, folder=folder.path, name=name, settings=settings)
+            tensorboard = folder.tensorboard if config.tensorboard else None
+            self._telemetry = stack.enter_context(
+                Telemetry(folder.metrics, from_step=from_step, tensorboard=tensorboard, also=also)
+            )
+            if config.profile:
+                profile = Profile(folder.profile, device=config.device, warn=self.warn)
+                self._profile = stack.enter_context(profile)
+            try:
+                yield
+            finally:
+                self._telemetry = self._profile = None
+
+    def warn(self, text: str) -> None:
+        """Tell the user once, from rank 0; during training the report tells it, too."""
+        if self._telemetry is not None:
+            self._telemetry.warn(text)
+        elif self.world.is_main:
+            print(f"warning: {text}", file=sys.stderr)
+
+    def row(self, row: dict[str, Any], *, left_s: float) -> None:
+        """Write a row."""
+        if self._telemetry is None:
+            return
+        if said := self._starvation.look(row):
+            self.warn(said)
+        measured = self._meter.read(row["images_per_s"], crop_px=row["crop_px"])
+        self._telemetry.row({**row, "peak_gib": peak_gib(self.config.device), **measured}, left_s=left_s)
+
+    def step(self) -> None:
+        """Take note that a step has ended."""
+        if self._profile is not None:
+            self._profile.step()
