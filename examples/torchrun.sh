@@ -1,7 +1,7 @@
 #!/usr/bin/env bash
 # Several machines with eight GPUs each; run this on each of them: examples/torchrun.sh NODES HOST_OF_THE_FIRST
 # --batch-size counts the images of all ranks. The run folder lies on a disk all machines see; rank 0 alone writes to it.
-# A rank that dies ends all; torchrun starts them again, up to three times, and --resume continues.
+# A rank that dies ends all; torchrun starts them again, up to three times whatever the reason, and --resume continues.
 set -euo pipefail
 torchrun --nnodes="$1" --nproc-per-node=8 --rdzv-backend=c10d --rdzv-endpoint="$2:29500" --max-restarts=3 --no-python \
     fastbyol-train imagenet_rn50 --data train.beton --val val.beton \

@@ -18,6 +18,7 @@ from fastbyol.byol import Output, embedding_std
 from fastbyol.config import Config, ConfigError
 from fastbyol.device import Pace, queue_copy
 from fastbyol.distributed import World
+from fastbyol.evaluate.features import CLASSES_MAX
 from fastbyol.loaders import Batch
 from fastbyol.optim import LARS
 from fastbyol.pipeline import Pipeline
@@ -44,7 +45,7 @@ class Position:
 
 def _probe_of(config: Config, reader: Reader, world: World, *, features: int) -> Probe | None:
     """Build the online probe of a labelled file; None for one without labels, or with a label that names no class."""
-    if reader.labels is None or reader.labels.min() < 0:
+    if reader.labels is None or reader.labels.min() < 0 or reader.labels.max() >= CLASSES_MAX:
         return None
     classes = int(reader.labels.max()) + 1
     probe = Probe(features, classes, config.recipe.optim, seed=config.seed + 3, device=config.device)

@@ -11,6 +11,7 @@ from pathlib import Path
 import psutil
 import pytest
 
+from fastbyol import checkpoint
 from fastbyol.distributed import World, joined
 from fastbyol.runfolder import RunFolder
 from fastbyol.telemetry import read_metrics
@@ -57,11 +58,13 @@ def test_ranks_reach_the_loss_curve_of_one_process(betons: Betons, alone: Path, 
 
 def test_a_run_resumes_on_another_number_of_ranks(betons: Betons, alone: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    process = torchrun(2, *arguments(betons, out, EPOCHS, "--checkpoint-every=0.01s"))
+    process = torchrun(2, *arguments(betons, out, EPOCHS))
     wait_until(lambda: len(losses(out)) >= 5, process)
     process.send_signal(signal.SIGTERM)  # torchrun hands it on
     process.communicate(timeout=PATIENCE_S)
     assert not RunFolder(out).result.exists()
+    state, _ = checkpoint.load_newest(RunFolder(out).checkpoints)
+    assert state["step"] == len(losses(out))
     resumed = start(*TRAIN, *arguments(betons, out, EPOCHS, "--resume"))
     _, said = resumed.communicate(timeout=PATIENCE_S)
     assert resumed.returncode == 0, said

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import signal
+import subprocess
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -62,9 +63,17 @@ def test_a_signal_at_any_moment_loses_nothing(
     assert all(torch.equal(value, weights(out)[name]) for name, value in weights(finished).items())
 
 
-@pytest.mark.parametrize("after_s", [0.2, 1.0, 2.0])
+def answers(process: subprocess.Popen[str]) -> bool:
+    """Tell whether a process has a handler of its own for SIGTERM."""
+    status = Path(f"/proc/{process.pid}/status").read_text()
+    caught = next(line.split()[1] for line in status.split("\n") if line.startswith("SigCgt"))
+    return bool(int(caught, 16) >> (signal.SIGTERM - 1) & 1)
+
+
+@pytest.mark.parametrize("after_s", [0.0, 0.5, 1.5])
 def test_a_signal_during_start_up_is_answered(betons: Betons, tmp_path: Path, after_s: float) -> None:
     process = start(*TRAIN, *arguments(betons, tmp_path / "run", EPOCHS))
+    wait_until(lambda: answers(process), process)
     time.sleep(after_s)
     process.send_signal(signal.SIGTERM)
     _, said = process.communicate(timeout=PATIENCE_S)
@@ -73,13 +82,27 @@ def test_a_signal_during_start_up_is_answered(betons: Betons, tmp_path: Path, af
     assert "Traceback" not in said
 
 
+def test_a_signal_after_the_rehearsal_is_answered(betons: Betons, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    process = start(*TRAIN, *arguments(betons, out, "--budget=1h"))
+    wait_until((out / "rehearsal").exists, process)
+    wait_until(lambda: not (out / "rehearsal").exists(), process)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 75, said
+    assert "Traceback" not in said
+
+
 def test_a_second_signal_quits_at_once(betons: Betons, tmp_path: Path) -> None:
-    asked = arguments(betons, tmp_path / "run", "--epochs=400", "--batch-size=160", "--micro-batches=40")
+    """One step takes seconds here: the first signal would wait for it, the second does not, and nothing is saved."""
+    folder = RunFolder(tmp_path / "run")
+    asked = arguments(betons, folder.path, "--epochs=400", "--batch-size=160", "--micro-batches=80")
     process = start(*TRAIN, *asked)
-    wait_until(RunFolder(tmp_path / "run").metrics.exists, process)
-    process.send_signal(signal.SIGTERM)
-    time.sleep(0.05)
-    process.send_signal(signal.SIGTERM)
+    wait_until(folder.metrics.exists, process)
+    for _ in range(2):
+        process.send_signal(signal.SIGTERM)
+        time.sleep(0.1)
     _, said = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 75
     assert "Traceback" not in said
+    assert not folder.report.exists()
