@@ -19,6 +19,7 @@ from fastbyol.evaluate.features import OutOfTime
 from fastbyol.evaluate.neighbours import Neighbours
 from fastbyol.export import save_encoder
 from fastbyol.loop import Loop
+from fastbyol.plan import EXIT_S, PACE_MAX
 from fastbyol.runfolder import RunFolder, write_result
 from fastbyol.saver import copied
 from fastbyol.telemetry import Intervals, read_metrics
@@ -141,7 +142,7 @@ class Closing:
         self._export(self.folder)
         stop = None
         if deadline_s is not None and is_limited:
-            last_s = deadline_s - self.seconds.get("report", 0.0)
+            last_s = deadline_s - PACE_MAX * (EXIT_S + self.seconds.get("report", 0.0))
             stop = partial(self._is_past, last_s)
         score = self.knn_top1(stop)
         images = at.step * self.config.recipe.batch_size

@@ -7,9 +7,11 @@ from collections import deque
 from dataclasses import dataclass, field
 from statistics import median
 
-EXIT_S = 0.8  # from result.json to the end of the process, unhindered
+EXIT_S = 0.5  # from result.json to the end of the process, unhindered
 MARGIN = 1.15  # of the closing work as measured; its time scatters
-PACE_MAX = 4.0  # how much slower than at best the closing work is taken to be, at most
+PACE_MAX = (
+    2.5  # times its best that the closing work is given at most: hindrance may pass, and the score can be given up
+)
 RECENT = 16  # steps whose median tells today's pace
 
 
