@@ -7,7 +7,7 @@ from collections import deque
 from dataclasses import dataclass, field
 from statistics import median
 
-EXIT_S = 0.5  # from result.json to the end of the process, unhindered
+EXIT_S = 0.2  # from result.json to the end of the process, unhindered
 MARGIN = 1.15  # of the closing work as measured; its time scatters
 PACE_MAX = (
     2.5  # times its best that the closing work is given at most: hindrance may pass, and the score can be given up

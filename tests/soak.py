@@ -178,8 +178,8 @@ def summary(rows: list[dict[str, Any]], killed: dict[str, Any]) -> str:
         f"{len(rows)} kept it**; they used {min(shares):.1%} to {max(shares):.1%}.",
         "",
         "Thieves: two processes that take both cores in the middle third, or from the middle to the end (late). Slow "
-        "disk: every fsync takes a second longer. Pause: SIGSTOP from somewhere between a fifth and half of the budget, "
-        "for up to a quarter of it.",
+        "disk: every fsync takes a second longer. Pause: SIGSTOP from somewhere between a fifth and half of the "
+        "budget, for up to a quarter of it.",
         "",
         f"Rows, watchdogs, checkpoints and the clock took {min(beside):.2%} to {max(beside):.2%} of the loop's time "
         f"(median {median(beside):.2%}); the rest was waiting for data, views and steps.",
