@@ -196,8 +196,8 @@ def summary(rows: list[dict[str, Any]], killed: dict[str, Any]) -> str:
         "## Kills",
         "",
         f"{killed['kills']} times `kill -9` at a random moment of 0 to 12 s after the start of a process, "
-        f"{killed['without_a_row']} of them before its first row of metrics. Every restart resumed; {killed['unreadable']} "
-        f"checkpoints did not load. After {killed['steps']} steps the encoder is {equal} to that of a run left alone."
+        f"{killed['without_a_row']} of them before its first row of metrics. Every restart resumed; "
+        f"{killed['unreadable']} checkpoints did not load. After {killed['steps']} steps the encoder is {equal} to that of a run left alone."
         if not killed["stopped"]
         else f"After {killed['kills']} kills: {killed['stopped']}",
     ]
