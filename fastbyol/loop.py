@@ -138,6 +138,9 @@ class Loop:
         try:
             with self.stop.deferred():
                 self._train(plan, schedule)
+        except KeyboardInterrupt:  # a second signal: quit at once
+            self.saver.abandon()
+            raise
         finally:
             self.saver.wait()
             self._look_after_saver()

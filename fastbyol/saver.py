@@ -97,6 +97,10 @@ class Saver:
             self._thread.join()
             self._thread = None
 
+    def abandon(self) -> None:
+        """Wait for nothing any more: the write under way ends with the process, and leaves no file under a name."""
+        self._thread = None
+
     def failure(self) -> OSError | None:
         """Give the error of the last finished write, once."""
         if self.is_writing:
