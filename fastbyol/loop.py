@@ -135,15 +135,15 @@ class Loop:
         use in going on; the checkpoints before it stay.
         """
         self.schedule = schedule
-        try:
-            with self.stop.deferred():
+        with self.stop.deferred():
+            try:
                 self._train(plan, schedule)
-        except KeyboardInterrupt:  # a second signal: quit at once
-            self.saver.abandon()
-            raise
-        finally:
-            self.saver.wait()
-            self._look_after_saver()
+            except KeyboardInterrupt:  # a second signal: quit at once
+                self.saver.abandon()
+                raise
+            finally:
+                self.saver.wait()
+                self._look_after_saver()
         (stops,) = self.world.total([float(self.stop.arrived)])
         return self.position.progress == 1.0 and not stops
 

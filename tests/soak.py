@@ -160,6 +160,17 @@ def kills(data: Path, out: Path, count: int) -> dict[str, Any]:
     return {**row, "stopped": "", "is_bit_equal": is_same(alone, killed), "steps": steps}
 
 
+def _told_of_kills(killed: dict[str, Any], equal: str) -> str:
+    if killed["stopped"]:
+        return f"After {killed['kills']} kills: {killed['stopped']}"
+    return (
+        f"{killed['kills']} times `kill -9` at a random moment of 0 to 12 s after the start of a process, "
+        f"{killed['without_a_row']} of them before its first row of metrics. Every restart resumed; "
+        f"{killed['unreadable']} checkpoints did not load. After {killed['steps']} steps the encoder is {equal} to that "
+        "of a run left alone."
+    )
+
+
 def summary(rows: list[dict[str, Any]], killed: dict[str, Any]) -> str:
     """Write what happened as Markdown."""
     kept, shares = sum(map(is_kept, rows)), [row["wall_s"] / row["budget_s"] for row in rows]
@@ -195,11 +206,7 @@ def summary(rows: list[dict[str, Any]], killed: dict[str, Any]) -> str:
         "",
         "## Kills",
         "",
-        f"{killed['kills']} times `kill -9` at a random moment of 0 to 12 s after the start of a process, "
-        f"{killed['without_a_row']} of them before its first row of metrics. Every restart resumed; "
-        f"{killed['unreadable']} checkpoints did not load. After {killed['steps']} steps the encoder is {equal} to that of a run left alone."
-        if not killed["stopped"]
-        else f"After {killed['kills']} kills: {killed['stopped']}",
+        _told_of_kills(killed, equal),
     ]
     return "\n".join(lines) + "\n"
 
