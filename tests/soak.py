@@ -166,8 +166,8 @@ def _told_of_kills(killed: dict[str, Any], equal: str) -> str:
     return (
         f"{killed['kills']} times `kill -9` at a random moment of 0 to 12 s after the start of a process, "
         f"{killed['without_a_row']} of them before its first row of metrics. Every restart resumed; "
-        f"{killed['unreadable']} checkpoints did not load. After {killed['steps']} steps the encoder is {equal} to that "
-        "of a run left alone."
+        f"{killed['unreadable']} checkpoints did not load. After {killed['steps']} steps the encoder is {equal} to "
+        "that of a run left alone."
     )
 
 
