@@ -6,13 +6,15 @@ import json
 import os
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
 import pytest
+from torch.distributed import HashStore
 
 from fastbyol import checkpoint
-from fastbyol.distributed import World, joined
+from fastbyol.distributed import World, _meeting, joined
 from fastbyol.runfolder import RunFolder
 from fastbyol.telemetry import read_metrics
 from tests import tolerances
@@ -101,3 +103,20 @@ def test_a_batch_that_does_not_divide_is_refused_by_every_rank(betons: Betons, t
     assert process.returncode != 0
     assert "a global batch of 33 does not divide by 2 ranks; give --batch-size 32 or 34" in said
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("late", [0, 1, 2])
+def test_ranks_meet_those_that_are_here_now(late: int) -> None:
+    """Three starts with one store, as torchrun restarts: each time all agree on a name that was not there before."""
+    store, names = HashStore(), []
+    for _ in range(3):
+
+        def meet(rank: int) -> str:
+            time.sleep(0.3 * (rank == late))
+            return _meeting(store, rank, 3)
+
+        with ThreadPoolExecutor(3) as pool:
+            met = set(pool.map(meet, range(3)))
+        assert len(met) == 1
+        names += met
+    assert len(set(names)) == 3
