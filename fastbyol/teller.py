@@ -41,8 +41,10 @@ class Teller:
         with ExitStack() as stack:
             also = None
             if config.wandb is not None:
-                name, settings = folder.path.resolve().name, asdict(config)
-                also = WandbRun(config.wandb, folder=folder.path, name=name, settings=settings)
+                name, settings = str(folder.path), asdict(config)
+                also = WandbRun(
+                    config.wandb, folder=folder.path, name=name, settings=settings, is_new=from_step == 0
+                )
             tensorboard = folder.tensorboard if config.tensorboard else None
             self._telemetry = stack.enter_context(
                 Telemetry(folder.metrics, from_step=from_step, tensorboard=tensorboard, also=also)
