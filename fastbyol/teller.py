@@ -10,9 +10,11 @@ from typing import Any
 
 import torch
 
+from fastbyol.beton import Reader
 from fastbyol.config import Config
 from fastbyol.distributed import World
 from fastbyol.flops import Meter
+from fastbyol.loaders import threads
 from fastbyol.profiling import Profile
 from fastbyol.runfolder import RunFolder
 from fastbyol.starvation import Watch
@@ -21,13 +23,24 @@ from fastbyol.wandb_run import WandbRun
 
 
 class Teller:
-    """Write the rows of one run, with what only the host measures, and warn; open() it to train."""
+    """Write the rows of one run, with what only the host measures, and warn; open() it to train.
 
-    def __init__(self, config: Config, folder: RunFolder, world: World) -> None:
+    reader: the training images, which tell how many threads decode; None takes the workers asked for.
+    """
+
+    def __init__(self, config: Config, folder: RunFolder, world: World, *, reader: Reader | None = None) -> None:
         self.config, self.folder, self.world = config, folder, world
         self._telemetry: Telemetry | None = None
         self._profile: Profile | None = None
-        self._starvation = Watch(threads=config.workers, loader=config.loader)
+        self.decoding_threads: int | None = config.workers
+        if reader is not None:
+            self.decoding_threads = threads(config.loader, reader, workers=config.workers)
+        self._starvation = Watch(
+            threads=self.decoding_threads,
+            loader=config.loader,
+            local_ranks=world.local_ranks,
+            ranks=world.ranks,
+        )
         name = torch.cuda.get_device_name() if config.device == "cuda" else None
         self._meter = Meter(config.recipe, device_name=name, precision=config.precision, gpus=world.ranks)
 

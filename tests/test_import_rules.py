@@ -45,7 +45,7 @@ ORDER = (  # a module may import what stands below it, never what stands above
     ("fastbyol.encoder", "fastbyol.views", "fastbyol.order", "fastbyol.schedule", "fastbyol.budget"),
     ("fastbyol.batchnorm", "fastbyol.device", "fastbyol.philox", "fastbyol.beton", "fastbyol.evaluate"),
     ("fastbyol.config", "fastbyol.commandline", "fastbyol.atomic", "fastbyol.growing", "fastbyol.entry"),
-    ("fastbyol.signals",),
+    ("fastbyol.signals", "fastbyol.cgroups"),
     (
         "fastbyol.kernels.batchnorm",
         "fastbyol.kernels.batchnorm_statistics",

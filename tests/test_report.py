@@ -17,7 +17,7 @@ from fastbyol import report
 from fastbyol.beton import Reader
 from fastbyol.config import Config
 from fastbyol.evaluate.neighbours import Neighbours
-from fastbyol.recipes import demo
+from fastbyol.recipes import named
 from fastbyol.report import chart, curves, timeline
 from tests.conftest import Betons
 
@@ -56,7 +56,7 @@ class Parts(NamedTuple):
 
 @pytest.fixture
 def parts(betons: Betons, tmp_path: Path) -> Iterator[Parts]:
-    config = Config(recipe=demo(), data=str(betons.train), val=str(betons.val), budget_s=70.0)
+    config = Config(recipe=named("demo"), data=str(betons.train), val=str(betons.val), budget_s=70.0)
     with Reader(betons.train) as train, Reader(betons.val) as val:
         yield Parts(config, train, val, tmp_path / "report.html")
 
