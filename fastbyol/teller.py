@@ -25,11 +25,13 @@ from fastbyol.wandb_run import WandbRun
 class Teller:
     """Write the rows of one run, with what only the host measures, and warn; open() it to train.
 
-    reader: the training images, which tell how many threads decode; None takes the workers asked for.
+    `untold`: warnings that no row holds, for the report. reader: the training images, which tell how many threads
+    decode; None takes the workers asked for.
     """
 
     def __init__(self, config: Config, folder: RunFolder, world: World, *, reader: Reader | None = None) -> None:
         self.config, self.folder, self.world = config, folder, world
+        self.untold: list[str] = []
         self._telemetry: Telemetry | None = None
         self._profile: Profile | None = None
         self.decoding_threads: int | None = config.workers
@@ -55,12 +57,10 @@ class Teller:
             also = None
             if config.wandb is not None:
                 name, settings = str(folder.path), asdict(config)
-                also = WandbRun(
-                    config.wandb, folder=folder.path, name=name, settings=settings, is_new=from_step == 0
-                )
+                also = WandbRun(config.wandb, folder=folder.path, name=name, settings=settings, is_new=from_step == 0)
             tensorboard = folder.tensorboard if config.tensorboard else None
             self._telemetry = stack.enter_context(
-                Telemetry(folder.metrics, from_step=from_step, tensorboard=tensorboard, also=also)
+                Telemetry(folder.metrics, from_step=from_step, tensorboard=tensorboard, also=also, untold=self.untold)
             )
             if config.profile:
                 profile = Profile(folder.profile, device=config.device, warn=self.warn)
@@ -71,11 +71,12 @@ class Teller:
                 self._telemetry = self._profile = None
 
     def warn(self, text: str) -> None:
-        """Tell the user once, from rank 0; during training the report tells it, too."""
+        """Tell the user once, from rank 0; the next row or, after the last, the report tells it, too."""
         if self._telemetry is not None:
             self._telemetry.warn(text)
         elif self.world.is_main:
             print(f"warning: {text}", file=sys.stderr)
+            self.untold.append(text)
 
     def row(self, row: dict[str, Any], *, left_s: float) -> None:
         """Write a row."""

@@ -99,6 +99,15 @@ def test_a_warning_is_said_at_once_and_kept_in_the_next_row_only(
     assert [r.get("warnings") for r in read_metrics(path)] == [None, ["the sky is falling"], None]
 
 
+def test_warnings_before_the_first_row_and_after_the_last_are_not_lost(tmp_path: Path) -> None:
+    untold = ["a checkpoint is damaged"]
+    with Telemetry(tmp_path / "metrics.jsonl", from_step=0, untold=untold) as telemetry:
+        telemetry.row(row(1), left_s=1.0)
+        telemetry.warn("the last checkpoint could not be written")
+    assert [r.get("warnings") for r in read_metrics(tmp_path / "metrics.jsonl")] == [["a checkpoint is damaged"]]
+    assert untold == ["the last checkpoint could not be written"]
+
+
 def test_a_further_sink_gets_every_row_and_is_closed(tmp_path: Path) -> None:
     class Heard:
         def __init__(self) -> None:
@@ -142,6 +151,7 @@ def test_peak_memory_is_what_the_kernel_says() -> None:
     assert peak_gib("cpu") == pytest.approx(kib / 2**20, rel=0.05)
 
 
+@pytest.mark.slow
 def test_peak_memory_is_not_that_of_who_began_the_process() -> None:
     own = "from fastbyol.telemetry import peak_gib; print(peak_gib('cpu'))"
     began_by = f"import os, sys; b'x' * (2 << 30); os.execv(sys.executable, [sys.executable, '-c', {own!r}])"

@@ -39,8 +39,8 @@ def cropped(
     """Yield the batches with the crops of both views in place of their B images, up to `ahead` made in advance.
 
     Another thread makes them, on a GPU on a stream of its own: there the host waits for DALI, and no step does. `draw`,
-    called there, too, gives the parameters of a batch's views. pixels: uint8 [2B * crop_px * crop_px * 3], all of view 0
-    first; offsets and sizes: [2B] and [2B, 2] accordingly; not flipped. views.of_crops() makes of the same parameters
+    called there, too, gives the parameters of a batch's views. pixels: uint8 [2B * crop_px * crop_px * 3], all of view
+    0 first; offsets and sizes: [2B] and [2B, 2] accordingly; not flipped. views.of_crops() makes of the same parameters
     those that finish such a batch.
     """
     place = torch.device(device)
