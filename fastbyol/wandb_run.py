@@ -85,7 +85,7 @@ class WandbRun:
             self._warned = True
 
     def close(self) -> None:
-        """Finish the run: wait until wandb has sent what it holds, or written it where it is offline; FINISH_S at most."""
+        """Finish the run: wait, FINISH_S at most, until wandb has sent what it holds, or written it where offline."""
         failures: list[Exception] = []
 
         def finish() -> None:

@@ -20,7 +20,7 @@ from fastbyol.beton import Reader
 from fastbyol.config import Config, CropRamp
 from fastbyol.evaluate.neighbours import Neighbours
 from fastbyol.recipes import named
-from fastbyol.report import chart, curves, timeline
+from fastbyol.report import chart, curves, settings, timeline
 from fastbyol.runfolder import RunFolder
 from fastbyol.train import main
 from tests.conftest import Betons
@@ -219,8 +219,8 @@ def test_the_plan_and_what_happened_add_up_to_the_budget() -> None:
 @pytest.mark.slow
 def test_the_plan_of_a_real_run_is_shown_whole(betons: Betons, tmp_path: Path) -> None:
     files = [f"--data={betons.train}", f"--val={betons.val}", f"--out={tmp_path / 'run'}"]
-    settings = ["--budget=20s", "--batch-size=32", "--device=cpu", "--workers=1", "--no-tensorboard"]
-    assert main(["demo+hidden=16+out=8", *files, *settings]) == 0
+    asked = ["--budget=20s", "--batch-size=32", "--device=cpu", "--workers=1", "--no-tensorboard"]
+    assert main(["demo+hidden=16+out=8", *files, *asked]) == 0
     folder = RunFolder(tmp_path / "run")
     plan = json.loads(folder.result.read_text())["plan"]
     assert plan.keys() == PLAN.keys()
@@ -232,9 +232,9 @@ def test_the_plan_of_a_real_run_is_shown_whole(betons: Betons, tmp_path: Path) -
 
 
 def settings_of(parts: Parts, text: str, plan: dict[str, Any] | None = None, **more: Any) -> str:
-    """Give the words of a page's settings, for a recipe changed by text."""
+    """Give the words of the settings of a recipe changed by text."""
     config = replace(parts.config, recipe=named(text), **more)
-    return re.sub(r"<[^>]*>", " ", page(parts._replace(config=config), [row(1)], plan=plan).split("<h2>Settings")[1])
+    return " ".join(re.sub(r"<[^>]*>", " ", settings.as_html(config, plan)).split())
 
 
 def test_settings_tell_the_peaks_that_were_used(parts: Parts) -> None:

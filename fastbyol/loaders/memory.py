@@ -135,7 +135,8 @@ class _Resident:
     def serves(self, on_error: str) -> NDArray[np.bool_]:
         """Tell which samples need not be decoded, bool [N]; under "fail" no stand-in is served for a bad one."""
         if on_error == "fail":
-            return self.is_there & (self.sources == np.arange(len(self.sources)))
+            stands_for_itself: NDArray[np.bool_] = self.sources == np.arange(len(self.sources))
+            return np.logical_and(self.is_there, stands_for_itself)
         return self.is_there.copy()
 
     def keep(self, asked: Rows, batch: Batch) -> None:

@@ -30,7 +30,7 @@ CLOSING = {  # pieces of closing work, as a run names them
 COUNTERS = {"skipped_steps": ("step", "skipped for inf or NaN"), "skipped_samples": ("sample", "that did not decode")}
 
 
-def write(
+def write(  # noqa: PLR0913 - all that a page shows
     path: Path,
     config: Config,
     *,

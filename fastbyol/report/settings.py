@@ -1,4 +1,4 @@
-"""Know which settings of a run its report shows: the usual ones always, departures from the paper where they are made."""
+"""Know which settings a report shows: the usual ones always, departures from the paper where they are made."""
 
 from __future__ import annotations
 
