@@ -20,6 +20,7 @@ from fastbyol.loaders.native import load
 from fastbyol.order import stream
 from fastbyol.starvation import (
     ROWS,
+    STALLED,
     Shares,
     Usage,
     Watch,
@@ -146,7 +147,7 @@ def test_a_file_read_from_disk_faults_and_one_in_memory_does_not(tmp_path: Path)
     cold = faults()
     if cold == 0:
         pytest.skip("this file system lies in memory")
-    assert faults() == 0
+    assert faults() < cold / 10  # a machine short of memory may have taken a page or two back
 
 
 def rows(wait_s: float, *, count: int) -> Iterator[dict[str, float]]:
@@ -185,5 +186,7 @@ def test_one_decoding_thread_before_idle_cores_is_told_to_be_more(tmp_path: Path
     others = (last.machine_cpu_s - first.machine_cpu_s) - (last.cpu_s - first.cpu_s)
     if others / (last.at_s - first.at_s) > 0.25 * (os.cpu_count() or 1):
         pytest.skip("other processes keep this machine's cores busy")
+    if last.stalled_s - first.stalled_s > STALLED / 2 * (last.at_s - first.at_s):
+        pytest.skip("other processes keep this machine's disk busy")
     assert said is not None
     assert f"--workers {cores}" in said
