@@ -38,9 +38,10 @@ $(OLDEST)/installed: pyproject.toml setup.py constraints.txt
 	$(OLDEST)/bin/pip install --quiet --disable-pip-version-check -e . pytest torch==2.13.0 triton==3.6.0 "numpy<2.4"
 	touch $@
 
-# ffcv, DALI, torchvision and lightly as oracles, in an environment of their own; ffcv is built from source.
+# ffcv, DALI, torchvision, lightly, timm and W&B as oracles, in an environment of their own; ffcv is built from source.
 test-peers: $(PEERS)/installed
-	$(PEERS)/bin/python -c 'import ffcv, nvidia.dali'  # their tests skip themselves where they are missing
+	$(PEERS)/bin/python -c 'import ffcv, nvidia.dali, wandb'  # their tests skip themselves where they are missing
+	$(PEERS)/bin/pip show --quiet torchvision lightly timm  # which import only beside the torch they were built for
 	timeout 900 $(PEERS)/bin/python -m pytest -m peers tests/test_loader_contract.py tests/peers
 
 $(PEERS)/installed: pyproject.toml setup.py constraints.txt constraints-peers.txt
@@ -53,9 +54,9 @@ $(PEERS)/installed: pyproject.toml setup.py constraints.txt constraints-peers.tx
 			apt-get install -y -qq --no-install-recommends $$missing >/dev/null; fi
 	test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
 	$(PEERS)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -c constraints-peers.txt \
-		-e '.[ffcv,dali]' pytest
+		-e '.[ffcv,dali,wandb,tensorboard]' pytest
 	$(PEERS)/bin/pip install --quiet --disable-pip-version-check --no-deps -c constraints-peers.txt \
-		torchvision lightly lightning-utilities
+		torchvision lightly lightning-utilities timm
 	touch $@
 
 # Thirty budgets and fifty kills, under an hour; goes on where it was stopped, and writes docs/reliability.md.

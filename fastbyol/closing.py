@@ -90,6 +90,7 @@ class Closing:
                 result=result,
                 neighbours=self.neighbours,
                 plan=self.loop.notes.get("plan"),
+                warnings=self.loop.teller.untold,
             )
 
     def knn_top1(self, stop: Callable[[], bool] | None = None) -> float | None:

@@ -55,7 +55,7 @@ class ViewConfig:
             require(0 <= value <= 1, f"view probability {name} is {value}; give a number from 0 to 1")
         for name in ("area", "ratio", "sigma"):
             low, high = getattr(self, name)
-            require(0 < low <= high, f"view range {name} is ({low}, {high}); give 0 < low <= high")
+            require(0 < low <= high < math.inf, f"view range {name} is ({low}, {high}); give 0 < low <= high")
         require(self.area[1] <= 1, f"view area ends at {self.area[1]}; a crop cannot exceed the image: give at most 1")
         for name in ("brightness", "contrast", "saturation", "hue"):
             value = getattr(self, name)
@@ -69,6 +69,9 @@ class EncoderConfig:
     arch: str = "resnet50"
     width: float = 1
     stem: str = "imagenet"
+
+    def __post_init__(self) -> None:
+        require(0 < self.width < math.inf, f"width is {self.width}; give a multiplier of the channels above 0")
 
 
 @dataclass(frozen=True)
@@ -155,6 +158,7 @@ class OptimConfig:
             value = getattr(self, name)
             require(0 <= value < math.inf, f"{name} is {value}; give a number from 0")
         require(0 <= self.tau_base <= 1, f"tau_base is {self.tau_base}; give a number from 0 to 1")
+        require(0 < self.trust < math.inf, f"trust is {self.trust}; give a factor of LARS above 0")
         require(0 <= self.momentum < 1, f"momentum is {self.momentum}; give a number from 0 up to, not including, 1")
 
 
@@ -167,9 +171,9 @@ class Preset:
     tau_base: float
 
     def __post_init__(self) -> None:
-        require(self.epochs > 0, f"a preset for {self.epochs} epochs; give more than 0")
-        require(self.base_lr >= 0, f"a preset with base_lr {self.base_lr}; give a number from 0")
-        require(0 <= self.tau_base < 1, f"a preset with tau_base {self.tau_base}; give a number from 0 up to 1")
+        require(0 < self.epochs < math.inf, f"a preset for {self.epochs} epochs; give more than 0")
+        require(0 <= self.base_lr < math.inf, f"a preset with base_lr {self.base_lr}; give a number from 0")
+        require(0 <= self.tau_base <= 1, f"a preset with tau_base {self.tau_base}; give a number from 0 to 1")
 
 
 @dataclass(frozen=True)
@@ -233,7 +237,7 @@ class Recipe:
             value = getattr(self, name)
             require(value >= 8, f"{name} is {value}; give at least 8")
         require(0 < self.eval_margin <= 1, f"eval_margin is {self.eval_margin}; give a share of the short side up to 1")
-        require(self.epochs > 0, f"a recipe of {self.epochs} epochs; give more than 0")
+        require(0 < self.epochs < math.inf, f"a recipe of {self.epochs} epochs; give more than 0")
         require(self.recalibrate >= 0, f"recalibrate is {self.recalibrate}; give a number of batches from 0")
         goal = self.objective
         require(
@@ -295,7 +299,7 @@ class Config:
             len(lengths) == 1,
             "a run needs a budget or a number of epochs, and not both; give --budget 8h or --epochs 100",
         )
-        require(self.budget_s is None or self.budget_s > 0, f"budget is {self.budget_s} s; give more than 0")
+        require(self.budget_s is None or 0 < self.budget_s < math.inf, f"budget is {self.budget_s} s; give more than 0")
         require(self.epochs is None or 0 < self.epochs < math.inf, f"epochs is {self.epochs}; give more than 0")
         require(0 <= self.seed < 2**63, f"seed is {self.seed}; give a whole number from 0 to 2^63 - 1")
         require(

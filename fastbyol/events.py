@@ -8,6 +8,7 @@ format. torch.utils.tensorboard would cost .2 s at the start of every run, a thr
 
 from __future__ import annotations
 
+import math
 import os
 import struct
 import time
@@ -74,7 +75,11 @@ def _event(step: int, *parts: bytes) -> bytes:
 
 
 def _scalar(tag: str, value: float) -> bytes:
-    return _field(1, BYTES, _field(1, BYTES, tag.encode()) + _field(2, FIXED32, struct.pack("<f", value)))
+    try:
+        packed = struct.pack("<f", value)
+    except OverflowError:  # beyond float32, as the loss of a run that diverges may be
+        packed = struct.pack("<f", math.copysign(math.inf, value))
+    return _field(1, BYTES, _field(1, BYTES, tag.encode()) + _field(2, FIXED32, packed))
 
 
 class EventFile:

@@ -17,8 +17,8 @@ PASSES_TARGET = 1
 # Dense peaks in TFLOP/s: (bfloat16, TF32), both with float32 accumulation; names as torch.cuda.get_device_name gives
 # them. float32 runs count against TF32 where there is one, because cuDNN's convolutions use it by default; a GPU
 # without bfloat16 units has None. Sources: NVIDIA's data sheets and architecture papers of each GPU (V100 SXM2, PCIe
-# and V100S; A100; H100 SXM, PCIe, NVL; H200 SXM, NVL; L4; L40S; A10; A40; RTX A6000; "Ada GPU Architecture", appendix
-# A; HGX B200); figures given with sparsity are halved.
+# and V100S; A100; H100 SXM, PCIe, NVL; H200 SXM, NVL; L4; L40S; A10; A10G; A40; RTX A6000; "Ada GPU Architecture",
+# appendix A; HGX B200); figures given with sparsity are halved.
 PEAKS_TFLOPS: dict[str, tuple[float | None, float]] = {
     r"Tesla V100-SXM2-\d+GB": (None, 15.7),
     r"Tesla V100-PCIE-\d+GB": (None, 14.0),
@@ -31,7 +31,8 @@ PEAKS_TFLOPS: dict[str, tuple[float | None, float]] = {
     r"NVIDIA H200 NVL": (835.5, 417.5),
     r"NVIDIA L4": (121.0, 60.0),
     r"NVIDIA L40S": (362.0, 183.0),
-    r"(NVIDIA )?A10G?": (125.0, 62.5),
+    r"(NVIDIA )?A10": (125.0, 62.5),
+    r"(NVIDIA )?A10G": (70.0, 35.0),
     r"(NVIDIA )?A40": (149.7, 74.8),
     r"(NVIDIA )?RTX A6000": (154.8, 77.4),
     r"(NVIDIA )?GeForce RTX 4090": (165.2, 82.6),
@@ -43,13 +44,15 @@ def train_flops_per_image(recipe: Recipe, *, crop_px: int) -> float:
     """Count the floating-point operations of a training step per image, both views, at views of crop_px pixels.
 
     Convolutions and linear layers alone, a multiply-add as two: forward and backward of the online network and forward
-    of the target, for each view. The stem's gradient for its images, which is never computed, is counted.
+    of the target, where there is one, for each view. The stem's gradient for its images, which is never computed, is
+    counted.
     """
     with torch.device("meta"):
         model = BYOL(recipe.encoder, recipe.head, seed=0)
     branch = encoder_multiply_adds(model.online.encoder, px=crop_px) + head_multiply_adds(model.online.projector)
     predictor = head_multiply_adds(model.predictor)
-    return 2 * VIEWS * (PASSES_ONLINE * (branch + predictor) + PASSES_TARGET * branch)
+    passes_target = PASSES_TARGET if recipe.objective.has_target else 0  # the online projections serve twice
+    return 2 * VIEWS * (PASSES_ONLINE * (branch + predictor) + passes_target * branch)
 
 
 def encoder_multiply_adds(encoder: ResNet, *, px: int) -> int:

@@ -58,10 +58,13 @@ class Growing:
         self._end = at
 
     def close(self) -> None:
-        """Offer what waits a last time, say what is lost, and close."""
+        """Offer what waits a last time, say what is lost, and close; raises nothing."""
         if self._pending:
             self.append(b"")
         lost = sum(1 for record in self._pending if record)
         if lost:
             self._warn(f"{self.path} lacks its last {lost} rows: the disk took them no more")
-        os.close(self._file)
+        try:
+            os.close(self._file)
+        except OSError as error:  # where a network's file system writes only now
+            self._warn(f"{self.path} may lack its last rows: it could not be closed ({error.strerror})")

@@ -77,7 +77,7 @@ class Loop:
         self.probe = _probe_of(config, reader, world, features=self.model.online.encoder.features)
         self.pipeline = Pipeline(config, reader, world, precision=engine.precision)
         self.saver = Saver(folder.checkpoints, device=config.device)
-        self.teller = Teller(config, folder, world)
+        self.teller = Teller(config, folder, world, reader=reader)
         self.pace = Pace(config.device)
         self.watchdog = Watchdog(dimensions=config.recipe.head.out, stops_on_collapse=config.stop_on_collapse)
         self.position = Position()

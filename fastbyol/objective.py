@@ -89,7 +89,7 @@ class _Gathered(torch.autograd.Function):
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        total = grads[0].contiguous()
+        total = grads[0].clone(memory_format=torch.contiguous_format)  # the sum overwrites it; autograd's is not ours
         dist.all_reduce(total, group=ctx.group)
         return total[dist.get_rank(ctx.group) * ctx.count :][: ctx.count], None
 

@@ -51,8 +51,8 @@ def peaks(recipe: Recipe, *, epochs: float) -> tuple[float, float]:
     span = math.log(above.epochs / below.epochs)
     share = min(max(math.log(epochs / below.epochs) / span, 0.0), 1.0) if span > 0 else 0.0
     base_lr = below.base_lr + share * (above.base_lr - below.base_lr)
-    remainder = math.log(1 - below.tau_base) + share * (math.log(1 - above.tau_base) - math.log(1 - below.tau_base))
-    return base_lr, 1 - math.exp(remainder)
+    remainder = (1 - below.tau_base) ** (1 - share) * (1 - above.tau_base) ** share
+    return base_lr, 1 - remainder
 
 
 @dataclass(frozen=True)

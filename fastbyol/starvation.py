@@ -6,8 +6,11 @@ import os
 import resource
 import time
 from collections import deque
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+
+from fastbyol.cgroups import groups
 
 WARN_SHARE = 0.1  # of the loop's time spent waiting
 ROWS = 5  # rows of metrics.jsonl that are judged together
@@ -44,15 +47,21 @@ class Shares:
 
 
 def available_cores() -> int:
-    """Count the cores this process may use: its affinity, or less where its control group limits its time."""
+    """Count the cores this process may use: its affinity, or less where a control group limits its time."""
     cores = len(os.sched_getaffinity(0))
+    quotas = (quota for group, version in groups("cpu") for quota in cores_of(group, version=version))
+    return min((cores, *(max(round(quota), 1) for quota in quotas)))
+
+
+def cores_of(group: Path, *, version: int) -> Iterator[float]:
+    """Yield how many cores' time a control group allows; nothing where it sets no limit, or does not tell."""
+    files = {1: ("cpu.cfs_quota_us", "cpu.cfs_period_us"), 2: ("cpu.max",)}[version]
     try:
-        quota, period = Path("/sys/fs/cgroup/cpu.max").read_text().split()
-        if quota != "max":
-            cores = min(cores, max(round(int(quota) / int(period)), 1))
-    except (OSError, ValueError):
-        pass  # no control groups of version 2: the affinity stands
-    return cores
+        quota, period = " ".join((group / name).read_text() for name in files).split()
+    except OSError:  # the root has no such file
+        return
+    if quota not in ("max", "-1"):
+        yield int(quota) / int(period)
 
 
 def usage() -> Usage:
@@ -92,6 +101,22 @@ def shares(before: Usage, after: Usage, *, wait_s: float, loop_s: float, images:
     )
 
 
+def judged(readings: Sequence[tuple[Usage, dict[str, float]]], *, cores: int, ranks: int) -> Shares:
+    """Relate the first reading to the last, by the rows of all but the first, which ended a stretch before it.
+
+    ranks: how many processes load the images of a row; a reading is of one of them.
+    """
+    rows = [row for _, row in readings[1:]]
+    return shares(
+        readings[0][0],
+        readings[-1][0],
+        wait_s=sum(row["loader_wait_s"] for row in rows),
+        loop_s=sum(row["interval_s"] for row in rows),
+        images=sum(row["images_per_s"] * row["interval_s"] for row in rows) / ranks,
+        cores=cores,
+    )
+
+
 def advice(seen: Shares, *, threads: int | None, cores: int, loader: str) -> str | None:
     """Say in one line how much time is lost and the likely cause with its remedy; None where little is lost.
 
@@ -116,10 +141,14 @@ def advice(seen: Shares, *, threads: int | None, cores: int, loader: str) -> str
 
 
 class Watch:
-    """Look at the rows of a run and say, once, that it starves; threads and loader as advice takes them."""
+    """Look at the rows of a run and say, once, that it starves; threads and loader as advice takes them.
 
-    def __init__(self, *, threads: int | None, loader: str) -> None:
-        self._threads, self._loader, self._cores = threads, loader, available_cores()
+    local_ranks: the processes of the run that share this machine's cores; ranks: those that share a row's images.
+    """
+
+    def __init__(self, *, threads: int | None, loader: str, local_ranks: int = 1, ranks: int = 1) -> None:
+        self._threads, self._loader, self._ranks = threads, loader, ranks
+        self.cores = max(available_cores() // local_ranks, 1)
         self._seen: deque[tuple[Usage, dict[str, float]]] = deque(maxlen=ROWS + 1)
         self._said = False
 
@@ -133,16 +162,7 @@ class Watch:
         self._seen.append((usage(), row))
         if len(self._seen) <= ROWS:
             return None
-        (first, _), (last, _) = self._seen[0], self._seen[-1]
-        judged = [row for _, row in self._seen][1:]
-        seen = shares(
-            first,
-            last,
-            wait_s=sum(row["loader_wait_s"] for row in judged),
-            loop_s=sum(row["interval_s"] for row in judged),
-            images=sum(row["images_per_s"] * row["interval_s"] for row in judged),
-            cores=self._cores,
-        )
-        said = advice(seen, threads=self._threads, cores=self._cores, loader=self._loader)
+        seen = judged(list(self._seen), cores=self.cores, ranks=self._ranks)
+        said = advice(seen, threads=self._threads, cores=self.cores, loader=self._loader)
         self._said = said is not None
         return said

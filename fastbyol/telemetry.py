@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import math
-import resource
 import sys
 import time
 from pathlib import Path
@@ -47,7 +46,8 @@ def peak_gib(device: str) -> float:
     """Measure the most memory this process has held, GiB: of the GPU as torch counts it, or resident on a CPU."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated() / 2**30
-    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**20  # Linux counts it in KiB
+    status = Path("/proc/self/status").read_text()  # not getrusage, whose peak is also that of whoever began us
+    return int(status.split("VmHWM:")[1].split()[0]) / 2**20  # KiB
 
 
 class Intervals:
@@ -116,14 +116,21 @@ class Telemetry:
     """Write the rows of one run and show its progress; a context manager, on the one process that writes.
 
     path: metrics.jsonl; rows of steps after `from_step` are dropped first: those steps are taken again. tensorboard:
-    the folder of event files, None for none. also: a further sink, closed with this one. Raises OSError where a file
-    cannot be opened; a disk that fills up later costs warnings, not the run.
+    the folder of event files, None for none. also: a further sink, closed with this one. untold: warnings that no row
+    holds yet, those from before and, when all is closed, those that came after the last row. Raises OSError where a
+    file cannot be opened; a disk that fills up later costs warnings, not the run.
     """
 
     def __init__(
-        self, path: Path, *, from_step: int, tensorboard: Path | None = None, also: Sink | None = None
+        self,
+        path: Path,
+        *,
+        from_step: int,
+        tensorboard: Path | None = None,
+        also: Sink | None = None,
+        untold: list[str] | None = None,
     ) -> None:
-        self._warnings: list[str] = []
+        self._untold = [] if untold is None else untold
         kept = [end for row, end in _rows_and_ends(path) if row["step"] <= from_step]
         self._rows = Growing(path, warn=self.warn, keep=max(kept, default=0))
         self._sinks: list[Sink] = [] if also is None else [also]
@@ -135,13 +142,13 @@ class Telemetry:
     def warn(self, text: str) -> None:
         """Say something at once, in one line, and keep it in the next row (`warnings`) for the report."""
         tqdm.write(f"warning: {text}", file=sys.stderr)
-        self._warnings.append(text)
+        self._untold.append(text)
 
     def row(self, row: dict[str, Any], *, left_s: float) -> None:
         """Append one row and show it."""
-        if self._warnings:
-            row = {**row, "warnings": self._warnings}
-            self._warnings = []
+        if self._untold:
+            row = {**row, "warnings": [*self._untold]}
+            self._untold.clear()
         self._rows.append(json.dumps(row).encode() + b"\n")
         for sink in self._sinks:
             sink.write(row)

@@ -10,9 +10,11 @@ from typing import Any
 
 import torch
 
+from fastbyol.beton import Reader
 from fastbyol.config import Config
 from fastbyol.distributed import World
 from fastbyol.flops import Meter
+from fastbyol.loaders import threads
 from fastbyol.profiling import Profile
 from fastbyol.runfolder import RunFolder
 from fastbyol.starvation import Watch
@@ -21,13 +23,24 @@ from fastbyol.wandb_run import WandbRun
 
 
 class Teller:
-    """Write the rows of one run, with what only the host measures, and warn; open() it to train."""
+    """Write the rows of one run, with what only the host measures, and warn; open() it to train.
 
-    def __init__(self, config: Config, folder: RunFolder, world: World) -> None:
+    `untold`: warnings that no row holds, for the report. reader: the training images, which tell how many threads
+    decode.
+    """
+
+    def __init__(self, config: Config, folder: RunFolder, world: World, *, reader: Reader) -> None:
         self.config, self.folder, self.world = config, folder, world
+        self.untold: list[str] = []
         self._telemetry: Telemetry | None = None
         self._profile: Profile | None = None
-        self._starvation = Watch(threads=config.workers, loader=config.loader)
+        self.decoding_threads = threads(config.loader, reader, workers=config.workers)
+        self._starvation = Watch(
+            threads=self.decoding_threads,
+            loader=config.loader,
+            local_ranks=world.local_ranks,
+            ranks=world.ranks,
+        )
         name = torch.cuda.get_device_name() if config.device == "cuda" else None
         self._meter = Meter(config.recipe, device_name=name, precision=config.precision, gpus=world.ranks)
 
@@ -41,11 +54,11 @@ class Teller:
         with ExitStack() as stack:
             also = None
             if config.wandb is not None:
-                name, settings = folder.path.resolve().name, asdict(config)
-                also = WandbRun(config.wandb, folder=folder.path, name=name, settings=settings)
+                name, settings = str(folder.path), asdict(config)
+                also = WandbRun(config.wandb, folder=folder.path, name=name, settings=settings, is_new=from_step == 0)
             tensorboard = folder.tensorboard if config.tensorboard else None
             self._telemetry = stack.enter_context(
-                Telemetry(folder.metrics, from_step=from_step, tensorboard=tensorboard, also=also)
+                Telemetry(folder.metrics, from_step=from_step, tensorboard=tensorboard, also=also, untold=self.untold)
             )
             if config.profile:
                 profile = Profile(folder.profile, device=config.device, warn=self.warn)
@@ -56,11 +69,12 @@ class Teller:
                 self._telemetry = self._profile = None
 
     def warn(self, text: str) -> None:
-        """Tell the user once, from rank 0; during training the report tells it, too."""
+        """Tell the user once, from rank 0; the next row or, after the last, the report tells it, too."""
         if self._telemetry is not None:
             self._telemetry.warn(text)
         elif self.world.is_main:
             print(f"warning: {text}", file=sys.stderr)
+            self.untold.append(text)
 
     def row(self, row: dict[str, Any], *, left_s: float) -> None:
         """Write a row."""

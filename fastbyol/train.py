@@ -29,6 +29,7 @@ from fastbyol.config import (
 from fastbyol.device import choose
 from fastbyol.distributed import RankLost, rank, ranks
 from fastbyol.recipes import RECIPES, named
+from fastbyol.recipes.change import with_peaks
 from fastbyol.run import run as carry_out
 from fastbyol.runfolder import RunFolder
 from fastbyol.signals import StopSignal
@@ -118,14 +119,14 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def recipe_of(args: argparse.Namespace) -> Recipe:
-    """Build the recipe with what the command line changes in it; peaks given there hold for any length."""
+    """Build the recipe with what the command line changes in it; a peak given there holds for any length."""
     recipe = named(args.recipe)
     given = {name: getattr(args, name) for name in ("base_lr", "tau_base", "weight_decay", "warmup_epochs")}
     changed = {name: value for name, value in given.items() if value is not None}
     own = {name: getattr(args, name) for name in ("batch_size", "target_statistics", "lagged_target")}
     own = {name: value for name, value in own.items() if value is not None}
     if changed.keys() & {"base_lr", "tau_base"}:
-        own["presets"] = ()
+        own["presets"] = with_peaks(recipe.presets, base_lr=args.base_lr, tau_base=args.tau_base)
     if args.crop_ramp is not None:
         own |= {"crop_ramp": CropRamp.between(args.crop_ramp, recipe.crop_px), "recalibrate": RECALIBRATE}
     return replace(recipe, optim=replace(recipe.optim, **changed), **own)

@@ -4,13 +4,18 @@ from __future__ import annotations
 
 import importlib
 import importlib.util
+import secrets
 import sys
+import threading
 from pathlib import Path
 from typing import Any
 
+from fastbyol import atomic
 from fastbyol.config import ConfigError
 
 PACKAGE = "wandb"
+UPLOAD_S = 8.0  # that wandb's own process may take for what it still holds, also when ours exits
+FINISH_S = 10.0  # that ours waits for it: budgets and SIGTERM count on an end
 
 
 def check_installed(package: str = PACKAGE) -> None:
@@ -19,26 +24,50 @@ def check_installed(package: str = PACKAGE) -> None:
         raise ConfigError(f"--wandb needs the package {package}; pip install 'fastbyol[wandb]', or leave --wandb out")
 
 
+def run_id(folder: Path, *, is_new: bool) -> str:
+    """Give the id by which W&B knows the run of a folder: a fresh one for a new run, else the one kept in the folder.
+
+    Two folders of one name are two runs. Raises OSError where the folder cannot keep it.
+    """
+    path = folder / "wandb-id"
+    known = path.read_text().strip() if path.is_file() and not is_new else ""
+    if not known:
+        known = secrets.token_hex(8)
+        atomic.write(path, known + "\n")
+    return known
+
+
 class WandbRun:
     """Send rows to one run of a W&B project; WANDB_MODE=offline, wandb's own switch, keeps them in `folder`/wandb.
 
-    settings: what W&B shows as the run's configuration. name: the run's id and name; a run of the same name is
-    continued. Raises ConfigError where wandb is missing or refuses to start (no login, no network).
+    settings: what W&B shows as the run's configuration. name: what it shows as the run's name. With `is_new` False the
+    run of the same folder is continued. Raises ConfigError where wandb is missing, too old or refuses to start (no
+    login, no network); OSError where the folder takes no files.
     """
 
-    def __init__(self, project: str, *, folder: Path, name: str, settings: dict[str, Any]) -> None:
+    def __init__(self, project: str, *, folder: Path, name: str, settings: dict[str, Any], is_new: bool) -> None:
         check_installed()
         self._wandb: Any = importlib.import_module(PACKAGE)
         self._warned = False
+        if "finish_timeout" not in self._wandb.Settings.model_fields:
+            raise ConfigError(
+                f"wandb {self._wandb.__version__} could keep a run from ending; pip install -U 'fastbyol[wandb]', "
+                "or leave --wandb out"
+            )
+        own_id = run_id(folder, is_new=is_new)
         try:
             self._run = self._wandb.init(
                 project=project,
                 dir=str(folder),
-                id=name,
+                id=own_id,
                 name=name,
                 resume="allow",
                 config=settings,
-                settings=self._wandb.Settings(console="off"),  # the progress bar stays the terminal's
+                settings=self._wandb.Settings(
+                    console="off",  # the progress bar stays the terminal's
+                    finish_timeout=UPLOAD_S,
+                    finish_timeout_raises=True,
+                ),
             )
             self._run.define_metric("*", step_metric="step")  # a resumed run takes some steps again
         except (self._wandb.Error, OSError, ValueError) as error:
@@ -56,8 +85,19 @@ class WandbRun:
             self._warned = True
 
     def close(self) -> None:
-        """Finish the run: waits until wandb has sent what it holds, or has written it where it is offline."""
-        try:
-            self._run.finish()
-        except (self._wandb.Error, OSError) as error:
+        """Finish the run: wait, FINISH_S at most, until wandb has sent what it holds, or written it where offline."""
+        failures: list[Exception] = []
+
+        def finish() -> None:
+            try:
+                self._run.finish()
+            except (self._wandb.Error, OSError) as error:  # of wandb's own timeout, too
+                failures.append(error)
+
+        thread = threading.Thread(target=finish, name="wandb finish", daemon=True)  # which no exit waits for
+        thread.start()
+        thread.join(FINISH_S)
+        if thread.is_alive():
+            failures.append(TimeoutError(f"it took more than {FINISH_S:g} s"))
+        for error in failures:
             print(f"warning: wandb did not finish ({error}); metrics.jsonl has every row", file=sys.stderr)

@@ -43,6 +43,14 @@ def test_tensorboard_reads_what_was_written(tmp_path: Path) -> None:
     assert [value for _, value in found["long" * 50]] == [math.inf] * 4
 
 
+def test_a_value_beyond_float32_is_shown_as_infinite(tmp_path: Path) -> None:
+    file = EventFile(tmp_path, first_step=1, warn=pytest.fail)
+    for step, value in enumerate((1e38, 1e39, -1e300), 1):
+        file.write(step, {"learning/loss": value})
+    file.close()
+    assert [value for _, value in read(tmp_path)["learning/loss"]] == [pytest.approx(1e38), math.inf, -math.inf]
+
+
 def test_a_resumed_run_takes_the_place_of_the_steps_it_takes_again(tmp_path: Path) -> None:
     write(tmp_path, range(1, 8), value=1.0)
     write(tmp_path, range(4, 6), value=2.0)

@@ -9,10 +9,10 @@ import torch
 from torch.utils.flop_counter import FlopCounterMode
 
 from fastbyol.byol import BYOL
-from fastbyol.config import EncoderConfig, HeadConfig
+from fastbyol.config import EncoderConfig, HeadConfig, ObjectiveConfig
 from fastbyol.encoder import ResNet
 from fastbyol.flops import Meter, encoder_multiply_adds, peak_flops, train_flops_per_image
-from fastbyol.recipes import demo, imagenet_rn50
+from fastbyol.recipes import named
 
 
 def resnet50_macs() -> int:
@@ -39,18 +39,21 @@ def test_resnet50_takes_the_published_multiply_adds() -> None:
 
 
 def test_a_step_is_three_passes_online_and_one_of_the_target() -> None:
-    recipe = imagenet_rn50()
+    recipe = named("imagenet_rn50")
     projector, predictor = 2048 * 4096 + 4096 * 256, 256 * 4096 + 4096 * 256
     branch = resnet50_macs() + projector
     assert train_flops_per_image(recipe, crop_px=224) == 2 * 2 * (3 * (branch + predictor) + branch)
 
 
 @pytest.mark.parametrize(("arch", "stem"), [("resnet18", "cifar_stride2"), ("resnet50", "imagenet")])
-def test_the_count_is_torchs_own(arch: str, stem: str) -> None:
+@pytest.mark.parametrize("target", ["ema", "constant", "stop-gradient"])
+def test_the_count_is_torchs_own(arch: str, stem: str, target: str) -> None:
     px = 21
     encoder = EncoderConfig(arch, width=1 / 16, stem=stem)
-    recipe = replace(demo(), encoder=encoder, head=HeadConfig(hidden=48, out=16))
-    model = BYOL(recipe.encoder, recipe.head, seed=0)
+    recipe = replace(
+        named("demo"), encoder=encoder, head=HeadConfig(hidden=48, out=16), objective=ObjectiveConfig(target=target)
+    )
+    model = BYOL(recipe.encoder, recipe.head, seed=0, objective=recipe.objective)
     with FlopCounterMode(display=False) as counter:
         model(torch.rand(4, 3, px, px)).loss.backward()
     torchs = sum(counter.get_flop_counts()["Global"].values())
@@ -69,6 +72,9 @@ def test_the_count_is_torchs_own(arch: str, stem: str) -> None:
         ("NVIDIA H100 PCIe", "bfloat16", 756.0),
         ("NVIDIA H200", "float32", 494.7),
         ("NVIDIA L4", "bfloat16", 121.0),
+        ("NVIDIA A10", "bfloat16", 125.0),
+        ("NVIDIA A10G", "bfloat16", 70.0),
+        ("NVIDIA A10G", "float32", 35.0),
         ("NVIDIA RTX A6000", "bfloat16", 154.8),
         ("NVIDIA GeForce RTX 4090", "bfloat16", 165.2),
         ("NVIDIA B200", "bfloat16", 2250.0),
@@ -87,12 +93,12 @@ def test_peaks_belong_to_exactly_the_named_gpu(name: str, precision: str, tflops
 def test_two_gpus_at_their_peak_are_utilised_wholly() -> None:
     peak = peak_flops("NVIDIA H200", "bfloat16")
     assert peak is not None
-    meter = Meter(demo(), device_name="NVIDIA H200", precision="bfloat16", gpus=2)
+    meter = Meter(named("demo"), device_name="NVIDIA H200", precision="bfloat16", gpus=2)
     for crop_px in (24, 32, 24):
-        images_per_s = 2 * peak / train_flops_per_image(demo(), crop_px=crop_px)
+        images_per_s = 2 * peak / train_flops_per_image(named("demo"), crop_px=crop_px)
         assert meter.read(images_per_s, crop_px=crop_px) == {"mfu": pytest.approx(1.0)}
 
 
 @pytest.mark.parametrize("name", [None, "Some other GPU"])
 def test_where_no_peak_is_known_a_row_says_nothing_of_it(name: str | None) -> None:
-    assert Meter(demo(), device_name=name, precision="bfloat16").read(100.0, crop_px=24) == {}
+    assert Meter(named("demo"), device_name=name, precision="bfloat16").read(100.0, crop_px=24) == {}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -52,6 +53,16 @@ def test_keep_cuts_the_file_and_goes_on_from_there(tmp_path: Path) -> None:
     file.append(RECORDS[3])
     file.close()
     assert (tmp_path / "rows").read_bytes() == RECORDS[0] + RECORDS[3]
+
+
+def test_a_file_that_cannot_be_closed_is_a_warning(tmp_path: Path) -> None:
+    said: list[str] = []
+    file = Growing(tmp_path / "rows", warn=said.append)
+    file.append(RECORDS[0])
+    os.close(file._file)  # so that the file's own close is refused, as a network's file system may refuse it
+    file.close()
+    assert len(said) == 1
+    assert "rows may lack its last rows" in said[0]
 
 
 FILL = """

@@ -17,7 +17,7 @@ ORDER = (  # a module may import what stands below it, never what stands above
     ("fastbyol.closing",),
     ("fastbyol.loop", "fastbyol.report", "fastbyol.tables.page", "fastbyol.modelcard"),
     ("fastbyol.calibrate", "fastbyol.pipeline", "fastbyol.teller"),
-    ("fastbyol.report.curves", "fastbyol.report.pictures", "fastbyol.report.timeline"),
+    ("fastbyol.report.curves", "fastbyol.report.pictures", "fastbyol.report.timeline", "fastbyol.report.settings"),
     ("fastbyol.report.chart", "fastbyol.report.style", "fastbyol.evaluate.neighbours", "fastbyol.tables.cells"),
     ("fastbyol.runfolder", "fastbyol.telemetry", "fastbyol.step", "fastbyol.formats"),
     ("fastbyol.events", "fastbyol.flops", "fastbyol.profiling", "fastbyol.starvation", "fastbyol.wandb_run"),
@@ -45,7 +45,7 @@ ORDER = (  # a module may import what stands below it, never what stands above
     ("fastbyol.encoder", "fastbyol.views", "fastbyol.order", "fastbyol.schedule", "fastbyol.budget"),
     ("fastbyol.batchnorm", "fastbyol.device", "fastbyol.philox", "fastbyol.beton", "fastbyol.evaluate"),
     ("fastbyol.config", "fastbyol.commandline", "fastbyol.atomic", "fastbyol.growing", "fastbyol.entry"),
-    ("fastbyol.signals",),
+    ("fastbyol.signals", "fastbyol.cgroups"),
     (
         "fastbyol.kernels.batchnorm",
         "fastbyol.kernels.batchnorm_statistics",

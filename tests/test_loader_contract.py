@@ -6,6 +6,7 @@ import gc
 import importlib.util
 import shutil
 import threading
+from collections import deque
 from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -259,6 +260,26 @@ def test_an_error_in_the_order_arrives_and_does_not_hang(name: str, mixed: Path)
 
     with Reader(mixed) as reader, pytest.raises(ZeroDivisionError, match="the order broke"):
         list(loaders.load(name, reader, broken(), workers=2))
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnhandledThreadExceptionWarning")  # ffcv's, as it should be
+def test_a_thread_that_dies_is_an_error_and_no_hang(name: str, mixed: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with Reader(mixed) as reader:
+        rows = stream(0, batch_size=5, count=COUNT, seed=0)
+        with closing(loaders.load(name, reader, rows, workers=2)) as batches:
+            next(batches)
+            if name == "ffcv":  # which reads through a mapping of its own
+                theirs = importlib.import_module("ffcv.loader.epoch_iterator").EpochIterator
+                monkeypatch.setattr(theirs, "run_pipeline", lambda *_: 1 // 0)
+            else:
+                reader.close()
+            with pytest.raises((ValueError, RuntimeError), match=r"released memoryview|ffcv's thread died: ZeroDiv"):
+                deque(islice(batches, 2000), maxlen=0)  # ffcv runs over a thousand images ahead
+
+
+def test_decoding_threads_are_those_asked_for_unless_fixed(name: str, mixed: Path) -> None:
+    with Reader(mixed) as reader:
+        assert loaders.threads(name, reader, workers=1) in (1, None)
 
 
 def tasks() -> int:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import shutil
 from contextlib import closing
 from itertools import islice
@@ -12,7 +13,7 @@ import pytest
 import torch
 
 from fastbyol import loaders
-from fastbyol.beton import JPEG, RAW, Reader, StoredImage
+from fastbyol.beton import JPEG, RAW, BetonError, Reader, StoredImage
 from fastbyol.config import ConfigError
 from fastbyol.data_prep.writer import Writer
 from fastbyol.loaders import memory
@@ -49,6 +50,67 @@ def test_batches_share_the_resident_pixels(betons: Betons) -> None:
             assert len({batch.pixels.data_ptr() for batch in islice(batches, 3)}) == 1
 
 
+def test_what_one_load_has_decoded_serves_the_next(betons: Betons, tmp_path: Path) -> None:
+    """Calibration, training and recalibration load one after the other."""
+    copy = tmp_path / "copy.beton"
+    shutil.copy(betons.train, copy)
+    with Reader(betons.train) as whole, Reader(copy) as reader:
+        rows = list(islice(stream(0, batch_size=40, count=160, seed=0), 4))
+        with closing(loaders.load("memory", reader, rows, workers=2)) as batches:
+            address = {batch.pixels.data_ptr() for batch in batches}
+        first = int(reader.offsets.min())
+        with copy.open("r+b") as file:
+            file.seek(first)
+            file.write(bytes(copy.stat().st_size - first))
+        with closing(loaders.load("memory", reader, rows, workers=2)) as batches:
+            check_pixels(whole, list(batches), rows)
+        with closing(loaders.load("memory", reader, rows, workers=2)) as batches:
+            assert {batch.pixels.data_ptr() for batch in batches} == address
+
+
+@pytest.mark.parametrize("taken", [0, 1, 3])
+def test_a_load_that_was_closed_leaves_no_hole(betons: Betons, taken: int) -> None:
+    """What it had asked for in advance was never kept."""
+    with Reader(betons.train) as reader:
+        rows = list(islice(stream(0, batch_size=40, count=160, seed=0), 4))
+        with closing(loaders.load("memory", reader, rows, workers=2, ahead=3)) as batches:
+            assert len(list(islice(batches, taken))) == taken
+        with closing(loaders.load("memory", reader, rows[::-1], workers=2)) as batches:
+            check_pixels(reader, list(batches), rows[::-1])
+
+
+def check_pixels(whole: Reader, got: list[loaders.Batch], rows: list[Rows]) -> None:
+    for batch, each in zip(got, rows, strict=True):
+        wanted = decode(whole, each)
+        for at, begin in zip(batch.offsets.tolist(), wanted.offsets.tolist(), strict=True):
+            assert batch.pixels[at : at + 3072].equal(wanted.pixels[begin : begin + 3072])
+
+
+def test_a_stand_in_is_not_served_to_who_wants_an_error(tmp_path: Path) -> None:
+    with Writer(tmp_path / "bad.beton", capacity=2, class_names=None) as writer:
+        writer.append(StoredImage(JPEG, 8, 8, bytes(100)))
+        writer.append(StoredImage(RAW, 8, 8, bytes(192)))
+    rows = [Rows(np.arange(2), np.zeros(2, np.int64))]
+    with Reader(tmp_path / "bad.beton") as reader:
+        for _ in range(2):
+            (batch,) = loaders.load("memory", reader, rows, workers=1, on_error="skip")
+            assert (batch.indices.tolist(), batch.skipped.tolist()) == ([1, 1], [0])
+        with pytest.raises(BetonError, match="sample 0"):
+            list(loaders.load("memory", reader, rows, workers=1, on_error="fail"))
+
+
+def test_the_pixels_go_with_their_reader(betons: Betons) -> None:
+    gc.collect()
+    before = len(memory.RESIDENTS)
+    with Reader(betons.train) as reader:
+        rows = list(islice(stream(0, batch_size=48, count=160, seed=0), 1))
+        list(loaders.load("memory", reader, rows, workers=1))
+        assert len(memory.RESIDENTS) == before + 1
+    del reader
+    gc.collect()
+    assert len(memory.RESIDENTS) == before
+
+
 def test_a_file_too_large_for_the_memory_is_refused_with_the_numbers(tmp_path: Path) -> None:
     path, side = tmp_path / "huge.beton", 65_535
     count = int(available_bytes() // (3 * side * side)) + 2
@@ -65,7 +127,7 @@ def test_a_file_too_large_for_the_memory_is_refused_with_the_numbers(tmp_path: P
 def test_room_is_wanted_for_every_process_and_for_what_is_being_decoded(betons: Betons, tmp_path: Path) -> None:
     with Reader(betons.train) as reader:
         rows = list(islice(stream(0, batch_size=48, count=160, seed=0), 1))
-        many = int(available_bytes() // (160 * 32 * 32 * 3))
+        many = 2 * int(available_bytes() // (160 * 32 * 32 * 3))  # twice: what is available changes meanwhile
         with pytest.raises(ConfigError, match=f"in each of {many} processes"):
             loaders.load("memory", reader, rows, workers=1, processes=many)
     path, side = tmp_path / "half.beton", 65_535

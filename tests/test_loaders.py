@@ -3,13 +3,19 @@
 from __future__ import annotations
 
 import importlib.util
+from pathlib import Path
 from typing import Any
 
 import pytest
 
 from fastbyol import loaders
-from fastbyol.beton import Reader
-from fastbyol.config import ConfigError
+from fastbyol.beton import RAW, Reader, StoredImage
+from fastbyol.config import Config, ConfigError
+from fastbyol.data_prep.writer import Writer
+from fastbyol.distributed import World
+from fastbyol.recipes import named
+from fastbyol.runfolder import RunFolder
+from fastbyol.teller import Teller
 from tests.conftest import Betons
 
 
@@ -34,3 +40,18 @@ def test_a_missing_package_is_named_with_how_to_install_it(betons: Betons, name:
         pytest.skip(f"{package} is installed")
     with Reader(betons.train) as reader, pytest.raises(ConfigError, match=rf"pip install 'fastbyol\[{name}\]'"):
         loaders.load(name, reader, [], workers=1)
+
+
+def test_one_thread_decodes_small_images_and_none_once_all_are_there(betons: Betons, tmp_path: Path) -> None:
+    large = StoredImage(RAW, 64, 64, bytes(3 * 64 * 64))
+    with Writer(tmp_path / "large.beton", capacity=1, class_names=None) as writer:
+        writer.append(large)
+    with Reader(betons.train) as small, Reader(tmp_path / "large.beton") as reader:
+        told = [loaders.threads(name, each, workers=7) for name in ("native", "memory") for each in (small, reader)]
+    assert told == [None, 7, None, None]
+
+
+def test_who_would_be_no_faster_is_not_told_to_take_more_workers(betons: Betons) -> None:
+    config = Config(recipe=named("demo"), data=str(betons.train), epochs=1.0, workers=1)
+    with Reader(betons.train) as reader:
+        assert Teller(config, RunFolder(betons.train), World(), reader=reader).decoding_threads is None

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fastbyol.config import ObjectiveConfig
 from fastbyol.kernels.byol_loss import byol_loss
-from fastbyol.objective import Objective, attraction, normalized, repulsion
+from fastbyol.objective import Objective, _gathered, attraction, normalized, repulsion
 from tests import ranks
 from tests.tolerances import FLOAT64_ATOL, FLOAT64_RTOL
 
@@ -183,6 +183,22 @@ def rank_main(rank: int, folder: Path) -> dict[str, Tensor]:
     model.group = dist.group.WORLD
     model(q.detach(), z.detach())
     return {"loss": loss.detach(), "dq": q.grad, "dz": z.grad, "queue": model.queue, "next": model.queue_next}
+
+
+def gradient_main(rank: int, _: Path) -> dict[str, Tensor]:
+    """Differentiate through gathered rows; give the gradient that came in, after, and the one that went out."""
+    rows = torch.zeros(1, 2, requires_grad=True)
+    joined = _gathered(rows, dist.group.WORLD)
+    given = torch.full_like(joined, 1.0 + rank)
+    joined.backward(given)
+    return {"given": given, "rows": rows.grad}
+
+
+def test_gathering_leaves_the_gradient_it_is_given_alone(tmp_path: Path) -> None:
+    got = ranks.run(gradient_main, tmp_path, ranks=2)
+    for rank, tensors in enumerate(got):
+        assert tensors["given"].eq(1 + rank).all()
+        assert tensors["rows"].eq(3).all()
 
 
 def test_ranks_share_negatives_as_if_they_were_one_process(tmp_path: Path) -> None:

@@ -114,6 +114,17 @@ def test_settings_have_one_place_each() -> None:
     assert {"arch", "hidden", "base_lr", "target", "crop_px"} <= change.settings(recipe).keys()
 
 
+def test_a_setting_is_of_the_type_it_was_declared_with() -> None:
+    known = change.settings(named("demo"))  # where some are written without a point
+    assert {name: known[name].kind for name in ("width", "epochs", "warmup_epochs", "hidden", "arch", "tau_rises")} == {
+        **dict.fromkeys(("width", "epochs", "warmup_epochs"), float),
+        "hidden": int,
+        "arch": str,
+        "tau_rises": bool,
+    }
+    assert named("demo+width=0.5+weight_decay=0").encoder.width == 0.5
+
+
 def test_settings_that_only_hold_together_are_changed_together() -> None:
     recipe = named("demo+queue=512+beta=1")
     assert (recipe.objective.queue, recipe.objective.beta) == (512, 1)
@@ -141,6 +152,10 @@ def test_views_lose_what_their_names_say() -> None:
         ("demo+batch_size=many", "whole number"),
         ("demo+base_lr=fast", "base_lr=fast: give a number"),
         ("demo+base_lr=nan", "base_lr is nan"),
+        ("demo+width=nan", "width is nan"),
+        ("demo+width=0", "width is 0"),
+        ("demo+epochs=inf", "recipe of inf epochs"),
+        ("demo+trust=nan", "trust is nan"),
         ("demo+tau_rises=no", "true or false"),
         ("demo+views=sepia", "views=sepia: give one of no_flip"),
         ("demo+name=x", "changes nothing"),
@@ -166,5 +181,11 @@ def test_a_recipe_at_its_own_length_keeps_its_own_peaks(name: str) -> None:
 
 
 def test_peaks_given_by_text_hold_for_any_length() -> None:
-    assert named("imagenet_rn50+tau_base=0.5").presets == ()
-    assert named("imagenet_rn50+crop_px=128").presets == named("imagenet_rn50").presets
+    base = named("imagenet_rn50")
+    for epochs in (40, 100, 240, 1000):
+        base_lr, tau_base = peaks(base, epochs=epochs)
+        assert peaks(named("imagenet_rn50+base_lr=0.7"), epochs=epochs) == pytest.approx((0.7, tau_base))
+        assert peaks(named("imagenet_rn50+tau_base=0.5"), epochs=epochs) == pytest.approx((base_lr, 0.5))
+        assert peaks(named("imagenet_rn50+tau_base=1"), epochs=epochs) == pytest.approx((base_lr, 1))
+        assert peaks(named("imagenet_rn50+base_lr=0.7+tau_base=0.5"), epochs=epochs) == pytest.approx((0.7, 0.5))
+    assert named("imagenet_rn50+crop_px=128").presets == base.presets

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import html
+import json
 import math
 import re
 import time
 from collections.abc import Iterator
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,10 +17,12 @@ import pytest
 
 from fastbyol import report
 from fastbyol.beton import Reader
-from fastbyol.config import Config
+from fastbyol.config import Config, CropRamp
 from fastbyol.evaluate.neighbours import Neighbours
-from fastbyol.recipes import demo
-from fastbyol.report import chart, curves, timeline
+from fastbyol.recipes import named
+from fastbyol.report import chart, curves, settings, timeline
+from fastbyol.runfolder import RunFolder
+from fastbyol.train import main
 from tests.conftest import Betons
 
 RESULT = {"images_per_s": 812.0, "epochs": 9.5, "train_s": 50.0, "knn_top1": 81.25, "knn_top1_random_init": 40.5}
@@ -26,9 +30,13 @@ PLAN = {
     "budget_s": 70.0,
     "startup_s": 5.0,
     "rehearsal_s": 3.0,
-    "reserve_s": 8.0,
+    "calibration_s": 0.0,
     "epochs_that_fit": 87.0,
+    "step_s": 0.25,
+    "reserve_s": 8.0,
+    "closing_s": {"checkpoint": 0.5, "export": 0.25, "evaluate": 3.0, "report": 1.5, "recalibrate": 0.0},
     "base_lr": 0.45,
+    "tau_base": 0.97,
 }
 VOID = {
     "meta",
@@ -56,7 +64,7 @@ class Parts(NamedTuple):
 
 @pytest.fixture
 def parts(betons: Betons, tmp_path: Path) -> Iterator[Parts]:
-    config = Config(recipe=demo(), data=str(betons.train), val=str(betons.val), budget_s=70.0)
+    config = Config(recipe=named("demo"), data=str(betons.train), val=str(betons.val), budget_s=70.0)
     with Reader(betons.train) as train, Reader(betons.val) as val:
         yield Parts(config, train, val, tmp_path / "report.html")
 
@@ -124,7 +132,16 @@ def test_a_whole_run_shows_everything(parts: Parts) -> None:
         "GPU utilisation",
         "Where the loop's time goes",
     ]
-    for said in ("81.2 %", "40.5 %", "4.0 s", "before the deadline", "epochs that fit<td>87", "1.50 GiB", "First view"):
+    for said in (
+        "81.2 %",
+        "40.5 %",
+        "4.0 s",
+        "before the deadline",
+        "epochs that fit<td>87",
+        "1.50 GiB",
+        "First view",
+        "the evaluation<td>3 s",
+    ):
         assert said.lower() in text.lower()
     assert text.count("<div class=neighbours>") == 2
     assert len(re.findall("<figure class=(same|other)", text)) == 6
@@ -192,11 +209,79 @@ def test_the_plan_and_what_happened_add_up_to_the_budget() -> None:
     rows = [{"step": 1, "elapsed_s": 58.5}]
     plan, fact = timeline.planned(PLAN), timeline.happened(rows, {**RESULT, "elapsed_s": 66.0}, PLAN)
     assert plan is not None
-    assert plan.seconds == {"start-up": 5.0, "rehearsal": 3.0, "training": 54.0, "closing": 8.0}
+    assert plan.seconds == {"start-up": 5.0, "rehearsal": 3.0, "calibration": 0.0, "training": 54.0, "closing": 8.0}
     assert fact is not None
-    assert fact.seconds == {"start-up": 5.5, "rehearsal": 3.0, "training": 50.0, "closing": 7.5}
+    assert fact.seconds == {"start-up": 5.5, "rehearsal": 3.0, "calibration": 0.0, "training": 50.0, "closing": 7.5}
     assert fact.unused_s == 4.0
     assert plan.total_s == fact.total_s == 70.0
+
+
+@pytest.mark.slow
+def test_the_plan_of_a_real_run_is_shown_whole(betons: Betons, tmp_path: Path) -> None:
+    files = [f"--data={betons.train}", f"--val={betons.val}", f"--out={tmp_path / 'run'}"]
+    asked = ["--budget=20s", "--batch-size=32", "--device=cpu", "--workers=1", "--no-tensorboard"]
+    assert main(["demo+hidden=16+out=8", *files, *asked]) == 0
+    folder = RunFolder(tmp_path / "run")
+    plan = json.loads(folder.result.read_text())["plan"]
+    assert plan.keys() == PLAN.keys()
+    assert plan["closing_s"].keys() == report.CLOSING.keys() == PLAN["closing_s"].keys()
+    shown = folder.report.read_text()
+    for name, seconds in plan["closing_s"].items():
+        assert (f"{report.CLOSING[name]}<td>" in shown) == (seconds > 0)
+    assert f"(base {plan['base_lr']:.4g} per 256 images)" in shown
+
+
+def settings_of(parts: Parts, text: str, plan: dict[str, Any] | None = None, **more: Any) -> str:
+    """Give the words of the settings of a recipe changed by text."""
+    config = replace(parts.config, recipe=named(text), **more)
+    return " ".join(re.sub(r"<[^>]*>", " ", settings.as_html(config, plan)).split())
+
+
+def test_settings_tell_the_peaks_that_were_used(parts: Parts) -> None:
+    assert "base 0.45 per 256" in settings_of(parts, "demo", PLAN)
+    assert "0.97" in settings_of(parts, "demo", PLAN)
+    for epochs, base_lr in ((40.0, 0.45), (300.0, 0.3), (1000.0, 0.2)):  # the paper's presets
+        told = settings_of(parts, "imagenet_rn50", budget_s=None, epochs=epochs)
+        assert f"peak learning rate {base_lr * 16:.4g} (base {base_lr} per 256" in told
+
+
+@pytest.mark.parametrize(
+    ("text", "more", "said"),
+    [
+        ("demo+target=constant", {}, "targets constant"),
+        ("demo+normalization=layernorm", {}, "normalisation layernorm"),
+        ("demo+beta=0.5+temperature=0.3", {}, "negatives β 0.5, temperature 0.3"),
+        ("demo+beta=1+queue=512", {}, "negatives β 1, temperature 0.1, queue of 512"),
+        ("demo+projector_depth=3", {}, "projector of 3 linear layers, predictor of 2"),
+        ("demo+predictor_depth=0", {}, "projector of 2 linear layers, no predictor"),
+        ("demo+target_statistics=running", {}, "target statistics running"),
+        ("demo+lagged_target=true", {}, "target lags one step"),
+        ("demo+tau_rises=false", {}, "throughout"),
+        ("demo", {"micro_batches": 4}, "micro-batches 4"),
+        ("demo", {"crop": "dali"}, "crop by dali"),
+    ],
+)
+def test_settings_tell_departures_and_nothing_usual(parts: Parts, text: str, more: dict[str, Any], said: str) -> None:
+    assert said in settings_of(parts, text, **more)
+    assert said not in settings_of(parts, "demo")
+
+
+def test_settings_tell_a_crop_ramp(parts: Parts) -> None:
+    recipe = replace(named("demo"), crop_px=24, crop_ramp=CropRamp((12, 16)))
+    assert "12, 16 px up to 60% of the run, then 24 px" in page(
+        parts._replace(config=replace(parts.config, recipe=recipe)), [row(1)]
+    )
+
+
+@pytest.mark.parametrize(("text", "ends"), [("demo", True), ("demo+beta=1", False), ("demo+normalization=none", False)])
+def test_eight_is_the_end_of_byols_own_loss_alone(parts: Parts, text: str, ends: bool) -> None:
+    shown = page(parts._replace(config=replace(parts.config, recipe=named(text))), [row(1)])
+    assert ("last loss, of 8" in shown) == ("both directions, 0 to 8" in shown) == ends
+
+
+def test_warnings_after_the_last_row_are_told(parts: Parts) -> None:
+    assert "<span>9.0 s</span>the end is &lt;near&gt;" in page(parts, [row(1)], warnings=["the end is <near>"])
+    assert "the end is near" in page(parts, [], warnings=["the end is near"])
 
 
 def test_an_overrun_is_told(parts: Parts) -> None:

@@ -14,10 +14,23 @@ import pytest
 import simplejpeg
 
 from fastbyol.beton import JPEG, Reader, StoredImage
+from fastbyol.cgroups import groups
 from fastbyol.data_prep.writer import Writer
 from fastbyol.loaders.native import load
 from fastbyol.order import stream
-from fastbyol.starvation import ROWS, Shares, Usage, Watch, advice, available_cores, shares, usage
+from fastbyol.starvation import (
+    ROWS,
+    STALLED,
+    Shares,
+    Usage,
+    Watch,
+    advice,
+    available_cores,
+    cores_of,
+    judged,
+    shares,
+    usage,
+)
 from fastbyol.telemetry import Intervals
 
 IDLE = Shares(waiting=0.4, cores_busy=0.3, cores_busy_by_us=0.3, stalled=0.0, faults_per_image=0.0)
@@ -78,6 +91,46 @@ def test_readings_follow_the_cpu_time_of_this_process() -> None:
     assert 1 <= available_cores() <= (os.cpu_count() or 1)
 
 
+@pytest.mark.parametrize(
+    ("own", "files", "cores"),
+    [
+        ("0::/job/step\n", {"job/cpu.max": "150000 100000\n", "job/step/cpu.max": "max 100000\n"}, [1.5]),
+        ("0::/job/step\n", {"cpu.max": "800000 100000\n", "job/step/cpu.max": "50000 100000\n"}, [0.5, 8.0]),
+        ("0::/../elsewhere\n", {"cpu.max": "200000 100000\n"}, [2.0]),
+        (
+            "4:cpu,cpuacct:/docker/one\n0::/\n",
+            {"cpu/docker/cpu.cfs_quota_us": "300000\n", "cpu/docker/cpu.cfs_period_us": "100000\n"},
+            [3.0],
+        ),
+        (
+            "4:cpu:/docker\n",
+            {"cpu/docker/cpu.cfs_quota_us": "-1\n", "cpu/docker/cpu.cfs_period_us": "100000\n"},
+            [],
+        ),
+        ("", {}, []),
+    ],
+)
+def test_every_group_above_a_process_may_limit_its_cores(
+    tmp_path: Path, own: str, files: dict[str, str], cores: list[float]
+) -> None:
+    for name, text in files.items():
+        (tmp_path / name).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / name).write_text(text)
+    (tmp_path / "own").write_text(own)
+    found = groups("cpu", root=tmp_path, own=tmp_path / "own")
+    assert [quota for group, version in found for quota in cores_of(group, version=version)] == cores
+
+
+def test_ranks_share_the_cores_and_the_images() -> None:
+    watches = [Watch(threads=1, loader="native", local_ranks=ranks) for ranks in (1, 2, 1000)]
+    assert [watch.cores for watch in watches] == [available_cores(), max(available_cores() // 2, 1), 1]
+    before, after = (Usage(at_s, at_s, at_s, major_faults=int(at_s), stalled_s=0.0) for at_s in (0.0, 32.0))
+    row = {"loader_wait_s": 0.5, "interval_s": 1.0, "images_per_s": 64.0}
+    alone, shared = (judged([(before, row), (after, row)], cores=1, ranks=ranks) for ranks in (1, 8))
+    assert (alone.faults_per_image, shared.faults_per_image) == (0.5, 4.0)
+    assert alone.waiting == shared.waiting == 0.5
+
+
 def test_a_file_read_from_disk_faults_and_one_in_memory_does_not(tmp_path: Path) -> None:
     path = tmp_path / "cold"
     path.write_bytes(os.urandom(1 << 24))
@@ -94,7 +147,7 @@ def test_a_file_read_from_disk_faults_and_one_in_memory_does_not(tmp_path: Path)
     cold = faults()
     if cold == 0:
         pytest.skip("this file system lies in memory")
-    assert faults() == 0
+    assert faults() < cold / 10  # a machine short of memory may have taken a page or two back
 
 
 def rows(wait_s: float, *, count: int) -> Iterator[dict[str, float]]:
@@ -133,5 +186,7 @@ def test_one_decoding_thread_before_idle_cores_is_told_to_be_more(tmp_path: Path
     others = (last.machine_cpu_s - first.machine_cpu_s) - (last.cpu_s - first.cpu_s)
     if others / (last.at_s - first.at_s) > 0.25 * (os.cpu_count() or 1):
         pytest.skip("other processes keep this machine's cores busy")
+    if last.stalled_s - first.stalled_s > STALLED / 2 * (last.at_s - first.at_s):
+        pytest.skip("other processes keep this machine's disk busy")
     assert said is not None
     assert f"--workers {cores}" in said

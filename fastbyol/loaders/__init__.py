@@ -61,18 +61,21 @@ def load(
     """
     _check(name, workers=workers, ahead=ahead, on_error=on_error, processes=processes)
     module = _imported(name, package=PACKAGES[name], extra=name, flag="--loader")
-    place = torch.device(device)
-    if place.type == "cuda" and place.index is None:  # other threads would take the machine's first GPU
-        place = torch.device("cuda", torch.cuda.current_device())
+    place = _place(device)
     loader: Callable[..., Generator[Batch, None, None]] = module.load
     if name == "memory":
         loader = partial(loader, processes=processes)
-    loaded = loader(reader, batches, workers=workers, ahead=ahead, on_error=on_error, device=place)
-    if place.type == "cpu":
-        return loaded
-    transfer = importlib.import_module("fastbyol.loaders.transfer")
-    moved: Generator[Batch, None, None] = transfer.to_gpu(loaded, place)
-    return moved
+    return _moved(loader(reader, batches, workers=workers, ahead=ahead, on_error=on_error, device=place), place)
+
+
+def threads(name: str, reader: Reader, *, workers: int) -> int | None:
+    """Return how many threads the loader of this name decodes a file with; None where asking for more changes nothing.
+
+    Raises ConfigError where its package is missing.
+    """
+    module = _imported(name, package=PACKAGES[name], extra=name, flag="--loader")
+    count: int | None = module.threads(reader, workers=workers)
+    return count
 
 
 def cropped_by_dali(
@@ -88,8 +91,25 @@ def cropped_by_dali(
     Raises ConfigError where DALI is missing.
     """
     module = _imported("dali_crop", package="nvidia.dali", extra="dali", flag="--crop")
-    crops: Generator[Batch, None, None] = module.cropped(batches, draw, crop_px=crop_px, workers=workers, device=device)
-    return crops
+    place = _place(device)
+    return _moved(module.cropped(batches, draw, crop_px=crop_px, workers=workers, device=place), place)
+
+
+def _place(device: torch.device | str) -> torch.device:
+    """Name the GPU that is meant, too: other threads would take the machine's first."""
+    place = torch.device(device)
+    if place.type == "cuda" and place.index is None:
+        return torch.device("cuda", torch.cuda.current_device())
+    return place
+
+
+def _moved(batches: Generator[Batch, None, None], place: torch.device) -> Generator[Batch, None, None]:
+    """Bring the pixels of batches to a GPU, or hand those that another thread left there to this one's stream."""
+    if place.type == "cpu":
+        return batches
+    transfer = importlib.import_module("fastbyol.loaders.transfer")
+    moved: Generator[Batch, None, None] = transfer.to_gpu(batches, place)
+    return moved
 
 
 def _imported(name: str, *, package: str | None, extra: str, flag: str) -> ModuleType:

@@ -51,6 +51,11 @@ def load(
     return run_aside(_assembled(reader, batches, stand_ins, workers, torch.device(device)), ahead=ahead, device=device)
 
 
+def threads(reader: Reader, *, workers: int) -> int | None:  # noqa: ARG001
+    """Return how many threads decode when `workers` are asked for; None where more would not help."""
+    return workers
+
+
 class _Chunk(NamedTuple):
     """Hold one run: places of a batch whose images are JPEGs, none for a batch of raw images only."""
 

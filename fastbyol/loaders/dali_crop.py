@@ -18,7 +18,8 @@ from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
 from fastbyol.kernels.view_params import ViewParams
-from fastbyol.loaders import Batch
+from fastbyol.loaders import AHEAD, Batch
+from fastbyol.loaders.aside import run_aside
 from fastbyol.loaders.packing import on_host
 
 VIEWS = 2
@@ -27,21 +28,35 @@ Draw = Callable[[Batch], ViewParams]
 
 
 def cropped(
-    batches: Generator[Batch, None, None], draw: Draw, *, crop_px: int, workers: int, device: torch.device | str
+    batches: Generator[Batch, None, None],
+    draw: Draw,
+    *,
+    crop_px: int,
+    workers: int,
+    device: torch.device | str,
+    ahead: int = AHEAD,
 ) -> Generator[Batch, None, None]:
-    """Yield the batches with the crops of both views in place of their B images.
+    """Yield the batches with the crops of both views in place of their B images, up to `ahead` made in advance.
 
-    `draw` gives the parameters of a batch's views. pixels: uint8 [2B * crop_px * crop_px * 3], all of view 0 first;
-    offsets and sizes: [2B] and [2B, 2] accordingly; not flipped. views.of_crops() makes of the same parameters those
-    that finish such a batch.
+    Another thread makes them, on a GPU on a stream of its own: there the host waits for DALI, and no step does. `draw`,
+    called there, too, gives the parameters of a batch's views. pixels: uint8 [2B * crop_px * crop_px * 3], all of view
+    0 first; offsets and sizes: [2B] and [2B, 2] accordingly; not flipped. views.of_crops() makes of the same parameters
+    those that finish such a batch.
     """
     place = torch.device(device)
+    return run_aside(_cropped(batches, draw, crop_px=crop_px, workers=workers, device=place), ahead=ahead, device=place)
+
+
+def _cropped(
+    batches: Generator[Batch, None, None], draw: Draw, *, crop_px: int, workers: int, device: torch.device
+) -> Generator[Batch, None, None]:
     pipelines: dict[int, Pipeline] = {}  # by batch size; the last batch of a list may be smaller
-    with closing(batches):
+    stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
+    with closing(batches), torch.cuda.stream(stream):  # nothing without a GPU
         for batch in batches:
             count = len(batch.indices)
             if count not in pipelines:
-                pipelines[count] = build(batch_size=count, crop_px=crop_px, workers=workers, device=place)
+                pipelines[count] = build(batch_size=count, crop_px=crop_px, workers=workers, device=device)
             yield _batch(batch, _crops(pipelines[count], batch, draw(batch).boxes.numpy()), crop_px=crop_px)
 
 

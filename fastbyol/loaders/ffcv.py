@@ -65,6 +65,11 @@ def load(
     return run_aside(_assembled(reader, batches, stand_ins, workers, device), ahead=ahead, device=device)
 
 
+def threads(reader: Reader, *, workers: int) -> int | None:  # noqa: ARG001
+    """Return how many threads decode when `workers` are asked for; None where more would not help: numba's all."""
+    return workers if workers < numba.config.NUMBA_NUM_THREADS else None
+
+
 def _assembled(
     reader: Reader, batches: Iterable[Rows], stand_ins: StandIns, workers: int, device: torch.device | str
 ) -> Generator[Batch, None, None]:

@@ -48,18 +48,18 @@ def load(
     number of threads and also while one of them is repaired: ceiling_bytes(). An error is raised at its batch's turn.
     """
     source = iter(batches)
-    threads = 1 if np.mean(reader.heights * reader.widths) < SMALL_PIXELS else workers
+    count = threads(reader, workers=workers) or 1
     stand_ins = StandIns(reader, on_error=on_error)
 
     def empty(packing: Packing) -> Tensor:
         return packing.empty(device)
 
-    with ThreadPoolExecutor(threads, thread_name_prefix="decode") as pool:
+    with ThreadPoolExecutor(count, thread_name_prefix="decode") as pool:
         pending: deque[_Decoding] = deque()
 
-        def begin(count: int) -> None:
-            for rows in islice(source, count):
-                pending.append(_submit(pool, reader, stand_ins.put(rows), parts=PARTS_PER_WORKER * threads, to=device))
+        def begin(batches: int) -> None:
+            for rows in islice(source, batches):
+                pending.append(_submit(pool, reader, stand_ins.put(rows), parts=PARTS_PER_WORKER * count, to=device))
 
         try:
             begin(ahead)
@@ -75,6 +75,11 @@ def load(
             for decoding in pending:
                 for part in decoding.parts:
                     part.cancel()
+
+
+def threads(reader: Reader, *, workers: int) -> int | None:
+    """Return how many threads decode when `workers` are asked for; None where it is one whatever is asked for."""
+    return None if np.mean(reader.heights * reader.widths) < SMALL_PIXELS else workers
 
 
 def ceiling_bytes(reader: Reader, *, batch_size: int, ahead: int) -> int:

@@ -5,7 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from pathlib import Path
 
-GROUPS = Path("/sys/fs/cgroup")
+from fastbyol.cgroups import groups
+
+NAMES = {  # of limit, use and droppable cache, by version
+    1: ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file"),
+    2: ("memory.max", "memory.current", "inactive_file"),
+}
 
 
 def available_bytes() -> int:
@@ -17,19 +22,10 @@ def available_bytes() -> int:
 
 def _left_by_groups() -> Iterator[int]:
     """Yield limit less use of every memory group the process is in, as a scheduler or a container sets them."""
-    for line in Path("/proc/self/cgroup").read_text().splitlines():
-        _, controllers, path = line.split(":", 2)
-        if controllers == "":
-            root, names = GROUPS, ("memory.max", "memory.current", "inactive_file")
-        elif "memory" in controllers.split(","):
-            root = GROUPS / "memory"
-            names = ("memory.limit_in_bytes", "memory.usage_in_bytes", "total_inactive_file")
-        else:
-            continue
-        own = root / path.lstrip("/")
-        for group in (own, *own.parents):
-            if group.is_relative_to(root) and (group / names[0]).exists():
-                yield from _left_by(group, *names)
+    for group, version in groups("memory"):
+        names = NAMES[version]
+        if (group / names[0]).exists():
+            yield from _left_by(group, *names)
 
 
 def _left_by(group: Path, limit: str, usage: str, cache: str) -> Iterator[int]:

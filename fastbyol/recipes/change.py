@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import replace
-from typing import Any
+from typing import Any, NamedTuple, get_type_hints
 
-from fastbyol.config import ConfigError, Recipe, ViewConfig
+from fastbyol.config import ConfigError, Preset, Recipe, ViewConfig
 
 # What each named set of views leaves out of the first and of the second view. Source: paper, appendix F.3, table 17.
 LEFT_OUT: dict[str, tuple[str, str]] = {
@@ -45,37 +45,52 @@ def changed(recipe: Recipe, change: str) -> Recipe:
         if name == "views":
             own["views"] = _views(recipe.views, text)
             continue
-        part, before = known[name]
-        (own if part is None else parts.setdefault(part, {}))[name] = _value(name, text, before)
-    if parts.get("optim", {}).keys() & {"base_lr", "tau_base"}:
-        own["presets"] = ()  # peaks given hold for any length
+        part = known[name].part
+        (own if part is None else parts.setdefault(part, {}))[name] = _value(name, text, known[name])
+    peaks = {name: value for name, value in parts.get("optim", {}).items() if name in ("base_lr", "tau_base")}
+    own["presets"] = with_peaks(recipe.presets, **peaks)
     own |= {part: replace(getattr(recipe, part), **values) for part, values in parts.items()}
     return replace(recipe, **own)
 
 
-def settings(recipe: Recipe) -> dict[str, tuple[str | None, Any]]:
-    """Map each setting's name to the part of the recipe it stands in, None for the recipe itself, and its value."""
-    found: dict[str, tuple[str | None, Any]] = {}
-    for field in dataclasses.fields(recipe):
-        value = getattr(recipe, field.name)
-        if dataclasses.is_dataclass(value):
-            found |= {inner.name: (field.name, getattr(value, inner.name)) for inner in dataclasses.fields(value)}
-        elif field.name != "name":
-            found[field.name] = (None, value)
-    return {name: place for name, place in found.items() if isinstance(place[1], bool | int | float | str)}
+def with_peaks(
+    presets: tuple[Preset, ...], *, base_lr: float | None = None, tau_base: float | None = None
+) -> tuple[Preset, ...]:
+    """Let a peak that is given hold for every length; None leaves each preset its own."""
+    given = {name: value for name, value in (("base_lr", base_lr), ("tau_base", tau_base)) if value is not None}
+    return tuple(replace(preset, **given) for preset in presets)
 
 
-def _value(name: str, text: str, before: Any) -> Any:
-    if isinstance(before, bool):
+class Setting(NamedTuple):
+    """Say where a setting stands, a part of the recipe or None for the recipe itself, and its value and type."""
+
+    part: str | None
+    value: Any
+    kind: type
+
+
+def settings(recipe: Recipe) -> dict[str, Setting]:
+    """Map each setting's name to what it is."""
+    fields = [field.name for field in dataclasses.fields(recipe)]
+    parts = {name: getattr(recipe, name) for name in fields if dataclasses.is_dataclass(getattr(recipe, name))}
+    found: dict[str, Setting] = {}
+    for part, holder in ((None, recipe), *parts.items()):
+        for name, kind in get_type_hints(type(holder)).items():
+            if kind in (bool, int, float, str) and (part, name) != (None, "name"):
+                found[name] = Setting(part, getattr(holder, name), kind)
+    return found
+
+
+def _value(name: str, text: str, setting: Setting) -> Any:
+    if setting.kind is bool:
         if text not in ("true", "false"):
             raise ConfigError(f"{name}={text}: give true or false")
         return text == "true"
-    kind = float if isinstance(before, float) or name in ("width", "epochs", "warmup_epochs") else type(before)
     try:
-        return kind(text)
+        return setting.kind(text)
     except ValueError as error:
-        wanted = "whole number" if kind is int else "number"
-        raise ConfigError(f"{name}={text}: give a {wanted}, such as {before}") from error
+        wanted = "whole number" if setting.kind is int else "number"
+        raise ConfigError(f"{name}={text}: give a {wanted}, such as {setting.value}") from error
 
 
 def _views(views: tuple[ViewConfig, ViewConfig], name: str) -> tuple[ViewConfig, ViewConfig]:

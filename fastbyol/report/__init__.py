@@ -5,24 +5,32 @@ from __future__ import annotations
 import html
 from collections.abc import Sequence
 from datetime import datetime
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 from fastbyol import atomic
 from fastbyol.beton import Reader
 from fastbyol.budget import format_duration
-from fastbyol.config import Config, ViewConfig
+from fastbyol.config import Config
 from fastbyol.evaluate.neighbours import Neighbours
-from fastbyol.report import curves, pictures, timeline
+from fastbyol.report import curves, pictures, settings, timeline
 from fastbyol.report.curves import SERIES
 from fastbyol.report.style import STYLE
 
 __all__ = ["SERIES", "write"]
 
+CLOSING = {  # pieces of closing work, as a run names them
+    "checkpoint": "a checkpoint",
+    "recalibrate": "the recalibration",
+    "export": "the export",
+    "evaluate": "the evaluation",
+    "report": "the report",
+}
 COUNTERS = {"skipped_steps": ("step", "skipped for inf or NaN"), "skipped_samples": ("sample", "that did not decode")}
 
 
-def write(
+def write(  # noqa: PLR0913 - all that a page shows
     path: Path,
     config: Config,
     *,
@@ -32,21 +40,23 @@ def write(
     val: Reader | None = None,
     neighbours: Sequence[Neighbours] = (),
     plan: dict[str, Any] | None = None,
+    warnings: Sequence[str] = (),
 ) -> None:
     """Write the page from the rows of metrics.jsonl and the result, None for a run that has not finished; atomic.
 
     Everything absent is left out: rows may lack any series, `result` and `plan` any key. plan, all seconds but the last
-    three: budget_s, startup_s, rehearsal_s, calibration_s, reserve_s, checkpoint_s, export_s, evaluate_s, step_s;
-    epochs_that_fit, base_lr, tau_base. neighbours name samples of `val` and `train`. Raises OSError.
+    three: budget_s, startup_s, rehearsal_s, calibration_s, reserve_s, step_s, and closing_s by the pieces of CLOSING;
+    epochs_that_fit, base_lr, tau_base. neighbours name samples of `val` and `train`. warnings: those that came after
+    the last row. Raises OSError.
     """
     name = html.escape(config.recipe.name)
     shown_neighbours = pictures.neighbour_rows(neighbours, train=train, val=val) if neighbours and val else ""
     parts = (
         _header(config, train),
-        _outcome(rows, result, plan),
+        _outcome(config, rows, result, plan),
         _section("The budget", *_budget(rows, result, plan)),
         _section("Training", "", f"<div class=charts>{drawn}</div>" if (drawn := _curves(config, rows)) else ""),
-        _section("What happened on the way", *_events(rows)),
+        _section("What happened on the way", *_events(rows, warnings)),
         _section(
             "What the networks see",
             "Each column is one image of the first batch, its first and its second view.",
@@ -58,7 +68,7 @@ def write(
             "first of their classes, not chosen by result. ✓ the same class, ✗ another.",
             shown_neighbours,
         ),
-        _section("Settings", "", _settings(config)),
+        _section("Settings", "", settings.as_html(config, plan)),
     )
     page = (
         "<!doctype html><html lang=en><head><meta charset=utf-8>"
@@ -102,10 +112,12 @@ def _length(config: Config) -> str:
     return f"{config.epochs:g} epochs"
 
 
-def _outcome(rows: Sequence[dict[str, Any]], result: dict[str, Any] | None, plan: dict[str, Any] | None) -> str:
+def _outcome(
+    config: Config, rows: Sequence[dict[str, Any]], result: dict[str, Any] | None, plan: dict[str, Any] | None
+) -> str:
     """Put the score first, against the encoder as it started, then what the run did."""
     last = rows[-1] if rows else {}
-    cards = _numbers(last, result or {}, plan or {})
+    cards = _numbers(config, last, result or {}, plan or {})
     numbers = "".join(f"<div><b>{value}</b><span>{name}</span></div>" for value, name in cards)
     score = (result or {}).get("knn_top1")
     if result is None:
@@ -134,8 +146,11 @@ def _score(score: float, before: float | None) -> str:
     )
 
 
-def _numbers(last: dict[str, Any], result: dict[str, Any], plan: dict[str, Any]) -> list[tuple[str, str]]:
-    """Name what is known of: speed, length, time, waiting, memory, utilisation."""
+def _numbers(
+    config: Config, last: dict[str, Any], result: dict[str, Any], plan: dict[str, Any]
+) -> list[tuple[str, str]]:
+    """Name what is known of: speed, length, time, loss, memory, utilisation."""
+    of_8 = ", of 8" if settings.loss_ends_at_8(config) else ""
     images_per_s = result.get("images_per_s", last.get("images_per_s"))
     epochs = result.get("epochs", last.get("epoch"))
     found: list[tuple[str, str] | None] = [
@@ -143,7 +158,7 @@ def _numbers(last: dict[str, Any], result: dict[str, Any], plan: dict[str, Any])
         None if epochs is None else (f"{epochs:.2f}", "epochs"),
         None if "step" not in last else (f"{last['step']:,}", "steps"),
         None if "train_s" not in result else (timeline.seconds(result["train_s"]), "of training"),
-        None if "loss" not in last else (f"{last['loss']:.3f}", "last loss, of 8"),
+        None if "loss" not in last else (f"{last['loss']:.3f}", f"last loss{of_8}"),
         None if "peak_gib" not in last else (f"{last['peak_gib']:.2f} GiB", "memory at most"),
         None if "mfu" not in last else (f"{100 * last['mfu']:.1f} %", "of the GPU's peak"),
     ]
@@ -165,11 +180,10 @@ def _budget(
         "base learning rate": ("base_lr", "{:.3g}"),
         "τ at the start": ("tau_base", "{:.4g}"),
         "a step": ("step_s", "{:.3g} s"),
-        "a checkpoint": ("checkpoint_s", "{:.2g} s"),
-        "the export": ("export_s", "{:.2g} s"),
-        "the evaluation": ("evaluate_s", "{:.2g} s"),
     }
     known = [(name, form.format(given[key])) for name, (key, form) in told.items() if given.get(key) is not None]
+    pieces = given.get("closing_s") or {}
+    known += [(name, f"{pieces[piece]:.2g} s") for piece, name in CLOSING.items() if pieces.get(piece)]
     planned = timeline.planned(plan)
     bars = timeline.as_html(planned, fact, budget_s=given.get("budget_s"))
     said = (
@@ -185,17 +199,18 @@ def _budget(
 
 
 def _curves(config: Config, rows: Sequence[dict[str, Any]]) -> str:
-    return curves.figures(rows, healthy_std=config.recipe.head.out**-0.5)
+    loss_note = "both directions, 0 to 8" if settings.loss_ends_at_8(config) else ""
+    return curves.figures(rows, healthy_std=config.recipe.head.out**-0.5, loss_note=loss_note)
 
 
-def _events(rows: Sequence[dict[str, Any]]) -> tuple[str, str]:
+def _events(rows: Sequence[dict[str, Any]], warnings: Sequence[str]) -> tuple[str, str]:
     """List what the watchdogs saw: skipped steps, replaced samples, warnings; with the time of the row that told it."""
-    if not rows:
+    if not rows and not warnings:
         return "", ""
     told: list[tuple[float, str]] = []
     for name, (thing, why) in COUNTERS.items():
         counts = [int(row.get(name) or 0) for row in rows]
-        if counts[-1]:
+        if any(counts[-1:]):
             first = next(row for row, count in zip(rows, counts, strict=True) if count)
             things = thing if counts[-1] == 1 else f"{thing}s"
             told.append(
@@ -203,36 +218,12 @@ def _events(rows: Sequence[dict[str, Any]]) -> tuple[str, str]:
             )
     for row in rows:
         told += [(row.get("elapsed_s", 0.0), str(text)) for text in row.get("warnings", ())]
+    last_s = rows[-1].get("elapsed_s", 0.0) if rows else 0.0
+    told += [(last_s, text) for text in warnings]
     if not told:
         return "", "<p class=note>No step was skipped, no image was replaced, nothing was warned of.</p>"
-    lines = [f"<li><span>{timeline.seconds(at_s)}</span>{html.escape(text)}" for at_s, text in sorted(told)]
+    lines = [
+        f"<li><span>{timeline.seconds(at_s)}</span>{html.escape(text)}"
+        for at_s, text in sorted(told, key=itemgetter(0))
+    ]
     return "", f"<ul class=events>{''.join(lines)}</ul>"
-
-
-def _settings(config: Config) -> str:
-    recipe, optim = config.recipe, config.recipe.optim
-    settings = {
-        "validation": config.val or "none",
-        "encoder": f"{recipe.encoder.arch}, width {recipe.encoder.width:g}, {recipe.encoder.stem} stem",
-        "heads": f"hidden {recipe.head.hidden}, out {recipe.head.out}",
-        "peak learning rate": f"{recipe.peak_lr:g} (base {optim.base_lr:g} per 256 images)",
-        "warm-up": f"{optim.warmup_epochs:g} epochs",
-        "weight decay": f"{optim.weight_decay:g}",
-        "τ at the start": f"{optim.tau_base:g}",
-        "optimiser": config.optimizer,
-        "engine": config.engine,
-        "loader": f"{config.loader}, {config.workers} workers",
-        "first view": _view(recipe.views[0]),
-        "second view": _view(recipe.views[1]),
-    }
-    lines = "".join(f"<tr><td>{name}<td>{html.escape(value)}" for name, value in settings.items())
-    return f"<table class=settings>{lines}</table>"
-
-
-def _view(view: ViewConfig) -> str:
-    low, high = view.area
-    return (
-        f"area {low:g} to {high:g}, flip {view.flip:g}, jitter {view.jitter:g} (brightness {view.brightness:g}, "
-        f"contrast {view.contrast:g}, saturation {view.saturation:g}, hue {view.hue:g}), grey {view.grayscale:g}, "
-        f"blur {view.blur:g}, solarise {view.solarize:g}"
-    )

@@ -65,14 +65,14 @@ class _Curve:
     is_exact: bool = False
 
 
-def figures(rows: Rows, *, healthy_std: float) -> str:
+def figures(rows: Rows, *, healthy_std: float, loss_note: str) -> str:
     """Draw every chart the rows have numbers for, as HTML figures. healthy_std: 1/sqrt(D)."""
     rows = [row for row in thin(rows) if isinstance(row.get("elapsed_s"), int | float)]
     if not rows:
         return ""
     waiting, sizes, stds = _waiting(rows), values(rows, "crop_px"), values(rows, "embedding_std")
     drawn = (
-        _draw(_Curve("Loss", "both directions, 0 to 8"), rows, values(rows, "loss")),
+        _draw(_Curve("Loss", loss_note), rows, values(rows, "loss")),
         _draw(_Curve("Learning rate", is_exact=True), rows, values(rows, "lr")),
         _draw(_Curve("Target rate τ", colour="b", low=None, is_exact=True), rows, values(rows, "tau")),
         _draw(_Curve("View size", unit=" px", colour="b", is_exact=True), rows, sizes) if len(set(sizes)) > 1 else "",

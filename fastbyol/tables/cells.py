@@ -18,7 +18,7 @@ from fastbyol.runfolder import RunFolder
 from fastbyol.tables.paper import Cell
 from fastbyol.telemetry import read_metrics
 
-POLL_S = 0.5
+POLL_S = 5.0  # every row of a run is read each time
 
 
 class Crashed(RuntimeError):

@@ -7,14 +7,16 @@ import statistics
 from collections.abc import Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
-
-from matplotlib.axes import Axes
-from matplotlib.figure import Figure
+from typing import TYPE_CHECKING
 
 from fastbyol import atomic
 from fastbyol.commandline import DIVERGED
 from fastbyol.tables.cells import Outcome
 from fastbyol.tables.paper import Cell, Table
+
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
 
 GAP = 2.0  # points of the paper's scores from which the order of two cells is compared
 BLUE, ORANGE, GRAY = "#2f6db5", "#d9822b", "#8a8f98"
@@ -111,6 +113,8 @@ def _with_spread(values: Sequence[float]) -> str:
 
 def plot(table: Table, outcomes: Outcomes) -> Figure:
     """Draw the paper's scores, ours and the embedding std, a line a cell; dots are runs."""
+    from matplotlib.figure import Figure  # noqa: PLC0415 - .3 s that no other command of fastbyol-eval should pay
+
     figure = Figure(figsize=(11, 1.4 + 0.34 * len(table.cells)), layout="constrained")
     paper, ours, std = figure.subplots(1, 3, sharey=True, width_ratios=(2, 2, 1))
     places = range(len(table.cells))

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import threading
+import time
 from contextlib import closing
 from functools import partial
 from itertools import islice
@@ -69,6 +71,27 @@ def test_crops_are_about_ours(betons: Betons, crop_px: int) -> None:
 def test_a_view_has_the_box_and_the_flip_that_were_drawn(betons: Betons) -> None:
     ours, theirs = both(betons, ViewConfig(), crop_px=24)
     assert torch.cdist(ours.flatten(1), theirs.flatten(1)).argmin(1).tolist() == list(range(len(ours)))
+
+
+def test_crops_are_made_in_advance_by_a_thread_of_their_own(betons: Betons) -> None:
+    threads: list[str] = []
+
+    def told(batch: Batch) -> ViewParams:
+        threads.append(threading.current_thread().name)
+        return draw(ViewConfig(), batch)
+
+    with Reader(betons.train) as reader:
+        rows = [*islice(stream(0, batch_size=8, count=len(reader), seed=0), 6)]
+        loaded = loaders.load("native", reader, rows, workers=1)
+        before = threading.active_count()
+        with closing(loaders.cropped_by_dali(loaded, told, crop_px=24, workers=1, device="cpu")) as crops:
+            next(crops)
+            deadline = time.monotonic() + 20
+            while len(threads) < 2 and time.monotonic() < deadline:  # more than was asked for
+                time.sleep(0.01)
+        assert len(threads) >= 2
+        assert threading.current_thread().name not in threads
+        assert threading.active_count() == before
 
 
 def test_a_run_with_dalis_crop_begins_with_about_our_loss(betons: Betons, tmp_path: Path) -> None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shutil
 import subprocess
 import sys
 import time
@@ -33,7 +34,11 @@ def told(folder: Path, steps: range) -> None:
     """
     own = folder / f"from-{steps.start}"
     own.mkdir()
-    run = WandbRun("fastbyol-tests", folder=own, name="a-run", settings={"batch_size": 64})
+    if (folder / "wandb-id").exists():
+        shutil.copy(folder / "wandb-id", own)
+    is_new = steps.start == 1
+    run = WandbRun("fastbyol-tests", folder=own, name="a-run", settings={"batch_size": 64}, is_new=is_new)
+    shutil.copy(own / "wandb-id", folder)
     with Telemetry(folder / "metrics.jsonl", from_step=steps.start - 1, also=run) as telemetry:
         for step in steps:
             telemetry.row(row(step, loss=step + 0.123456, warnings=["not a number"]), left_s=1.0)
@@ -41,7 +46,8 @@ def told(folder: Path, steps: range) -> None:
 
 def sent(folder: Path) -> list[float]:
     """Read the losses off wandb's transaction logs, which hold values as JSON text."""
-    data = b"".join(path.read_bytes() for path in folder.rglob("run-a-run.wandb"))
+    own_id = (folder / "wandb-id").read_text().strip()
+    data = b"".join(path.read_bytes() for path in folder.rglob(f"run-{own_id}.wandb"))
     return sorted({float(value) for value in re.findall(rb"(\d+\.123456)\D", data)})
 
 
@@ -63,7 +69,7 @@ def test_every_row_reaches_wandb_also_after_a_resume(tmp_path: Path) -> None:
 
 def test_a_project_wandb_refuses_is_one_clear_line(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="wandb does not start"):
-        WandbRun("no/such:project", folder=tmp_path, name="a-run", settings={})
+        WandbRun("no/such:project", folder=tmp_path, name="a-run", settings={}, is_new=True)
 
 
 START = """
@@ -73,7 +79,7 @@ from pathlib import Path
 from fastbyol.config import ConfigError
 from fastbyol.wandb_run import WandbRun
 try:
-    WandbRun("project", folder=Path(sys.argv[1]), name="a-run", settings={})
+    WandbRun("project", folder=Path(sys.argv[1]), name="a-run", settings={}, is_new=True)
 except ConfigError as error:
     print(error)
 """

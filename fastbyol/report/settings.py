@@ -1,0 +1,99 @@
+"""Know which settings a report shows: the usual ones always, departures from the paper where they are made."""
+
+from __future__ import annotations
+
+import html
+from typing import Any
+
+from fastbyol.config import Config, HeadConfig, ObjectiveConfig, OptimConfig, Recipe, ViewConfig
+from fastbyol.schedule import peaks
+
+
+def loss_ends_at_8(config: Config) -> bool:
+    """Tell whether the loss lies in [0, 8]: that of unit rows without negatives."""
+    goal = config.recipe.objective
+    return goal.normalization == "l2" and goal.beta == 0
+
+
+def as_html(config: Config, plan: dict[str, Any] | None) -> str:
+    """Write the table of settings; the plan's base_lr and tau_base, where it has them, are those that were used."""
+    lines = {**_usual(config, plan or {}), **_departures(config)}
+    body = "".join(f"<tr><td>{name}<td>{html.escape(value)}" for name, value in lines.items())
+    return f"<table class=settings>{body}</table>"
+
+
+def _usual(config: Config, plan: dict[str, Any]) -> dict[str, str]:
+    recipe, optim = config.recipe, config.recipe.optim
+    base_lr, tau_base = peaks(recipe, epochs=config.epochs or recipe.epochs)
+    base_lr, tau_base = plan.get("base_lr", base_lr), plan.get("tau_base", tau_base)
+    return {
+        "validation": config.val or "none",
+        "encoder": f"{recipe.encoder.arch}, width {recipe.encoder.width:g}, {recipe.encoder.stem} stem",
+        "heads": _heads(recipe.head),
+        "peak learning rate": f"{base_lr * recipe.batch_size / 256:.4g} (base {base_lr:.4g} per 256 images)",
+        "warm-up": f"{optim.warmup_epochs:g} epochs",
+        "weight decay": f"{optim.weight_decay:g}",
+        **_rate(optim, recipe.objective, tau_base),
+        "optimiser": config.optimizer,
+        "engine": config.engine,
+        "loader": f"{config.loader}, {config.workers} workers",
+        "first view": _view(recipe.views[0]),
+        "second view": _view(recipe.views[1]),
+    }
+
+
+def _heads(head: HeadConfig) -> str:
+    usual = HeadConfig()
+    depths = (head.projector_depth, head.predictor_depth)
+    told = f"hidden {head.hidden}, out {head.out}"
+    if depths == (usual.projector_depth, usual.predictor_depth):
+        return told
+    predictor = f"predictor of {depths[1]}" if depths[1] else "no predictor"
+    return f"{told}, projector of {depths[0]} linear layers, {predictor}"
+
+
+def _rate(optim: OptimConfig, objective: ObjectiveConfig, tau_base: float) -> dict[str, str]:
+    """Say how the target moves; nothing where there is none, or one that never moves."""
+    if objective.target != "ema":
+        return {}
+    return {"τ at the start": f"{tau_base:.4g}"} if optim.tau_rises else {"τ": f"{tau_base:.4g} throughout"}
+
+
+def _departures(config: Config) -> dict[str, str]:
+    recipe, goal = config.recipe, config.recipe.objective
+    told = {
+        "targets": goal.target if goal.target != "ema" else "",
+        "normalisation": goal.normalization if goal.normalization != "l2" else "",
+        "negatives": _negatives(goal),
+        "target statistics": recipe.target_statistics if recipe.target_statistics != "batch" else "",
+        "target": "lags one step" if recipe.lagged_target else "",
+        "crop ramp": _ramp(recipe),
+        "crop": f"by {config.crop}" if config.crop != "kernels" else "",
+        "micro-batches": str(config.micro_batches) if config.micro_batches > 1 else "",
+        "recalibration": f"{recipe.recalibrate} batches" if recipe.recalibrate else "",
+    }
+    return {name: value for name, value in told.items() if value}
+
+
+def _negatives(goal: ObjectiveConfig) -> str:
+    if not goal.beta:
+        return ""
+    queue = f", queue of {goal.queue}" if goal.queue else ""
+    return f"β {goal.beta:g}, temperature {goal.temperature:g}{queue}"
+
+
+def _ramp(recipe: Recipe) -> str:
+    ramp = recipe.crop_ramp
+    if ramp is None:
+        return ""
+    sizes = ", ".join(str(px) for px in ramp.sizes_px)
+    return f"{sizes} px up to {ramp.until:.0%} of the run, then {recipe.crop_px} px"
+
+
+def _view(view: ViewConfig) -> str:
+    low, high = view.area
+    return (
+        f"area {low:g} to {high:g}, flip {view.flip:g}, jitter {view.jitter:g} (brightness {view.brightness:g}, "
+        f"contrast {view.contrast:g}, saturation {view.saturation:g}, hue {view.hue:g}), grey {view.grayscale:g}, "
+        f"blur {view.blur:g}, solarise {view.solarize:g}"
+    )
