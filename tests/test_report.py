@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import html
-import json
 import math
 import re
 import time
@@ -22,7 +21,7 @@ from fastbyol.evaluate.neighbours import Neighbours
 from fastbyol.recipes import named
 from fastbyol.report import chart, curves, settings, timeline
 from fastbyol.runfolder import RunFolder
-from fastbyol.train import main
+from fastbyol.train import run
 from tests.conftest import Betons
 
 RESULT = {"images_per_s": 812.0, "epochs": 9.5, "train_s": 50.0, "knn_top1": 81.25, "knn_top1_random_init": 40.5}
@@ -218,11 +217,12 @@ def test_the_plan_and_what_happened_add_up_to_the_budget() -> None:
 
 @pytest.mark.slow
 def test_the_plan_of_a_real_run_is_shown_whole(betons: Betons, tmp_path: Path) -> None:
-    files = [f"--data={betons.train}", f"--val={betons.val}", f"--out={tmp_path / 'run'}"]
-    asked = ["--budget=20s", "--batch-size=32", "--device=cpu", "--workers=1", "--no-tensorboard"]
-    assert main(["demo+hidden=16+out=8", *files, *asked]) == 0
+    recipe = replace(named("demo+hidden=16+out=8"), batch_size=32)
     folder = RunFolder(tmp_path / "run")
-    plan = json.loads(folder.result.read_text())["plan"]
+    config = Config(recipe, str(betons.train), str(betons.val), budget_s=25, workers=1, tensorboard=False)
+    result = run(config, folder.path)
+    assert result is not None
+    plan = result["plan"]
     assert plan.keys() == PLAN.keys()
     assert plan["closing_s"].keys() == report.CLOSING.keys() == PLAN["closing_s"].keys()
     shown = folder.report.read_text()
