@@ -17,4 +17,5 @@ recipe = replace(recipe, head=replace(recipe.head, hidden=256))
 config = Config(recipe, data=train, val=val, budget_s=parse_duration(budget), seed=1)
 result = run(config, out, overwrite=True)
 if result is not None:  # None: interrupted, resumable with run(config, out, resume=True)
-    print(f"kNN {result['knn_top1_random_init']:.1f} -> {result['knn_top1']:.1f} % after {result['epochs']:.2f} epochs")
+    before, after = result["knn_top1_random_init"], result["knn_top1"]  # after is None where no time was left for it
+    print(f"kNN {before:.1f} % -> {after if after is None else round(after, 1)} % after {result['epochs']:.2f} epochs")

@@ -19,7 +19,6 @@ from fastbyol.evaluate.features import OutOfTime
 from fastbyol.evaluate.neighbours import Neighbours
 from fastbyol.export import save_encoder
 from fastbyol.loop import Loop
-from fastbyol.plan import EXIT_S, PACE_MAX
 from fastbyol.runfolder import RunFolder, write_result
 from fastbyol.saver import copied
 from fastbyol.telemetry import Intervals, read_metrics
@@ -136,16 +135,12 @@ class Closing:
     def _is_past(self, moment_s: float) -> bool:
         return self.loop.stopwatch.elapsed_s() > moment_s
 
-    def carry_out(self, *, deadline_s: float | None, is_limited: bool) -> None:
-        """Export, score, and write report and result.json; where limited, give the score up to end by `deadline_s`."""
+    def carry_out(self, *, deadline_s: float | None, score_until_s: float | None) -> None:
+        """Export, score, and write report and result.json; give the score up where it would last longer than that."""
         loop, at = self.loop, self.loop.position
         self.recalibrate()
         self._export(self.folder)
-        stop = None
-        if deadline_s is not None and is_limited:
-            last_s = deadline_s - PACE_MAX * (EXIT_S + self.seconds.get("report", 0.0))
-            stop = partial(self._is_past, last_s)
-        score = self.knn_top1(stop)
+        score = self.knn_top1(None if score_until_s is None else partial(self._is_past, score_until_s))
         images = at.step * self.config.recipe.batch_size
         result: dict[str, Any] = {
             "steps": at.step,

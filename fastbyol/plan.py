@@ -7,7 +7,8 @@ from collections import deque
 from dataclasses import dataclass, field
 from statistics import median
 
-EXIT_S = 0.2  # from result.json to the end of the process, unhindered
+EXIT_S = 0.5  # kept for the end of the process, unhindered; it takes about .05
+LEAVE_S = 0.2  # of it, when a score would have to be given up for it
 MARGIN = 1.15  # of the closing work as measured; its time scatters
 PACE_MAX = (
     2.5  # times its best that the closing work is given at most: hindrance may pass, and the score can be given up
@@ -92,6 +93,11 @@ class ClockPlan:
     def end_s(self) -> float:
         """When training has to end, in seconds of the run."""
         return self.deadline_s - self.reserve.seconds()
+
+    @property
+    def score_until_s(self) -> float:
+        """When a score that is not finished has to be given up, in seconds of the run."""
+        return self.deadline_s - self.reserve.pace() * (LEAVE_S + self.reserve.parts.get("report", 0.0))
 
     def advance(self, progress: float, *, step: int, since_s: float, now_s: float) -> float:  # noqa: ARG002
         """Give the progress at `now_s` from that at `since_s`."""

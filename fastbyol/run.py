@@ -159,7 +159,7 @@ class Run:
 
     def go(self, *, is_new: bool) -> bool:
         """Plan, train and close; True when finished, False when a signal came first."""
-        deadline_s, is_limited = self._deadline_s(), False
+        deadline_s, score_until_s = self._deadline_s(), None
         if self.loop.position.progress < 1.0:
             planned = self.plan(deadline_s)
             if planned is not None:
@@ -167,9 +167,10 @@ class Run:
                     begin(self.folder, self.config)
                 if not self.fit(*planned):
                     return False
-                is_limited = True
+                if isinstance(planned[0], ClockPlan):
+                    score_until_s = planned[0].score_until_s
         if self.world.is_main:
-            self.closing.carry_out(deadline_s=deadline_s, is_limited=is_limited)
+            self.closing.carry_out(deadline_s=deadline_s, score_until_s=score_until_s)
         return True
 
     def _deadline_s(self) -> float | None:

@@ -89,7 +89,8 @@ def test_batch_norm_starts_as_the_identity() -> None:
 
 
 @pytest.mark.parametrize(
-    "config", [EncoderConfig("resnet19"), EncoderConfig("resnet18", stem="patch"), EncoderConfig("resnet18", width=0.001)]
+    "config",
+    [EncoderConfig("resnet19"), EncoderConfig("resnet18", stem="patch"), EncoderConfig("resnet18", width=0.001)],
 )
 def test_an_unknown_network_is_refused_with_the_choices(config: EncoderConfig) -> None:
     with pytest.raises(ConfigError, match=r"choose one of|give"):
