@@ -16,7 +16,9 @@ import importlib, importlib.util, pkgutil, sys
 import fastbyol
 assert fastbyol.__file__.startswith(sys.argv[1]), fastbyol.__file__
 names = [module.name for module in pkgutil.walk_packages(fastbyol.__path__, "fastbyol.")]
-needs_extra = {"fastbyol.loaders.ffcv": "ffcv", "fastbyol.loaders.dali": "nvidia"}
+needs_extra = {"fastbyol.loaders.ffcv": "ffcv"} | dict.fromkeys(
+    ("fastbyol.loaders.dali", "fastbyol.loaders.dali_crop"), "nvidia"
+)
 for name in names:
     if name not in needs_extra or importlib.util.find_spec(needs_extra[name]):
         importlib.import_module(name)
