@@ -10,9 +10,7 @@ from statistics import median
 EXIT_S = 0.5  # kept for the end of the process, unhindered; it takes about .05
 LEAVE_S = 0.2  # of it, when a score would have to be given up for it
 MARGIN = 1.15  # of the closing work as measured; its time scatters
-PACE_MAX = (
-    2.5  # times its best that the closing work is given at most: hindrance may pass, and the score can be given up
-)
+PACE_MAX = 2.5  # times its best is what the closing work is given at most: hindrance may pass, a score be given up
 RECENT = 16  # steps whose median tells today's pace
 
 
