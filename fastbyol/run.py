@@ -45,9 +45,9 @@ def run(
 ) -> bool:
     """Carry out a run in its folder; True when it finished, False when a signal stopped it and it can be resumed.
 
-    `stopwatch` counts the seconds of the budget; `stop` hears the signals. Under torchrun every rank calls it. With `resume` a folder without a run begins one. Raises ConfigError, BetonError
-    or CheckpointError for input that cannot be used, before anything is overwritten; OSError where the disk refuses;
-    watchdog.Diverged; distributed.RankLost.
+    `stopwatch` counts the seconds of the budget; `stop` hears the signals. Under torchrun every rank calls it. With
+    `resume` a folder without a run begins one. Raises ConfigError, BetonError or CheckpointError for input that cannot
+    be used, before anything is overwritten; OSError where the disk refuses; watchdog.Diverged; distributed.RankLost.
     """
     val_reader = nullcontext() if config.val is None else Reader(config.val)
     with joined(config.device) as world, Reader(config.data) as train, val_reader as val:
