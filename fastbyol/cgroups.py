@@ -1,7 +1,8 @@
-"""Know which control groups hold this process back: its own and all above it, of version 2 or 1 (Linux)."""
+"""Know which control groups hold this process back, and how many cores they leave it; version 2 or 1 (Linux)."""
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -26,3 +27,21 @@ def groups(controller: str, *, root: Path = ROOT, own: Path = OWN) -> Iterator[t
         for group in (innermost, *innermost.parents):
             if group.is_relative_to(top):
                 yield group, version
+
+
+def available_cores() -> int:
+    """Count the cores this process may use: its affinity, or less where a control group limits its time."""
+    cores = len(os.sched_getaffinity(0))
+    quotas = (quota for group, version in groups("cpu") for quota in cores_of(group, version=version))
+    return min((cores, *(max(round(quota), 1) for quota in quotas)))
+
+
+def cores_of(group: Path, *, version: int) -> Iterator[float]:
+    """Yield how many cores' time a control group allows; nothing where it sets no limit, or does not tell."""
+    files = {1: ("cpu.cfs_quota_us", "cpu.cfs_period_us"), 2: ("cpu.max",)}[version]
+    try:
+        quota, period = " ".join((group / name).read_text() for name in files).split()
+    except OSError:  # the root has no such file
+        return
+    if quota not in ("max", "-1"):
+        yield int(quota) / int(period)

@@ -93,7 +93,7 @@ class Closing:
             )
 
     def knn_top1(self, stop: Callable[[], bool] | None = None) -> float | None:
-        """Score the online encoder with a bank of up to `knn_bank` training images.
+        """Score the online encoder with a bank of up to `knn_bank` training images; training does not notice.
 
         None without a validation file, and when `stop` says that there is no time left to finish.
         """
@@ -112,7 +112,6 @@ class Closing:
             try:
                 bank, queries = extract(self.train, limit=self.config.knn_bank), extract(self.val)
             except OutOfTime:
-                self.loop.teller.warn("no time was left to score the encoder; fastbyol-eval knn does")
                 return None
             self.neighbours = neighbours.pick(
                 bank, queries, rows=SHOWN_QUERIES, k=SHOWN_NEIGHBOURS, bank_images=len(self.train)
@@ -141,6 +140,8 @@ class Closing:
         self.recalibrate()
         self._export(self.folder)
         score = self.knn_top1(None if score_until_s is None else partial(self._is_past, score_until_s))
+        if score is None and self.val is not None:
+            loop.teller.warn("no time was left to score the encoder; fastbyol-eval knn does")
         images = at.step * self.config.recipe.batch_size
         result: dict[str, Any] = {
             "steps": at.step,

@@ -265,7 +265,8 @@ class Config:
     """Say what one run does: the recipe, its data, its length and its place.
 
     The length is one of `budget_s`, seconds over all processes of the run; `deadline`, a Unix time; and `epochs`.
-    `checkpoint_s` None lets the measured cost of a checkpoint decide how often one is written.
+    `checkpoint_s` None lets the measured cost of a checkpoint decide how often one is written. `knn_at`: shares of the
+    run at which the encoder is scored on `val`, beside those at its start and end.
     """
 
     recipe: Recipe
@@ -288,6 +289,7 @@ class Config:
     log_every: int = 20
     checkpoint_s: float | None = None
     knn_bank: int = 10_000
+    knn_at: tuple[float, ...] = ()
     stop_on_collapse: bool = False
     profile: bool = False
     tensorboard: bool = True
@@ -319,6 +321,14 @@ class Config:
         )
         require(self.log_every >= 1, f"log_every is {self.log_every}; give at least 1")
         require(self.knn_bank >= 1, f"knn_bank is {self.knn_bank}; give at least 1 image")
+        for share in self.knn_at:
+            require(
+                0 < share < 1, f"a score at {share} of the run; give shares between 0 and 1, as in --knn-at 0.25,0.5"
+            )
+        require(
+            not self.knn_at or self.val is not None,
+            "scores in the midst of training need labelled images; give --val, or no --knn-at",
+        )
         require(
             self.checkpoint_s is None or self.checkpoint_s > 0,
             f"checkpoint_s is {self.checkpoint_s}; give more than 0 seconds",
@@ -361,11 +371,11 @@ def from_json(text: str) -> Config:
                 crop_ramp=None if ramp is None else CropRamp(**_tuples(ramp)),
                 **recipe,
             ),
-            **fields,
+            **_tuples(fields),
         )
     except (TypeError, KeyError, ValueError, AttributeError) as error:
         raise ConfigError(f"this is not a configuration of this version of fastbyol: {error}") from error
 
 
-def _tuples(view: dict[str, Any]) -> dict[str, Any]:
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in view.items()}
+def _tuples(settings: dict[str, Any]) -> dict[str, Any]:
+    return {name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()}

@@ -9,6 +9,7 @@ import sys
 from types import FrameType
 from typing import NoReturn
 
+from fastbyol.cgroups import available_cores
 from fastbyol.signals import STOPPING
 
 INTERRUPTED = 75
@@ -34,6 +35,7 @@ def _start(module: str) -> NoReturn:
 
     for number in STOPPING:
         signal.signal(number, quit_at_once)
+    os.environ.setdefault("OMP_NUM_THREADS", str(available_cores()))  # torch alone does not see a group's quota
     status: int = importlib.import_module(f"fastbyol.{module}").main()
     for number in STOPPING:
         signal.signal(number, signal.SIG_IGN)  # all is done and said; the status stands

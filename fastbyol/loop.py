@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Hashable, Iterator
+from collections.abc import Callable, Hashable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
@@ -32,6 +32,8 @@ from fastbyol.step import Eager
 from fastbyol.telemetry import Intervals
 from fastbyol.teller import Teller
 from fastbyol.watchdog import Watchdog
+
+Score = Callable[[Callable[[], bool]], float | None]  # of the model as it is; None once what is given says to stop
 
 
 @dataclass(frozen=True)
@@ -128,16 +130,16 @@ class Loop:
             named |= {**calibrate.tensors(probe.classifier, probe.optimizer), "probe sums": probe.sums}
         return named
 
-    def run(self, plan: Plan, schedule: Schedule) -> bool:
+    def run(self, plan: Plan, schedule: Schedule, *, score: Score) -> bool:
         """Train until the plan is over: True; or until a signal: False. Either way the position is checkpointed.
 
-        A signal that comes while the last checkpoint is written counts, too. Raises Diverged where the watchdog sees no
-        use in going on; the checkpoints before it stay.
+        `score` is taken on rank 0 where the configuration says. A signal that comes while the last checkpoint is
+        written counts, too. Raises Diverged where the watchdog sees no use in going on; the checkpoints before it stay.
         """
         self.schedule = schedule
         with self.stop.deferred():
             try:
-                self._train(plan, schedule)
+                self._train(plan, schedule, score)
             except KeyboardInterrupt:  # a second signal: quit at once
                 self.saver.abandon()
                 raise
@@ -172,13 +174,17 @@ class Loop:
         self._skipped_now = len(batch.skipped)
         return output
 
-    def _train(self, plan: Plan, schedule: Schedule) -> None:
+    def scores_ahead(self) -> int:
+        """Count the scores that the configuration wants between here and the end."""
+        return sum(share > self.position.progress for share in self.config.knn_at)
+
+    def _train(self, plan: Plan, schedule: Schedule, score: Score) -> None:
         config, start = self.config, self.position
         began_s = saved_s = now_s = self.stopwatch.elapsed_s()
         intervals, is_stopped = Intervals(), False
         with self.teller.open(from_step=start.step), closing(self.pipeline.batches(start.step)) as batches:
             while self.position.progress < 1.0 and not is_stopped:
-                step_began_s = self.stopwatch.elapsed_s()
+                step_began_s, ahead = self.stopwatch.elapsed_s(), self.scores_ahead()
                 output = self.step(batches, schedule, intervals, progress=self.position.progress)
                 since_s, now_s = now_s, self.stopwatch.elapsed_s()
                 self._look_at_pace(plan, schedule, step_s=now_s - step_began_s)
@@ -187,9 +193,16 @@ class Loop:
                 intervals.lap("agree_s")
                 self.teller.step()
                 intervals.lap("log_s")
-                if progress == 1.0 or is_stopped or self.position.step % config.log_every == 0:
+                is_over = progress == 1.0 or is_stopped
+                is_scored = self.scores_ahead() < ahead and not is_over
+                if is_over or is_scored or self.position.step % config.log_every == 0:
                     row = self._row(output, schedule, elapsed_s=now_s)
                     intervals.lap("log_s")
+                    if is_scored:
+                        row |= self._scored(plan, score, now_s=now_s)
+                        intervals.skip()  # neither the loop's time nor progress
+                        scored_s = self.stopwatch.elapsed_s() - now_s
+                        began_s, now_s = began_s + scored_s, now_s + scored_s
                     row |= intervals.take()
                     self._watch(row)
                     done = max(progress - start.progress, 1e-9)
@@ -200,6 +213,19 @@ class Loop:
                     intervals.lap("checkpoint_s")
             self.save()  # before anything is closed, which may take its time
 
+    def _scored(self, plan: Plan, score: Score, *, now_s: float) -> dict[str, float]:
+        """Score the model on rank 0; {} where a signal comes first, or half of the time that is left has gone."""
+        until_s = (now_s + plan.end_s) / 2 if isinstance(plan, ClockPlan) else math.inf
+        found = None
+        if self.world.is_main:
+            found = score(lambda: self.stop.arrived or self.stopwatch.elapsed_s() > until_s)
+        self.world.from_main(None)  # the others wait here, as long as it takes, and not in the next step
+        if found is None:
+            return {}
+        if isinstance(plan, ClockPlan):
+            plan.reserve.note_piece("evaluate", self.stopwatch.elapsed_s() - now_s)
+        return {"knn_top1": found}
+
     def _has_time(self, plan: Plan, now_s: float) -> bool:
         """Tell whether a checkpoint begun now would be written before the last one is due."""
         return not isinstance(plan, ClockPlan) or now_s + 2 * self.saver.cost.seconds() < plan.end_s
@@ -209,7 +235,7 @@ class Loop:
         if isinstance(plan, ClockPlan):
             plan.reserve.note_step(schedule.crop_px(self.position.progress), step_s)
             if self.saver.take_finished():
-                plan.reserve.note_save(self.saver.cost.seconds())
+                plan.reserve.note_piece("checkpoint", self.saver.cost.seconds())
 
     def _agree(self, plan: Plan, *, since_s: float, now_s: float) -> tuple[float, bool]:
         """Let rank 0 say how far the run is, and any rank that it must stop: progress, and whether to stop."""

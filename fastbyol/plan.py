@@ -54,9 +54,9 @@ class Reserve:
         """Give the seconds of a step as they are now, the median of the last few; 0 before the first."""
         return median(seconds for _, seconds in self.recent) if self.recent else 0.0
 
-    def note_save(self, seconds: float) -> None:
-        """Take note of what the newest checkpoint took, if that is more than when it was rehearsed."""
-        self.parts["checkpoint"] = max(self.parts.get("checkpoint", 0.0), seconds / self.pace())
+    def note_piece(self, piece: str, seconds: float) -> None:
+        """Take note of what a piece of the closing work took in the midst of training, if more than in rehearsal."""
+        self.parts[piece] = max(self.parts.get(piece, 0.0), seconds / self.pace())
 
     def pace(self) -> float:
         """Give how many times as long the closing work would take now as when it was rehearsed."""

@@ -211,7 +211,8 @@ class Run:
         if not self._has_time(plan, step_s=step_s):
             return None
         now_s = self.stopwatch.elapsed_s()
-        steps = (plan.end_s - now_s) / (step_s * schedule.relative_cost(recipe))
+        scores_s = self.closing.seconds.get("evaluate", 0.0) * self.loop.scores_ahead()
+        steps = (plan.end_s - now_s - scores_s) / (step_s * schedule.relative_cost(recipe))
         fitting = (self.loop.position.step + max(steps, 1.0)) * recipe.batch_size / len(self.train)
         made = schedule.planned(recipe, epochs=self.world.from_main(self.epochs or fitting), warmup_max=WARMUP_MAX)
         self.loop.notes["plan"] = {
@@ -273,7 +274,7 @@ class Run:
     def fit(self, plan: Plan, made: Schedule) -> bool:
         """Train to the end of the plan: True; or to a signal: False. A run that ends early gets its report, too."""
         try:
-            finished = self.loop.run(plan, made)
+            finished = self.loop.run(plan, made, score=self.closing.knn_top1)
         except Diverged:
             self._report_unfinished()
             raise

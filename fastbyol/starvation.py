@@ -6,11 +6,11 @@ import os
 import resource
 import time
 from collections import deque
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from fastbyol.cgroups import groups
+from fastbyol.cgroups import available_cores
 
 WARN_SHARE = 0.1  # of the loop's time spent waiting
 ROWS = 5  # rows of metrics.jsonl that are judged together
@@ -44,24 +44,6 @@ class Shares:
     cores_busy_by_us: float
     stalled: float
     faults_per_image: float
-
-
-def available_cores() -> int:
-    """Count the cores this process may use: its affinity, or less where a control group limits its time."""
-    cores = len(os.sched_getaffinity(0))
-    quotas = (quota for group, version in groups("cpu") for quota in cores_of(group, version=version))
-    return min((cores, *(max(round(quota), 1) for quota in quotas)))
-
-
-def cores_of(group: Path, *, version: int) -> Iterator[float]:
-    """Yield how many cores' time a control group allows; nothing where it sets no limit, or does not tell."""
-    files = {1: ("cpu.cfs_quota_us", "cpu.cfs_period_us"), 2: ("cpu.max",)}[version]
-    try:
-        quota, period = " ".join((group / name).read_text() for name in files).split()
-    except OSError:  # the root has no such file
-        return
-    if quota not in ("max", "-1"):
-        yield int(quota) / int(period)
 
 
 def usage() -> Usage:

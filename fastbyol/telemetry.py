@@ -20,7 +20,14 @@ from fastbyol.growing import Growing
 
 PIECES = ("loader_wait_s", "views_s", "step_s", "agree_s", "log_s", "checkpoint_s")  # of the loop's time
 LINE_EVERY_S = 30.0  # without a terminal
-LEARNING = ("loss", "lr", "tau", "embedding_std", "crop_px")  # TensorBoard's first group; the rest is the machine's
+LEARNING = (
+    "loss",
+    "lr",
+    "tau",
+    "embedding_std",
+    "crop_px",
+    "knn_top1",
+)  # TensorBoard's first group; the rest is the machine's
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
@@ -65,6 +72,12 @@ class Intervals:
         """Book the time since the last lap under `name`."""
         now = time.perf_counter()
         self.seconds[name] += now - self._lap
+        self._lap = now
+
+    def skip(self) -> None:
+        """Leave the time since the last lap out: of the sums, and of the interval."""
+        now = time.perf_counter()
+        self._began += now - self._lap
         self._lap = now
 
     def take(self) -> dict[str, float]:

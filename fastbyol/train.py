@@ -48,6 +48,9 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--data", metavar="F.beton", help="training images; recipe demo draws its own")
     parser.add_argument("--val", metavar="F.beton", help="labelled images to score with kNN before and after")
+    parser.add_argument(
+        "--knn-at", type=shares, default=(), metavar="X,X", help="score at these shares of the run, too: 0.25,0.5,0.75"
+    )
     length = parser.add_mutually_exclusive_group()
     length.add_argument(
         "--budget",
@@ -118,6 +121,14 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
+def shares(text: str) -> tuple[float, ...]:
+    """Read numbers set apart by commas."""
+    try:
+        return tuple(sorted({float(share) for share in text.split(",")}))
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r}; give shares of the run, as in 0.25,0.5,0.75") from None
+
+
 def recipe_of(args: argparse.Namespace) -> Recipe:
     """Build the recipe with what the command line changes in it; a peak given there holds for any length."""
     recipe = named(args.recipe)
@@ -165,6 +176,7 @@ def config_of(args: argparse.Namespace, folder: RunFolder) -> Config:
         on_error=args.on_error,
         micro_batches=args.micro_batches,
         log_every=args.log_every,
+        knn_at=args.knn_at,
         checkpoint_s=None if every is None else parse_duration(every, flag="--checkpoint-every"),
         stop_on_collapse=args.stop_on_collapse,
         profile=args.profile,

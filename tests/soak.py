@@ -72,9 +72,9 @@ def disturb(process: subprocess.Popen[str], disturbance: str, *, budget_s: float
             process.wait()
 
 
-def keep_budget(data: Path, out: Path, *, budget_s: float, disturbance: str) -> dict[str, Any]:
+def keep_budget(data: Path, out: Path, *more: str, budget_s: float, disturbance: str) -> dict[str, Any]:
     """Train within a budget while something disturbs it; return how it ended."""
-    asked = command(data, out, f"--budget={budget_s:g}s", "--overwrite", disturbance=disturbance)
+    asked = command(data, out, f"--budget={budget_s:g}s", "--overwrite", *more, disturbance=disturbance)
     began_s = time.monotonic()
     process = subprocess.Popen(asked, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     disturb(process, disturbance, budget_s=budget_s)

@@ -49,13 +49,14 @@ def test_one_process_agrees_with_itself() -> None:
 @pytest.mark.parametrize("ranks", [2, 3])
 def test_ranks_reach_the_loss_curve_of_one_process(betons: Betons, alone: Path, tmp_path: Path, ranks: int) -> None:
     out = tmp_path / "run"
-    process = torchrun(ranks, *arguments(betons, out, EPOCHS, f"--val={betons.val}"))
+    process = torchrun(ranks, *arguments(betons, out, EPOCHS, f"--val={betons.val}", "--knn-at=0.5"))
     _, said = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 0, said
     assert len(losses(out)) == 20
     assert losses(out) == pytest.approx(losses(alone), rel=tolerances.RANKS_LOSS)
     result = json.loads(RunFolder(out).result.read_text())
     assert (result["steps"], result["images"]) == (20, 960)
+    assert [row["step"] for row in read_metrics(RunFolder(out).metrics) if "knn_top1" in row] == [10]
 
 
 def test_a_run_resumes_on_another_number_of_ranks(betons: Betons, alone: Path, tmp_path: Path) -> None:

@@ -69,15 +69,13 @@ def test_a_sweep_gives_each_cell_its_own_score() -> None:
     assert len({cell.top1 for cell in cells}) > 1
 
 
-def test_monitoring_leaves_a_network_in_training_as_it_was(betons: Betons) -> None:
+def test_extraction_leaves_a_network_in_training_as_it_was(betons: Betons) -> None:
     encoder = build(EncoderConfig("resnet8", width=0.125, stem="cifar_stride2"), seed=0).train()
     before = copy.deepcopy(encoder.state_dict())
-    with Reader(betons.train) as train, Reader(betons.val) as val:
-        score = knn.monitor(encoder, train, val, lens=Lens(32, 1.0), bank=100)
-        assert encoder.training
-        assert all(torch.equal(before[name], value) for name, value in encoder.state_dict().items())
-        bank = extract(encoder, train, eval_px=32, margin=1.0, workers=1, limit=100)
-        assert score == knn.top1(bank, extract(encoder, val, eval_px=32, margin=1.0, workers=1))
+    with Reader(betons.train) as train:
+        extract(encoder, train, eval_px=32, margin=1.0, workers=1, limit=100)
+    assert encoder.training
+    assert all(torch.equal(before[name], value) for name, value in encoder.state_dict().items())
 
 
 def test_a_stop_ends_extraction_and_gives_the_network_back(betons: Betons) -> None:

@@ -107,7 +107,7 @@ def test_a_slower_checkpoint_is_reserved_once() -> None:
         for _ in range(16):
             reserve.note_step(24, step_s)
         if step_s == 0.2:
-            reserve.note_save(6.0)
+            reserve.note_piece("checkpoint", 6.0)
     assert reserve.parts["checkpoint"] == pytest.approx(3.0)
 
 

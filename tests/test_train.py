@@ -114,6 +114,16 @@ def test_the_same_seed_trains_the_same_encoder(betons: Betons, finished: Path, t
     assert encoders_are_equal(finished, tmp_path / "run")
 
 
+def test_scores_in_the_midst_of_training_change_nothing(betons: Betons, finished: Path, tmp_path: Path) -> None:
+    asked = arguments(betons, tmp_path / "run", f"--val={betons.val}", "--epochs=3", "--warmup-epochs=1")
+    assert main([*asked, "--knn-at=0.8,0.4", "--log-every=5"]) == 0
+    assert encoders_are_equal(finished, tmp_path / "run")
+    rows = {row["step"]: row for row in read_metrics(RunFolder(tmp_path / "run").metrics)}
+    assert sorted(rows) == [5, 6, 10, 12, 15]
+    assert [step for step, row in rows.items() if "knn_top1" in row] == [6, 12]
+    assert "kNN top-1" in RunFolder(tmp_path / "run").report.read_text()
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
 def test_resume_after_a_signal_is_bit_equal(
@@ -140,7 +150,8 @@ def test_resume_after_a_signal_is_bit_equal(
 @pytest.mark.parametrize("disturbance", ["none", "late thieves", "pause"])
 def test_a_budget_is_kept_from_process_start_to_exit(betons: Betons, tmp_path: Path, disturbance: str) -> None:
     out = tmp_path / "run"
-    row = soak.keep_budget(betons.train.parent, out, budget_s=BUDGET_S, disturbance=disturbance)
+    more = ("--knn-at=0.5",) if disturbance == "none" else ()
+    row = soak.keep_budget(betons.train.parent, out, *more, budget_s=BUDGET_S, disturbance=disturbance)
     assert soak.is_kept(row), row
     result = json.loads(RunFolder(out).result.read_text())
     assert result["budget_s"] == BUDGET_S
@@ -258,6 +269,9 @@ BAD = {
     "other classes": (other_classes, "different classes|sidecar"),
     "folder in use": (occupied, "--overwrite"),
     "budget in the past": (lambda b, t: arguments(b, t / "run", "--budget=until 2001-01-01"), "leaves no time"),
+    "scores without labels": (lambda b, t: arguments(b, t / "run", "--knn-at=0.5"), "give --val"),
+    "score at the end": (lambda b, t: arguments(b, t / "run", f"--val={b.val}", "--knn-at=0.5,1"), "at 1.0 of the run"),
+    "scores in words": (lambda b, t: arguments(b, t / "run", "--knn-at=often"), "'often'.*0.25,0.5"),
     "budget of no job": (lambda b, t: arguments(b, t / "run", "--budget=slurm"), "no Slurm job"),
     "ramp above full size": (lambda b, t: arguments(b, t / "run", "--crop-ramp=24"), "24 px"),
     "micro-batches of one": (lambda b, t: arguments(b, t / "run", "--micro-batches=32"), "at least 2 images"),

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -11,11 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from fastbyol.beton import Reader
 from fastbyol.config import require
-from fastbyol.encoder import ResNet
-from fastbyol.evaluate.features import Features, represent, spread
-from fastbyol.evaluate.images import Lens
+from fastbyol.evaluate.features import Features
 
 K = 20
 TEMPERATURE = 0.07
@@ -130,25 +127,3 @@ def sweep(
 def top1(bank: Features, queries: Features, *, k: int = K, temperature: float = TEMPERATURE) -> float:
     """Score the weighted vote: percent of queries whose best class is right, in [0, 100]."""
     return sweep(bank, queries, (k,), (temperature,))[0].top1
-
-
-def monitor(
-    encoder: ResNet,
-    train: Reader,
-    val: Reader,
-    *,
-    lens: Lens,
-    bank: int | None = None,
-    queries: int | None = None,
-    stop: Callable[[], bool] | None = None,
-) -> float:
-    """Score an encoder in the midst of its training: weighted kNN top-1, in percent.
-
-    `bank` and `queries` limit the images, spread over their files. The mode of the encoder and its batch-norm
-    statistics stay as they are. Raises features.OutOfTime once `stop` says True.
-    """
-    bound = [
-        represent(encoder, reader, spread(len(reader), limit), lens, stop=stop)
-        for reader, limit in ((train, bank), (val, queries))
-    ]
-    return top1(*bound, k=min(K, len(bound[0].labels)))

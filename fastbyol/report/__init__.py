@@ -55,7 +55,9 @@ def write(  # noqa: PLR0913 - all that a page shows
         _header(config, train),
         _outcome(config, rows, result, plan),
         _section("The budget", *_budget(rows, result, plan)),
-        _section("Training", "", f"<div class=charts>{drawn}</div>" if (drawn := _curves(config, rows)) else ""),
+        _section(
+            "Training", "", f"<div class=charts>{drawn}</div>" if (drawn := _curves(config, rows, result)) else ""
+        ),
         _section("What happened on the way", *_events(rows, warnings)),
         _section(
             "What the networks see",
@@ -198,9 +200,9 @@ def _budget(
     return said, f"<div class=split><div>{bars}</div>{estimates}</div>"
 
 
-def _curves(config: Config, rows: Sequence[dict[str, Any]]) -> str:
+def _curves(config: Config, rows: Sequence[dict[str, Any]], result: dict[str, Any] | None) -> str:
     loss_note = "both directions, 0 to 8" if settings.loss_ends_at_8(config) else ""
-    return curves.figures(rows, healthy_std=config.recipe.head.out**-0.5, loss_note=loss_note)
+    return curves.figures(rows, result, healthy_std=config.recipe.head.out**-0.5, loss_note=loss_note)
 
 
 def _events(rows: Sequence[dict[str, Any]], warnings: Sequence[str]) -> tuple[str, str]:

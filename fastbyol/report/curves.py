@@ -14,12 +14,14 @@ PLOTTED_ROWS = 1000  # enough for the eye; a long run has more
 SMOOTHED_ROWS = 40  # from here on a bold mean lies over the fine rows
 SMOOTH_SHARE = 0.02  # of the rows, to either side
 STARVING = 0.1  # share of waiting from which fastbyol warns
-TIME_PARTS = (
-    ("step_s", "a", "step"),
-    ("views_s", "b", "views"),
-    ("loader_wait_s", "c", "waiting"),
-    ("log_s", "d", "log"),
-)
+TIME_PARTS = {  # of telemetry.PIECES, from below: colour and name
+    "step_s": ("a", "step"),
+    "views_s": ("b", "views"),
+    "loader_wait_s": ("c", "waiting"),
+    "agree_s": ("f", "ranks"),
+    "checkpoint_s": ("e", "checkpoints"),
+    "log_s": ("d", "log"),
+}
 SERIES = (
     "elapsed_s",
     "loss",
@@ -29,11 +31,8 @@ SERIES = (
     "embedding_std",
     "images_per_s",
     "interval_s",
-    "loader_wait_s",
     "loader_wait_share",
-    "views_s",
-    "step_s",
-    "log_s",
+    *TIME_PARTS,
 )  # of a row, as far as it has them
 
 Rows = Sequence[dict[str, Any]]
@@ -65,8 +64,9 @@ class _Curve:
     is_exact: bool = False
 
 
-def figures(rows: Rows, *, healthy_std: float, loss_note: str) -> str:
+def figures(rows: Rows, result: dict[str, Any] | None, *, healthy_std: float, loss_note: str) -> str:
     """Draw every chart the rows have numbers for, as HTML figures. healthy_std: 1/sqrt(D)."""
+    scores = _scores(rows, result or {})
     rows = [row for row in thin(rows) if isinstance(row.get("elapsed_s"), int | float)]
     if not rows:
         return ""
@@ -86,6 +86,7 @@ def figures(rows: Rows, *, healthy_std: float, loss_note: str) -> str:
             rows,
             stds,
         ),
+        scores,
         _draw(_Curve("Images per second", colour="e"), rows, values(rows, "images_per_s")),
         _draw(
             _Curve(
@@ -103,6 +104,17 @@ def figures(rows: Rows, *, healthy_std: float, loss_note: str) -> str:
         _time_parts(rows),
     )
     return "".join(drawn)
+
+
+def _scores(rows: Rows, result: dict[str, Any]) -> str:
+    """Draw the scores taken in the midst of training, between those at its start and end; nothing without any."""
+    taken = [row for row in rows if values([row], "knn_top1")[0] is not None]
+    if not taken:
+        return ""
+    first = {"elapsed_s": rows[0]["elapsed_s"], "knn_top1": result.get("knn_top1_random_init")}
+    last = {"elapsed_s": rows[-1]["elapsed_s"], "knn_top1": result.get("knn_top1")}
+    known = [row for row in (first, *taken, last) if row["knn_top1"] is not None]
+    return _draw(_Curve("kNN top-1", "validation", unit=" %", colour="e"), known, values(known, "knn_top1"))
 
 
 def _percent(shares: list[float | None]) -> list[float | None]:
@@ -146,11 +158,12 @@ def _figure(name: str, note: str, aside: str, drawn: str) -> str:
 
 
 def _time_parts(rows: Rows) -> str:
-    whole = [row for row in rows if row.get("interval_s") and all(part in row for part, _, _ in TIME_PARTS)]
+    whole = [row for row in rows if row.get("interval_s") and all(part in row for part in TIME_PARTS)]
     if len(whole) < 2:
         return ""
-    layers = [(colour, [row[part] / row["interval_s"] for row in whole]) for part, colour, _ in TIME_PARTS]
-    legend = "".join(f"<i class={colour}></i>{name} " for _, colour, name in TIME_PARTS)
-    said = "How the loop's time is shared between step, views, waiting and logging, percent"
+    shown = [part for part in TIME_PARTS if any(row[part] for row in whole)]
+    layers = [(TIME_PARTS[part][0], [row[part] / row["interval_s"] for row in whole]) for part in shown]
+    legend = "".join(f"<i class={colour}></i>{name} " for colour, name in (TIME_PARTS[part] for part in shown))
+    said = f"How the loop's time is shared between {', '.join(TIME_PARTS[part][1] for part in shown)}, percent"
     drawn = chart.stack(said, [float(row["elapsed_s"]) for row in whole], layers)
     return _figure("Where the loop's time goes", "%", "", f"{drawn}<div class=legend>{legend}</div>")

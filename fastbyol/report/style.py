@@ -44,7 +44,7 @@ font-weight:600;margin-bottom:.3rem}
 .fine{fill:none;stroke-width:1;opacity:.35}
 path.a{stroke:var(--a)}path.b{stroke:var(--b)}path.c{stroke:var(--c)}path.e{stroke:var(--e)}
 circle.a,polygon.a{fill:var(--a)}circle.b,polygon.b{fill:var(--b)}circle.c,polygon.c{fill:var(--c)}
-polygon.d{fill:var(--d)}circle.e{fill:var(--e)}
+polygon.d{fill:var(--d)}polygon.e{fill:var(--e)}polygon.f{fill:var(--f)}circle.e{fill:var(--e)}
 .a,.b,.c,.d,.e,.f{--tone:var(--d)}.a{--tone:var(--a)}.b{--tone:var(--b)}.c{--tone:var(--c)}.e{--tone:var(--e)}
 .f{--tone:var(--f)}
 i{display:inline-block;width:.7em;height:.7em;border-radius:2px;background:var(--tone);margin:0 .35em 0 .5em}
