@@ -1,4 +1,4 @@
-"""python benchmarks/bench.py kernels|views|optimizer|step|loader|prep: time a part of fastbyol against its rivals."""
+"""python benchmarks/bench.py GROUP: time a part of fastbyol, kernels, loader, evaluate, ..., against its rivals."""
 
 # ruff: noqa: PLC0415  # see cases_of
 from __future__ import annotations
@@ -19,8 +19,9 @@ import triton
 from benchmarks import harness, rows
 from fastbyol import device
 
-GROUPS = ("kernels", "views", "optimizer", "step", "loader", "prep")
-HOST_GROUPS = ("loader", "prep")
+GROUPS = ("kernels", "views", "optimizer", "step", "loader", "prep", "evaluate")
+HOST_GROUPS = ("loader", "prep", "evaluate")  # the same on a machine without a GPU
+PREPARE_S = {"evaluate": 600.0}  # scikit-learn judges logistic regression in a minute or two
 
 
 def cases_of(args: argparse.Namespace, where: str) -> Iterator[harness.Case]:
@@ -47,6 +48,10 @@ def cases_of(args: argparse.Namespace, where: str) -> Iterator[harness.Case]:
 
         sizes = {"batch_size": args.batch_size, "workers": args.workers}
         yield from loader.cases(args.data, name=args.name, device=where, **sizes)
+    elif args.group == "evaluate":
+        from benchmarks.cases import evaluation
+
+        yield from evaluation.cases(where)
     else:
         from benchmarks.cases import prep
 
@@ -84,7 +89,8 @@ def main() -> int:
     if where == "cpu" and args.group not in HOST_GROUPS:
         print(f"{args.group}: no GPU is used; this is the reduced CPU form: small shapes, plain torch on both sides")
     torch.backends.cudnn.benchmark = True  # as training sets it
-    limits = harness.Limits(repeats=args.repeats, deadline=deadline)
+    prepare_s = PREPARE_S.get(args.group, harness.Limits.prepare_s)
+    limits = harness.Limits(repeats=args.repeats, deadline=deadline, prepare_s=prepare_s)
     chosen = (c for c in cases_of(args, where) if args.only in f"{c.case}, {c.shape}, {c.implementation}")
     kept: list[rows.Row] = []
     status = 0

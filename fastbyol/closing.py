@@ -62,12 +62,17 @@ class Closing:
             rows = [dict.fromkeys(report.SERIES, 1.0 + number) for number in range(2)]
             result = {"images_per_s": 1.0, "epochs": 1.0, "train_s": 1.0, "knn_top1": score, **loop.notes}
             self.report(result, folder=stage, rows=rows)
+            self._result(stage, result)
         finally:
             shutil.rmtree(stage.path, ignore_errors=True)
 
     def _export(self, folder: RunFolder) -> None:
         with self._timed("export"):
             save_encoder(folder.encoder, self.loop.model.online.encoder, self.config.recipe.encoder)
+
+    def _result(self, folder: RunFolder, result: dict[str, Any]) -> None:
+        with self._timed("result"):
+            write_result(folder, result)
 
     def report(
         self,
@@ -161,4 +166,4 @@ class Closing:
         result["elapsed_s"] = elapsed_s = loop.stopwatch.elapsed_s()
         if deadline_s is not None:
             result["overrun_s"] = max(elapsed_s - deadline_s, 0.0)
-        write_result(self.folder, result)
+        self._result(self.folder, result)

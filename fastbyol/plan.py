@@ -95,7 +95,8 @@ class ClockPlan:
     @property
     def score_until_s(self) -> float:
         """When a score that is not finished has to be given up, in seconds of the run."""
-        return self.deadline_s - self.reserve.pace() * (LEAVE_S + self.reserve.parts.get("report", 0.0))
+        after_s = sum(self.reserve.parts.get(piece, 0.0) for piece in ("report", "result"))
+        return self.deadline_s - self.reserve.pace() * (LEAVE_S + after_s)
 
     def advance(self, progress: float, *, step: int, since_s: float, now_s: float) -> float:  # noqa: ARG002
         """Give the progress at `now_s` from that at `since_s`."""

@@ -214,7 +214,15 @@ def test_plain_rival_takes_the_same_steps(step_: Callable[..., None]) -> None:
 
 @pytest.mark.parametrize(
     ("group", "only"),
-    [("kernels", ""), ("views", ""), ("optimizer", ""), ("step", ""), ("loader", "500 px, 2"), ("prep", "passthrough")],
+    [
+        ("kernels", ""),
+        ("views", ""),
+        ("optimizer", ""),
+        ("step", ""),
+        ("loader", "500 px, 2"),
+        ("prep", "passthrough"),
+        ("evaluate", "1 epoch"),
+    ],
 )
 @pytest.mark.slow
 def test_every_group_runs_its_reduced_form(group: str, only: str, tmp_path: Path) -> None:

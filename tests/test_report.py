@@ -33,7 +33,7 @@ PLAN = {
     "epochs_that_fit": 87.0,
     "step_s": 0.25,
     "reserve_s": 8.0,
-    "closing_s": {"checkpoint": 0.5, "export": 0.25, "evaluate": 3.0, "report": 1.5, "recalibrate": 0.0},
+    "closing_s": {"checkpoint": 0.5, "export": 0.25, "evaluate": 3.0, "report": 1.5, "result": 0.1, "recalibrate": 0.0},
     "base_lr": 0.45,
     "tau_base": 0.97,
 }

@@ -175,6 +175,12 @@ def test_a_table_runs_what_has_not_ended(
     assert main(asked) == 0
     page = (out / "table.md").read_text()
     assert "| all | none | 72.5 |" in page
+    assert "linear, %" not in page
+    assert main([*asked[:8], "--linear", *asked[8:]]) == 0
+    found = json.loads((out / "baseline" / "seed0" / "scores" / "linear.json").read_text())
+    scored = (out / "table.md").read_text()
+    assert "| cell | change | paper, % | kNN, % | linear, % |" in scored
+    assert f"| {found['trained']['top1']:.1f} |" in scored.split("| all |")[1].split("\n")[0]
     assert "| wide | `hidden=32 --prefetch=1` | 18.8 |" in page
     assert (out / "table.png").stat().st_size > 1000
     first, second = out / "baseline" / "seed0.json", out / "hidden=32 --prefetch=1" / "seed0.json"

@@ -17,7 +17,7 @@ from fastbyol.evaluate.finetune import Plan, copy_of, descend
 from fastbyol.evaluate.images import Lens
 from fastbyol.evaluate.masks import IGNORED, Pair, read, varied
 
-STEPS = 30_000  # these constants: He et al. 2020 (MoCo), appendix, the protocol that the paper follows
+STEPS = 30_000  # these constants: He et al. 2020 (MoCo), appendix; see docs/numerics.md for the paper's
 LR = 3e-3
 BATCH = 16
 WEIGHT_DECAY = 1e-4

@@ -18,7 +18,7 @@ from fastbyol.evaluate.features import Features, check, labels_of, represent
 from fastbyol.evaluate.images import Lens, cropped, shuffled
 from fastbyol.evaluate.splits import hold_out
 
-BASE_LRS = (0.4, 0.3, 0.2, 0.1, 0.05)  # times batch / 256; paper, appendix C.1
+BASE_LRS = (0.4, 0.3, 0.2, 0.1, 0.05)  # paper, appendix C.1; times batch / 256 and a cosine to 0: the authors' code
 BATCH = 1024
 EPOCHS = 80
 MOMENTUM = 0.9
@@ -127,7 +127,7 @@ def score(
     """Fit linear classifiers on cached representations of `train` and score the chosen one on `val`.
 
     SGD with Nesterov momentum .9, cosine to 0, no weight decay, batch 1024, and a learning rate chosen on a tenth of
-    train held out. Source: paper, appendix C.1, but for the views: each image has one (docs/numerics.md).
+    train held out. Source: paper, appendix C.1; each image has one view (docs/numerics.md).
     """
     classes = int(torch.cat([train.labels, val.labels]).max()) + 1
     batch, steps = _plan(len(train.labels), epochs)

@@ -16,7 +16,7 @@ from fastbyol.evaluate.images import Lens
 from fastbyol.evaluate.splits import Split
 
 BATCH = 1024
-BASE_LRS = (0.005, 0.01, 0.02, 0.05, 0.1)  # times batch / 256; paper, appendix C.2
+BASE_LRS = (0.005, 0.01, 0.02, 0.05, 0.1)  # times batch / 256; paper, appendix C.1
 EPOCHS = (30, 50)
 
 

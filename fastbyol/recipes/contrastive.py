@@ -12,7 +12,8 @@ from fastbyol.recipes.small import cifar10_rn18, cifar10_tiny
 def simclr(base: Recipe) -> Recipe:
     """Make SimCLR of a BYOL recipe: no predictor, no target, negatives at temperature .1 (P section 5, appendix F.5).
 
-    Projector, views and optimiser stay BYOL's and the loss is 4 * temperature times SimCLR's, as in P's own baseline.
+    Projector, views and optimiser stay BYOL's and the loss is 4 * temperature times SimCLR's: P's 2 *
+    temperature, in both directions.
     """
     return replace(
         base,

@@ -26,6 +26,7 @@ CLOSING = {  # pieces of closing work, as a run names them
     "export": "the export",
     "evaluate": "the evaluation",
     "report": "the report",
+    "result": "the result",
 }
 COUNTERS = {"skipped_steps": ("step", "skipped for inf or NaN"), "skipped_samples": ("sample", "that did not decode")}
 

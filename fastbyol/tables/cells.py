@@ -7,7 +7,7 @@ import math
 import signal
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -45,6 +45,11 @@ class Job:
         return self.path.with_name(f"{self.path.name}.log")
 
     @property
+    def linear(self) -> Path:
+        """Name the file in which fastbyol-eval keeps a linear score."""
+        return self.path / "scores" / "linear.json"
+
+    @property
     def record(self) -> Path:
         """Name the file that tells how the run ended; there only when it has."""
         return self.path.with_name(f"{self.path.name}.json")
@@ -54,13 +59,15 @@ class Job:
 class Outcome:
     """Say how a run ended: exit status 0 or 3, its scores in percent and its last embedding std times root D.
 
-    `told` is the run's own last line where it diverged. A score of None was not taken.
+    `told` is the run's own last line where it diverged. A score of None was not taken. linear_top1: of a linear
+    classifier on cached representations.
     """
 
     status: int
     told: str = ""
     knn_top1: float | None = None
     knn_top1_random_init: float | None = None
+    linear_top1: float | None = None
     spread: float | None = None
 
 
@@ -88,8 +95,16 @@ def outcome(job: Job) -> Outcome | None:
         told,
         knn_top1=result.get("knn_top1"),
         knn_top1_random_init=result.get("knn_top1_random_init"),
+        linear_top1=_linear_top1(job),
         spread=root * rows[-1]["embedding_std"] if rows else None,
     )
+
+
+def _linear_top1(job: Job) -> float | None:
+    if not job.linear.is_file():
+        return None
+    top1: float = json.loads(job.linear.read_text())["trained"]["top1"]
+    return top1
 
 
 def carry_out(job: Job, *, watch: Callable[[float], None]) -> None:
@@ -99,10 +114,23 @@ def carry_out(job: Job, *, watch: Callable[[float], None]) -> None:
     where a signal stopped it or this process: the run has then written a checkpoint.
     """
     job.path.parent.mkdir(parents=True, exist_ok=True)
-    words = [*job.words, f"--out={job.path}", *(["--resume"] if job.folder.config.exists() else [])]
+    resume = ["--resume"] if job.folder.config.exists() else []
+    status = _run(job, ["fastbyol.train", *job.words, f"--out={job.path}", *resume], watch)
+    record = {"words": job.words, "status": status, "told": _last_line(job.log) if status == DIVERGED else ""}
+    atomic.write(job.record, json.dumps(record, indent=2) + "\n")
+
+
+def score_linearly(job: Job, *, data: str, val: str, watch: Callable[[float], None]) -> None:
+    """Run fastbyol-eval linear on the encoder of a job, which keeps the score in its folder; raises as carry_out."""
+    words = ["linear", str(job.path), f"--train={data}", f"--val={val}", "--cached", "--skip-random-init"]
+    _run(job, ["fastbyol.eval", *words], watch)
+
+
+def _run(job: Job, words: Sequence[str], watch: Callable[[float], None]) -> int:
+    """Run a module of ours with its words, and return its status: 0 or 3; see carry_out."""
     with job.log.open("a") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", "fastbyol.train", *words],
+            [sys.executable, "-m", *words],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
@@ -118,11 +146,10 @@ def carry_out(job: Job, *, watch: Callable[[float], None]) -> None:
     if status == INTERRUPTED:
         raise KeyboardInterrupt
     if status == BAD_INPUT:
-        raise ConfigError(told.removeprefix("fastbyol-train: error: "))
+        raise ConfigError(told.removeprefix("fastbyol-train: error: ").removeprefix("fastbyol-eval: error: "))
     if status not in (DONE, DIVERGED):
         raise Crashed(f"{job.cell.name}, seed {job.seed}, ended with status {status}: {told}; see {job.log}")
-    record = {"words": job.words, "status": status, "told": told if status == DIVERGED else ""}
-    atomic.write(job.record, json.dumps(record, indent=2) + "\n")
+    return status
 
 
 def _wait(process: subprocess.Popen[bytes], job: Job, watch: Callable[[float], None]) -> int:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import shlex
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -19,7 +19,7 @@ from fastbyol.config import ConfigError
 from fastbyol.evaluate.features import check_classes
 from fastbyol.recipes import named
 from fastbyol.tables import page
-from fastbyol.tables.cells import Crashed, Job, Outcome, carry_out, outcome
+from fastbyol.tables.cells import Crashed, Job, Outcome, carry_out, outcome, score_linearly
 from fastbyol.tables.paper import TABLES, Cell, Table
 
 BAR = "{percentage:3.0f}%|{bar}| {n:.2f} of {total:g} runs, {desc} [{elapsed}<{remaining}]"
@@ -35,6 +35,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     length.add_argument("--budget", metavar="3m", help="wall-clock of each run")
     length.add_argument("--epochs", type=float, metavar="N", help="length of each run (default: the recipe's)")
     parser.add_argument("--seeds", type=whole_number, default=3, metavar="N", help="runs a cell, of seeds 0 to N-1")
+    parser.add_argument(
+        "--linear", action="store_true", help="also score each run by a linear classifier on cached representations"
+    )
     parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the table (default: runs/table-NAME)")
     parser.add_argument(
         "--with",
@@ -72,8 +75,20 @@ def check(args: argparse.Namespace, table: Table) -> None:
         check_classes(train, val)
 
 
-def carry_out_all(jobs: Sequence[Job], out: Path, table: Table, *, settings: str, command: str) -> list[Crashed]:
-    """Run every job that has not ended, write the table after each; return what crashed."""
+def finish(job: Job, args: argparse.Namespace, *, watch: Callable[[float], None]) -> Outcome | None:
+    """Do what a job still lacks: its run, its linear score where asked for; raises as cells.carry_out."""
+    if outcome(job) is None:
+        carry_out(job, watch=watch)
+    how = outcome(job)
+    if args.linear and how is not None and how.status == DONE and how.linear_top1 is None:
+        score_linearly(job, data=args.data, val=args.val, watch=watch)
+        how = outcome(job)
+    return how
+
+
+def carry_out_all(jobs: Sequence[Job], args: argparse.Namespace, table: Table, *, settings: str) -> list[Crashed]:
+    """Finish every job, write the table after each; return what crashed."""
+    out, command = _folder(args), _command(args)
     ended = {job: outcome(job) for job in jobs}
     crashed: list[Crashed] = []
 
@@ -88,17 +103,17 @@ def carry_out_all(jobs: Sequence[Job], out: Path, table: Table, *, settings: str
     write()
     with tqdm(total=len(jobs), bar_format=BAR, disable=None, file=sys.stderr) as bar:
         for number, job in enumerate(jobs):
-            if ended[job] is None:
-                bar.set_description_str(f"{job.cell.name}, seed {job.seed}")
-                if bar.disable:
-                    print(f"{number + 1} of {len(jobs)}: {job.cell.name}, seed {job.seed}", file=sys.stderr, flush=True)
-                try:
-                    carry_out(job, watch=partial(_show, bar, number))
-                    ended[job] = outcome(job)
-                    write()
-                except Crashed as error:
-                    crashed.append(error)
-                    tqdm.write(f"fastbyol-eval: {error}", file=sys.stderr)
+            bar.set_description_str(f"{job.cell.name}, seed {job.seed}")
+            if bar.disable and ended[job] is None:
+                print(f"{number + 1} of {len(jobs)}: {job.cell.name}, seed {job.seed}", file=sys.stderr, flush=True)
+            before = ended[job]
+            try:
+                ended[job] = finish(job, args, watch=partial(_show, bar, number))
+            except Crashed as error:
+                crashed.append(error)
+                tqdm.write(f"fastbyol-eval: {error}", file=sys.stderr)
+            if ended[job] != before:
+                write()
             _show(bar, number, 1.0)
     return crashed
 
@@ -121,7 +136,7 @@ def main(args: argparse.Namespace) -> int:
     length = f"a budget of {args.budget}" if args.budget else f"{args.epochs or base.epochs:g} epochs"
     settings = f"Recipe {args.base}, {Path(args.data).name}, {length} a run"
     try:
-        crashed = carry_out_all(jobs_of(args, table), out, table, settings=settings, command=_command(args))
+        crashed = carry_out_all(jobs_of(args, table), args, table, settings=settings)
     except KeyboardInterrupt:
         print("fastbyol-eval: interrupted; continue with the same command", file=sys.stderr)
         return INTERRUPTED
@@ -144,5 +159,5 @@ def _lengths(args: argparse.Namespace) -> list[str]:
 
 def _command(args: argparse.Namespace) -> str:
     words = ["fastbyol-eval", "table", args.name, f"--base={args.base}", f"--data={args.data}", f"--val={args.val}"]
-    more = ["--with", *args.more] if args.more else []
-    return shlex.join([*words, *_lengths(args), f"--seeds={args.seeds}", f"--out={_folder(args)}", *more])
+    linear, more = ["--linear"] * args.linear, ["--with", *args.more] if args.more else []
+    return shlex.join([*words, *_lengths(args), f"--seeds={args.seeds}", *linear, f"--out={_folder(args)}", *more])

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import io
 import statistics
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import combinations
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from fastbyol import atomic
-from fastbyol.commandline import DIVERGED
+from fastbyol.commandline import DIVERGED, DONE
 from fastbyol.tables.cells import Outcome
 from fastbyol.tables.paper import Cell, Table
 
@@ -21,11 +21,23 @@ if TYPE_CHECKING:
 GAP = 2.0  # points of the paper's scores from which the order of two cells is compared
 BLUE, ORANGE, GRAY = "#2f6db5", "#d9822b", "#8a8f98"
 Outcomes = Mapping[Cell, Sequence[Outcome]]
+Score = Callable[[Sequence[Outcome]], list[float]]
 
 
 def scores(outcomes: Sequence[Outcome]) -> list[float]:
     """Give the kNN scores of a cell's runs, those that have one."""
     return [outcome.knn_top1 for outcome in outcomes if outcome.knn_top1 is not None]
+
+
+def linear(outcomes: Sequence[Outcome]) -> list[float]:
+    """Give the linear scores of a cell's runs, those that have one."""
+    return [outcome.linear_top1 for outcome in outcomes if outcome.linear_top1 is not None]
+
+
+def headline(outcomes: Outcomes) -> tuple[str, Score]:
+    """Choose what is compared with the paper: linear scores, as the paper's are, where every scored run has one."""
+    runs = [run for of_cell in outcomes.values() for run in of_cell if run.status == DONE]
+    return ("linear", linear) if runs and len(linear(runs)) == len(runs) else ("kNN", scores)
 
 
 def spreads(outcomes: Sequence[Outcome]) -> list[float]:
@@ -38,7 +50,8 @@ def disagreements(outcomes: Outcomes) -> tuple[int, list[tuple[Cell, Cell]]]:
 
     The cell that is better in the paper comes first.
     """
-    means = {cell: statistics.fmean(scores(runs)) for cell, runs in outcomes.items() if scores(runs)}
+    _, score = headline(outcomes)
+    means = {cell: statistics.fmean(score(runs)) for cell, runs in outcomes.items() if score(runs)}
     compared, wrong = 0, []
     for pair in combinations([cell for cell in means if cell.paper is not None], 2):
         better, worse = sorted(pair, key=lambda cell: cell.paper or 0.0, reverse=True)
@@ -63,20 +76,22 @@ def write(folder: Path, table: Table, outcomes: Outcomes, *, settings: str, comm
 
 def markdown(table: Table, outcomes: Outcomes, *, settings: str, command: str) -> str:
     """Write the page."""
+    has_linear = any(map(linear, outcomes.values()))
+    taken = "kNN and of a linear classifier on cached representations" if has_linear else "kNN"
     initial = {run.knn_top1_random_init for runs in outcomes.values() for run in runs} - {None}
     lines = [
         f"# {table.title}",
         "",
-        f"{settings}. Paper: {table.source}, linear top-1 on ImageNet after 300 epochs; here: kNN top-1, mean over "
-        "seeds ± half the distance from the least to the greatest, as the paper gives it.",
+        f"{settings}. Paper: {table.source}, linear top-1 on ImageNet after 300 epochs; here: top-1 of {taken}, mean "
+        "over seeds ± half the distance from the least to the greatest, as the paper gives it.",
         "Embedding std is that of the last targets, times √D: 1 when healthy, 0 when collapsed; a constant target's "
         "says nothing of the online network.",
         "",
         f"    {command}",
         "",
-        "| cell | change | paper, % | kNN, % | embedding std · √D | runs |",
-        "|---|---|---|---|---|---|",
-        *(_row(cell, outcomes.get(cell, ())) for cell in table.cells),
+        f"| cell | change | paper, % | kNN, % |{' linear, % |' * has_linear} embedding std · √D | runs |",
+        f"|---|---|---|---|{'---|' * has_linear}---|---|",
+        *(_row(cell, outcomes.get(cell, ()), has_linear=has_linear) for cell in table.cells),
         "",
     ]
     if initial:
@@ -86,14 +101,14 @@ def markdown(table: Table, outcomes: Outcomes, *, settings: str, command: str) -
     if compared:
         lines += [
             f"Of {compared} pairs of cells that lie {GAP:g} points or more apart in the paper, {compared - len(wrong)} "
-            "come in the paper's order."
+            f"come in the paper's order by {headline(outcomes)[0]} score."
         ]
         lines += [f"- Not so: **{better.name}** over {worse.name}." for better, worse in wrong]
         lines.append("")
     return "\n".join([*lines, "![The table as a plot](table.png)", ""])
 
 
-def _row(cell: Cell, runs: Sequence[Outcome]) -> str:
+def _row(cell: Cell, runs: Sequence[Outcome], *, has_linear: bool) -> str:
     paper = "-" if cell.paper is None else f"{cell.paper:g}"
     ends = f"{len(runs)}"
     diverged = sum(run.status == DIVERGED for run in runs)
@@ -101,7 +116,8 @@ def _row(cell: Cell, runs: Sequence[Outcome]) -> str:
         ends += f", {diverged} diverged or collapsed"
     change = f"`{' '.join([cell.change, *cell.flags]).strip()}`" if cell.change or cell.flags else "none"
     std = f"{statistics.fmean(spreads(runs)):.2f}" if spreads(runs) else "-"
-    return f"| {cell.name} | {change} | {paper} | {_with_spread(scores(runs))} | {std} | {ends} |"
+    ours = [_with_spread(scores(runs)), *([_with_spread(linear(runs))] if has_linear else [])]
+    return f"| {cell.name} | {change} | {paper} | {' | '.join(ours)} | {std} | {ends} |"
 
 
 def _with_spread(values: Sequence[float]) -> str:
@@ -120,10 +136,11 @@ def plot(table: Table, outcomes: Outcomes) -> Figure:
     places = range(len(table.cells))
     paper.barh(places, [cell.paper or 0.0 for cell in table.cells], color=GRAY)
     paper.set_title(f"paper, {table.source}: ImageNet linear top-1, %", fontsize=9)
-    _dots(ours, [scores(outcomes.get(cell, ())) for cell in table.cells], BLUE)
-    ours.set_title("here: kNN top-1, % (dashed: random init)", fontsize=9)
+    name, score = headline(outcomes)
+    _dots(ours, [score(outcomes.get(cell, ())) for cell in table.cells], BLUE)
+    ours.set_title(f"here: {name} top-1, %{' (dashed: random init)' * (score is scores)}", fontsize=9)
     initial = [run.knn_top1_random_init for runs in outcomes.values() for run in runs if run.knn_top1_random_init]
-    if initial:
+    if initial and score is scores:
         ours.axvline(statistics.fmean(initial), color=ORANGE, ls="--", lw=1)
     _dots(std, [spreads(outcomes.get(cell, ())) for cell in table.cells], BLUE)
     std.set_title("embedding std · √D", fontsize=9)
