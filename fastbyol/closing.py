@@ -111,6 +111,7 @@ class Closing:
             eval_px=recipe.eval_px,
             margin=recipe.eval_margin,
             workers=self.config.workers,
+            on_error=self.config.on_error,
             stop=stop,
         )
         with self._timed("evaluate"):

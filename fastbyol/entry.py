@@ -9,8 +9,8 @@ import sys
 from types import FrameType
 from typing import NoReturn
 
-from fastbyol.cgroups import available_cores
-from fastbyol.signals import STOPPING
+from fastbyol.cgroups import available_cores, is_limited
+from fastbyol.signals import STOPPING, stopping
 
 INTERRUPTED = 75
 
@@ -33,9 +33,10 @@ def _start(module: str) -> NoReturn:
         os.write(2, f"fastbyol-{module}: interrupted; give the same command again\n".encode())
         os._exit(INTERRUPTED)
 
-    for number in STOPPING:
+    for number in stopping():
         signal.signal(number, quit_at_once)
-    os.environ.setdefault("OMP_NUM_THREADS", str(available_cores()))  # torch alone does not see a group's quota
+    if is_limited():
+        os.environ.setdefault("OMP_NUM_THREADS", str(available_cores()))  # before torch is imported
     status: int = importlib.import_module(f"fastbyol.{module}").main()
     for number in STOPPING:
         signal.signal(number, signal.SIG_IGN)  # all is done and said; the status stands

@@ -6,9 +6,9 @@ import argparse
 import json
 import sys
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from dataclasses import replace
-from pathlib import Path
-from typing import Any
+from itertools import product
 
 from fastbyol import atomic, formats, modelcard
 from fastbyol.beton import BetonError, Reader
@@ -22,11 +22,12 @@ from fastbyol.evaluate.features import Features, check, check_classes, labels_of
 from fastbyol.evaluate.images import Lens
 from fastbyol.export import load_encoder
 from fastbyol.runfolder import RunFolder
+from fastbyol.scores import Scores, keep, kept
 from fastbyol.signals import StopSignal
 from fastbyol.tables import command as tables
 
-Scores = dict[str, Any]
 Files = tuple[Reader, Reader]
+Job = Callable[[ResNet, str], Scores]  # of an encoder and a name for its progress bars
 
 
 def _open(folder: RunFolder) -> tuple[Config, ResNet]:
@@ -38,19 +39,34 @@ def _open(folder: RunFolder) -> tuple[Config, ResNet]:
 
 
 def score(args: argparse.Namespace) -> Scores:
-    """Score the encoder of a run by the protocol asked for, beside the one it started from where that is cheap."""
+    """Score the encoder of a run by the protocol asked for, beside the one it started from; keep each when it is there.
+
+    The second encoder is left out where the command line says so, and named "supervised" where it learns alone.
+    """
     folder = RunFolder(args.run_dir)
     config, trained = _open(folder)
-    device = choose(args.device)
-    initial = build(config.recipe.encoder, seed=config.seed)
-    encoders = {"trained": trained.to(device), "random_init": initial.to(device)}
-    if args.protocol == "segment":
-        return _segment(args, encoders, device)
-    lens = Lens(config.recipe.eval_px, config.recipe.eval_margin, args.workers, device)
-    with Reader(args.train) as train, Reader(args.val) as val:
-        check_classes(train, val)
-        scored = PROTOCOLS[args.protocol](args, encoders, (train, val), lens)
-    return {"protocol": args.protocol, "run": str(folder.path), "train": args.train, "val": args.val, **scored}
+    device, asked = choose(args.device), vars(args)
+    encoders = {"trained": trained}
+    if asked.get("from_scratch", True) and not (asked.get("skip_random_init") or asked.get("skip_supervised")):
+        second = "supervised" if args.protocol == "semi" else "random_init"
+        encoders[second] = build(config.recipe.encoder, seed=config.seed)
+    with ExitStack() as stack:
+        if args.protocol == "segment":
+            facts, job = _segment(args, device)
+        else:
+            train, val = (stack.enter_context(Reader(path)) for path in (args.train, args.val))
+            check_classes(train, val)
+            lens = Lens(config.recipe.eval_px, config.recipe.eval_margin, args.workers, device)
+            facts, job = PROTOCOLS[args.protocol](args, (train, val), lens)
+            facts = {"train": args.train, "val": args.val, **facts}
+        scores: Scores = {"protocol": args.protocol, "run": str(folder.path), **facts}
+        for name, encoder in encoders.items():
+            scores[name] = job(encoder.to(device), f"{args.protocol} {name.replace('_', ' ')}")
+            try:
+                keep(folder, scores)
+            except OSError as error:
+                print(f"fastbyol-eval: warning: the score is not kept beside the run: {error}", file=sys.stderr)
+    return scores
 
 
 def _features(encoder: ResNet, files: Files, lens: Lens, *, bank: int | None = None) -> tuple[Features, Features]:
@@ -64,95 +80,71 @@ def _features(encoder: ResNet, files: Files, lens: Lens, *, bank: int | None = N
     return both
 
 
-def _knn(args: argparse.Namespace, encoders: dict[str, ResNet], files: Files, lens: Lens) -> Scores:
+def _knn(args: argparse.Namespace, files: Files, lens: Lens) -> tuple[Scores, Job]:
     """Score every k and temperature; the headline is the first of each, so that the scored images choose nothing."""
-    for k in args.k:
-        knn.check(k, min(args.bank or len(files[0]), len(files[0])), temperature=args.temperature[0])
-    scored = {}
-    for name, encoder in encoders.items():
+    for k, temperature in product(args.k, args.temperature):
+        knn.check(k, min(args.bank or len(files[0]), len(files[0])), temperature=temperature)
+
+    def job(encoder: ResNet, _: str) -> Scores:
         bank, queries = _features(encoder, files, lens, bank=args.bank)
         cells = knn.sweep(bank, queries, args.k, args.temperature, device=lens.device)
-        scored[name] = {
-            "top1": cells[0].top1,
-            "k": cells[0].k,
-            "temperature": cells[0].temperature,
-            "bank": len(bank.labels),
-            "cells": [cell._asdict() for cell in cells],
-        }
-    return scored
+        headline = {"top1": cells[0].top1, "k": cells[0].k, "temperature": cells[0].temperature}
+        return {**headline, "bank": len(bank.labels), "cells": [cell._asdict() for cell in cells]}
+
+    return {}, job
 
 
-def _linear(args: argparse.Namespace, encoders: dict[str, ResNet], files: Files, lens: Lens) -> Scores:
+def _linear(args: argparse.Namespace, files: Files, lens: Lens) -> tuple[Scores, Job]:
     settings = {"epochs": args.epochs, "seed": args.seed, "base_lrs": args.lrs}
-    scored: Scores = {"views": "cached" if args.cached else "crop and flip"}
-    for name, encoder in encoders.items():
-        if name == "random_init" and args.skip_random_init:
-            continue
-        told = f"linear {name}"
+
+    def job(encoder: ResNet, label: str) -> Scores:
         if args.cached:
-            result = linear.score(*_features(encoder, files, lens), **settings, label=told)
+            result = linear.score(*_features(encoder, files, lens), **settings, device=lens.device, label=label)
         else:
-            result = linear.score_augmented(encoder, files, lens, **settings, label=told)
-        scored[name] = result._asdict()
-    return scored
+            result = linear.score_augmented(encoder, files, lens, **settings, label=label)
+        return result._asdict()
+
+    return {"views": "cached" if args.cached else "crop and flip"}, job
 
 
-def _semi(args: argparse.Namespace, encoders: dict[str, ResNet], files: Files, lens: Lens) -> Scores:
+def _semi(args: argparse.Namespace, files: Files, lens: Lens) -> tuple[Scores, Job]:
     labels = labels_of(files[0])
-    path = args.split or RunFolder(args.run_dir).path / "splits" / f"{args.fraction:g}-seed{args.seed}.json"
+    name = f"{args.fraction:g}-seed{args.seed}-{splits.fingerprint(labels)[:8]}.json"
+    path = args.split or RunFolder(args.run_dir).path / "splits" / name
     if args.split is None and not path.exists():
         split = splits.balanced(labels, args.fraction, seed=args.seed)
         splits.store(path, split, labels, fraction=args.fraction, seed=args.seed)
     split = splits.read(path, labels)
-    scored: Scores = {"split": str(path)}
-    for name, encoder in (("trained", encoders["trained"]), ("supervised", encoders["random_init"])):
-        if name == "supervised" and args.skip_supervised:
-            continue
-        scored[name] = semi.score(
-            encoder,
-            files,
-            split,
-            base_lrs=args.lrs,
-            epochs=args.epochs,
-            lens=lens,
-            seed=args.seed,
-            label=f"semi {name}",
+
+    def job(encoder: ResNet, label: str) -> Scores:
+        return semi.score(
+            encoder, files, split, base_lrs=args.lrs, epochs=args.epochs, lens=lens, seed=args.seed, label=label
         )
-    return scored
+
+    return {"split": str(path), "fraction": split.learn.size / len(labels)}, job
 
 
-def _transfer(args: argparse.Namespace, encoders: dict[str, ResNet], files: Files, lens: Lens) -> Scores:
+def _transfer(args: argparse.Namespace, files: Files, lens: Lens) -> tuple[Scores, Job]:
     """Take whole centre squares: the protocol resizes the short side to the network's own."""
     whole = replace(lens, margin=1.0)
-    return {
-        name: transfer.score(
-            *_features(encoder, files, whole),
-            metric=args.metric,
-            device=lens.device,
-            seed=args.seed,
-            label=f"transfer {name}",
-        )
-        for name, encoder in encoders.items()
-    }
+
+    def job(encoder: ResNet, label: str) -> Scores:
+        train, val = _features(encoder, files, whole)
+        return transfer.score(train, val, metric=args.metric, device=lens.device, seed=args.seed, label=label)
+
+    return {}, job
 
 
-def _finetune(args: argparse.Namespace, encoders: dict[str, ResNet], files: Files, lens: Lens) -> Scores:
-    return {
-        name: finetune.score(
-            encoder,
-            files,
-            grid=finetune.Grid(args.lrs, args.weight_decays, args.steps),
-            metric=args.metric,
-            lens=lens,
-            seed=args.seed,
-            label=f"finetune {name}",
-        )
-        for name, encoder in encoders.items()
-        if name == "trained" or args.from_scratch
-    }
+def _finetune(args: argparse.Namespace, files: Files, lens: Lens) -> tuple[Scores, Job]:
+    grid = finetune.Grid(args.lrs, args.weight_decays, args.steps)
+
+    def job(encoder: ResNet, label: str) -> Scores:
+        return finetune.score(encoder, files, grid=grid, metric=args.metric, lens=lens, seed=args.seed, label=label)
+
+    return {}, job
 
 
-def _segment(args: argparse.Namespace, encoders: dict[str, ResNet], device: str) -> Scores:
+def _segment(args: argparse.Namespace, device: str) -> tuple[Scores, Job]:
     require(
         (args.val_images is None) == (args.val_masks is None),
         "one of --val-images and --val-masks; give both, or neither to score on a fifth of --images",
@@ -165,27 +157,26 @@ def _segment(args: argparse.Namespace, encoders: dict[str, ResNet], device: str)
     known, scored = masks.classes_of(train), masks.classes_of(val)
     absent = sorted(set(scored.tolist()) - set(known.tolist()))
     require(not absent, f"the masks to score on hold classes {absent[:5]} that those to learn from do not; add images")
-    batch = min(args.batch_size, len(train))
-    plan = finetune.Plan(args.lr, args.weight_decay, args.steps, batch)
-    results = {
-        name: dense.score(
+    plan = finetune.Plan(args.lr, args.weight_decay, args.steps, min(args.batch_size, len(train)))
+    lens, classes = Lens(args.crop_px, 1.0, device=device), int(known.max()) + 1
+
+    def job(encoder: ResNet, label: str) -> Scores:
+        return dense.score(
             encoder,
             (train, val),
-            classes=int(known.max()) + 1,
+            classes=classes,
             plan=plan,
             stride=args.stride,
-            lens=Lens(args.crop_px, 1.0, device=device),
+            lens=lens,
             seed=args.seed,
-            label=f"segment {name}",
+            label=label,
         )
-        for name, encoder in encoders.items()
-        if name == "trained" or args.from_scratch
-    }
+
     places = {"train": str(args.images), "val": str(args.val_images or args.images)}
-    return {"protocol": "segment", "run": str(args.run_dir), **places, "classes": len(known), **results}
+    return {**places, "classes": len(known)}, job
 
 
-Protocol = Callable[[argparse.Namespace, dict[str, ResNet], Files, Lens], Scores]
+Protocol = Callable[[argparse.Namespace, Files, Lens], tuple[Scores, Job]]  # facts to keep beside, and what scores
 PROTOCOLS: dict[str, Protocol] = {
     "knn": _knn,
     "linear": _linear,
@@ -199,12 +190,16 @@ def export(args: argparse.Namespace) -> Scores:
     """Write the encoder of a run in another format, and its model card beside it."""
     folder = RunFolder(args.run_dir)
     config, encoder = _open(folder)
+    require(
+        args.out.resolve().parent != folder.path.resolve(),
+        f"{args.out} lies among the files of the run, which it could replace; give a folder of its own",
+    )
     formats.write(args.format, args.out, encoder, config.recipe.encoder, px=config.recipe.eval_px)
     card = args.out.with_name("model-card.md")
     written = modelcard.text(
         config,
         json.loads(folder.result.read_text()),
-        modelcard.kept_scores(folder),
+        kept(folder),
         kind=args.format,
         name=args.out.name,
         features=encoder.features,
@@ -226,13 +221,6 @@ def sentence(scores: Scores) -> str:
     return f"{scores['protocol']} " + "; ".join(parts)
 
 
-def keep(folder: Path, scores: Scores) -> None:
-    """Keep scores in the run folder for its model card, the latest of each protocol."""
-    name = f"{scores['protocol']}.json"
-    (folder / "scores").mkdir(exist_ok=True)
-    atomic.write(folder / "scores" / name, json.dumps(scores, indent=2) + "\n")
-
-
 def main(argv: Sequence[str] | None = None) -> int:
     """Run fastbyol-eval; return the exit status: 0 done, 2 bad usage or input, 75 interrupted."""
     args = build_parser().parse_args(argv)
@@ -247,11 +235,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     except (ConfigError, BetonError, OSError) as error:
         return fail("fastbyol-eval", error, status=BAD_INPUT)
     print(json.dumps(scores) if args.json else sentence(scores))
-    if args.protocol != "export":
-        try:
-            keep(args.run_dir, scores)
-        except OSError as error:
-            print(f"fastbyol-eval: warning: the score is not kept beside the run: {error}", file=sys.stderr)
     return DONE
 
 

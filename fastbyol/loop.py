@@ -83,6 +83,7 @@ class Loop:
         self.pace = Pace(config.device)
         self.watchdog = Watchdog(dimensions=config.recipe.head.out, stops_on_collapse=config.stop_on_collapse)
         self.position = Position()
+        self.scored: set[float] = set()  # shares of config.knn_at
         self.skipped_samples = 0
         self._skipped_now = 0
         self.notes: dict[str, Any] = {}
@@ -98,6 +99,7 @@ class Loop:
             "train_s": self.position.train_s,
             "skipped_steps": self.optimizer.skipped,
             "skipped_samples": self.skipped_samples,
+            "scored": sorted(self.scored),
             "low_since": self.watchdog.low_since,
             "notes": self.notes,
             "model": self.model.state_dict(),
@@ -117,6 +119,7 @@ class Loop:
         if self.probe is not None and state.get("probe") is not None:  # absent from checkpoints of 0.1
             self.probe.load_state_dict(state["probe"])
         self.optimizer.skipped.copy_(state["skipped_steps"])
+        self.scored = set(state.get("scored", ()))  # absent, too
         self.skipped_samples = state["skipped_samples"]
         self.position = Position(state["step"], state["progress"], state["train_s"])
         self.notes = state["notes"]
@@ -157,7 +160,8 @@ class Loop:
     def step(self, batches: Iterator[Batch], schedule: Schedule, intervals: Intervals, *, progress: float) -> Output:
         """Take the next batch through views and engine, at the rates of a progress."""
         config = self.config
-        batch = next(batches)
+        with self.stop.waiting(self._save_while_stalled):
+            batch = next(batches)
         intervals.lap("loader_wait_s")
         parts = self.pipeline.views(batch, schedule.crop_px(progress), intervals)
         rates = {"lr": schedule.learning_rate(progress), "tau": schedule.tau(progress)}
@@ -175,8 +179,8 @@ class Loop:
         return output
 
     def scores_ahead(self) -> int:
-        """Count the scores that the configuration wants between here and the end."""
-        return sum(share > self.position.progress for share in self.config.knn_at)
+        """Count the scores that the configuration wants and that have not been taken."""
+        return len(set(self.config.knn_at) - self.scored)
 
     def _train(self, plan: Plan, schedule: Schedule, score: Score) -> None:
         config, start = self.config, self.position
@@ -184,7 +188,7 @@ class Loop:
         intervals, is_stopped = Intervals(), False
         with self.teller.open(from_step=start.step), closing(self.pipeline.batches(start.step)) as batches:
             while self.position.progress < 1.0 and not is_stopped:
-                step_began_s, ahead = self.stopwatch.elapsed_s(), self.scores_ahead()
+                step_began_s = self.stopwatch.elapsed_s()
                 output = self.step(batches, schedule, intervals, progress=self.position.progress)
                 since_s, now_s = now_s, self.stopwatch.elapsed_s()
                 self._look_at_pace(plan, schedule, step_s=now_s - step_began_s)
@@ -194,15 +198,14 @@ class Loop:
                 self.teller.step()
                 intervals.lap("log_s")
                 is_over = progress == 1.0 or is_stopped
-                is_scored = self.scores_ahead() < ahead and not is_over
-                if is_over or is_scored or self.position.step % config.log_every == 0:
+                due = {share for share in config.knn_at if share <= progress < 1.0} - self.scored
+                if is_over or due or self.position.step % config.log_every == 0:
                     row = self._row(output, schedule, elapsed_s=now_s)
                     intervals.lap("log_s")
-                    if is_scored:
-                        row |= self._scored(plan, score, now_s=now_s)
+                    if due and not is_stopped:
+                        row |= self._scored(plan, score, due, now_s=now_s)
                         intervals.skip()  # neither the loop's time nor progress
-                        scored_s = self.stopwatch.elapsed_s() - now_s
-                        began_s, now_s = began_s + scored_s, now_s + scored_s
+                        began_s, now_s = began_s + row["score_s"], now_s + row["score_s"]
                     row |= intervals.take()
                     self._watch(row)
                     done = max(progress - start.progress, 1e-9)
@@ -213,18 +216,26 @@ class Loop:
                     intervals.lap("checkpoint_s")
             self.save()  # before anything is closed, which may take its time
 
-    def _scored(self, plan: Plan, score: Score, *, now_s: float) -> dict[str, float]:
-        """Score the model on rank 0; {} where a signal comes first, or half of the time that is left has gone."""
+    def _scored(self, plan: Plan, score: Score, due: set[float], *, now_s: float) -> dict[str, float]:
+        """Score the model on rank 0 for shares that are due: what the row tells of it.
+
+        It is given up when half of the time that is left has gone, and left for the resumed run where a signal comes.
+        """
         until_s = (now_s + plan.end_s) / 2 if isinstance(plan, ClockPlan) else math.inf
         found = None
         if self.world.is_main:
             found = score(lambda: self.stop.arrived or self.stopwatch.elapsed_s() > until_s)
-        self.world.from_main(None)  # the others wait here, as long as it takes, and not in the next step
+        # the others wait here, as long as it takes, and not in the next step
+        if self.world.from_main(found is not None or not self.stop.arrived):
+            self.scored |= due
+        seconds = self.stopwatch.elapsed_s() - now_s
         if found is None:
-            return {}
+            if not self.stop.arrived:
+                self.teller.warn(f"no time was left for the score at {max(due):g} of the run")
+            return {"score_s": seconds}
         if isinstance(plan, ClockPlan):
-            plan.reserve.note_piece("evaluate", self.stopwatch.elapsed_s() - now_s)
-        return {"knn_top1": found}
+            plan.reserve.note_piece("evaluate", seconds)
+        return {"knn_top1": found, "score_s": seconds}
 
     def _has_time(self, plan: Plan, now_s: float) -> bool:
         """Tell whether a checkpoint begun now would be written before the last one is due."""
@@ -290,6 +301,12 @@ class Loop:
             return False
         self.save()
         return True
+
+    def _save_while_stalled(self) -> None:
+        """Save what there is when a signal came and no batch comes: a disk that hangs may never let the step begin."""
+        if self.position.step:
+            self.save()
+        self.teller.warn("asked to stop while no images come; all is saved, a second signal ends the run at once")
 
     def _look_after_saver(self) -> None:
         failure = self.saver.failure()

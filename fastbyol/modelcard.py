@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import platform
 import shlex
-from importlib.metadata import version
+from datetime import datetime
+from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,6 @@ import torch
 from fastbyol.budget import format_duration
 from fastbyol.config import Config, to_json
 from fastbyol.formats import is_standard
-from fastbyol.runfolder import RunFolder
 
 LOADING = {
     "safetensors": 'encoder = fastbyol.load_encoder("{name}")',
@@ -37,16 +36,15 @@ def text(
     """
     encoder = config.recipe.encoder
     length = f"{result['epochs']:.4g} epochs, {result['images']} images, {format_duration(result['elapsed_s'])}"
-    budget = "none (a number of epochs)" if config.budget_s is None else format_duration(config.budget_s)
     rows = {
         "network": f"{encoder.arch}, width {encoder.width:g}, stem {encoder.stem}; images to {features} features",
         "method": f"BYOL (arXiv 2006.07733), recipe {config.recipe.name}, no labels used",
         "data": f"{Path(config.data).name}",
-        "budget": budget,
+        "budget": _budget(config),
         "trained for": length,
         "seed": str(config.seed),
         "input": f"RGB, float32, ImageNet mean and std; evaluated at {config.recipe.eval_px} px",
-        "versions": f"fastbyol {version('fastbyol')}, torch {torch.__version__}, Python {platform.python_version()}",
+        "versions": f"fastbyol {_version()}, torch {torch.__version__}, Python {platform.python_version()}",
     }
     table = "\n".join(f"| {key} | {value} |" for key, value in rows.items())
     plain = kind == "pth" and not is_standard(encoder)
@@ -67,7 +65,7 @@ def text(
 
 ## Train it again
 ```
-{_command(config)}
+{_command(config, result)}
 ```
 
 ## Configuration
@@ -75,6 +73,19 @@ def text(
 {to_json(config).rstrip()}
 ```
 """
+
+
+def _budget(config: Config) -> str:
+    if config.deadline is not None:
+        return f"until {datetime.fromtimestamp(config.deadline).isoformat(' ', 'minutes')}"
+    return "none (a number of epochs)" if config.budget_s is None else format_duration(config.budget_s)
+
+
+def _version() -> str:
+    try:
+        return version("fastbyol")
+    except PackageNotFoundError:
+        return "of a checkout"
 
 
 def _scores(result: dict[str, Any], scores: list[dict[str, Any]]) -> str:
@@ -87,9 +98,8 @@ def _scores(result: dict[str, Any], scores: list[dict[str, Any]]) -> str:
         reference = next(
             (f"{_percent(_headline(row[k]))} ({k})" for k in ("random_init", "supervised") if k in row), ""
         )
-        lines.append(
-            f"| {row['protocol']} | {_percent(_headline(row['trained']))} | {reference} | {Path(row['val']).name} |"
-        )
+        protocol = row["protocol"] + (f", {row['fraction']:.3g} of the labels" if "fraction" in row else "")
+        lines.append(f"| {protocol} | {_percent(_headline(row['trained']))} | {reference} | {Path(row['val']).name} |")
     return "\n".join(lines)
 
 
@@ -101,14 +111,12 @@ def _percent(value: float | None) -> str:
     return "" if value is None else f"{value:.2f} %"
 
 
-def _command(config: Config) -> str:
-    length = f"--epochs {config.epochs:g}" if config.budget_s is None else f"--budget {config.budget_s:g}s"
+def _command(config: Config, result: dict[str, Any]) -> str:
+    if config.budget_s is not None:
+        length = f"--budget {config.budget_s:g}s"
+    else:
+        length = f"--epochs {config.epochs or result['epochs']:g}"  # a deadline is past
     val = f" --val {shlex.quote(Path(config.val).name)}" if config.val else ""
     data = shlex.quote(Path(config.data).name)
     command = f"fastbyol-train {config.recipe.name} --data {data}{val} {length} --seed {config.seed}"
     return f"{command}\n# and the settings below"
-
-
-def kept_scores(folder: RunFolder) -> list[dict[str, Any]]:
-    """Read the scores that fastbyol-eval kept in a run folder, by protocol."""
-    return [json.loads(path.read_text()) for path in sorted((folder.path / "scores").glob("*.json"))]

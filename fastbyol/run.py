@@ -23,7 +23,7 @@ from fastbyol.evaluate import features
 from fastbyol.loop import Loop
 from fastbyol.order import global_batch, share
 from fastbyol.plan import ClockPlan, Plan, Reserve, StepPlan
-from fastbyol.runfolder import RunFolder, begin, check_resumable, check_unused
+from fastbyol.runfolder import RunFolder, begin, check_resumable, check_unused, locked
 from fastbyol.schedule import Schedule
 from fastbyol.signals import StopSignal
 from fastbyol.telemetry import Intervals, read_metrics
@@ -31,6 +31,7 @@ from fastbyol.watchdog import Diverged
 
 OPTIMIZERS: dict[str, Callable[..., step.Optimizer]] = {"lars": optim.build, "apex-larc": apex.LARC}
 WARMUP_MAX = 0.25  # of a run by the clock; the paper's shortest preset warms up for 10 of 40 epochs
+SCORES_MAX = 0.5  # of the time to train
 RECALIBRATION = 0.5  # of a step: loading, views and one forward of what a step does
 
 
@@ -57,12 +58,13 @@ def run(
             if world.is_main:
                 print(f"{folder.path} has already finished", file=sys.stderr)
             return True
-        this = Run(config, folder, train=train, val=val, world=world, stopwatch=stopwatch, stop=stop)
-        if state == "begun":
-            this.take_up()
-        has_finished = this.go(is_new=state == "new")
-        world.from_main(None)  # rank 0 may still be at its closing work
-        return has_finished
+        with locked(folder) if world.is_main else nullcontext():
+            this = Run(config, folder, train=train, val=val, world=world, stopwatch=stopwatch, stop=stop)
+            if state == "begun":
+                this.take_up()
+            has_finished = this.go(is_new=state == "new")
+            world.from_main(None)  # rank 0 may still be at its closing work
+            return has_finished
 
 
 def check_data(config: Config, train: Reader, val: Reader | None, world: World) -> None:
@@ -211,8 +213,7 @@ class Run:
         if not self._has_time(plan, step_s=step_s):
             return None
         now_s = self.stopwatch.elapsed_s()
-        scores_s = self.closing.seconds.get("evaluate", 0.0) * self.loop.scores_ahead()
-        steps = (plan.end_s - now_s - scores_s) / (step_s * schedule.relative_cost(recipe))
+        steps = (plan.end_s - now_s - self._scores_s(plan)) / (step_s * schedule.relative_cost(recipe))
         fitting = (self.loop.position.step + max(steps, 1.0)) * recipe.batch_size / len(self.train)
         made = schedule.planned(recipe, epochs=self.world.from_main(self.epochs or fitting), warmup_max=WARMUP_MAX)
         self.loop.notes["plan"] = {
@@ -255,6 +256,20 @@ class Run:
             )
         finally:
             batches.close()
+
+    def _scores_s(self, plan: ClockPlan) -> float:
+        """Estimate what the scores in the midst of training will take; raise ConfigError where that is too much."""
+        count = self.loop.scores_ahead()
+        each_s, left_s = self.world.from_main(
+            (self.closing.seconds.get("evaluate", 0.0), plan.end_s - self.stopwatch.elapsed_s())
+        )
+        if self.loop.position.step == 0 and count * each_s > SCORES_MAX * left_s:
+            raise ConfigError(
+                f"{count} scores of {each_s:.1f} s each by --knn-at take more than {SCORES_MAX:.0%} of the "
+                f"{left_s:.0f} s that are left to train; give fewer, or a longer --budget"
+            )
+        seconds: float = count * each_s
+        return seconds
 
     def _has_time(self, plan: ClockPlan, *, step_s: float) -> bool:
         """Tell whether a step fits, by rank 0's clock; raise ConfigError where none does and nothing is trained yet."""

@@ -3,8 +3,12 @@
 from __future__ import annotations
 
 import dataclasses
+import fcntl
 import json
+import os
 import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -22,6 +26,7 @@ FREE_ON_RESUME = {  # they move no weight of a step
     "log_every",
     "checkpoint_s",
     "knn_bank",
+    "knn_at",
     "stop_on_collapse",
     "profile",
     "tensorboard",
@@ -75,6 +80,11 @@ class RunFolder:
         """The folder of the trace of --profile."""
         return self.path / "profile"
 
+    @property
+    def scores(self) -> Path:
+        """The folder of what fastbyol-eval scored."""
+        return self.path / "scores"
+
     def read_config(self) -> Config:
         """Read the configuration; raise ConfigError when the folder holds no run."""
         if not self.config.is_file():
@@ -89,11 +99,33 @@ def check_unused(folder: RunFolder, *, overwrite: bool) -> None:
     folder.path.mkdir(parents=True, exist_ok=True)
 
 
+@contextmanager
+def locked(folder: RunFolder) -> Iterator[None]:
+    """Keep other processes of this machine out of a run for the with-block; raise ConfigError where one is in it.
+
+    The lock goes with the process, however that ends. Where the file system has none, everybody is let in.
+    """
+    descriptor = os.open(folder.path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        _lock(descriptor, folder.path)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _lock(descriptor: int, path: Path) -> None:
+    with suppress(OSError):
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(f"another process trains in {path}; wait for its end, or give another --out") from None
+
+
 def begin(folder: RunFolder, config: Config) -> None:
     """Clear the folder of an earlier run and write the new one's configuration."""
     for path in (folder.config, folder.metrics, folder.encoder, folder.report, folder.result):
         path.unlink(missing_ok=True)
-    for path in (folder.checkpoints, folder.tensorboard, folder.profile):
+    for path in (folder.checkpoints, folder.tensorboard, folder.profile, folder.scores):
         if path.exists():
             shutil.rmtree(path)
     atomic.write(folder.config, to_json(config))

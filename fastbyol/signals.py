@@ -1,14 +1,22 @@
-"""Know how a run hears that it must stop: SIGINT, SIGTERM or SIGUSR1."""
+"""Know how a run hears that it must stop: SIGINT, SIGTERM, SIGUSR1, or SIGHUP when its terminal goes."""
 
 from __future__ import annotations
 
 import signal
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1)  # Slurm warns by SIGUSR1 where asked to
+STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)  # Slurm warns by SIGUSR1 where asked to
+
+
+def stopping() -> list[signal.Signals]:
+    """List the signals that stop a run: those of STOPPING, but for SIGHUP where nohup has it ignored."""
+    return [number for number in STOPPING if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN]
+
+
+STALLED_S = 4.0  # after which who waits for something is not expected to look for the signal soon
 
 
 class StopSignal:
@@ -21,11 +29,17 @@ class StopSignal:
     def __init__(self) -> None:
         self.arrived = False
         self._is_deferred = False
+        self._when_stalled: Callable[[], None] | None = None
 
     def _note(self, _number: int, _frame: FrameType | None) -> None:
         is_first, self.arrived = not self.arrived, True
         if not (is_first and self._is_deferred):
             raise KeyboardInterrupt
+        signal.setitimer(signal.ITIMER_REAL, STALLED_S)
+
+    def _ring(self, _number: int, _frame: FrameType | None) -> None:
+        if self._when_stalled is not None:
+            self._when_stalled()
 
     @contextmanager
     def heard(self) -> Iterator[None]:
@@ -33,12 +47,23 @@ class StopSignal:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = {number: signal.signal(number, self._note) for number in STOPPING}
+        before = {number: signal.signal(number, self._note) for number in stopping()}
+        before[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._ring)
         try:
             yield
         finally:
+            signal.setitimer(signal.ITIMER_REAL, 0)
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+    @contextmanager
+    def waiting(self, when_stalled: Callable[[], None]) -> Iterator[None]:
+        """Call `when_stalled` in the midst of the with-block, if it still waits STALLED_S after a first signal."""
+        self._when_stalled = when_stalled
+        try:
+            yield
+        finally:
+            self._when_stalled = None
 
     @contextmanager
     def deferred(self) -> Iterator[None]:

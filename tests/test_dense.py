@@ -89,6 +89,7 @@ def test_a_varied_pair_stays_aligned(tmp_path: Path) -> None:
         ("other size", "give masks of their images' sizes"),
         ("colours", "one channel or a palette"),
         ("broken", "cannot be read"),
+        ("broken chunk", "1.png cannot be read"),
         ("ignored", "hold 255 alone"),
     ],
 )
@@ -101,6 +102,9 @@ def test_masks_that_do_not_serve_are_refused(case: str, expected: str, tmp_path:
             path.unlink()
     elif case == "alone":
         (drawn / "0.png").unlink()
+    elif case == "broken chunk":
+        whole = (images / "1.png").read_bytes()
+        (images / "1.png").write_bytes(whole[:33] + b"\xff" * 40 + whole[73:])
     elif case == "broken":
         (images / "1.png").write_bytes(b"no image")
     else:

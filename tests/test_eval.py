@@ -4,13 +4,19 @@ from __future__ import annotations
 
 import json
 import shutil
+import signal
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
+from fastbyol.config import ConfigError
 from fastbyol.eval import main
+from fastbyol.evaluate import linear
 from fastbyol.export import load_encoder, save_encoder
+from fastbyol.runfolder import RunFolder
+from fastbyol.scores import keep, kept
 from fastbyol.train import main as train
 from tests.conftest import Betons
 from tests.test_dense import draw
@@ -66,8 +72,7 @@ def test_each_protocol_scores_and_keeps_its_scores(
     protocol, *settings = command.split()
     assert main([protocol, str(run), *files(betons), *settings, "--json"]) == 0
     scores = json.loads(capsys.readouterr().out)
-    kept = json.loads((run / "scores" / f"{protocol}.json").read_text())
-    assert kept == scores
+    assert scores in kept(RunFolder(run))
     assert {"trained", "random_init", "supervised"} & scores.keys() == {"trained", beside} - {None}
     low, high = scores["trained"]["top1_interval"]
     assert 0 <= low <= scores["trained"]["top1"] <= high <= 100
@@ -95,6 +100,56 @@ def test_segment_scores_a_fifth_of_the_images(run: Path, tmp_path: Path, capsys:
     assert scores["classes"] == 2
     assert main([*asked, "--crop-px=32", "--stride=4", f"--val-images={images}"]) == 2
     assert "give both" in capsys.readouterr().err
+
+
+def test_scores_are_kept_a_file_for_each_protocol_part_and_data_set(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+    semi = {"protocol": "semi", "fraction": 0.01, "train": "cars/train.beton", "val": "v", "trained": {"top1": 1.0}}
+    others = [{**semi, "fraction": 0.1}, {**semi, "train": "pets/train.beton"}, {**semi, "protocol": "knn"}]
+    for scores in (semi, *others, {**semi, "trained": {"top1": 2.0}}):
+        keep(folder, scores)
+    assert sorted(scores["trained"]["top1"] for scores in kept(folder)) == [1.0, 1.0, 1.0, 2.0]
+    (folder.scores / "broken.json").write_text("{}")
+    with pytest.raises(ConfigError, match=r"broken.json is no score"):
+        kept(folder)
+
+
+def test_what_was_scored_before_an_interruption_is_kept(
+    betons: Betons, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    copied = shutil.copytree(run, tmp_path / "run")
+    shutil.rmtree(copied / "scores", ignore_errors=True)
+    score, calls = linear.score, []
+
+    def interrupted(*given: Any, **how: Any) -> linear.Score:
+        calls.append(given)
+        if len(calls) == 2:
+            signal.raise_signal(signal.SIGTERM)
+        return score(*given, **how)
+
+    monkeypatch.setattr(linear, "score", interrupted)
+    assert main(["linear", str(copied), *files(betons), "--cached", "--epochs=1"]) == 75
+    (found,) = kept(RunFolder(copied))
+    assert "trained" in found
+    assert "random_init" not in found
+
+
+@pytest.mark.parametrize("name", ["config.json", "encoder.safetensors", "new.pth"])
+def test_an_export_keeps_out_of_the_run_folder(name: str, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = {path.name: path.stat().st_mtime_ns for path in run.iterdir()}
+    assert main(["export", str(run), str(run / name), "--format=pth"]) == 2
+    assert "a folder of its own" in capsys.readouterr().err
+    assert {path.name: path.stat().st_mtime_ns for path in run.iterdir()} == before
+
+
+def test_the_card_of_a_run_with_a_deadline_says_so(run: Path, tmp_path: Path) -> None:
+    copied = shutil.copytree(run, tmp_path / "run")
+    config = json.loads((copied / "config.json").read_text())
+    (copied / "config.json").write_text(json.dumps({**config, "epochs": None, "deadline": 1.8e9}))
+    assert main(["export", str(copied), str(tmp_path / "out" / "e.pth"), "--format=pth"]) == 0
+    card = (tmp_path / "out" / "model-card.md").read_text()
+    assert "| budget | until 2027-01-" in card
+    assert "--epochs 1 " in card
 
 
 @pytest.mark.parametrize("kind", ["safetensors", "pth"])
@@ -171,6 +226,7 @@ def unfinished(run: Path, tmp_path: Path) -> Path:
         ("missing file", "none.beton"),
         ("unlabelled", "no labels"),
         ("k of zero", "from 1 to the 160"),
+        ("a temperature of zero", "give more than 0"),
     ],
 )
 def test_bad_input_ends_with_one_clear_line_and_status_2(
@@ -179,7 +235,8 @@ def test_bad_input_ends_with_one_clear_line_and_status_2(
     folder = {"no run": tmp_path, "unfinished": unfinished(run, tmp_path)}.get(case, run)
     val = {"missing file": tmp_path / "none.beton", "unlabelled": betons.unlabelled}.get(case, betons.val)
     k = "0" if case == "k of zero" else "20"
-    assert main(["knn", str(folder), f"--train={betons.train}", f"--val={val}", f"--k={k}"]) == 2
+    temperatures = ["--temperature", "0.1", *(["0"] if case == "a temperature of zero" else [])]
+    assert main(["knn", str(folder), f"--train={betons.train}", f"--val={val}", f"--k={k}", *temperatures]) == 2
     said = capsys.readouterr().err
     assert said.startswith("fastbyol-eval: error: ")
     assert said.count("\n") == 1

@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Iterator
+from pathlib import Path
 
 import numpy as np
 import pytest
+import simplejpeg
 import torch
 from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 
-from fastbyol.beton import Reader
+from fastbyol.beton import JPEG, BetonError, Reader, StoredImage
 from fastbyol.config import ConfigError, EncoderConfig
+from fastbyol.data_prep import demo
+from fastbyol.data_prep.writer import Writer
 from fastbyol.encoder import build
 from fastbyol.evaluate import knn, linear
 from fastbyol.evaluate.features import Features, OutOfTime, check, check_classes, extract
@@ -76,6 +80,21 @@ def test_extraction_leaves_a_network_in_training_as_it_was(betons: Betons) -> No
         extract(encoder, train, eval_px=32, margin=1.0, workers=1, limit=100)
     assert encoder.training
     assert all(torch.equal(before[name], value) for name, value in encoder.state_dict().items())
+
+
+def test_a_stand_in_brings_its_own_label(tmp_path: Path) -> None:
+    images, labels = demo.draw(12, seed=0, split="train")
+    with Writer(tmp_path / "damaged.beton", capacity=12, class_names=demo.CLASS_NAMES) as writer:
+        for number, (image, label) in enumerate(zip(images, labels.tolist(), strict=True)):
+            data = simplejpeg.encode_jpeg(image, quality=90) if number != 3 else b"no image"
+            writer.append(StoredImage(JPEG, 32, 32, data), label=label)
+    encoder = build(EncoderConfig("resnet8", width=0.125, stem="cifar_stride2"), seed=0)
+    with Reader(tmp_path / "damaged.beton") as reader:
+        seen = extract(encoder, reader, eval_px=32, margin=1.0, workers=1, on_error="skip")
+        with pytest.raises(BetonError, match="3"):
+            extract(encoder, reader, eval_px=32, margin=1.0, workers=1)
+    assert seen.labels[3] == labels[4] != labels[3]
+    assert torch.equal(seen.values[3], seen.values[4])
 
 
 def test_a_stop_ends_extraction_and_gives_the_network_back(betons: Betons) -> None:

@@ -19,6 +19,7 @@ ORDER = (  # a module may import what stands below it, never what stands above
     ("fastbyol.calibrate", "fastbyol.pipeline", "fastbyol.teller"),
     ("fastbyol.report.curves", "fastbyol.report.pictures", "fastbyol.report.timeline", "fastbyol.report.settings"),
     ("fastbyol.report.chart", "fastbyol.report.style", "fastbyol.evaluate.neighbours", "fastbyol.tables.cells"),
+    ("fastbyol.scores",),
     ("fastbyol.runfolder", "fastbyol.telemetry", "fastbyol.step", "fastbyol.formats"),
     ("fastbyol.events", "fastbyol.flops", "fastbyol.profiling", "fastbyol.starvation", "fastbyol.wandb_run"),
     ("fastbyol.evaluate.dense", "fastbyol.evaluate.semi", "fastbyol.evaluate.transfer"),

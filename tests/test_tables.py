@@ -17,6 +17,7 @@ import pytest
 from fastbyol.eval import main
 from fastbyol.recipes import named
 from fastbyol.runfolder import RunFolder
+from fastbyol.scores import kept
 from fastbyol.tables import command
 from fastbyol.tables.cells import Crashed, Job, Outcome, carry_out, outcome
 from fastbyol.tables.page import disagreements, markdown, plot, write
@@ -164,6 +165,17 @@ def test_runs_are_listed_seed_by_seed_with_their_flags() -> None:
     ]
 
 
+def test_a_part_of_a_table_is_run_alone(betons: Betons, capsys: pytest.CaptureFixture[str]) -> None:
+    parser = argparse.ArgumentParser()
+    command.add_arguments(parser)
+    asked = ["target", "--base=demo", "--data=d", "--val=v", "--seeds=2", "--out=t", "--cells", "2"]
+    args = parser.parse_args(asked)
+    assert {job.cell for job in command.chosen(command.jobs_of(args, TWO), args, TWO)} == {TWO.cells[1]}
+    files = [f"--data={betons.train}", f"--val={betons.val}"]
+    assert main(["table", "target", f"--base={BASE}", *files, "--cells", "1", "7"]) == 2
+    assert "the table has 6" in capsys.readouterr().err
+
+
 @pytest.mark.slow
 def test_a_table_runs_what_has_not_ended(
     betons: Betons, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
@@ -177,7 +189,7 @@ def test_a_table_runs_what_has_not_ended(
     assert "| all | none | 72.5 |" in page
     assert "linear, %" not in page
     assert main([*asked[:8], "--linear", *asked[8:]]) == 0
-    found = json.loads((out / "baseline" / "seed0" / "scores" / "linear.json").read_text())
+    (found,) = kept(RunFolder(out / "baseline" / "seed0"))
     scored = (out / "table.md").read_text()
     assert "| cell | change | paper, % | kNN, % | linear, % |" in scored
     assert f"| {found['trained']['top1']:.1f} |" in scored.split("| all |")[1].split("\n")[0]

@@ -10,7 +10,7 @@ import signal
 import subprocess
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +19,10 @@ import torch
 from safetensors.torch import load_file
 
 from fastbyol import checkpoint
-from fastbyol.runfolder import RunFolder
+from fastbyol.evaluate import features
+from fastbyol.loaders import Batch
+from fastbyol.pipeline import Pipeline
+from fastbyol.runfolder import RunFolder, locked
 from fastbyol.telemetry import PIECES, read_metrics
 from fastbyol.train import main
 from tests import soak
@@ -50,6 +53,7 @@ def learned(out: Path) -> list[dict[str, Any]]:
         "step_s",
         "agree_s",
         "log_s",
+        "score_s",
         "checkpoint_s",
         "peak_gib",
         "mfu",
@@ -124,8 +128,66 @@ def test_scores_in_the_midst_of_training_change_nothing(betons: Betons, finished
     assert "kNN top-1" in RunFolder(tmp_path / "run").report.read_text()
 
 
+def test_a_score_that_a_signal_cut_short_is_taken_by_the_resumed_run(
+    betons: Betons, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = arguments(betons, tmp_path / "run", f"--val={betons.val}", "--epochs=3", "--warmup-epochs=1")
+    extract, calls = features.extract, []
+
+    def interrupted(*given: Any, **how: Any) -> features.Features:
+        calls.append(given)
+        if len(calls) == 3:  # two of the rehearsal came before
+            signal.raise_signal(signal.SIGTERM)
+        return extract(*given, **how)
+
+    monkeypatch.setattr(features, "extract", interrupted)
+    asked += ["--knn-at=0.5"]
+    assert main(asked) == 75
+    rows = read_metrics(RunFolder(tmp_path / "run").metrics)
+    assert [row["step"] for row in rows if "score_s" in row] == [8]
+    assert main([*asked, "--resume"]) == 0
+    rows = read_metrics(RunFolder(tmp_path / "run").metrics)
+    assert [row["step"] for row in rows if "knn_top1" in row] == [10]
+    assert encoders_are_equal(finished, tmp_path / "run")
+
+
+def test_a_signal_is_answered_while_no_images_come(
+    betons: Betons, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = arguments(betons, tmp_path / "run", f"--val={betons.val}", "--epochs=3", "--warmup-epochs=1")
+    checkpoints, batches, seen = RunFolder(tmp_path / "run").checkpoints, Pipeline.batches, []
+
+    def stalling(pipeline: Pipeline, start: int) -> Iterator[Batch]:
+        for number, batch in enumerate(batches(pipeline, start), start):
+            if number == 3:
+                signal.raise_signal(signal.SIGTERM)
+                began = time.monotonic()
+                while not checkpoint.exists(checkpoints) and time.monotonic() < began + 30:
+                    time.sleep(0.05)
+                seen.append(time.monotonic() - began)
+            yield batch
+
+    monkeypatch.setattr(Pipeline, "batches", stalling)
+    assert main(asked) == 75
+    assert seen[0] < 10
+    monkeypatch.undo()
+    assert main([*asked, "--resume"]) == 0
+    assert encoders_are_equal(finished, tmp_path / "run")
+
+
+def test_a_folder_has_one_run_at_a_time(betons: Betons, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = arguments(betons, tmp_path / "run", "--epochs=2", "--warmup-epochs=1")
+    (tmp_path / "run").mkdir()
+    with locked(RunFolder(tmp_path / "run")):
+        assert main(asked) == 2
+    said = capsys.readouterr().err
+    assert "another process trains in" in said
+    assert not list((tmp_path / "run").iterdir())
+    assert main(asked) == 0
+
+
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGKILL])
 def test_resume_after_a_signal_is_bit_equal(
     betons: Betons, finished: Path, tmp_path: Path, number: signal.Signals
 ) -> None:

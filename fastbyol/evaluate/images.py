@@ -27,13 +27,15 @@ Seen = Generator[tuple[Tensor, NDArray[np.int64]], None, None]
 class Lens:
     """Say how images are seen: squares of `px` pixels, made on `device` from what `workers` threads decode.
 
-    A centre view shows the square of share `margin` of the short side.
+    A centre view shows the square of share `margin` of the short side. An image that does not decode raises BetonError
+    (on_error "fail"), or the next of the file that does is seen in its place ("skip").
     """
 
     px: int
     margin: float
     workers: int = 2
     device: str = "cpu"
+    on_error: str = "fail"
 
     def precision(self) -> AbstractContextManager[None]:
         """Give the context in which networks run: bfloat16 autocast on a GPU, float32 elsewhere."""
@@ -44,7 +46,7 @@ def centred(reader: Reader, indices: NDArray[np.int64], lens: Lens, *, batch: in
     """Yield the centre views of the images named, in that order: ([n, 3, px, px], their indices [n])."""
     parts = np.array_split(indices, max(math.ceil(len(indices) / batch), 1))
     rows = [Rows(part, np.zeros_like(part)) for part in parts if len(part)]
-    with closing(load("native", reader, rows, workers=lens.workers, device=lens.device)) as batches:
+    with closing(_decoded(reader, rows, lens)) as batches:
         for decoded in batches:
             yield center_view(*_on(lens.device, decoded), crop_px=lens.px, margin=lens.margin), decoded.indices
 
@@ -54,12 +56,16 @@ def cropped(reader: Reader, rows: Iterable[Rows], lens: Lens, *, seed: int) -> S
 
     What is drawn is a function of (seed, epoch, image).
     """
-    with closing(load("native", reader, rows, workers=lens.workers, device=lens.device)) as batches:
+    with closing(_decoded(reader, rows, lens)) as batches:
         for decoded in batches:
             params = draw(
                 (CROP,), seed=seed, epochs=decoded.epochs, indices=decoded.indices, sizes=decoded.sizes.numpy()
             ).to(lens.device)
             yield apply(*_on(lens.device, decoded), params, crop_px=lens.px), decoded.indices
+
+
+def _decoded(reader: Reader, rows: Iterable[Rows], lens: Lens) -> Generator[Batch, None, None]:
+    return load("native", reader, rows, workers=lens.workers, on_error=lens.on_error, device=lens.device)
 
 
 def _on(device: str, batch: Batch) -> tuple[Tensor, Tensor, Tensor]:

@@ -55,6 +55,11 @@ class Heads:
         """Map representations [n, F] to logits [n, H, C]."""
         return torch.addmm(self.biases, values, self.weights).view(len(values), len(self.rates), self.classes)
 
+    def scores_of(self, head: int, values: Tensor) -> Tensor:
+        """Map representations [n, F] to the logits of one head, [n, C]."""
+        own = slice(head * self.classes, (head + 1) * self.classes)
+        return torch.addmm(self.biases[own], values, self.weights[:, own])
+
     def descend(self, values: Tensor, labels: Tensor, held: Tensor, *, scale: float) -> None:
         """Take one step at `scale` times the peak rates, each head on the mean cross-entropy of what it may see."""
         counted = (self.sees_all | ~held[:, None]).float()  # [n, H]
@@ -102,10 +107,11 @@ def judge(heads: Heads, base_lrs: Sequence[float], held: Features, val: Features
     count, device = len(base_lrs), heads.weights.device
     tried: dict[float, float] = {}
     if count > 1:
-        guesses = heads.scores(held.values.to(device)).cpu()
-        tried = {lr: metrics.top1(guesses[:, count + n], held.labels) for n, lr in enumerate(base_lrs)}
+        seen = held.values.to(device)
+        for n, lr in enumerate(base_lrs):
+            tried[lr] = metrics.top1(heads.scores_of(count + n, seen).cpu(), held.labels)
     base_lr = max(tried, key=tried.__getitem__) if tried else base_lrs[0]
-    chosen = heads.scores(val.values.to(device))[:, list(base_lrs).index(base_lr)].cpu()
+    chosen = heads.scores_of(list(base_lrs).index(base_lr), val.values.to(device)).cpu()
     return Score(**metrics.accuracies(chosen, val.labels, seed=seed), base_lr=base_lr, held_out=tried)
 
 
@@ -122,9 +128,10 @@ def score(
     epochs: int = EPOCHS,
     seed: int = 0,
     base_lrs: Sequence[float] = BASE_LRS,
+    device: str = "cpu",
     label: str = "linear",
 ) -> Score:
-    """Fit linear classifiers on cached representations of `train` and score the chosen one on `val`.
+    """Fit linear classifiers on cached representations of `train`, on `device`, and score the chosen one on `val`.
 
     SGD with Nesterov momentum .9, cosine to 0, no weight decay, batch 1024, and a learning rate chosen on a tenth of
     train held out. Source: paper, appendix C.1; each image has one view (docs/numerics.md).
@@ -138,7 +145,7 @@ def score(
     def learned() -> Iterator[Learned]:
         for rows in shuffled(np.arange(len(train.labels)), batch=batch, steps=steps, seed=seed):
             chosen = torch.from_numpy(rows.indices)
-            yield train.values[chosen], train.labels[chosen], is_held[chosen]
+            yield train.values[chosen].to(device), train.labels[chosen].to(device), is_held[chosen].to(device)
 
     heads = fit(learned(), steps, base_lrs, batch=batch, classes=classes, label=label)
     return judge(heads, base_lrs, train.rows(split.held), val, seed=seed)

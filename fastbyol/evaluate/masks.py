@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import struct
+import zlib
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,8 +14,9 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from PIL import Image, UnidentifiedImageError
+from PIL import Image
 from torch import Tensor
+from tqdm import tqdm
 
 from fastbyol import philox
 from fastbyol.config import ConfigError, require
@@ -19,7 +24,20 @@ from fastbyol.kernels.reference import IMAGENET_MEAN, IMAGENET_STD
 from fastbyol.order import global_batch
 
 IGNORED = 255  # of a mask: a pixel that counts for nothing, as in PASCAL VOC
+WORKERS = 2  # threads that read, scale and crop
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
+UNREADABLE = (  # what Pillow's readers raise on damaged bytes, and on pictures of absurd size
+    OSError,
+    SyntaxError,
+    ValueError,
+    EOFError,
+    TypeError,
+    LookupError,
+    OverflowError,
+    struct.error,
+    zlib.error,
+    Image.DecompressionBombError,
+)
 SCALES = (0.5, 2.0)  # of a training pair; He et al. 2020 (MoCo), appendix
 
 
@@ -51,29 +69,47 @@ def pairs(images: Path, masks: Path) -> list[Pair]:
 
 def read(pair: Pair) -> tuple[Tensor, Tensor]:
     """Read a pair: image float32 [3, H, W], normalised, and mask int64 [H, W]."""
-    try:
-        with Image.open(pair.image) as file:
-            pixels = np.array(file.convert("RGB"))
-        with Image.open(pair.mask) as file:
-            require(file.mode in ("L", "P", "1"), f"{pair.mask} has mode {file.mode}; give one channel or a palette")
-            mask = np.array(file, dtype=np.uint8)
-    except (UnidentifiedImageError, OSError) as error:
-        raise ConfigError(f"{pair.image} and {pair.mask} cannot be read ({error}); replace or remove them") from error
-    require(
-        pixels.shape[:2] == mask.shape,
-        f"{pair.mask} is {mask.shape[1]} x {mask.shape[0]} pixels and its image {pixels.shape[1]} x {pixels.shape[0]}; "
-        "give masks of their images' sizes",
-    )
+    pixels, mask = _decoded(pair)
     std, mean = (torch.tensor(c)[:, None, None] for c in (IMAGENET_STD, IMAGENET_MEAN))
     image = torch.from_numpy(pixels).permute(2, 0, 1).float().div_(255).sub_(mean).div_(std)
     return image, torch.from_numpy(mask).long()
 
 
+def _decoded(pair: Pair) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Decode a pair: pixels [H, W, 3] and class numbers [H, W]; raise ConfigError unless they serve."""
+    with _opened(pair.image) as file:
+        pixels = np.array(file.convert("RGB"))
+    with _opened(pair.mask) as file:
+        require(file.mode in ("L", "P", "1"), f"{pair.mask} has mode {file.mode}; give one channel or a palette")
+        mask = np.array(file, dtype=np.uint8)
+    require(
+        pixels.shape[:2] == mask.shape,
+        f"{pair.mask} is {mask.shape[1]} x {mask.shape[0]} pixels and its image {pixels.shape[1]} x {pixels.shape[0]}; "
+        "give masks of their images' sizes",
+    )
+    return pixels, mask
+
+
+@contextmanager
+def _opened(path: Path) -> Iterator[Image.Image]:
+    """Open a picture; raise ConfigError for whatever Pillow says against it, here or in the block."""
+    try:
+        with Image.open(path) as file:
+            yield file
+    except ConfigError:
+        raise
+    except UNREADABLE as error:
+        raise ConfigError(f"{path} cannot be read ({error}); replace or remove it, and its partner") from error
+
+
 def classes_of(found: Sequence[Pair]) -> NDArray[np.int64]:
-    """Return the class numbers that occur in the masks, rising; raise ConfigError when there are none."""
+    """Return the class numbers that occur in the masks, rising; raise ConfigError for none, or a pair that is no use.
+
+    Every pair is decoded, so that the hundredth step does not find what can be told now.
+    """
     seen = np.zeros(256, dtype=np.bool_)
-    for pair in found:
-        seen[np.unique(read(pair)[1].numpy())] = True
+    for pair in tqdm(found, desc="masks", unit="pairs", delay=2, leave=False, disable=None):
+        seen[np.unique(_decoded(pair)[1])] = True
     numbers = np.flatnonzero(seen[:IGNORED])
     require(len(numbers) > 0, f"the masks beside {found[0].mask} hold {IGNORED} alone; give masks with class numbers")
     return numbers
@@ -95,11 +131,25 @@ def vary(image: Tensor, mask: Tensor, u: NDArray[np.float32], *, px: int) -> tup
 def varied(
     found: Sequence[Pair], *, px: int, batch: int, steps: int, seed: int, device: str
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield `steps` batches of images [n, 3, px, px] and masks [n, px, px], drawn by (seed, epoch, pair)."""
-    for k in range(steps):
+    """Yield `steps` batches of images [n, 3, px, px] and masks [n, px, px], drawn by (seed, epoch, pair).
+
+    Two threads make the next batch meanwhile.
+    """
+
+    def one(index: int, draws: NDArray[np.float32]) -> tuple[Tensor, Tensor]:
+        return vary(*read(found[index]), draws, px=px)
+
+    def begin(k: int) -> list[Future[tuple[Tensor, Tensor]]]:
         rows = global_batch(k, batch_size=batch, count=len(found), seed=seed)
         counter = np.zeros((batch, 4), np.uint32)
         counter[:, 0], counter[:, 2] = rows.indices, rows.epochs
         u = philox.uniform(philox.philox4x32(counter, philox.key_of(seed)))
-        made = [vary(*read(found[i]), draws, px=px) for i, draws in zip(rows.indices, u, strict=True)]
-        yield torch.stack([image for image, _ in made]).to(device), torch.stack([mask for _, mask in made]).to(device)
+        return [threads.submit(one, index, draws) for index, draws in zip(rows.indices.tolist(), u, strict=True)]
+
+    with ThreadPoolExecutor(WORKERS, "segment") as threads:
+        pending = begin(0)
+        for k in range(1, steps + 1):
+            made = [future.result() for future in pending]
+            pending = begin(k) if k < steps else []
+            images, wanted = (torch.stack(parts).to(device) for parts in zip(*made, strict=True))
+            yield images, wanted

@@ -16,6 +16,7 @@ from fastbyol.order import permutation
 
 HELD_OUT = 0.1  # of train, to choose settings by
 HELD_OUT_MAX = 10_009  # images; the size of the paper's local validation set of ImageNet
+NO_EPOCH = 2**31  # an order that no training epoch has, of which held-out images would come first
 
 
 class Split(NamedTuple):
@@ -27,7 +28,7 @@ class Split(NamedTuple):
 
 def hold_out(count: int, *, seed: int) -> Split:
     """Hold out a tenth of `count` images, at least 1 and at most 10 009, as a function of (count, seed)."""
-    shuffled = permutation(count, seed=seed, epoch=0)
+    shuffled = permutation(count, seed=seed, epoch=NO_EPOCH)
     held = min(max(int(count * HELD_OUT), 1), HELD_OUT_MAX)
     return Split(np.sort(shuffled[held:]), np.sort(shuffled[:held]))
 

@@ -24,17 +24,20 @@ def score(
 ) -> dict[str, Any]:
     """Choose the penalty on a tenth of `train`, refit on all of it, score on `val`: percent, with the chosen `l2`.
 
-    The path runs from the largest penalty down, each solution starting the next; of equal scores the largest penalty is
-    chosen. Source: paper, appendix D; byol-spec, Evaluation.
+    The path runs from the largest penalty down, each solution starting the next, the chosen one the refit; of equal
+    scores the largest penalty is chosen. Source: paper, appendix D; byol-spec, Evaluation.
     """
     classes = int(torch.cat([train.labels, val.labels]).max()) + 1
     split = hold_out(len(train.labels), seed=seed)
-    learn, held = train.rows(split.learn), train.rows(split.held)
+    held = train.rows(split.held)
     tried: dict[float, float] = {}
-    for l2, model in logistic.path(learn, l2s, classes=classes, device=device, label=label):
-        tried[l2] = metrics.METRICS[metric](model.scores(held.values), held.labels)
+    models: dict[float, logistic.Model] = {}
+    for l2, model in logistic.path(train.rows(split.learn), l2s, classes=classes, device=device, label=label):
+        tried[l2], models[l2] = metrics.METRICS[metric](model.scores(held.values), held.labels), model
     best = max(tried, key=tried.__getitem__)
-    final = logistic.Problem(train, classes=classes, device=device).fit(best)
+    problem = logistic.Problem(train, classes=classes, device=device)
+    problem.start_from(models[best])
+    final = problem.fit(best)
     scores = final.scores(val.values)
     return {
         **metrics.accuracies(scores, val.labels, seed=seed),

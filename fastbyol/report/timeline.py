@@ -8,8 +8,16 @@ from typing import Any
 
 from fastbyol.budget import format_duration
 
-PHASES = ("start-up", "rehearsal", "calibration", "training", "closing")
-COLOURS = {"start-up": "d", "rehearsal": "b", "calibration": "f", "training": "a", "closing": "e", "unused": "none"}
+COLOURS = {
+    "start-up": "d",
+    "rehearsal": "b",
+    "calibration": "f",
+    "training": "a",
+    "scores": "c",
+    "closing": "e",
+    "unused": "none",
+}
+PHASES = tuple(COLOURS)[:-1]
 
 
 @dataclass(frozen=True)
@@ -51,9 +59,15 @@ def happened(
     end_s = ends_s[0]
     measured = {name: s for name, s in _before(plan).items() if name != "start-up"}
     first = rows[0]
-    before_s = end_s - result["train_s"] if "train_s" in result else first["elapsed_s"] - first.get("interval_s", 0.0)
+    scored_s = sum(row.get("score_s", 0.0) for row in rows)  # in the midst of training
+    before_s = (
+        end_s - result["train_s"] - scored_s
+        if "train_s" in result
+        else first["elapsed_s"] - first.get("interval_s", 0.0)
+    )
     startup_s = max(before_s - sum(measured.values()), 0.0)
-    seconds = {"start-up": startup_s, **measured, "training": max(end_s - startup_s - sum(measured.values()), 0.0)}
+    training_s = max(end_s - startup_s - scored_s - sum(measured.values()), 0.0)
+    seconds = {"start-up": startup_s, **measured, "training": training_s, **({"scores": scored_s} if scored_s else {})}
     elapsed_s = result.get("elapsed_s")
     if elapsed_s is None:
         return Timeline(seconds)

@@ -15,6 +15,7 @@ from fastbyol import atomic
 from fastbyol.commandline import BAD_INPUT, DIVERGED, DONE, INTERRUPTED
 from fastbyol.config import ConfigError
 from fastbyol.runfolder import RunFolder
+from fastbyol.scores import kept
 from fastbyol.tables.paper import Cell
 from fastbyol.telemetry import read_metrics
 
@@ -43,11 +44,6 @@ class Job:
     def log(self) -> Path:
         """Name the file of what the run said."""
         return self.path.with_name(f"{self.path.name}.log")
-
-    @property
-    def linear(self) -> Path:
-        """Name the file in which fastbyol-eval keeps a linear score."""
-        return self.path / "scores" / "linear.json"
 
     @property
     def record(self) -> Path:
@@ -101,10 +97,13 @@ def outcome(job: Job) -> Outcome | None:
 
 
 def _linear_top1(job: Job) -> float | None:
-    if not job.linear.is_file():
-        return None
-    top1: float = json.loads(job.linear.read_text())["trained"]["top1"]
-    return top1
+    """Find the score on cached representations of the job's own files."""
+    for scores in kept(job.folder):
+        own = {f"--data={scores['train']}", f"--val={scores['val']}"} <= set(job.words)
+        if own and (scores["protocol"], scores.get("views")) == ("linear", "cached"):
+            top1: float = scores["trained"]["top1"]
+            return top1
+    return None
 
 
 def carry_out(job: Job, *, watch: Callable[[float], None]) -> None:
@@ -120,10 +119,11 @@ def carry_out(job: Job, *, watch: Callable[[float], None]) -> None:
     atomic.write(job.record, json.dumps(record, indent=2) + "\n")
 
 
-def score_linearly(job: Job, *, data: str, val: str, watch: Callable[[float], None]) -> None:
+def score_linearly(job: Job, *, watch: Callable[[float], None]) -> None:
     """Run fastbyol-eval linear on the encoder of a job, which keeps the score in its folder; raises as carry_out."""
-    words = ["linear", str(job.path), f"--train={data}", f"--val={val}", "--cached", "--skip-random-init"]
-    _run(job, ["fastbyol.eval", *words], watch)
+    config = job.folder.read_config()
+    words = ["linear", str(job.path), f"--train={config.data}", f"--val={config.val}", "--cached", "--skip-random-init"]
+    _run(job, ["fastbyol.eval", *words, f"--device={config.device}", f"--workers={config.workers}"], watch)
 
 
 def _run(job: Job, words: Sequence[str], watch: Callable[[float], None]) -> int:

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from fastbyol.beton import Reader
 from fastbyol.budget import parse_duration
 from fastbyol.commandline import BAD_INPUT, DONE, INTERRUPTED, fail, whole_number
-from fastbyol.config import ConfigError
+from fastbyol.config import ConfigError, require
 from fastbyol.evaluate.features import check_classes
 from fastbyol.recipes import named
 from fastbyol.tables import page
@@ -35,6 +35,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     length.add_argument("--budget", metavar="3m", help="wall-clock of each run")
     length.add_argument("--epochs", type=float, metavar="N", help="length of each run (default: the recipe's)")
     parser.add_argument("--seeds", type=whole_number, default=3, metavar="N", help="runs a cell, of seeds 0 to N-1")
+    parser.add_argument(
+        "--cells", type=whole_number, nargs="+", metavar="N", help="run these alone, counted from 1 (default: all)"
+    )
     parser.add_argument(
         "--linear", action="store_true", help="also score each run by a linear classifier on cached representations"
     )
@@ -65,8 +68,18 @@ def jobs_of(args: argparse.Namespace, table: Table) -> list[Job]:
     ]
 
 
+def chosen(jobs: Sequence[Job], args: argparse.Namespace, table: Table) -> list[Job]:
+    """Take those that --cells asks for."""
+    if args.cells is None:
+        return list(jobs)
+    cells = [table.cells[number - 1] for number in args.cells]
+    return [job for job in jobs if job.cell in cells]
+
+
 def check(args: argparse.Namespace, table: Table) -> None:
-    """Raise ConfigError or BetonError for what would let a run fail: a change, the files, the budget."""
+    """Raise ConfigError or BetonError for what would let a run fail: a cell, a change, the files, the budget."""
+    beyond = [number for number in args.cells or () if number > len(table.cells)]
+    require(not beyond, f"--cells {beyond}, but the table has {len(table.cells)}; give numbers from 1 to that")
     for cell in table.cells:
         named(f"{args.base}+{cell.change}" if cell.change else args.base)
     if args.budget is not None:
@@ -81,13 +94,13 @@ def finish(job: Job, args: argparse.Namespace, *, watch: Callable[[float], None]
         carry_out(job, watch=watch)
     how = outcome(job)
     if args.linear and how is not None and how.status == DONE and how.linear_top1 is None:
-        score_linearly(job, data=args.data, val=args.val, watch=watch)
+        score_linearly(job, watch=watch)
         how = outcome(job)
     return how
 
 
 def carry_out_all(jobs: Sequence[Job], args: argparse.Namespace, table: Table, *, settings: str) -> list[Crashed]:
-    """Finish every job, write the table after each; return what crashed."""
+    """Finish every job asked for, write the table of all after each; return what crashed."""
     out, command = _folder(args), _command(args)
     ended = {job: outcome(job) for job in jobs}
     crashed: list[Crashed] = []
@@ -101,11 +114,12 @@ def carry_out_all(jobs: Sequence[Job], args: argparse.Namespace, table: Table, *
 
     out.mkdir(parents=True, exist_ok=True)
     write()
-    with tqdm(total=len(jobs), bar_format=BAR, disable=None, file=sys.stderr) as bar:
-        for number, job in enumerate(jobs):
+    asked = chosen(jobs, args, table)
+    with tqdm(total=len(asked), bar_format=BAR, disable=None, file=sys.stderr) as bar:
+        for number, job in enumerate(asked):
             bar.set_description_str(f"{job.cell.name}, seed {job.seed}")
             if bar.disable and ended[job] is None:
-                print(f"{number + 1} of {len(jobs)}: {job.cell.name}, seed {job.seed}", file=sys.stderr, flush=True)
+                print(f"{number + 1} of {len(asked)}: {job.cell.name}, seed {job.seed}", file=sys.stderr, flush=True)
             before = ended[job]
             try:
                 ended[job] = finish(job, args, watch=partial(_show, bar, number))
@@ -159,5 +173,6 @@ def _lengths(args: argparse.Namespace) -> list[str]:
 
 def _command(args: argparse.Namespace) -> str:
     words = ["fastbyol-eval", "table", args.name, f"--base={args.base}", f"--data={args.data}", f"--val={args.val}"]
-    linear, more = ["--linear"] * args.linear, ["--with", *args.more] if args.more else []
-    return shlex.join([*words, *_lengths(args), f"--seeds={args.seeds}", *linear, f"--out={_folder(args)}", *more])
+    words += [*_lengths(args), f"--seeds={args.seeds}", *["--linear"] * args.linear, f"--out={_folder(args)}"]
+    words += ["--cells", *map(str, args.cells)] if args.cells else []
+    return shlex.join([*words, *(["--with", *args.more] if args.more else [])])

@@ -1,0 +1,38 @@
+"""Know the scores kept in a run folder: a file for each protocol and data set, the latest alone."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+from fastbyol import atomic
+from fastbyol.config import ConfigError
+from fastbyol.runfolder import RunFolder
+
+Scores = dict[str, Any]
+
+
+def keep(folder: RunFolder, scores: Scores) -> None:
+    """Keep what fastbyol-eval scored, in place of an earlier score of the same protocol on the same training file.
+
+    scores: "protocol", "train" and "val", the paths of the data, and what was scored; "fraction" where only a part of
+    the labels was learnt from. Raises OSError.
+    """
+    path = Path(scores["train"]).resolve()
+    part = [f"{scores['fraction']:.2g}"] if "fraction" in scores else []
+    name = "-".join([scores["protocol"], *part, path.parent.name, path.stem])
+    folder.scores.mkdir(exist_ok=True)
+    atomic.write(folder.scores / f"{name}.json", json.dumps(scores, indent=2) + "\n")
+
+
+def kept(folder: RunFolder) -> list[Scores]:
+    """Read every score kept in a run folder; raise ConfigError where a file holds none."""
+    found: list[Scores] = []
+    for path in sorted(folder.scores.glob("*.json")):
+        try:
+            scores = json.loads(path.read_text())
+            found.append({**scores, "protocol": scores["protocol"], "train": scores["train"], "val": scores["val"]})
+        except (ValueError, KeyError, TypeError) as error:
+            raise ConfigError(f"{path} is no score of fastbyol-eval ({error}); remove it") from error
+    return found
