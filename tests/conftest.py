@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 from typing import NamedTuple
 
@@ -10,7 +11,8 @@ import torch
 
 from fastbyol.beton import JPEG, StoredImage
 
-torch.set_num_threads(2)
+THREADS = os.environ.setdefault("OMP_NUM_THREADS", "2")  # of the processes that tests start, too: bits depend on it
+torch.set_num_threads(int(THREADS))
 
 
 class Betons(NamedTuple):
