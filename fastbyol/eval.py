@@ -104,7 +104,7 @@ def _linear(args: argparse.Namespace, files: Files, lens: Lens) -> tuple[Scores,
             result = linear.score_augmented(encoder, files, lens, **settings, label=label)
         return result._asdict()
 
-    return {"views": "cached" if args.cached else "crop and flip"}, job
+    return {"views": "cached" if args.cached else "crop and flip", "epochs": args.epochs, "seed": args.seed}, job
 
 
 def _semi(args: argparse.Namespace, files: Files, lens: Lens) -> tuple[Scores, Job]:
@@ -190,8 +190,9 @@ def export(args: argparse.Namespace) -> Scores:
     """Write the encoder of a run in another format, and its model card beside it."""
     folder = RunFolder(args.run_dir)
     config, encoder = _open(folder)
+    own = (folder.path, folder.checkpoints, folder.scores, folder.tensorboard, folder.profile)
     require(
-        args.out.resolve().parent != folder.path.resolve(),
+        args.out.resolve().parent not in [path.resolve() for path in own],
         f"{args.out} lies among the files of the run, which it could replace; give a folder of its own",
     )
     formats.write(args.format, args.out, encoder, config.recipe.encoder, px=config.recipe.eval_px)

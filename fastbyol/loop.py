@@ -224,7 +224,8 @@ class Loop:
         until_s = (now_s + plan.end_s) / 2 if isinstance(plan, ClockPlan) else math.inf
         found = None
         if self.world.is_main:
-            found = score(lambda: self.stop.arrived or self.stopwatch.elapsed_s() > until_s)
+            with self.stop.waiting(self._save_while_stalled):
+                found = score(lambda: self.stop.arrived or self.stopwatch.elapsed_s() > until_s)
         # the others wait here, as long as it takes, and not in the next step
         if self.world.from_main(found is not None or not self.stop.arrived):
             self.scored |= due
@@ -303,10 +304,14 @@ class Loop:
         return True
 
     def _save_while_stalled(self) -> None:
-        """Save what there is when a signal came and no batch comes: a disk that hangs may never let the step begin."""
+        """Save what there is when a signal came and no images come: a disk that hangs may never let the loop go on."""
         if self.position.step:
             self.save()
-        self.teller.warn("asked to stop while no images come; all is saved, a second signal ends the run at once")
+            self.saver.wait()
+            self._look_after_saver()
+        is_saved = self.saver.saved_step == self.position.step
+        told = f"step {self.position.step} is saved" if is_saved else "nothing new is saved"
+        self.teller.warn(f"asked to stop while no images come; {told}, and a second signal ends the run at once")
 
     def _look_after_saver(self) -> None:
         failure = self.saver.failure()

@@ -98,7 +98,8 @@ def _scores(result: dict[str, Any], scores: list[dict[str, Any]]) -> str:
         reference = next(
             (f"{_percent(_headline(row[k]))} ({k})" for k in ("random_init", "supervised") if k in row), ""
         )
-        protocol = row["protocol"] + (f", {row['fraction']:.3g} of the labels" if "fraction" in row else "")
+        part = f", {row['fraction']:.3g} of the labels" if "fraction" in row else ""
+        protocol = row["protocol"] + part + (f", {row['views']}" if "views" in row else "")
         lines.append(f"| {protocol} | {_percent(_headline(row['trained']))} | {reference} | {Path(row['val']).name} |")
     return "\n".join(lines)
 

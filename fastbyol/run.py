@@ -142,7 +142,7 @@ class Run:
         Rank 0 reads it for all. The clock takes up what earlier processes are known to have used: up to that checkpoint
         or the last row.
         """
-        used_s = [row["elapsed_s"] for row in read_metrics(self.folder.metrics)[-1:]]
+        used_s = [row["elapsed_s"] + row.get("score_s", 0.0) for row in read_metrics(self.folder.metrics)[-1:]]
         state: dict[str, Any] | None = None
         damaged: list[str] = []
         if self.world.is_main and checkpoint.exists(self.folder.checkpoints):

@@ -32,6 +32,7 @@ FREE_ON_RESUME = {  # they move no weight of a step
     "tensorboard",
     "wandb",
 }
+FREE_OF_RECIPE = {"eval_px", "eval_margin"}
 
 
 @dataclass(frozen=True)
@@ -134,6 +135,8 @@ def begin(folder: RunFolder, config: Config) -> None:
 def check_resumable(folder: RunFolder, config: Config) -> None:
     """Raise ConfigError when `config` would not continue the run of the folder, naming every setting that differs."""
     before, now = (dataclasses.asdict(c) for c in (folder.read_config(), config))
+    for settings in (before, now):
+        settings["recipe"] = {name: x for name, x in settings["recipe"].items() if name not in FREE_OF_RECIPE}
     differing = [name for name in before if before[name] != now[name] and name not in FREE_ON_RESUME]
     if differing:
         told = "; ".join(f"{name} was {before[name]}, is {now[name]}" for name in differing)

@@ -17,11 +17,13 @@ def keep(folder: RunFolder, scores: Scores) -> None:
     """Keep what fastbyol-eval scored, in place of an earlier score of the same protocol on the same training file.
 
     scores: "protocol", "train" and "val", the paths of the data, and what was scored; "fraction" where only a part of
-    the labels was learnt from. Raises OSError.
+    the labels was learnt from, "views" where a protocol knows several. Raises OSError.
     """
     path = Path(scores["train"]).resolve()
-    part = [f"{scores['fraction']:.2g}"] if "fraction" in scores else []
-    name = "-".join([scores["protocol"], *part, path.parent.name, path.stem])
+    words = [scores["protocol"], scores.get("views", ""), path.parent.name, path.stem]
+    if "fraction" in scores:
+        words[1] = f"{scores['fraction']:.2g}"
+    name = "-".join(word.replace(" ", "-") for word in words if word)
     folder.scores.mkdir(exist_ok=True)
     atomic.write(folder.scores / f"{name}.json", json.dumps(scores, indent=2) + "\n")
 

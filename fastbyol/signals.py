@@ -60,6 +60,8 @@ class StopSignal:
     def waiting(self, when_stalled: Callable[[], None]) -> Iterator[None]:
         """Call `when_stalled` in the midst of the with-block, if it still waits STALLED_S after a first signal."""
         self._when_stalled = when_stalled
+        if self.arrived:
+            signal.setitimer(signal.ITIMER_REAL, STALLED_S)
         try:
             yield
         finally:

@@ -137,10 +137,13 @@ class Watch:
     def look(self, row: dict[str, float]) -> str | None:
         """Take a row in; return the warning when the last ROWS of them call for it, the first time they do.
 
-        The rows before the first reading, in which the loader fills its queue, never count.
+        The rows before the first reading, in which the loader fills its queue, never count. Readings begin anew with a
+        row whose score took time of its own.
         """
         if self._said:
             return None
+        if "score_s" in row:
+            self._seen.clear()
         self._seen.append((usage(), row))
         if len(self._seen) <= ROWS:
             return None

@@ -134,7 +134,7 @@ def test_what_was_scored_before_an_interruption_is_kept(
     assert "random_init" not in found
 
 
-@pytest.mark.parametrize("name", ["config.json", "encoder.safetensors", "new.pth"])
+@pytest.mark.parametrize("name", ["config.json", "encoder.safetensors", "new.pth", "checkpoints/new.pth"])
 def test_an_export_keeps_out_of_the_run_folder(name: str, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = {path.name: path.stat().st_mtime_ns for path in run.iterdir()}
     assert main(["export", str(run), str(run / name), "--format=pth"]) == 2

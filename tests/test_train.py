@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import itertools
 import json
+import os
 import re
 import shlex
 import shutil
 import signal
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -20,7 +23,7 @@ from safetensors.torch import load_file
 
 from fastbyol import checkpoint
 from fastbyol.evaluate import features
-from fastbyol.loaders import Batch
+from fastbyol.loaders import Batch, native
 from fastbyol.pipeline import Pipeline
 from fastbyol.runfolder import RunFolder, locked
 from fastbyol.telemetry import PIECES, read_metrics
@@ -173,6 +176,34 @@ def test_a_signal_is_answered_while_no_images_come(
     monkeypatch.undo()
     assert main([*asked, "--resume"]) == 0
     assert encoders_are_equal(finished, tmp_path / "run")
+
+
+def test_a_second_signal_ends_a_run_whose_disk_hangs(
+    betons: Betons, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    decode, hung, calls = native.decode_part, threading.Event(), itertools.count()
+
+    def hanging(*given: Any) -> Any:
+        if next(calls) == 30:
+            for after_s in (3.0, 11.0):  # by the first, what was decoded in advance is used up
+                threading.Timer(after_s, os.kill, (os.getpid(), signal.SIGTERM)).start()
+            hung.wait(60)
+        return decode(*given)
+
+    monkeypatch.setattr(native, "decode_part", hanging)
+    began = time.monotonic()
+    assert main(arguments(betons, tmp_path / "run", "--epochs=30", "--warmup-epochs=1")) == 75
+    assert time.monotonic() - began < 40
+    assert "is saved, and a second signal" in capsys.readouterr().err
+    assert checkpoint.exists(RunFolder(tmp_path / "run").checkpoints)
+    hung.set()
+
+
+def test_a_terminal_that_goes_stops_a_run_unless_nohup_ignores_it() -> None:
+    ask = "import signal; from fastbyol.signals import stopping; print(signal.SIGHUP in stopping())"
+    for ignored, told in (("", "True"), ("trap '' HUP; ", "False")):
+        asked = ["bash", "-c", f"{ignored}exec {shlex.join([sys.executable, '-c', ask])}"]
+        assert subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip() == told
 
 
 def test_a_folder_has_one_run_at_a_time(betons: Betons, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

@@ -31,12 +31,13 @@ def score(
     split = hold_out(len(train.labels), seed=seed)
     held = train.rows(split.held)
     tried: dict[float, float] = {}
-    models: dict[float, logistic.Model] = {}
     for l2, model in logistic.path(train.rows(split.learn), l2s, classes=classes, device=device, label=label):
-        tried[l2], models[l2] = metrics.METRICS[metric](model.scores(held.values), held.labels), model
-    best = max(tried, key=tried.__getitem__)
+        found = metrics.METRICS[metric](model.scores(held.values), held.labels)
+        if not tried or found > max(tried.values()):
+            best, chosen = l2, model
+        tried[l2] = found
     problem = logistic.Problem(train, classes=classes, device=device)
-    problem.start_from(models[best])
+    problem.start_from(chosen)
     final = problem.fit(best)
     scores = final.scores(val.values)
     return {

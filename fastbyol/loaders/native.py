@@ -54,27 +54,28 @@ def load(
     def empty(packing: Packing) -> Tensor:
         return packing.empty(device)
 
-    with ThreadPoolExecutor(count, thread_name_prefix="decode") as pool:
-        pending: deque[_Decoding] = deque()
+    pool, waits = ThreadPoolExecutor(count, thread_name_prefix="decode"), True
+    pending: deque[_Decoding] = deque()
 
-        def begin(batches: int) -> None:
-            for rows in islice(source, batches):
-                pending.append(_submit(pool, reader, stand_ins.put(rows), parts=PARTS_PER_WORKER * count, to=device))
+    def begin(batches: int) -> None:
+        for rows in islice(source, batches):
+            pending.append(_submit(pool, reader, stand_ins.put(rows), parts=PARTS_PER_WORKER * count, to=device))
 
-        try:
-            begin(ahead)
-            while pending:
-                packing, skipped, pixels, parts = pending.popleft()
-                faults = [fault for part in parts for fault in part.result()]
-                batch = stand_ins.finish(packing, pixels, faults, empty=empty, skipped=skipped)
-                del pixels  # of a batch that was repaired, the damaged copy
-                begin(1)
-                yield batch
-                del batch  # while the next is made, its memory is the caller's to free
-        finally:
-            for decoding in pending:
-                for part in decoding.parts:
-                    part.cancel()
+    try:
+        begin(ahead)
+        while pending:
+            packing, skipped, pixels, parts = pending.popleft()
+            faults = [fault for part in parts for fault in part.result()]
+            batch = stand_ins.finish(packing, pixels, faults, empty=empty, skipped=skipped)
+            del pixels  # of a batch that was repaired, the damaged copy
+            begin(1)
+            yield batch
+            del batch  # while the next is made, its memory is the caller's to free
+    except KeyboardInterrupt:
+        waits = False  # a thread may hang with its disk
+        raise
+    finally:
+        pool.shutdown(wait=waits, cancel_futures=True)
 
 
 def threads(reader: Reader, *, workers: int) -> int | None:

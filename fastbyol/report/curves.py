@@ -13,6 +13,7 @@ from fastbyol.report import chart
 PLOTTED_ROWS = 1000  # enough for the eye; a long run has more
 SMOOTHED_ROWS = 40  # from here on a bold mean lies over the fine rows
 SMOOTH_SHARE = 0.02  # of the rows, to either side
+SHOWN_SHARE = 0.005  # of the loop's time, from which a part is drawn
 STARVING = 0.1  # share of waiting from which fastbyol warns
 TIME_PARTS = {  # of telemetry.PIECES, from below: colour and name
     "step_s": ("a", "step"),
@@ -66,10 +67,10 @@ class _Curve:
 
 def figures(rows: Rows, result: dict[str, Any] | None, *, healthy_std: float, loss_note: str) -> str:
     """Draw every chart the rows have numbers for, as HTML figures. healthy_std: 1/sqrt(D)."""
-    scores = _scores(rows, result or {})
-    rows = [row for row in thin(rows) if isinstance(row.get("elapsed_s"), int | float)]
-    if not rows:
+    timed = [row for row in rows if isinstance(row.get("elapsed_s"), int | float)]
+    if not timed:
         return ""
+    rows, scores = thin(timed), _scores(timed, result or {})
     waiting, sizes, stds = _waiting(rows), values(rows, "crop_px"), values(rows, "embedding_std")
     drawn = (
         _draw(_Curve("Loss", loss_note), rows, values(rows, "loss")),
@@ -161,7 +162,7 @@ def _time_parts(rows: Rows) -> str:
     whole = [row for row in rows if row.get("interval_s") and all(part in row for part in TIME_PARTS)]
     if len(whole) < 2:
         return ""
-    shown = [part for part in TIME_PARTS if any(row[part] for row in whole)]
+    shown = [part for part in TIME_PARTS if any(row[part] > SHOWN_SHARE * row["interval_s"] for row in whole)]
     layers = [(TIME_PARTS[part][0], [row[part] / row["interval_s"] for row in whole]) for part in shown]
     legend = "".join(f"<i class={colour}></i>{name} " for colour, name in (TIME_PARTS[part] for part in shown))
     said = f"How the loop's time is shared between {', '.join(TIME_PARTS[part][1] for part in shown)}, percent"

@@ -14,6 +14,7 @@ from pathlib import Path
 from fastbyol import atomic
 from fastbyol.commandline import BAD_INPUT, DIVERGED, DONE, INTERRUPTED
 from fastbyol.config import ConfigError
+from fastbyol.evaluate import linear
 from fastbyol.runfolder import RunFolder
 from fastbyol.scores import kept
 from fastbyol.tables.paper import Cell
@@ -97,10 +98,11 @@ def outcome(job: Job) -> Outcome | None:
 
 
 def _linear_top1(job: Job) -> float | None:
-    """Find the score on cached representations of the job's own files."""
+    """Find the score on cached representations of the job's own files, as score_linearly takes it."""
+    wanted = {"protocol": "linear", "views": "cached", "epochs": linear.EPOCHS, "seed": 0}
     for scores in kept(job.folder):
         own = {f"--data={scores['train']}", f"--val={scores['val']}"} <= set(job.words)
-        if own and (scores["protocol"], scores.get("views")) == ("linear", "cached"):
+        if own and wanted.items() <= {name: scores.get(name) for name in wanted}.items():
             top1: float = scores["trained"]["top1"]
             return top1
     return None

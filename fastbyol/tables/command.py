@@ -174,5 +174,4 @@ def _lengths(args: argparse.Namespace) -> list[str]:
 def _command(args: argparse.Namespace) -> str:
     words = ["fastbyol-eval", "table", args.name, f"--base={args.base}", f"--data={args.data}", f"--val={args.val}"]
     words += [*_lengths(args), f"--seeds={args.seeds}", *["--linear"] * args.linear, f"--out={_folder(args)}"]
-    words += ["--cells", *map(str, args.cells)] if args.cells else []
     return shlex.join([*words, *(["--with", *args.more] if args.more else [])])
