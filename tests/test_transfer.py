@@ -67,6 +67,22 @@ def test_a_great_penalty_leaves_the_class_frequencies() -> None:
     torch.testing.assert_close(model.scores(train.values).softmax(1).mean(0), shares, rtol=0, atol=1e-3)
 
 
+def test_a_refit_reaches_the_minimum_of_separable_images() -> None:
+    """Ten steps do not: at a small penalty the minimum is far from where they begin."""
+    generator = torch.Generator().manual_seed(0)
+    means, scales = torch.randn(5, 64, generator=generator), torch.logspace(0, -2, 64)
+    labels = torch.randint(5, (600,), generator=generator)
+    images = Features((means[labels] + torch.randn(600, 64, generator=generator)) * scales, labels)
+    l2 = 1e-4
+    peer = newton(images, l2)
+    weights, biases = (torch.tensor(x).float() for x in (peer.coef_.T, peer.intercept_))
+    least = logistic.loss(logistic.Model(weights, biases), images, l2)
+    problem = logistic.Problem(images, classes=5)
+    begun = logistic.loss(problem.fit(l2, effort=logistic.Effort(10, 0)), images, l2)
+    assert begun > 1.2 * least
+    assert logistic.loss(problem.fit(l2, effort=logistic.FINAL), images, l2) == pytest.approx(least, rel=1e-2)
+
+
 @pytest.mark.parametrize("metric", ["top1", "map11"])
 def test_transfer_scores_as_scikit_learn_at_the_chosen_penalty(metric: str) -> None:
     train, val = skewed(600, seed=0), skewed(1000, seed=1)

@@ -20,9 +20,18 @@ from fastbyol.evaluate.features import Features
 
 L2_PATH = tuple(float(10**e) for e in torch.linspace(-6, 5, 45, dtype=torch.float64).tolist())  # byol-spec, Evaluation
 ROWS = 1 << 15  # of a gradient at a time: bounds the logits in memory
-STEPS_MAX = 50
 LOG_MIN = -45.0  # of a probability: far below rounding; products with denormals are many times slower
-GRADIENT_TOLERANCE = 1e-4  # of the largest entry of the scaled gradient, relative to that at W = 0
+
+
+class Effort(NamedTuple):
+    """Say when a fit ends: steps of L-BFGS at most, and largest entry of the scaled gradient, relative to W = 0."""
+
+    steps: int
+    tolerance: float
+
+
+CHOOSING = Effort(100, 1e-6)  # enough to compare penalties
+FINAL = Effort(1000, 1e-8)  # separable images want more: their minimum is far away
 
 
 class Model(NamedTuple):
@@ -58,7 +67,7 @@ class Problem:
         self._weights = self._axes.T @ weights
         self._biases = model.biases.to(self._axes.device) + self._mean @ weights
 
-    def fit(self, l2: float) -> Model:
+    def fit(self, l2: float, *, effort: Effort = CHOOSING) -> Model:
         """Minimise f at this penalty, from the last fit's weights on."""
         share = 1 / self._classes
         curvature = self._variance.clamp_min(0) * share * (1 - share) + l2
@@ -67,10 +76,10 @@ class Problem:
         z = torch.cat([self._weights / scale, self._biases[None] / bias_scale]).requires_grad_()
         scales = torch.cat([scale, torch.full_like(scale[:1], bias_scale)])
         first, _ = self._gradient(torch.zeros_like(self._weights), self._biases, l2)
-        limit = GRADIENT_TOLERANCE * (first * scales).abs().max().item()
+        limit = effort.tolerance * (first * scales).abs().max().item()
         solver = torch.optim.LBFGS(
             [z],
-            max_iter=STEPS_MAX,
+            max_iter=effort.steps,
             history_size=20,
             tolerance_grad=limit,
             tolerance_change=1e-9,

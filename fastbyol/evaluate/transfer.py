@@ -38,7 +38,7 @@ def score(
         tried[l2] = found
     problem = logistic.Problem(train, classes=classes, device=device)
     problem.start_from(chosen)
-    final = problem.fit(best)
+    final = problem.fit(best, effort=logistic.FINAL)
     scores = final.scores(val.values)
     return {
         **metrics.accuracies(scores, val.labels, seed=seed),
