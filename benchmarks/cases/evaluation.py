@@ -40,8 +40,9 @@ def cases(device: str) -> Iterator[Case]:
     yield Case("knn", f"{shape}, {len(KS)} k, {len(TEMPERATURES)} temperatures", "fastbyol", partial(_knn, device))
     yield Case("knn", f"{shape}, {len(KS)} k, {len(TEMPERATURES)} temperatures", "scikit-learn, brute", _knn_sklearn)
     shape = f"{LEARNED} x {FEATURES}, {CLASSES} classes"
-    yield Case("logistic", shape, f"fastbyol, {len(logistic.L2_PATH)} penalties and a refit", partial(_path, device))
-    yield Case("logistic", shape, "scikit-learn, newton-cg, the chosen one", partial(_newton, device))
+    path = f"{shape}, {len(logistic.L2_PATH)} penalties and a refit"
+    yield Case("logistic", path, "fastbyol", partial(_path, device))
+    yield Case("logistic", f"{shape}, the chosen penalty", "scikit-learn, newton-cg", partial(_newton, device))
     for name, run in (("crop and flip, 1 epoch", _augmented), ("cached, 80 epochs", _cached)):
         for base_lrs in (linear.BASE_LRS, linear.BASE_LRS[:1]):
             rates = f"{len(base_lrs)} learning rate{'s' * (len(base_lrs) > 1)}"
