@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from pathlib import Path
 from typing import NamedTuple
 
@@ -13,6 +14,7 @@ from fastbyol.beton import JPEG, StoredImage
 
 THREADS = os.environ.setdefault("OMP_NUM_THREADS", "2")  # of the processes that tests start, too: bits depend on it
 torch.set_num_threads(int(THREADS))
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which who begins the tests may ignore, as nohup does
 
 
 class Betons(NamedTuple):

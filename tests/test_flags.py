@@ -16,7 +16,7 @@ CONTRACT = {
     "fastbyol-prep info": "FILE --help --json",
     "fastbyol-prep demo": "DIR --help --overwrite --seed",
     "fastbyol-train": "RECIPE --base-lr --batch-size --budget --checkpoint-every --crop --crop-ramp --data --device "
-    "--engine --epochs --help --lagged-target --loader --log-every --micro-batches --no-tensorboard --on-error "
+    "--engine --epochs --help --knn-at --lagged-target --loader --log-every --micro-batches --no-tensorboard --on-error "
     "--optimizer --out --overwrite --precision --prefetch --profile --resume --seed --stop-on-collapse --tau-base "
     "--target-statistics --val --wandb --warmup-epochs --weight-decay --workers",
     "fastbyol-eval knn": f"{COMMON_EVAL} --bank --k --temperature",
@@ -27,7 +27,7 @@ CONTRACT = {
     "fastbyol-eval segment": "RUN_DIR --batch-size --crop-px --device --from-scratch --help --images --json --lr "
     "--masks --seed --steps --stride --val-images --val-masks --weight-decay",
     "fastbyol-eval export": "RUN_DIR OUT --format --help --json",
-    "fastbyol-eval table": "NAME --base --budget --data --epochs --help --out --seeds --val --with",
+    "fastbyol-eval table": "NAME --base --budget --cells --data --epochs --help --linear --out --seeds --val --with",
 }
 
 
