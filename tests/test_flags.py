@@ -16,8 +16,8 @@ CONTRACT = {
     "fastbyol-prep info": "FILE --help --json",
     "fastbyol-prep demo": "DIR --help --overwrite --seed",
     "fastbyol-train": "RECIPE --base-lr --batch-size --budget --checkpoint-every --crop --crop-ramp --data --device "
-    "--engine --epochs --help --knn-at --lagged-target --loader --log-every --micro-batches --no-tensorboard --on-error "
-    "--optimizer --out --overwrite --precision --prefetch --profile --resume --seed --stop-on-collapse --tau-base "
+    "--engine --epochs --help --knn-at --lagged-target --loader --log-every --micro-batches --no-tensorboard "
+    "--on-error --optimizer --out --overwrite --precision --prefetch --profile --resume --seed --stop-on-collapse --tau-base "
     "--target-statistics --val --wandb --warmup-epochs --weight-decay --workers",
     "fastbyol-eval knn": f"{COMMON_EVAL} --bank --k --temperature",
     "fastbyol-eval linear": f"{COMMON_EVAL} --cached --epochs --lrs --seed --skip-random-init",
