@@ -17,8 +17,8 @@ CONTRACT = {
     "fastbyol-prep demo": "DIR --help --overwrite --seed",
     "fastbyol-train": "RECIPE --base-lr --batch-size --budget --checkpoint-every --crop --crop-ramp --data --device "
     "--engine --epochs --help --knn-at --lagged-target --loader --log-every --micro-batches --no-tensorboard "
-    "--on-error --optimizer --out --overwrite --precision --prefetch --profile --resume --seed --stop-on-collapse --tau-base "
-    "--target-statistics --val --wandb --warmup-epochs --weight-decay --workers",
+    "--on-error --optimizer --out --overwrite --precision --prefetch --profile --resume --seed --stop-on-collapse "
+    "--tau-base --target-statistics --val --wandb --warmup-epochs --weight-decay --workers",
     "fastbyol-eval knn": f"{COMMON_EVAL} --bank --k --temperature",
     "fastbyol-eval linear": f"{COMMON_EVAL} --cached --epochs --lrs --seed --skip-random-init",
     "fastbyol-eval semi": f"{COMMON_EVAL} --epochs --fraction --lrs --seed --skip-supervised --split",
