@@ -18,7 +18,7 @@ from fastbyol.evaluate.images import Lens, centred
 
 CLASSES_MAX = 65_536  # more would be a mistake, and a large one in memory
 NAMED_MAX = 5  # classes that a message lists
-ROWS = 1 << 14  # checked at a time: isfinite takes three times the memory of what it checks
+ROWS = 1 << 14  # checked at a time, since isfinite makes copies of what it checks
 
 
 class OutOfTime(Exception):

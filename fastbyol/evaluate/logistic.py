@@ -53,7 +53,7 @@ class Problem:
         self._labels, self._classes = train.labels.to(device), classes
         self._mean = values.mean(0)
         centred = values - self._mean
-        del values  # up to 10 GB; half of ImageNet's on a GPU
+        del values  # on a GPU a copy
         self._variance, self._axes = torch.linalg.eigh((centred.T @ centred).double())
         self._axes = self._axes.float()
         self._projected = centred @ self._axes  # [N, F]
