@@ -102,10 +102,12 @@ class BYOL(nn.Module):
         With tau, a scalar on the views' device, the launch that computes the loss also moves the target towards the
         parameters of this forward: one step later than the paper.
         """
+        goals = self._target_projections(views)  # first, while no activation is kept: its own are let go
         representations = self.online.encoder(views)
         projections = self.online.projector(representations)
         predictions = self.predictor(projections)
-        goals = self._goals(views, projections)
+        if goals is None:
+            goals = projections if self.objective.config.target == "online" else projections.detach()
         shown = representations.detach().chunk(VIEWS)[0]
         if tau is None:
             return Output(self.objective(predictions, goals), goals.detach(), shown)
@@ -114,13 +116,13 @@ class BYOL(nn.Module):
         loss = ema_loss(predictions, goals, targets, params, tau=tau, workspace=self._workspace)
         return Output(loss, goals, shown)
 
-    def _goals(self, views: Tensor, projections: Tensor) -> Tensor:
-        """Give what predictions are compared with [2B, D]; `projections` are the online network's."""
+    def _target_projections(self, views: Tensor) -> Tensor | None:
+        """Project views by the target network [2B, D]; None where the objective has none."""
         if self.target is None:
-            return projections if self.objective.config.target == "online" else projections.detach()
+            return None
         with torch.no_grad():
-            goals: Tensor = self.target(views)
-        return goals
+            projections: Tensor = self.target(views)
+        return projections
 
     def train(self, mode: bool = True) -> BYOL:
         """Set the mode; a target on running statistics stays in evaluation mode."""

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from fastbyol.batchnorm import BatchNormAct2d, BatchNormAddReLU2d
 from fastbyol.config import EncoderConfig, require
+from fastbyol.kernels.max_pool import max_pool
 
 Twins = tuple[Tensor, Tensor]  # one feature map for two consumers: a block's convolutions and its shortcut
 
@@ -79,10 +80,29 @@ ARCHS: dict[str, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, ...]]] = 
     "resnet200": (Bottleneck, (3, 24, 36, 3)),
 }
 
+class TwinMaxPool(nn.MaxPool2d):
+    """Max pooling 3x3, stride 2, padding 1, whose result [N, C, H/2, W/2] comes twice, once for each consumer."""
+
+    def __init__(self) -> None:
+        super().__init__(3, 2, 1)
+
+    def forward(self, x: Tensor) -> Twins:  # type: ignore[override]  # two results
+        """Pool [N, C, H, W]."""
+        return max_pool(x)
+
+
+class NoPool(nn.Identity):
+    """Its input twice: the stem of small images, which does not pool."""
+
+    def forward(self, x: Tensor) -> Twins:  # type: ignore[override]  # two results
+        """Pass [N, C, H, W] on to both consumers."""
+        return x, x
+
+
 STEMS: dict[str, Callable[[int], tuple[nn.Conv2d, nn.Module]]] = {
-    "imagenet": lambda planes: (nn.Conv2d(3, planes, 7, 2, 3, bias=False), nn.MaxPool2d(3, 2, 1)),
-    "cifar": lambda planes: (nn.Conv2d(3, planes, 3, 1, 1, bias=False), nn.Identity()),
-    "cifar_stride2": lambda planes: (nn.Conv2d(3, planes, 3, 2, 1, bias=False), nn.Identity()),
+    "imagenet": lambda planes: (nn.Conv2d(3, planes, 7, 2, 3, bias=False), TwinMaxPool()),
+    "cifar": lambda planes: (nn.Conv2d(3, planes, 3, 1, 1, bias=False), NoPool()),
+    "cifar_stride2": lambda planes: (nn.Conv2d(3, planes, 3, 2, 1, bias=False), NoPool()),
 }
 
 
@@ -123,8 +143,7 @@ class ResNet(nn.Module):
 
     def maps(self, images: Tensor) -> Tensor:
         """Map images [N, 3, H, W] to the last feature map [N, features, h, w]."""
-        x = self.maxpool(self.bn1(self.conv1(images)))
-        twins: Twins = (x, x)
+        twins: Twins = self.maxpool(self.bn1(self.conv1(images)))
         for stage in self.stages:
             twins = self.get_submodule(stage)(twins)
         return twins[0]

@@ -429,6 +429,12 @@ def batch_norm_eval(
     return y.relu_() if relu else y
 
 
+def max_pool(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Pool x [N, C, H, W] by 3x3 windows, stride 2, padding 1: the result [N, C, OH, OW] twice, for two consumers."""
+    z = F.max_pool2d(x, 3, 2, 1)
+    return z, z
+
+
 def normalize_rows(x: Tensor) -> Tensor:
     """Scale rows [N, D] to unit length: x * rsqrt(max(sum(x^2), 1e-12)); a zero row stays zero."""
     return x * x.square().sum(-1, keepdim=True).clamp_min(NORM_EPS).rsqrt()

@@ -1,0 +1,166 @@
+"""Max pooling of a ResNet's stem, 3x3 with stride 2 and padding 1, for two consumers of its result.
+
+x is [N, C, H, W] in channels-last memory, z [N, C, OH, OW] with OH = (H - 1) // 2 + 1:
+
+    forward   z = the largest of a window; place = where in the window it lies, 0 to 8, row by row, one byte
+    backward  dx = the sum, over the windows whose largest is this element, of both consumers' gradients
+
+The backward gathers, so it needs no atomics and gives the same bits every time. torch keeps x and an int64 index an
+element of z for its backward; here one byte an element of z is kept, and x can be freed.
+
+Elements moved, z being a quarter of x: forward x read, z and a byte written; backward one or two dz and the byte read,
+dx written. Neighbouring windows overlap by a third; those reads are left to the caches.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+import triton
+import triton.language as tl
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from fastbyol.kernels import reference
+from fastbyol.kernels.batchnorm_statistics import column_block
+from fastbyol.kernels.dispatch import runs_triton
+
+_ORDER = torch.channels_last
+TILE = 2048  # elements a program writes: 16 a thread, two 128-bit accesses in bfloat16
+WARPS = 4
+
+
+@triton.jit
+def max_pool_kernel(
+    x_ptr,
+    z_ptr,
+    place_ptr,
+    height,
+    width,
+    out_height,
+    out_width,
+    channels,
+    pixels,
+    BM: tl.constexpr,
+    BC: tl.constexpr,
+):
+    """Write z and, where given, the places; grid (tiles of the N*OH*OW pixels of z, columns)."""
+    p = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM)
+    c = tl.program_id(1) * BC + tl.arange(0, BC)
+    row = p // out_width
+    left, image = 2 * (p % out_width) - 1, row // out_height
+    top = 2 * (row % out_height) - 1
+    largest = tl.full([BM, BC], float("-inf"), tl.float32)
+    first = tl.where(top < 0, 3, 0) + tl.where(left < 0, 1, 0)  # of the window that lies inside
+    place = tl.zeros([BM, BC], tl.int32) + first[:, None]
+    for k in tl.static_range(9):
+        h, w = top + k // 3, left + k % 3
+        inside = (p < pixels) & (h >= 0) & (h < height) & (w >= 0) & (w < width)
+        at = ((image * height + h) * width + w)[:, None] * channels + c[None, :]
+        x = tl.load(x_ptr + at, mask=inside[:, None] & (c < channels)[None, :], other=float("-inf")).to(tl.float32)
+        is_larger = (x > largest) | (x != x)  # NaN wins, as in torch
+        largest = tl.where(is_larger, x, largest)
+        place = tl.where(is_larger, k, place)
+    at, mask = p[:, None] * channels + c[None, :], (p < pixels)[:, None] & (c < channels)[None, :]
+    tl.store(z_ptr + at, largest.to(z_ptr.dtype.element_ty), mask=mask)
+    if place_ptr is not None:
+        tl.store(place_ptr + at, place.to(tl.uint8), mask=mask)
+
+
+@triton.jit
+def max_pool_backward_kernel(
+    dz_ptr,
+    other_dz_ptr,
+    place_ptr,
+    dx_ptr,
+    height,
+    width,
+    out_height,
+    out_width,
+    channels,
+    pixels,
+    BM: tl.constexpr,
+    BC: tl.constexpr,
+):
+    """Write dx from the up to four windows that hold an element; grid (tiles of the N*H*W pixels of x, columns)."""
+    p = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM)
+    c = tl.program_id(1) * BC + tl.arange(0, BC)
+    row = p // width
+    w, image = p % width, row // height
+    h = row % height
+    dx = tl.zeros([BM, BC], tl.float32)
+    for k in tl.static_range(4):
+        out_h, out_w = (h + 1) // 2 - k // 2, (w + 1) // 2 - k % 2
+        down, right = h - 2 * out_h + 1, w - 2 * out_w + 1  # where in that window
+        inside = (p < pixels) & (out_h >= 0) & (out_h < out_height) & (out_w >= 0) & (out_w < out_width)
+        inside = inside & (down < 3) & (right < 3)
+        at = ((image * out_height + out_h) * out_width + out_w)[:, None] * channels + c[None, :]
+        mask = inside[:, None] & (c < channels)[None, :]
+        place = tl.load(place_ptr + at, mask=mask, other=255).to(tl.int32)
+        is_largest = place == (3 * down + right)[:, None]
+        g = tl.load(dz_ptr + at, mask=mask & is_largest, other=0.0).to(tl.float32)
+        if other_dz_ptr is not None:
+            g += tl.load(other_dz_ptr + at, mask=mask & is_largest, other=0.0).to(tl.float32)
+        dx += tl.where(is_largest, g, 0.0)
+    at = p[:, None] * channels + c[None, :]
+    tl.store(dx_ptr + at, dx.to(dx_ptr.dtype.element_ty), mask=(p < pixels)[:, None] & (c < channels)[None, :])
+
+
+def _launch(pixels: int, channels: int) -> tuple[tuple[int, int], dict[str, int]]:
+    bc = column_block(channels)
+    bm = TILE // bc
+    return (triton.cdiv(pixels, bm), triton.cdiv(channels, bc)), {"BM": bm, "BC": bc}
+
+
+def _channels_last(x: Tensor) -> Tensor:
+    return x.contiguous(memory_format=torch.channels_last)
+
+
+def _sides(x: Tensor, z_sides: Sequence[int]) -> dict[str, int]:
+    names = ("height", "width", "out_height", "out_width", "channels")
+    return dict(zip(names, (*x.shape[2:], *z_sides, x.shape[1]), strict=True))
+
+
+class _MaxPool(torch.autograd.Function):
+    """Pool, and return the result twice; once differentiable."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, keeps_places: bool) -> tuple[Tensor, Tensor]:
+        images, channels, *sides = x.shape
+        out_sides = [(side - 1) // 2 + 1 for side in sides]
+        z = torch.empty((images, channels, *out_sides), dtype=x.dtype, device=x.device, memory_format=_ORDER)
+        pixels = z.numel() // channels
+        places = x.new_empty((pixels, channels), dtype=torch.uint8) if keeps_places else None
+        grid, tile = _launch(pixels, channels)
+        max_pool_kernel[grid](x, z, places, **_sides(x, out_sides), pixels=pixels, **tile, num_warps=WARPS)
+        ctx.save_for_backward(places)
+        ctx.shape, ctx.dtype = x.shape, x.dtype
+        ctx.set_materialize_grads(False)  # an unused result has no gradient, and none is read
+        return z, z.detach()
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor, None]:
+        (places,) = ctx.saved_tensors
+        dz, other = (*(_channels_last(g) for g in grads if g is not None), None)[:2]
+        assert dz is not None, "autograd asks for a backward only where a gradient arrives"
+        dx = torch.empty(ctx.shape, dtype=ctx.dtype, device=dz.device, memory_format=_ORDER)
+        pixels = dx.numel() // dx.shape[1]
+        grid, tile = _launch(pixels, dx.shape[1])
+        max_pool_backward_kernel[grid](
+            dz, other, places, dx, **_sides(dx, dz.shape[2:]), pixels=pixels, **tile, num_warps=WARPS
+        )
+        return dx, None
+
+
+def max_pool(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the 3x3 max pooling of x at stride 2 twice, once for each consumer; see reference.max_pool.
+
+    Both share memory. Either's gradient may be missing; two are added inside the backward kernel.
+    """
+    if not runs_triton(x):
+        return reference.max_pool(x)
+    twins: tuple[Tensor, Tensor] = _MaxPool.apply(_channels_last(x), torch.is_grad_enabled() and x.requires_grad)
+    return twins
