@@ -10,7 +10,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from fastbyol.kernels.batchnorm import batch_norm_act, batch_norm_add_relu, batch_norm_eval
+from fastbyol.kernels.batchnorm import batch_norm_act, batch_norm_act_then, batch_norm_add_relu, batch_norm_eval
+from fastbyol.kernels.dispatch import runs_triton
 
 EPS = 1e-5
 MOMENTUM = 0.1
@@ -56,7 +57,25 @@ class BatchNormAct1d(_Act, nn.BatchNorm1d):
 
 
 class BatchNormAct2d(_Act, nn.BatchNorm2d):
-    """Per-view batch norm and ReLU of feature maps [V*B, C, H, W]."""
+    """Per-view batch norm and ReLU of feature maps [V*B, C, H, W].
+
+    Attribute `recomputes`: whether what `then` hands on is computed again in the backward.
+    """
+
+    recomputes = False
+
+    def then(self, x: Tensor, consumer: nn.Module) -> Tensor:
+        """Return consumer(self(x)); with `recomputes`, what it keeps of self(x) for its backward is computed again.
+
+        The results are the same bits. On a GPU it saves memory of x's size and costs a read and a write of it; where
+        the kernels do not run, nothing is recomputed.
+        """
+        if not (self.recomputes and self.training and torch.is_grad_enabled() and runs_triton(x)):
+            result: Tensor = consumer(self(x))
+            return result
+        return batch_norm_act_then(
+            consumer, x, *self._tensors(), self.num_batches_tracked, relu=self.relu, **self._options()
+        )
 
 
 class BatchNormAddReLU2d(_PerView, nn.BatchNorm2d):

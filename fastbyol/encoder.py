@@ -32,7 +32,7 @@ class BasicBlock(nn.Module):
         x, shortcut = twins
         if self.downsample is not None:
             shortcut = self.downsample(shortcut)
-        z: Twins = self.bn2(self.conv2(self.bn1(self.conv1(x))), shortcut)
+        z: Twins = self.bn2(self.bn1.then(self.conv1(x), self.conv2), shortcut)
         return z
 
 
@@ -57,8 +57,8 @@ class Bottleneck(nn.Module):
         x, shortcut = twins
         if self.downsample is not None:
             shortcut = self.downsample(shortcut)
-        x = self.bn2(self.conv2(self.bn1(self.conv1(x))))
-        z: Twins = self.bn3(self.conv3(x), shortcut)
+        x = self.bn2.then(self.bn1.then(self.conv1(x), self.conv2), self.conv3)
+        z: Twins = self.bn3(x, shortcut)
         return z
 
 
@@ -136,6 +136,12 @@ class ResNet(nn.Module):
             self.add_module(self.stages[-1], nn.Sequential(*blocks))
         self.config, self.features = config, inputs
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch types only devices and dtypes
+
+    def recomputes(self, claim: bool) -> None:
+        """Let the backward compute again what lies between the convolutions of a block, or keep it."""
+        for layer in self.modules():
+            if isinstance(layer, BatchNormAct2d):
+                layer.recomputes = claim
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images [N, 3, H, W] to pooled representations [N, features]."""

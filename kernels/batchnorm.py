@@ -27,6 +27,7 @@ from __future__ import annotations
 
 import functools
 import logging
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -340,6 +341,48 @@ def batch_norm_act(
         return reference.batch_norm_act(x, weight, bias, *statistics, relu=relu, **options)
     z: Tensor = _batch_norm(x, None, weight, bias, *statistics, relu=relu, **options)
     return z
+
+
+def batch_norm_act_then(
+    consumer: Callable[[Tensor], Tensor],
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    running_mean: Tensor,
+    running_var: Tensor,
+    num_batches_tracked: Tensor | None,
+    *,
+    relu: bool,
+    views: int,
+    momentum: float,
+    eps: float,
+    group: dist.ProcessGroup | None = None,
+) -> Tensor:
+    """Return consumer(batch_norm_act(x, ...)), whose backward computes the normalised x again instead of keeping it.
+
+    x is kept anyway, for batch norm's own backward. Costs one read and one write of x's size, saves as much memory;
+    the results are the same bits. For x that the kernels take, see dispatch.runs_triton.
+    """
+    reference.check_views(x, weight, views=views, is_alone=group is None)
+    x = _channels_last(x, "x")
+    statistics = batch_statistics(
+        x, running_mean, running_var, num_batches_tracked, views=views, momentum=momentum, eps=eps, group=group
+    )
+    z: Tensor = _BatchNorm.apply(x, None, weight, bias, statistics, relu, False, group)
+    place, kept = z.untyped_storage()._cdata, x.detach()
+
+    def again() -> Tensor:
+        mean, rstd = statistics
+        return _apply(kept, None, mean, rstd, weight, bias, relu=relu, views=views, keep_mask=False)[0]
+
+    def pack(saved: Tensor) -> Tensor | Callable[[], Tensor]:
+        return again if saved.untyped_storage()._cdata == place else saved
+
+    def unpack(packed: Tensor | Callable[[], Tensor]) -> Tensor:
+        return packed if isinstance(packed, Tensor) else packed()
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+        return consumer(z)
 
 
 def batch_norm_add_relu(
