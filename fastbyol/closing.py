@@ -10,12 +10,15 @@ from functools import partial
 from itertools import islice
 from typing import Any
 
+import torch
+
 from fastbyol import checkpoint, report
 from fastbyol.batchnorm import recalibrate_
 from fastbyol.beton import Reader
 from fastbyol.config import Config
 from fastbyol.evaluate import features, knn, neighbours
-from fastbyol.evaluate.features import OutOfTime
+from fastbyol.evaluate.features import Features, OutOfTime
+from fastbyol.evaluate.images import BATCH
 from fastbyol.evaluate.neighbours import Neighbours
 from fastbyol.export import save_encoder
 from fastbyol.loop import Loop
@@ -47,6 +50,7 @@ class Closing:
         after the night.
         """
         loop, cost = self.loop, self.loop.saver.cost
+        self._warm_up()
         score = self.knn_top1()
         if loop.position.step == 0:
             loop.notes["knn_top1_random_init"] = score
@@ -54,7 +58,9 @@ class Closing:
         try:
             with self._timed("checkpoint"):
                 began_s = time.monotonic()
-                taken = copied(loop.state())
+                taken = copied(loop.state(with_momenta=True))
+                if self.config.device == "cuda":
+                    torch.cuda.synchronize()  # the copies are only queued
                 cost.copy_s = time.monotonic() - began_s
                 checkpoint.save(stage.checkpoints, taken, step=0)
                 cost.write_s = time.monotonic() - began_s - cost.copy_s
@@ -65,6 +71,11 @@ class Closing:
             self._result(stage, result)
         finally:
             shutil.rmtree(stage.path, ignore_errors=True)
+
+    def _warm_up(self) -> None:
+        """Evaluate one batch: the first compiles and chooses algorithms, for which the end needs no time again."""
+        if self.val is not None:
+            self._extract(self.val, limit=BATCH)
 
     def _export(self, folder: RunFolder) -> None:
         with self._timed("export"):
@@ -104,25 +115,32 @@ class Closing:
         """
         if self.val is None:
             return None
-        recipe, encoder = self.config.recipe, self.loop.model.online.encoder
-        extract = partial(
-            features.extract,
-            encoder,
-            eval_px=recipe.eval_px,
-            margin=recipe.eval_margin,
-            workers=self.config.workers,
-            on_error=self.config.on_error,
-            stop=stop,
-        )
         with self._timed("evaluate"):
             try:
-                bank, queries = extract(self.train, limit=self.config.knn_bank), extract(self.val)
+                bank = self._extract(self.train, limit=self.config.knn_bank, stop=stop)
+                queries = self._extract(self.val, stop=stop)
             except OutOfTime:
                 return None
             self.neighbours = neighbours.pick(
                 bank, queries, rows=SHOWN_QUERIES, k=SHOWN_NEIGHBOURS, bank_images=len(self.train)
             )
             return knn.top1(bank, queries, k=min(knn.K, len(bank.labels)))
+
+    def _extract(
+        self, reader: Reader, *, limit: int | None = None, stop: Callable[[], bool] | None = None
+    ) -> Features:
+        """Represent the images of a file by the online encoder."""
+        recipe = self.config.recipe
+        return features.extract(
+            self.loop.model.online.encoder,
+            reader,
+            eval_px=recipe.eval_px,
+            margin=recipe.eval_margin,
+            workers=self.config.workers,
+            on_error=self.config.on_error,
+            limit=limit,
+            stop=stop,
+        )
 
     def recalibrate(self) -> None:
         """Renew the encoder's running statistics on views of full size, as many batches as the recipe says."""

@@ -88,9 +88,16 @@ class Loop:
         self._skipped_now = 0
         self.notes: dict[str, Any] = {}
 
-    def state(self) -> dict[str, Any]:
-        """Gather all that a resumed run needs, as tensors and plain values."""
+    def state(self, *, with_momenta: bool = False) -> dict[str, Any]:
+        """Gather all that a resumed run needs, as tensors and plain values.
+
+        with_momenta: let the parameters stand for the momenta where the optimiser has none yet, so that a copy of the
+        state is as large as after the first step.
+        """
+        is_fresh = with_momenta and not self.optimizer.state
+        trained = [parameter.detach() for parameter in self.model.parameters() if parameter.requires_grad]
         return {
+            **({"momenta to come": trained} if is_fresh else {}),
             "images": len(self.reader),
             "elapsed_s": self.stopwatch.elapsed_s(),
             "epochs": None if self.schedule is None else self.schedule.epochs,

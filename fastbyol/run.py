@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import sys
-import time
 from collections.abc import Callable
 from contextlib import nullcontext
 from typing import Any
@@ -240,22 +239,29 @@ class Run:
         batches = loop.pipeline.batches(loop.position.step)
 
         def timed_step() -> float:
-            began_s = time.monotonic()
+            began_s = self.stopwatch.elapsed_s()
             loop.step(batches, made, intervals, progress=1.0)
             if self.config.device == "cuda":
                 torch.cuda.synchronize()
-            return time.monotonic() - began_s
+            return self.stopwatch.elapsed_s() - began_s
 
         try:
-            return calibrate.measure(
+            measured = calibrate.measure(
                 timed_step,
                 loop.live,
                 warm_up=step.WARM_UP if self.config.engine == "graph" else 0,
                 left_s=left_s,
                 agree=self.world.from_main,
+                compiles=self.config.device == "cuda",
             )
         finally:
             batches.close()
+        if measured.is_cold:
+            loop.teller.warn(
+                f"the first step, which compiles and chooses algorithms, took {measured.step_s:.0f} of the {left_s:.0f} s "
+                "that were left; the plan takes it for a usual one, so give a longer --budget"
+            )
+        return measured.step_s
 
     def _scores_s(self, plan: ClockPlan) -> float:
         """Estimate what the scores in the midst of training will take; raise ConfigError where that is too much."""

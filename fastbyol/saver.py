@@ -75,9 +75,9 @@ class Saver:
         self._thread.start()
 
     def _write(self, state: dict[str, Any], step: int, queued: torch.cuda.Event | None) -> None:
+        began_s = time.monotonic()
         if queued is not None:
             queued.synchronize()
-        began_s = time.monotonic()
         try:
             checkpoint.save(self.folder, state, step=step)
             self.saved_step = step

@@ -133,7 +133,7 @@ def represent(
             for images, here in centred(reader, indices, lens):
                 if stop is not None and stop():
                     raise OutOfTime(f"time ran out after {done} of the {len(indices)} images of {reader.path}")
-                values[done : done + len(here)] = encoder(images)
+                values[done : done + len(here)] = encoder(images)[: len(here)]
                 labels[done : done + len(here)] = known[torch.from_numpy(here)]
                 done += len(here)
                 bar.update(len(here))

@@ -143,7 +143,7 @@ def tune(
 def guess(network: Classifier, reader: Reader, indices: NDArray[np.int64], lens: Lens) -> tuple[Tensor, Tensor]:
     """Return logits [N, classes] and labels [N] of the centre views of the images named, on the CPU."""
     parts = []
-    for images, _ in tqdm(
+    for images, here in tqdm(
         centred(reader, indices, lens),
         total=math.ceil(len(indices) / 256),
         desc=reader.path.name,
@@ -153,7 +153,7 @@ def guess(network: Classifier, reader: Reader, indices: NDArray[np.int64], lens:
         disable=None,
     ):
         with lens.precision():
-            parts.append(network(images).float().cpu())
+            parts.append(network(images)[: len(here)].float().cpu())
     return torch.cat(parts), torch.from_numpy(labels_of(reader)[indices])
 
 

@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, closing
 from dataclasses import dataclass
 
@@ -43,12 +42,22 @@ class Lens:
 
 
 def centred(reader: Reader, indices: NDArray[np.int64], lens: Lens, *, batch: int = BATCH) -> Seen:
-    """Yield the centre views of the images named, in that order: ([n, 3, px, px], their indices [n])."""
-    parts = np.array_split(indices, max(math.ceil(len(indices) / batch), 1))
-    rows = [Rows(part, np.zeros_like(part)) for part in parts if len(part)]
+    """Yield the centre views of the images named, in that order: ([m, 3, px, px], the indices [n] of the first n).
+
+    On a GPU each has m = `batch` images, and those beyond the n of the last are to be left out: every size of a batch
+    costs a search for algorithms. On a CPU m = n.
+    """
+    parts = [indices[first : first + batch] for first in range(0, len(indices), batch)]
+    rows = [Rows(part, np.zeros_like(part)) for part in (parts if lens.device == "cpu" else padded(parts, batch))]
     with closing(_decoded(reader, rows, lens)) as batches:
-        for decoded in batches:
-            yield center_view(*_on(lens.device, decoded), crop_px=lens.px, margin=lens.margin), decoded.indices
+        for part, decoded in zip(parts, batches, strict=True):
+            views = center_view(*_on(lens.device, decoded), crop_px=lens.px, margin=lens.margin)
+            yield views, decoded.indices[: len(part)]
+
+
+def padded(parts: Sequence[NDArray[np.int64]], length: int) -> list[NDArray[np.int64]]:
+    """Lengthen each part to `length` by repeating its last entry."""
+    return [np.pad(part, (0, length - len(part)), mode="edge") for part in parts]
 
 
 def cropped(reader: Reader, rows: Iterable[Rows], lens: Lens, *, seed: int) -> Seen:
