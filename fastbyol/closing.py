@@ -124,11 +124,9 @@ class Closing:
             self.neighbours = neighbours.pick(
                 bank, queries, rows=SHOWN_QUERIES, k=SHOWN_NEIGHBOURS, bank_images=len(self.train)
             )
-            return knn.top1(bank, queries, k=min(knn.K, len(bank.labels)))
+            return knn.top1(bank, queries, k=min(knn.K, len(bank.labels)), device=self.config.device)
 
-    def _extract(
-        self, reader: Reader, *, limit: int | None = None, stop: Callable[[], bool] | None = None
-    ) -> Features:
+    def _extract(self, reader: Reader, *, limit: int | None = None, stop: Callable[[], bool] | None = None) -> Features:
         """Represent the images of a file by the online encoder."""
         recipe = self.config.recipe
         return features.extract(

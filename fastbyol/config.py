@@ -266,7 +266,9 @@ class Config:
 
     The length is one of `budget_s`, seconds over all processes of the run; `deadline`, a Unix time; and `epochs`.
     `checkpoint_s` None lets the measured cost of a checkpoint decide how often one is written. `knn_at`: shares of the
-    run at which the encoder is scored on `val`, beside those at its start and end.
+    run at which the encoder is scored on `val`, beside those at its start and end. `micro_batches` None lets the GPU's
+    memory decide in how many parts a rank's batch is computed, and whether activations are recomputed (`recomputes`,
+    which changes no bit); on a CPU it is 1. `deterministic`: the same bits again on the same GPU, at a price.
     """
 
     recipe: Recipe
@@ -285,7 +287,9 @@ class Config:
     workers: int = 2
     prefetch: int = 2
     on_error: str = "fail"
-    micro_batches: int = 1
+    micro_batches: int | None = None
+    recomputes: bool = False
+    deterministic: bool = False
     log_every: int = 20
     checkpoint_s: float | None = None
     knn_bank: int = 10_000
@@ -316,7 +320,7 @@ class Config:
         require(self.loader in LOADERS, f"no loader {self.loader!r}; choose one of {', '.join(LOADERS)}")
         require(self.crop in CROPS, f"no crop by {self.crop!r}; choose one of {', '.join(CROPS)}")
         require(
-            self.crop == "kernels" or (self.recipe.crop_ramp is None and self.micro_batches == 1),
+            self.crop == "kernels" or (self.recipe.crop_ramp is None and self.parts == 1),
             "DALI crops whole batches to one size; give --crop kernels, or neither --crop-ramp nor --micro-batches",
         )
         require(self.log_every >= 1, f"log_every is {self.log_every}; give at least 1")
@@ -334,18 +338,19 @@ class Config:
             f"checkpoint_s is {self.checkpoint_s}; give more than 0 seconds",
         )
         require(
-            self.micro_batches >= 1 and self.recipe.batch_size >= 2 * self.micro_batches,
+            self.parts >= 1 and self.recipe.batch_size >= 2 * self.parts,
             f"{self.micro_batches} micro-batches of a batch of {self.recipe.batch_size}; batch norm needs at least "
             "2 images in each",
         )
         require(
-            self.micro_batches == 1 or self.engine != "graph",
-            "a CUDA graph holds a step on a whole batch; give --engine eager or compile with --micro-batches",
-        )
-        require(
-            self.micro_batches == 1 or not self.recipe.lagged_target,
+            self.parts == 1 or not self.recipe.lagged_target,
             "a lagged target moves with every forward, which micro-batches repeat; leave one of the two out",
         )
+
+    @property
+    def parts(self) -> int:
+        """Give the number of micro-batches; 1 while it is left open."""
+        return 1 if self.micro_batches is None else self.micro_batches
 
 
 def to_json(config: Config) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import deque
 
 import torch
@@ -21,6 +22,16 @@ def queue_copy(tensor: torch.Tensor, device: str) -> torch.Tensor:
     if device == "cpu" or tensor.is_cuda:
         return tensor
     return tensor.pin_memory().to(device, non_blocking=True)
+
+
+def make_deterministic() -> None:
+    """Let torch choose algorithms that give the same bits every time, for this process from here on.
+
+    What has no such form warns. cuBLAS reads its setting when it is first used, so call this before that.
+    """
+    os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
+    torch.use_deterministic_algorithms(True, warn_only=True)
+    torch.utils.deterministic.fill_uninitialized_memory = False  # the kernels write all that they allocate
 
 
 AHEAD = 2  # steps

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import sys
+import threading
 import time
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -21,6 +23,7 @@ from fastbyol.config import ConfigError
 PATIENCE = timedelta(days=1)  # of ranks that wait for rank 0's evaluation; a rank that dies is noticed at once
 STUCK = timedelta(minutes=10)  # for the devices, which only wait for one another's steps; compilation is the longest
 MEETING = timedelta(minutes=10)
+LEAVE_S = 1.0
 POLL_S = 0.05
 
 
@@ -120,6 +123,18 @@ def _meeting(store: Store, place: int, count: int) -> str:
     raise RankLost(f"rank {place} of {count} waited {MEETING} for the others, which did not come; start them all")
 
 
+def _leave() -> None:
+    """Close the ranks' connections, but wait for that LEAVE_S at most: NCCL has been seen to hang there.
+
+    Source: pytorch issue 115388, after captured collectives. A deadline holds whatever becomes of the connections.
+    """
+    leaving = threading.Thread(target=dist.destroy_process_group, name="leave", daemon=True)
+    leaving.start()
+    leaving.join(LEAVE_S)
+    if leaving.is_alive():
+        print(f"warning: the ranks' connections did not close within {LEAVE_S:g} s and are left open", file=sys.stderr)
+
+
 @contextmanager
 def joined(device: str, environment: Mapping[str, str] = os.environ) -> Iterator[World]:
     """Join the ranks that torchrun started, as its environment variables say; alone without them.
@@ -150,4 +165,4 @@ def joined(device: str, environment: Mapping[str, str] = os.environ) -> Iterator
     )
     with world.noticing_the_lost():
         yield world
-    dist.destroy_process_group()  # not after an error: it could wait for ranks that are gone
+    _leave()  # not after an error: it could wait for ranks that are gone

@@ -80,6 +80,7 @@ ARCHS: dict[str, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, ...]]] = 
     "resnet200": (Bottleneck, (3, 24, 36, 3)),
 }
 
+
 class TwinMaxPool(nn.MaxPool2d):
     """Max pooling 3x3, stride 2, padding 1, whose result [N, C, H/2, W/2] comes twice, once for each consumer."""
 

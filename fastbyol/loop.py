@@ -172,10 +172,10 @@ class Loop:
         intervals.lap("loader_wait_s")
         parts = self.pipeline.views(batch, schedule.crop_px(progress), intervals)
         rates = {"lr": schedule.learning_rate(progress), "tau": schedule.tau(progress)}
-        if config.micro_batches == 1:
+        if config.parts == 1:
             output = self.engine(next(parts), **rates)
         else:
-            output = self.engine.accumulate(parts, of=config.micro_batches, **rates)
+            output = self.engine.accumulate(parts, of=config.parts, **rates)
         if self.probe is not None and batch.labels is not None:
             labels = queue_copy(torch.from_numpy(batch.labels), config.device)
             self.probe.step(output.representations, labels, lr=rates["lr"])

@@ -24,10 +24,12 @@ from fastbyol.config import ConfigError, Recipe
 from fastbyol.kernels.dispatch import only_allocating
 
 GIB = 2**30
+CONTEXT_GIB = 1.5  # of a card that CUDA and the driver take before anything else
 BLOCK_BYTES = 512  # what torch's allocator rounds to
 SHARE = 0.94  # of the free memory: the rest goes in fragments
 WORKSPACE_BYTES = GIB  # for cuDNN and cuBLAS
 VIEW_COPIES = 3.0  # beside the views a step reads: those just made, and the planes they were made from
+RECOMPUTED_LEAST = 0.75  # of a step that keeps everything: 0.85 for a ResNet-50
 PRECISIONS = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
@@ -43,7 +45,7 @@ class _Peak(TorchDispatchMode):
     def __torch_dispatch__(
         self,
         func: Callable[..., Any],
-        types: Any,  # noqa: ARG002
+        types: Any,
         args: tuple[Any, ...] = (),
         kwargs: dict[str, Any] | None = None,
     ) -> Any:
@@ -144,31 +146,50 @@ def divisors(images: int, *, above: int = 0) -> Iterator[int]:
     return (parts for parts in range(above + 1, images // 2 + 1) if images % parts == 0)
 
 
-def fit(recipe: Recipe, *, images: int, precision: str, usable_bytes: int, least_parts: int = 1) -> Fit:
-    """Choose the fewest micro-batches, from `least_parts`, in which a step of `images` images fits.
+def fit(
+    recipe: Recipe,
+    *,
+    images: int,
+    precision: str,
+    usable_bytes: int,
+    least_parts: int = 1,
+    only_parts: int | None = None,
+    can_split: bool = True,
+) -> Fit:
+    """Choose the fewest micro-batches, from `least_parts` or only so many, in which a step of `images` images fits.
 
     Activations are recomputed only where that saves a micro-batch, since they cost time. Raises ConfigError where not
     even micro-batches of 2 images fit, or where the recipe cannot be split (a lagged target).
     """
     whole = step_bytes(recipe, images=images, precision=precision)
-    counts = [parts for parts in divisors(images) if parts >= least_parts]
-    if recipe.lagged_target:
-        counts = counts[:1]
+    counts = [parts for parts in divisors(images) if parts >= least_parts and parts == (only_parts or parts)]
+    if not can_split or recipe.lagged_target:
+        counts = [parts for parts in counts if parts == 1]
     for parts in counts:
+        if RECOMPUTED_LEAST * whole / parts > usable_bytes:
+            continue
         for recomputes in (False, True):
-            if parts == 1 and not recomputes:
-                needed = whole
-            else:
-                needed = step_bytes(recipe, images=images, parts=parts, precision=precision, recomputes=recomputes)
+            is_whole = parts == 1 and not recomputes
+            needed = (
+                whole
+                if is_whole
+                else step_bytes(recipe, images=images, parts=parts, precision=precision, recomputes=recomputes)
+            )
             if needed <= usable_bytes:
                 return Fit(images, parts, recomputes, needed, whole, usable_bytes)
-            if needed > 2 * usable_bytes:
-                break  # recomputing saves a seventh of a ResNet-50's step, not half
-    why = "; a lagged target cannot be split" if recipe.lagged_target else ""
+    why = f" in {only_parts} micro-batches" if only_parts else ""
+    if recipe.lagged_target or not can_split:
+        why = ", and a lagged target, or DALI's crops, cannot be split"
     raise ConfigError(
         f"a step of {images} images of {recipe.crop_px} px needs {whole / GIB:.1f} GiB of the "
         f"{usable_bytes / GIB:.1f} GiB that it may use on this GPU{why}; give a smaller --batch-size, or a smaller encoder"
     )
+
+
+def free_bytes() -> int:
+    """Read how much memory of the current GPU is free, what torch's allocator keeps unused included."""
+    free, _ = torch.cuda.mem_get_info()
+    return free + torch.cuda.memory_reserved() - torch.cuda.memory_allocated()
 
 
 def usable_bytes(free_bytes: int) -> int:

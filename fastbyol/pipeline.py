@@ -66,8 +66,8 @@ class Pipeline:
         pixels, offsets, sizes, packed = (
             queue_copy(tensor, device) for tensor in (batch.pixels, batch.offsets, batch.sizes, drawn.packed)
         )
-        count = len(batch.offsets) // self.config.micro_batches
-        for number in range(self.config.micro_batches):
+        count = len(batch.offsets) // self.config.parts
+        for number in range(self.config.parts):
             intervals.lap("step_s")  # of the micro-batch before
             part = slice(number * count, (number + 1) * count)
             images = views.apply(

@@ -6,21 +6,21 @@ import math
 import sys
 from collections.abc import Callable
 from contextlib import nullcontext
+from functools import partial
 from typing import Any
 
 import torch
 
-from fastbyol import apex, calibrate, checkpoint, optim, schedule, step
+from fastbyol import apex, atomic, calibrate, checkpoint, fitting, memory, optim, schedule, step
 from fastbyol.beton import Reader
 from fastbyol.budget import Stopwatch, format_duration
 from fastbyol.byol import BYOL
 from fastbyol.closing import Closing
-from fastbyol.config import Config, ConfigError
-from fastbyol.device import AHEAD
+from fastbyol.config import Config, ConfigError, to_json
+from fastbyol.device import AHEAD, make_deterministic
 from fastbyol.distributed import World, joined
 from fastbyol.evaluate import features
 from fastbyol.loop import Loop
-from fastbyol.order import global_batch, share
 from fastbyol.plan import ClockPlan, Plan, Reserve, StepPlan
 from fastbyol.runfolder import RunFolder, begin, check_resumable, check_unused, locked
 from fastbyol.schedule import Schedule
@@ -58,23 +58,43 @@ def run(
                 print(f"{folder.path} has already finished", file=sys.stderr)
             return True
         with locked(folder) if world.is_main else nullcontext():
-            this = Run(config, folder, train=train, val=val, world=world, stopwatch=stopwatch, stop=stop)
-            if state == "begun":
-                this.take_up()
-            has_finished = this.go(is_new=state == "new")
+            begun = folder.read_config() if state == "begun" and world.is_main else None
+            chosen = fitting.settled(config, train=train, world=world, recorded=begun)
+            start = partial(Run, folder=folder, train=train, val=val, world=world, stopwatch=stopwatch, stop=stop)
+            has_finished = _carry_out(start, config, chosen, has_begun=state == "begun")
             world.from_main(None)  # rank 0 may still be at its closing work
             return has_finished
 
 
+def _carry_out(start: Callable[[Config], Run], asked: Config, chosen: Config, *, has_begun: bool) -> bool:
+    """Take a run to its end; where the GPU's memory runs out, take it up from its newest checkpoint in smaller parts."""
+    used_before_s: float | None = None
+    while True:
+        this = start(chosen)
+        if has_begun:
+            this.take_up(used_before_s)
+        try:
+            return this.go(is_new=not has_begun)
+        except RuntimeError as error:
+            if not memory.is_out_of_memory(error):
+                raise
+            failure = " ".join(str(error).partition("\n")[0].split())
+        has_begun, used_before_s = this.has_begun, this.used_before_s
+        images, folder, ranks = fitting.images_of_rank(chosen, this.train, this.world), this.folder, this.world.ranks
+        del this  # and all that it holds on the GPU
+        chosen = fitting.split_further(asked, chosen, images=images, ranks=ranks, failure=failure)
+        if has_begun:
+            atomic.write(folder.config, to_json(chosen))
+
+
 def check_data(config: Config, train: Reader, val: Reader | None, world: World) -> None:
     """Raise ConfigError where the files do not serve the run, or its batches do not divide among the ranks."""
-    batch, micro = config.recipe.batch_size, config.micro_batches
+    batch, micro = config.recipe.batch_size, config.parts
     if batch > len(train):
         raise ConfigError(
             f"batch size {batch} exceeds the {len(train)} images of {train.path}; give a smaller --batch-size"
         )
-    first = global_batch(0, batch_size=batch, count=len(train), seed=config.seed)
-    mine = len(share(first, rank=world.rank, ranks=world.ranks).indices)
+    mine = fitting.images_of_rank(config, train, world)
     if mine % micro or mine < 2 * micro:
         raise ConfigError(
             f"{mine} images a rank do not make {micro} equal micro-batches of 2 images or more; "
@@ -113,7 +133,9 @@ class Run:
     ) -> None:
         self.config, self.folder, self.train, self.world, self.stopwatch = config, folder, train, world, stopwatch
         recipe = config.recipe
-        torch.backends.cudnn.benchmark = True  # shapes repeat for hours: cuDNN may time its algorithms
+        torch.backends.cudnn.benchmark = not config.deterministic  # shapes repeat for hours: cuDNN may time algorithms
+        if config.deterministic:
+            make_deterministic()
         self.model = BYOL(
             recipe.encoder,
             recipe.head,
@@ -121,6 +143,7 @@ class Run:
             target_statistics=recipe.target_statistics,
             objective=recipe.objective,
         ).to(config.device)
+        self.model.online.encoder.recomputes(config.recomputes)
         followed = {} if recipe.lagged_target else self.model.target_of()
         optimizer = OPTIMIZERS[config.optimizer](self.model, followed, recipe.optim)
         engine = step.engine(
@@ -134,9 +157,12 @@ class Run:
         self.closing = Closing(config, folder, train=train, val=val, loop=self.loop)
         self.epochs: float | None = None  # that the schedules were made for, by an earlier process
         self.used_before_s = 0.0  # by earlier processes
+        self.has_begun = False  # its folder is its own
 
-    def take_up(self) -> None:
+    def take_up(self, used_before_s: float | None = None) -> None:
         """Continue from the newest checkpoint that reads; from the start if the run was stopped before its first.
+
+        used_before_s: what earlier processes used, where this one has counted it already.
 
         Rank 0 reads it for all. The clock takes up what earlier processes are known to have used: up to that checkpoint
         or the last row.
@@ -155,8 +181,10 @@ class Run:
             self.loop.teller.warn(line)
         if damaged:
             checkpoint.drop_after(self.folder.checkpoints, self.loop.position.step)
-        self.used_before_s = max(used_s, default=0.0)
-        self.stopwatch.add(self.used_before_s)
+        self.has_begun = True
+        self.used_before_s = max(used_s, default=0.0) if used_before_s is None else used_before_s
+        if used_before_s is None:
+            self.stopwatch.add(self.used_before_s)
 
     def go(self, *, is_new: bool) -> bool:
         """Plan, train and close; True when finished, False when a signal came first."""
@@ -166,6 +194,7 @@ class Run:
             if planned is not None:
                 if is_new and self.world.is_main:
                     begin(self.folder, self.config)
+                self.has_begun = True
                 if not self.fit(*planned):
                     return False
                 if isinstance(planned[0], ClockPlan):

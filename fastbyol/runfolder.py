@@ -25,6 +25,8 @@ FREE_ON_RESUME = {  # they move no weight of a step
     "prefetch",
     "log_every",
     "checkpoint_s",
+    "recomputes",
+    "deterministic",
     "knn_bank",
     "knn_at",
     "stop_on_collapse",
@@ -134,7 +136,10 @@ def begin(folder: RunFolder, config: Config) -> None:
 
 def check_resumable(folder: RunFolder, config: Config) -> None:
     """Raise ConfigError when `config` would not continue the run of the folder, naming every setting that differs."""
-    before, now = (dataclasses.asdict(c) for c in (folder.read_config(), config))
+    recorded = folder.read_config()
+    if config.micro_batches is None:  # left open: as the run began
+        config = dataclasses.replace(config, micro_batches=recorded.micro_batches)
+    before, now = (dataclasses.asdict(c) for c in (recorded, config))
     for settings in (before, now):
         settings["recipe"] = {name: x for name, x in settings["recipe"].items() if name not in FREE_OF_RECIPE}
     differing = [name for name in before if before[name] != now[name] and name not in FREE_ON_RESUME]

@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import gc
 import warnings
-from collections.abc import Callable, Iterable
-from contextlib import nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
+from itertools import chain
 
 import torch
 import torch.distributed as dist
@@ -106,57 +108,100 @@ class Eager:
 
 
 @dataclass(frozen=True)
-class _Captured:
-    """Hold one captured step: replaying the graph reads `views` and writes `output`."""
+class Captured:
+    """Hold captured work: `replay` reads `views` and writes `output`."""
 
-    graph: torch.cuda.CUDAGraph
+    replay: Callable[[], None]
     views: Tensor
     output: Output
 
 
 class Graph(Eager):
-    """Replay the whole step as one CUDA graph per shape of views; the first WARM_UP steps of a shape run eagerly.
+    """Replay a step as one CUDA graph, or the part of each micro-batch; the first WARM_UP steps of a size run eagerly.
 
     Every warm-up step is a step of the training: nothing is run to be thrown away. A graph holds addresses: load a
-    state into model and optimiser before the first step, not after.
+    state into model and optimiser before the first step, not after. One graph is held at a time, since its memory is
+    a whole step's: views of another size, as after each rise of a crop ramp, begin anew.
     """
 
     def __init__(
         self, model: BYOL, optimizer: Optimizer, *, precision: torch.dtype = torch.float32, lagged_target: bool = False
     ) -> None:
         super().__init__(model, optimizer, precision=precision, lagged_target=lagged_target)
-        # autograd's nodes remember their stream: warm up where the capture happens
-        self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-        self._pool = torch.cuda.graph_pool_handle()  # graphs replay one after the other and may share memory
-        self._warm: dict[torch.Size, int] = {}
-        self._captured: dict[torch.Size, _Captured] = {}
+        self._kind: tuple[int, torch.Size] | None = None  # number of parts, shape of views
+        self._warm_ups = 0
+        self._captured: Captured | None = None
+        self._stream: torch.cuda.Stream | None = None
 
     def __call__(self, views: Tensor, *, lr: float, tau: float) -> Output:
         """Take one step; see Eager."""
         self.optimizer.set_rates(lr=lr, tau=tau)
-        shape = views.shape
-        if self._warm.setdefault(shape, 0) < WARM_UP:
-            self._warm[shape] += 1
-            self._stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(self._stream):
-                output = self._step(views)
-            torch.cuda.current_stream().wait_stream(self._stream)
-            return output
-        if shape not in self._captured:
-            self._captured[shape] = self._capture(views)
-        step = self._captured[shape]
+        if self._is_warm_up(1, views.shape):
+            with self._aside():
+                return self._step(views)
+        if self._captured is None:
+            self.optimizer.zero_grad()  # or the last warm-up's gradients would lie beside the graph's
+        return self._replayed(views, self._step)
+
+    def accumulate(self, parts: Iterable[Tensor], *, of: int, lr: float, tau: float) -> Output:
+        """Take one step on `of` micro-batches, a replay each; see Eager. Gradients keep their addresses."""
+        self.optimizer.set_rates(lr=lr, tau=tau)
+        coming = iter(parts)
+        first = next(coming)
+        if self._is_warm_up(of, first.shape):
+            with self._aside():
+                return super().accumulate(chain([first], coming), of=of, lr=lr, tau=tau)
+        self.optimizer.zero_grad(set_to_none=False)
+        losses, seen = [], []
+        for views in chain([first], coming):
+            output = self._replayed(views, partial(self._backward, share=1 / of))
+            losses.append(output.loss.detach().clone())  # the next replay writes where this one did
+            seen.append(output.representations.clone())
+        self._move()
+        return output._replace(loss=torch.stack(losses).mean(), representations=torch.cat(seen))
+
+    def _is_warm_up(self, parts: int, shape: torch.Size) -> bool:
+        """Tell whether the coming step runs eagerly; let the graph of another kind of step go first."""
+        if self._kind != (parts, shape):
+            self._kind, self._warm_ups = (parts, shape), 0
+            if self._captured is not None:
+                self._captured = None
+                self._free_memory()
+        self._warm_ups += 1
+        return self._warm_ups <= WARM_UP
+
+    def _replayed(self, views: Tensor, work: Callable[[Tensor], Output]) -> Output:
+        if self._captured is None:
+            self._captured = self._capture(views, work)
+        step = self._captured
         step.views.copy_(views)  # 0.3 GB at 224 px and 512 images, against some 500 that the step moves (computed)
-        step.graph.replay()
+        step.replay()
         return step.output
 
-    def _capture(self, views: Tensor) -> _Captured:
-        """Record a step without running it (host sync, once a shape)."""
+    @contextmanager
+    def _aside(self) -> Iterator[None]:
+        """Run the with-block on the stream of the capture, since autograd's nodes remember their stream."""
+        if self._stream is None:
+            self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
+        self._stream.wait_stream(torch.cuda.current_stream())
+        with torch.cuda.stream(self._stream):
+            yield
+        torch.cuda.current_stream().wait_stream(self._stream)
+
+    def _free_memory(self) -> None:
+        """Give back what no tensor holds (host sync, once a size)."""
+        torch.cuda.synchronize()
+        gc.collect()
+        torch.cuda.empty_cache()
+
+    def _capture(self, views: Tensor, work: Callable[[Tensor], Output]) -> Captured:
+        """Record work without running it (host sync, once a size)."""
         static, graph = torch.empty_like(views), torch.cuda.CUDAGraph()
-        gc.collect()  # what is freed during a capture would record its events into it
+        self._free_memory()  # of the warm-ups; and what is freed during a capture would record its events into it
         # thread_local: the loader's threads may pin memory meanwhile
-        with torch.cuda.graph(graph, pool=self._pool, stream=self._stream, capture_error_mode="thread_local"):
-            output = self._step(static)
-        return _Captured(graph, static, output)
+        with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
+            output = work(static)
+        return Captured(graph.replay, static, output)
 
 
 class Compiled(Eager):

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import math
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -11,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+from fastbyol import memory
 from fastbyol.beton import BetonError
 from fastbyol.budget import Length, Stopwatch, parse_budget, parse_duration, process_age_s
 from fastbyol.checkpoint import CheckpointError
@@ -82,9 +84,9 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--micro-batches",
         type=int,
-        default=1,
         metavar="N",
-        help="parts a rank's batch is computed in; each is a batch norm's",
+        help="equal parts a rank's batch is computed in, each a population of batch norm (default: 1, or on a GPU the "
+        "fewest that fit its memory)",
     )
     parser.add_argument(
         "--crop-ramp", type=int, metavar="PX", help="begin with views of this side and grow them to full size"
@@ -115,6 +117,17 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--stop-on-collapse", action="store_true", help="end with status 3 when the embeddings collapse"
     )
+    parser.add_argument(
+        "--deterministic", action="store_true", help="the same bits on every run also on a GPU, where it is slower"
+    )
+    parser.add_argument(
+        "--plan",
+        nargs="?",
+        type=gib,
+        const=0.0,
+        metavar="GIB",
+        help="only say how much GPU memory a step needs and how it would be split: on the GPU here, or on one of GIB",
+    )
     parser.add_argument("--profile", action="store_true", help="write a trace of ten steps to the run folder")
     parser.add_argument("--no-tensorboard", action="store_true", help="write no TensorBoard events")
     parser.add_argument("--wandb", metavar="PROJECT", help="log to this project of Weights & Biases")
@@ -127,6 +140,34 @@ def shares(text: str) -> tuple[float, ...]:
         return tuple(sorted({float(share) for share in text.split(",")}))
     except ValueError:
         raise argparse.ArgumentTypeError(f"{text!r}; give shares of the run, as in 0.25,0.5,0.75") from None
+
+
+def gib(text: str) -> float:
+    """Read the size of a card's memory in GiB."""
+    try:
+        size = float(text)
+    except ValueError:
+        size = math.nan
+    if not 1 <= size <= 10_000:
+        raise argparse.ArgumentTypeError(f"{text!r}; give the memory of a GPU in GiB, as in 80")
+    return size
+
+
+def memory_plan(args: argparse.Namespace) -> str:
+    """Say in one line how a step of the recipe would use a GPU's memory; raise ConfigError where it fits in no way."""
+    recipe, share = recipe_of(args), ranks()
+    if not args.plan:
+        choose("cuda")
+    free = memory.free_bytes() if not args.plan else round((args.plan - memory.CONTEXT_GIB) * memory.GIB)
+    images = recipe.batch_size
+    found = memory.fit(
+        recipe,
+        images=images // share,
+        precision=args.precision or "bfloat16",
+        usable_bytes=memory.usable_bytes(free),
+        only_parts=args.micro_batches,
+    )
+    return f"{args.recipe}: {found}"
 
 
 def recipe_of(args: argparse.Namespace) -> Recipe:
@@ -153,7 +194,7 @@ def config_of(args: argparse.Namespace, folder: RunFolder) -> Config:
         data, val = (folder.path / "data" / name for name in ("train.beton", "val.beton"))
     length = Length() if args.budget is None else parse_budget(args.budget)
     device = choose(args.device)
-    runs_graph = device == "cuda" and ranks() == 1 and args.micro_batches == 1
+    runs_graph = device == "cuda" and ranks() == 1
     every = args.checkpoint_every
     if args.wandb is not None:
         check_installed()
@@ -175,6 +216,7 @@ def config_of(args: argparse.Namespace, folder: RunFolder) -> Config:
         prefetch=args.prefetch,
         on_error=args.on_error,
         micro_batches=args.micro_batches,
+        deterministic=args.deterministic,
         log_every=args.log_every,
         knn_at=args.knn_at,
         checkpoint_s=None if every is None else parse_duration(every, flag="--checkpoint-every"),
@@ -226,6 +268,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(_joined_budget(sys.argv[1:] if argv is None else argv))
     folder = RunFolder(args.out or Path("runs") / args.recipe)
     try:
+        if args.plan is not None:
+            print(memory_plan(args))
+            return DONE
         with stop.heard():
             config = config_of(args, folder)
             if args.data is None:

@@ -5,15 +5,17 @@ from __future__ import annotations
 import json
 import os
 import signal
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import psutil
 import pytest
+import torch.distributed as dist
 from torch.distributed import HashStore
 
-from fastbyol import checkpoint
+from fastbyol import checkpoint, distributed
 from fastbyol.distributed import World, _meeting, joined
 from fastbyol.runfolder import RunFolder
 from fastbyol.telemetry import read_metrics
@@ -121,3 +123,16 @@ def test_ranks_meet_those_that_are_here_now(late: int) -> None:
         assert len(met) == 1
         names += met
     assert len(set(names)) == 3
+
+
+def test_connections_that_do_not_close_hold_nobody(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As NCCL's do after captured collectives in pytorch issue 115388."""
+    never = threading.Event()
+    monkeypatch.setattr(dist, "destroy_process_group", never.wait)
+    began = time.monotonic()
+    distributed._leave()
+    assert time.monotonic() - began < distributed.LEAVE_S + 1
+    assert "did not close" in capsys.readouterr().err
+    never.set()

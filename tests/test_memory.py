@@ -3,19 +3,28 @@
 from __future__ import annotations
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
+import torch
+from torch import Tensor
 
-from fastbyol import memory
-from fastbyol.config import ConfigError
+from fastbyol import memory, step
+from fastbyol.byol import Output
+from fastbyol.config import ConfigError, Recipe
 from fastbyol.recipes import named
+from fastbyol.runfolder import RunFolder
+from fastbyol.telemetry import read_metrics
+from fastbyol.train import main
+from tests.commands import arguments
+from tests.conftest import Betons
 
 CARD_80 = memory.usable_bytes(round(78.5 * memory.GIB))  # an 80 GB card less what CUDA takes for itself
 
 
-def small(**changes: object) -> object:
+def small(**changes: object) -> Recipe:
     recipe = named("demo+stem=imagenet")
-    return replace(recipe, crop_px=64, **changes)
+    return replace(recipe, crop_px=64, **changes)  # type: ignore[arg-type]
 
 
 def test_a_resnet50_step_at_224_px_needs_what_its_tensors_are() -> None:
@@ -84,3 +93,73 @@ def test_what_cannot_be_split_is_refused_in_one_line() -> None:
 def test_errors_of_the_gpus_libraries_count_as_out_of_memory() -> None:
     assert memory.is_out_of_memory(RuntimeError("cuDNN error: CUDNN_STATUS_ALLOC_FAILED"))
     assert not memory.is_out_of_memory(RuntimeError("expected a tensor"))
+
+
+def limited(monkeypatch: pytest.MonkeyPatch, *, images: int, first: int = 0) -> list[int]:
+    """Let every step on more than `images` images run out of memory, from the `first` on, as a GPU's allocator would."""
+    backward, sizes = step.Eager._backward, []
+
+    def allocating(engine: step.Eager, views: Tensor, *, share: float = 1.0) -> Output:
+        sizes.append(len(views) // 2)
+        if len(sizes) > first and len(views) > 2 * images:
+            raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 7.00 GiB.\nmore of it")
+        return backward(engine, views, share=share)
+
+    monkeypatch.setattr(step.Eager, "_backward", allocating)
+    return sizes
+
+
+@pytest.mark.parametrize("first", [0, 4], ids=["at once", "after some steps"])
+def test_a_run_that_runs_out_of_memory_goes_on_in_smaller_parts(
+    first: int, betons: Betons, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    sizes = limited(monkeypatch, images=16, first=first)
+    asked = arguments(betons, tmp_path / "run", "--epochs=3", "--checkpoint-every=0.01s")
+    assert main(asked) == 0
+    assert set(sizes[first + 3 :]) == {16}
+    said = capsys.readouterr().err
+    assert "memory ran out (CUDA out of memory. Tried to allocate 7.00 GiB.)" in said
+    assert "3 micro-batches, each of 16 images a population" in said
+    assert RunFolder(tmp_path / "run").read_config().micro_batches == 3
+    rows = read_metrics(RunFolder(tmp_path / "run").metrics)
+    assert [row["step"] for row in rows] == list(range(1, 11))
+    assert rows == sorted(rows, key=lambda row: row["elapsed_s"])
+
+
+@pytest.mark.parametrize(
+    ("more", "advice"), [(["--micro-batches=2"], "--micro-batches 3"), ([], "smaller --batch-size")]
+)
+def test_what_still_does_not_fit_ends_with_one_line(
+    more: list[str],
+    advice: str,
+    betons: Betons,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    limited(monkeypatch, images=16 if more else 1)
+    assert main(arguments(betons, tmp_path / "run", "--epochs=1", *more)) == 2
+    errors = [line for line in capsys.readouterr().err.splitlines() if "error" in line]
+    assert len(errors) == 1
+    assert advice in errors[0]
+    assert not RunFolder(tmp_path / "run").result.exists()
+
+
+def test_a_resumed_run_keeps_its_parts(betons: Betons, tmp_path: Path) -> None:
+    asked = arguments(betons, tmp_path / "run", "--epochs=1")
+    assert main([*asked, "--micro-batches=2"]) == 0
+    RunFolder(tmp_path / "run").result.unlink()
+    assert main([*asked, "--resume"]) == 0
+    assert RunFolder(tmp_path / "run").read_config().micro_batches == 2
+    RunFolder(tmp_path / "run").result.unlink()
+    assert main([*asked, "--resume", "--micro-batches=3"]) == 2
+
+
+def test_the_plan_of_a_card_is_said_without_one(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["imagenet_rn50", "--plan", "80"]) == 0
+    said = capsys.readouterr().out
+    assert said.startswith("imagenet_rn50: a step of 4096 images needs 3")
+    assert "4 micro-batches of 1024 images" in said
+    assert main(["imagenet_rn50", "--plan", "80", "--batch-size=512"]) == 0
+    assert "micro" not in capsys.readouterr().out
+    assert main(["imagenet_rn50", "--plan", "8", "--lagged-target"]) == 2

@@ -3,13 +3,17 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 
 import pytest
 import torch
 from torch import Tensor
 
 from fastbyol import optim, step
-from fastbyol.byol import BYOL
+from fastbyol.byol import BYOL, Output
 from fastbyol.config import ConfigError, EncoderConfig, HeadConfig, OptimConfig
 from fastbyol.optim import LARS
 from tests.tolerances import BF16_LOSS, FLOAT64_ATOL, NAIVE_STEPS_RTOL
@@ -123,3 +127,59 @@ def test_accumulating_one_part_is_a_plain_step() -> None:
         plain(views, lr=0.1, tau=0.9)
         other.accumulate([views], of=1, lr=0.1, tau=0.9)
     assert all(torch.equal(value, other.model.state_dict()[name]) for name, value in plain.model.state_dict().items())
+
+
+class Recorded(step.Graph):
+    """The graph engine with a capture that a CPU can replay; it counts how many are held at a time."""
+
+    def __init__(self, model: BYOL, optimizer: LARS) -> None:
+        super().__init__(model, optimizer)
+        self.held: list[weakref.ref[step.Captured]] = []
+        self.most_held = self.eager = 0
+
+    @contextmanager
+    def _aside(self) -> Iterator[None]:
+        self.eager += 1
+        yield
+
+    def _free_memory(self) -> None:
+        gc.collect()
+
+    def _capture(self, views: Tensor, work: Callable[[Tensor], Output]) -> step.Captured:
+        static, shown = torch.empty_like(views), work(views)
+        assert self.model.online.encoder.conv1.weight.grad is not None
+        for parameter in self.model.parameters():  # recording runs nothing
+            parameter.grad = None if self._kind[0] == 1 or parameter.grad is None else parameter.grad.zero_()
+
+        def replay() -> None:
+            for kept, made in zip(shown, work(static), strict=True):
+                kept.detach().copy_(made.detach())
+
+        captured = step.Captured(replay, static, Output(*(value.detach() for value in shown)))
+        self.held.append(weakref.ref(captured))
+        self.most_held = max(self.most_held, sum(held() is not None for held in self.held))
+        return captured
+
+
+def equal_parameters(engines: Sequence[step.Eager]) -> bool:
+    first, second = (engine.model.state_dict() for engine in engines)
+    return all(torch.equal(value, second[name]) for name, value in first.items())
+
+
+def test_graphs_of_micro_batches_take_the_eager_steps() -> None:
+    engines = [step.Eager(*with_optimizer(model_of())), Recorded(*with_optimizer(model_of()))]
+    for first, second in zip(batches(12)[::2], batches(12)[1::2], strict=True):
+        outputs = [engine.accumulate(iter((first, second)), of=2, lr=0.1, tau=0.9) for engine in engines]
+        assert torch.equal(outputs[0].loss, outputs[1].loss)
+        assert torch.equal(outputs[0].representations, outputs[1].representations)
+    assert engines[1].eager == step.WARM_UP
+    assert len(engines[1].held) == 1
+    torch.testing.assert_close(*(list(engine.model.parameters()) for engine in engines), rtol=1e-12, atol=1e-12)
+
+
+def test_a_crop_ramp_holds_one_graph_at_a_time() -> None:
+    engine = Recorded(*with_optimizer(model_of()))
+    for side in (8, 12, 16):
+        for views in batches(step.WARM_UP + 2):
+            engine(views[:, :, :side, :side], lr=0.1, tau=0.9)
+    assert (len(engine.held), engine.most_held, engine.eager) == (3, 1, 3 * step.WARM_UP)

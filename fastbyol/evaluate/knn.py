@@ -124,6 +124,8 @@ def sweep(
     return cells
 
 
-def top1(bank: Features, queries: Features, *, k: int = K, temperature: float = TEMPERATURE) -> float:
-    """Score the weighted vote: percent of queries whose best class is right, in [0, 100]."""
-    return sweep(bank, queries, (k,), (temperature,))[0].top1
+def top1(
+    bank: Features, queries: Features, *, k: int = K, temperature: float = TEMPERATURE, device: str = "cpu"
+) -> float:
+    """Score the weighted vote, computed on `device`: percent of queries whose best class is right, in [0, 100]."""
+    return sweep(bank, queries, (k,), (temperature,), device=device)[0].top1

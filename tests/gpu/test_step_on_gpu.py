@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,13 +14,13 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from benchmarks.cases import plain
-from fastbyol import optim, step, views
+from fastbyol import memory, optim, step, views
 from fastbyol.batchnorm import synchronize_
 from fastbyol.byol import BYOL
 from fastbyol.config import EncoderConfig, HeadConfig, ObjectiveConfig, OptimConfig
 from fastbyol.device import Pace
 from fastbyol.kernels.view_params import ViewParams
-from fastbyol.recipes import PAPER_VIEWS
+from fastbyol.recipes import PAPER_VIEWS, named
 from tests.tolerances import GPU_STEPS_RTOL
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]
@@ -155,12 +156,54 @@ def test_a_graph_replays_the_eager_step(objective: str, lagged_target: bool) -> 
         torch.testing.assert_close(graph[name], value, rtol=GPU_STEPS_RTOL, atol=GPU_STEPS_RTOL)
 
 
-def test_one_engine_holds_a_graph_for_each_crop_size() -> None:
+def test_a_ramp_of_crop_sizes_holds_one_graph_at_a_time() -> None:
     engines = [engine_of(name) for name in ("eager", "graph")]
-    for number in range(2 * (step.WARM_UP + 3)):
-        images = batch(number, crop_px=CROP if number % 2 else CROP // 2)
-        losses = [engine(images, lr=LR, tau=0.9).loss.item() for engine in engines]
-        assert losses[1] == pytest.approx(losses[0], rel=GPU_STEPS_RTOL)
+    held = []
+    for crop_px in (CROP // 2, CROP):
+        for number in range(step.WARM_UP + 3):
+            images = batch(number, crop_px=crop_px)
+            losses = [engine(images, lr=LR, tau=0.9).loss.item() for engine in engines]
+            assert losses[1] == pytest.approx(losses[0], rel=GPU_STEPS_RTOL)
+        held.append(torch.cuda.memory_reserved())
+    assert held[1] < 4.5 * held[0]  # views of twice the side need four times the memory, not five
+
+
+def test_graphs_replay_micro_batches() -> None:
+    engines = [engine_of(name) for name in ("eager", "graph")]
+    for number in range(step.WARM_UP + 3):
+        parts = [batch(2 * number + part) for part in range(2)]
+        outputs = [engine.accumulate(iter(parts), of=2, lr=LR, tau=0.9) for engine in engines]
+        assert outputs[1].loss.item() == pytest.approx(outputs[0].loss.item(), rel=GPU_STEPS_RTOL)
+        torch.testing.assert_close(outputs[1].representations, outputs[0].representations, rtol=1e-2, atol=1e-3)
+    eager, graph = (dict(engine.model.named_parameters()) for engine in engines)
+    for name, value in eager.items():
+        torch.testing.assert_close(graph[name], value, rtol=GPU_STEPS_RTOL, atol=GPU_STEPS_RTOL)
+
+
+@pytest.mark.parametrize("name", ["eager", "graph"])
+def test_recomputing_changes_no_bit_and_saves_memory(name: str) -> None:
+    losses, peaks = [], []
+    for recomputes in (False, True):
+        engine = engine_of(name)
+        engine.model.online.encoder.recomputes(recomputes)
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        losses.append([engine(batch(number), lr=LR, tau=0.9).loss.item() for number in range(step.WARM_UP + 2)])
+        peaks.append(torch.cuda.max_memory_allocated() - before)
+    assert losses[0] == losses[1]
+    assert peaks[1] < peaks[0]
+
+
+def test_the_predicted_memory_is_what_a_step_takes() -> None:
+    recipe = replace(named("cifar10_rn18"), batch_size=256)
+    predicted = memory.step_bytes(recipe, images=256, precision="bfloat16")
+    model = BYOL(recipe.encoder, recipe.head, seed=0).cuda()
+    engine = step.engine("eager", model, optim.build(model, model.target_of(), recipe.optim), precision="bfloat16")
+    images = torch.randn(512, 3, 32, 32, device="cuda", dtype=torch.bfloat16).to(memory_format=torch.channels_last)
+    torch.cuda.reset_peak_memory_stats()
+    for _ in range(2):
+        engine(images, lr=LR, tau=0.9)
+    assert torch.cuda.max_memory_allocated() == pytest.approx(predicted, rel=0.1)
 
 
 def test_the_kernels_step_is_plain_torchs_step() -> None:

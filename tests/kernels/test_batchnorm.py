@@ -370,3 +370,20 @@ def test_a_captured_step_is_the_step() -> None:
     graph.replay()
     for got, want in ((results[0], expected.z), (dx, expected.dx), (case.running_mean, expected.running_mean)):
         assert torch.equal(got, want)
+
+
+def test_recomputed_activations_give_the_same_bits_and_are_not_kept(device: str) -> None:
+    config, kept, grads = EncoderConfig("resnet50", width=1 / 16, stem="cifar"), [], []
+    images = channels_last(torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))).to(device)
+    for recomputes in (False, True):
+        encoder = build(config, seed=0).to(device)
+        encoder.recomputes(recomputes)
+        saved: list[Tensor] = []
+        block = encoder.layer1[1]
+        with torch.autograd.graph.saved_tensors_hooks(lambda t, saved=saved: saved.append(t) or t, lambda t: t):
+            encoder(images).square().sum().backward()
+        kept.append(sum(t.nbytes for t in saved))
+        grads.append([p.grad for p in encoder.parameters()])
+        assert block.bn1.running_mean.abs().sum() > 0
+    assert all(torch.equal(*pair) for pair in zip(*grads, strict=True))
+    assert kept[1] < kept[0]
