@@ -269,6 +269,7 @@ class Config:
     run at which the encoder is scored on `val`, beside those at its start and end. `micro_batches` None lets the GPU's
     memory decide in how many parts a rank's batch is computed, and whether activations are recomputed (`recomputes`,
     which changes no bit); on a CPU it is 1. `deterministic`: the same bits again on the same GPU, at a price.
+    `workers`: threads a rank decodes with; fastbyol-train fills in loaders.default_workers, from Python it is 2.
     """
 
     recipe: Recipe
