@@ -39,9 +39,10 @@ class Closing:
 
     @contextmanager
     def _timed(self, piece: str) -> Iterator[None]:
-        began_s = time.monotonic()
+        threads = self.loop.threads
+        began_s, lost_s = time.monotonic(), threads.lost_s
         yield
-        self.seconds[piece] = time.monotonic() - began_s
+        self.seconds[piece] = max(time.monotonic() - began_s - (threads.lost_s - lost_s), 0.0)
 
     def rehearse(self) -> None:
         """Do it all once, in a folder of its own, before anything of an earlier run is touched.
@@ -126,9 +127,7 @@ class Closing:
             )
             return knn.top1(bank, queries, k=min(knn.K, len(bank.labels)))
 
-    def _extract(
-        self, reader: Reader, *, limit: int | None = None, stop: Callable[[], bool] | None = None
-    ) -> Features:
+    def _extract(self, reader: Reader, *, limit: int | None = None, stop: Callable[[], bool] | None = None) -> Features:
         """Represent the images of a file by the online encoder."""
         recipe = self.config.recipe
         return features.extract(
@@ -140,6 +139,7 @@ class Closing:
             on_error=self.config.on_error,
             limit=limit,
             stop=stop,
+            threads=self.loop.threads,
         )
 
     def recalibrate(self) -> None:

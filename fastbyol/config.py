@@ -266,7 +266,8 @@ class Config:
 
     The length is one of `budget_s`, seconds over all processes of the run; `deadline`, a Unix time; and `epochs`.
     `checkpoint_s` None lets the measured cost of a checkpoint decide how often one is written. `knn_at`: shares of the
-    run at which the encoder is scored on `val`, beside those at its start and end.
+    run at which the encoder is scored on `val`, beside those at its start and end. `threads` None lets the pace decide
+    how many compute on a CPU.
     """
 
     recipe: Recipe
@@ -283,6 +284,7 @@ class Config:
     loader: str = "native"
     crop: str = "kernels"
     workers: int = 2
+    threads: int | None = None
     prefetch: int = 2
     on_error: str = "fail"
     micro_batches: int = 1
@@ -311,6 +313,7 @@ class Config:
         )
         require(self.optimizer in OPTIMIZERS, f"no optimizer {self.optimizer!r}; choose one of {', '.join(OPTIMIZERS)}")
         require(self.workers >= 1, f"workers is {self.workers}; give at least 1")
+        require(self.threads is None or self.threads >= 1, f"threads is {self.threads}; give at least 1")
         require(self.prefetch >= 1, f"prefetch is {self.prefetch}; give at least 1 batch")
         require(self.on_error in ON_ERROR, f"on_error is {self.on_error!r}; choose one of {', '.join(ON_ERROR)}")
         require(self.loader in LOADERS, f"no loader {self.loader!r}; choose one of {', '.join(LOADERS)}")

@@ -222,7 +222,7 @@ class Run:
             "calibration_s": now_s - rehearsed_s,
             "epochs_that_fit": fitting,
             "step_s": step_s,
-            "reserve_s": plan.reserve.seconds(),
+            "reserve_s": plan.deadline_s - plan.end_s,
             "closing_s": dict(plan.reserve.parts),
             "base_lr": made.base_lr,
             "tau_base": made.tau_base,
@@ -252,6 +252,8 @@ class Run:
                 warm_up=step.WARM_UP if self.config.engine == "graph" else 0,
                 left_s=left_s,
                 agree=self.world.from_main,
+                is_settled=lambda: loop.threads.is_settled(recipe.crop_px),
+                settle=loop.threads.settle,
                 compiles=self.config.device == "cuda",
             )
         finally:

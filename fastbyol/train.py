@@ -14,7 +14,7 @@ from typing import Any
 from fastbyol.beton import BetonError
 from fastbyol.budget import Length, Stopwatch, parse_budget, parse_duration, process_age_s
 from fastbyol.checkpoint import CheckpointError
-from fastbyol.commandline import BAD_INPUT, DIVERGED, DONE, INTERRUPTED, RANK_LOST, Parser, fail, seed
+from fastbyol.commandline import BAD_INPUT, DIVERGED, DONE, INTERRUPTED, RANK_LOST, THREADS, Parser, fail, seed
 from fastbyol.config import (
     CROPS,
     LOADERS,
@@ -108,6 +108,7 @@ def build_parser() -> argparse.ArgumentParser:
     )
     parser.add_argument("--seed", type=seed, default=0, metavar="N")
     parser.add_argument("--workers", type=int, default=2, metavar="N", help="decoding threads")
+    parser.add_argument("--threads", type=int, metavar="N", help=THREADS)
     parser.add_argument("--log-every", type=int, default=20, metavar="N", help="steps from row to row of metrics.jsonl")
     parser.add_argument(
         "--checkpoint-every", metavar="5m", help="time from checkpoint to checkpoint (default: by their measured cost)"
@@ -172,6 +173,7 @@ def config_of(args: argparse.Namespace, folder: RunFolder) -> Config:
         loader=args.loader,
         crop=args.crop,
         workers=args.workers,
+        threads=args.threads,
         prefetch=args.prefetch,
         on_error=args.on_error,
         micro_batches=args.micro_batches,
