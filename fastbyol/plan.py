@@ -78,7 +78,7 @@ class Reserve:
         return min(hindered_s, unhindered_s + hindrance_max_s)
 
     def _best_pace(self) -> float:
-        """Give the pace of the closing work when nothing hinders it: at most 1, less where the rehearsal was hindered."""
+        """Give the pace of the closing work when nothing hinders it: 1, or less where the rehearsal was hindered."""
         return 1.0 if self.rehearsed_step is None else 1.0 / self._hindrance(*self.rehearsed_step)
 
 

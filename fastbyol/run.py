@@ -260,8 +260,8 @@ class Run:
             batches.close()
         if measured.is_cold:
             loop.teller.warn(
-                f"the first step, which compiles and chooses algorithms, took {measured.step_s:.0f} of the {left_s:.0f} s "
-                "that were left; the plan takes it for a usual one, so give a longer --budget"
+                f"the first step, which compiles and chooses algorithms, took {measured.step_s:.0f} of the "
+                f"{left_s:.0f} s that were left; the plan takes it for a usual one, so give a longer --budget"
             )
         return measured.step_s
 
