@@ -84,7 +84,8 @@ class Threads:
         self._clock, self._use, self._others = clock, use, others
         self._works: dict[Hashable, _Work] = {}
         self._has_said = False
-        self._room, self._counted = 0.0, (0.0, 0.0)
+        self._last: _Work | None = None
+        self._room, self._counted = 0.0, (clock(), others() if len(self.numbers) > 1 else 0.0)
 
     @contextmanager
     def unit(self, work: Hashable) -> Iterator[None]:
@@ -94,10 +95,13 @@ class Threads:
         self._end(work, began_s)
 
     def paced(self, items: Iterable[Item], work: Hashable) -> Generator[Item, None, None]:
-        """Yield the items; a unit is what happens from one to the next, getting it included."""
+        """Yield the items; a unit is what happens from one to the next, getting it included.
+
+        It begins with the number chosen last for other work, and tries others when that is due.
+        """
         left = iter(items)
         while True:
-            began_s = self._begin(work)
+            began_s = self._begin(work, inherits=True)
             try:
                 item = next(left)
             except StopIteration:
@@ -116,10 +120,13 @@ class Threads:
                 work.to_try, work.units = [], []
                 self._choose(work)
 
-    def _begin(self, work: Hashable) -> float:
+    def _begin(self, work: Hashable, *, inherits: bool = False) -> float:
         if len(self.numbers) > 1:
             if work not in self._works:
-                self._works[work] = _Work(self.numbers[-1], list(self.numbers))
+                last = self._last if inherits else None
+                number, to_try = (self.numbers[-1], list(self.numbers)) if last is None else (last.number, [])
+                next_s = 0.0 if last is None else max(last.next_s, self._clock() + EVERY_S)
+                self._works[work] = _Work(number, to_try, next_s=next_s, room=self._room)
             own = self._works[work]
             self._use(own.to_try[0] if own.to_try else own.number)
         return self._clock()
@@ -128,9 +135,13 @@ class Threads:
         if len(self.numbers) < 2:
             return
         work, now_s = self._works[name], self._clock()
+        if not work.pace_s and len(work.recent) >= WINDOW:
+            work.pace_s = sum(work.recent) / len(work.recent)
         took_s = now_s - began_s
         if work.is_cold:  # memory is taken, algorithms are chosen
             work.is_cold = False
+            self._count_room(now_s, every_s=0.1)
+            self._leave_out(work)
         elif work.to_try:
             self._try(work, took_s)
         else:
@@ -138,6 +149,18 @@ class Threads:
             self._count_room(now_s)
             if self._is_due(work, now_s):
                 work.to_try, work.tried, work.units, work.spent_s, work.count = list(self.numbers), {}, [], 0.0, 0
+
+    def _leave_out(self, work: _Work) -> None:
+        """Put off trying more threads than there are idle cores: a unit could take 70 times as long."""
+        fitting = [number for number in work.to_try if number <= max(self._room + 1 - ROOM, 1)]
+        if self._room and len(fitting) < len(work.to_try):
+            work.to_try = fitting
+            if not self._has_said:
+                self._has_said = True
+                self.say(
+                    f"other programs leave {self._room:.1f} cores: at most {fitting[-1]} of {self.numbers[-1]} threads "
+                    "compute for now; the number follows the pace, and --threads fixes it"
+                )
 
     def _try(self, work: _Work, took_s: float) -> None:
         """Take in a unit of the number under trial; go on to the next number, or choose, when it is known well."""
@@ -168,6 +191,7 @@ class Threads:
         work.slow_from_s = now_s + lost_s / SLOW_SHARE
         work.room = self._room
         work.recent.clear()
+        self._last = work
         self._use(work.number)
         most = self.numbers[-1]
         if work.number < most and most in work.tried and not self._has_said:
@@ -187,18 +211,17 @@ class Threads:
             if sum(units) < WINDOW_S:
                 units = list(work.recent)
             is_known = len(units) >= 2 and (sum(units) >= UNITS_MAX_S or len(units) >= WINDOW)
-            if is_known and sum(units) / len(units) > SLOW * work.pace_s:
+            if is_known and sum(units) / len(units) > SLOW * work.pace_s > 0:
                 return True
         wanted = work.number + ROOM
         return work.number < self.numbers[-1] and work.room < wanted <= self._room and now_s >= work.slow_from_s
 
-    def _count_room(self, now_s: float) -> None:
+    def _count_room(self, now_s: float, *, every_s: float = ROOM_EVERY_S) -> None:
         """Count now and then the cores that other processes leave."""
         before_s, used_s = self._counted
-        if now_s - before_s >= ROOM_EVERY_S:
+        if now_s - before_s >= every_s:
             others = self._others()
-            if before_s:
-                self._room = (os.cpu_count() or 1) - (others - used_s) / (now_s - before_s)
+            self._room = (os.cpu_count() or 1) - (others - used_s) / (now_s - before_s)
             self._counted = now_s, others
 
 

@@ -15,7 +15,6 @@ from fastbyol.beton import Reader
 from fastbyol.config import ConfigError, require
 from fastbyol.encoder import ResNet
 from fastbyol.evaluate.images import Lens, centred
-from fastbyol.threads import AS_IS, Threads
 
 CLASSES_MAX = 65_536  # more would be a mistake, and a large one in memory
 NAMED_MAX = 5  # classes that a message lists
@@ -102,7 +101,6 @@ def extract(
     on_error: str = "fail",
     limit: int | None = None,
     stop: Callable[[], bool] | None = None,
-    threads: Threads = AS_IS,
 ) -> Features:
     """Represent labelled images by the encoder, on the encoder's device; all of them, or `limit` spread over the file.
 
@@ -111,7 +109,7 @@ def extract(
     where it says True. `on_error`: of an image that does not decode, see Lens. Raises ConfigError when the file has no
     labels.
     """
-    lens = Lens(eval_px, margin, workers, encoder.conv1.weight.device.type, on_error, threads)
+    lens = Lens(eval_px, margin, workers, encoder.conv1.weight.device.type, on_error)
     return represent(encoder, reader, spread(len(reader), limit), lens, stop=stop)
 
 
