@@ -44,6 +44,8 @@ def measure(
     left_s: float,
     agree: Callable[[bool], bool],
     compiles: bool = False,
+    is_settled: Callable[[], bool] = lambda: True,
+    settle: Callable[[], None] = lambda: None,
 ) -> Measured:
     """Take a few steps, put everything back, and return the seconds of one, the median.
 
@@ -52,13 +54,19 @@ def measure(
     live: name the tensors that steps move; they get their values back in place, so that captured graphs stay valid, and
     those that the steps brought become 0. agree: make every rank go on as long as rank 0 does. compiles: the first
     steps take far longer than all others, as on a GPU, so that they do not foretell whether another would end in time.
+    is_settled: tell whether the number of threads is chosen, before which no step counts; settle: choose it now, since
+    a share of the time has gone.
     """
     before = {name: tensor.detach().cpu().clone() for name, tensor in live().items()}
     cold_s, warm = 0.0, list[float]()
-    for number in range(warm_up + 1 + STEPS_MAX):
+    taken = 0
+    while len(warm) < STEPS_MAX:
+        is_cold, taken = taken <= warm_up or not is_settled(), taken + 1
         took_s = step()
-        if number <= warm_up:
+        if is_cold:
             cold_s += took_s
+            if not compiles and cold_s > SHARE_MAX * left_s:
+                settle()
             if agree(cold_s > COLD_MAX * left_s if compiles else cold_s + took_s > left_s):
                 break
             continue

@@ -29,11 +29,6 @@ def groups(controller: str, *, root: Path = ROOT, own: Path = OWN) -> Iterator[t
                 yield group, version
 
 
-def is_limited() -> bool:
-    """Tell whether a control group leaves this process fewer cores than its affinity, which is all that torch sees."""
-    return available_cores() < len(os.sched_getaffinity(0))
-
-
 def available_cores() -> int:
     """Count the cores this process may use: its affinity, or less where a control group limits its time."""
     cores = len(os.sched_getaffinity(0))

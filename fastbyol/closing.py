@@ -18,7 +18,7 @@ from fastbyol.beton import Reader
 from fastbyol.config import Config
 from fastbyol.evaluate import features, knn, neighbours
 from fastbyol.evaluate.features import Features, OutOfTime
-from fastbyol.evaluate.images import BATCH
+from fastbyol.evaluate.images import BATCH, Lens
 from fastbyol.evaluate.neighbours import Neighbours
 from fastbyol.export import save_encoder
 from fastbyol.loop import Loop
@@ -39,9 +39,10 @@ class Closing:
 
     @contextmanager
     def _timed(self, piece: str) -> Iterator[None]:
-        began_s = time.monotonic()
+        threads = self.loop.threads
+        began_s, lost_s = time.monotonic(), threads.lost_s
         yield
-        self.seconds[piece] = time.monotonic() - began_s
+        self.seconds[piece] = max(time.monotonic() - began_s - (threads.lost_s - lost_s), 0.0)
 
     def rehearse(self) -> None:
         """Do it all once, in a folder of its own, before anything of an earlier run is touched.
@@ -128,17 +129,12 @@ class Closing:
 
     def _extract(self, reader: Reader, *, limit: int | None = None, stop: Callable[[], bool] | None = None) -> Features:
         """Represent the images of a file by the online encoder."""
-        recipe = self.config.recipe
-        return features.extract(
-            self.loop.model.online.encoder,
-            reader,
-            eval_px=recipe.eval_px,
-            margin=recipe.eval_margin,
-            workers=self.config.workers,
-            on_error=self.config.on_error,
-            limit=limit,
-            stop=stop,
+        config, recipe = self.config, self.config.recipe
+        lens = Lens(
+            recipe.eval_px, recipe.eval_margin, config.workers, config.device, config.on_error, self.loop.threads
         )
+        chosen = features.spread(len(reader), limit)
+        return features.represent(self.loop.model.online.encoder, reader, chosen, lens, stop=stop)
 
     def recalibrate(self) -> None:
         """Renew the encoder's running statistics on views of full size, as many batches as the recipe says."""

@@ -270,6 +270,7 @@ class Config:
     memory decide in how many parts a rank's batch is computed, and whether activations are recomputed (`recomputes`,
     which changes no bit); on a CPU it is 1. `deterministic`: the same bits again on the same GPU, at a price.
     `workers`: threads a rank decodes with; fastbyol-train fills in loaders.default_workers, from Python it is 2.
+    `threads` None lets the pace decide how many compute on a CPU.
     """
 
     recipe: Recipe
@@ -286,6 +287,7 @@ class Config:
     loader: str = "native"
     crop: str = "kernels"
     workers: int = 2
+    threads: int | None = None
     prefetch: int = 2
     on_error: str = "fail"
     micro_batches: int | None = None
@@ -316,6 +318,7 @@ class Config:
         )
         require(self.optimizer in OPTIMIZERS, f"no optimizer {self.optimizer!r}; choose one of {', '.join(OPTIMIZERS)}")
         require(self.workers >= 1, f"workers is {self.workers}; give at least 1")
+        require(self.threads is None or self.threads >= 1, f"threads is {self.threads}; give at least 1")
         require(self.prefetch >= 1, f"prefetch is {self.prefetch}; give at least 1 batch")
         require(self.on_error in ON_ERROR, f"on_error is {self.on_error!r}; choose one of {', '.join(ON_ERROR)}")
         require(self.loader in LOADERS, f"no loader {self.loader!r}; choose one of {', '.join(LOADERS)}")

@@ -9,7 +9,6 @@ import sys
 from types import FrameType
 from typing import NoReturn
 
-from fastbyol.cgroups import available_cores, is_limited
 from fastbyol.signals import STOPPING, stopping
 
 INTERRUPTED = 75
@@ -35,8 +34,6 @@ def _start(module: str) -> NoReturn:
 
     for number in stopping():
         signal.signal(number, quit_at_once)
-    if is_limited():
-        os.environ.setdefault("OMP_NUM_THREADS", str(available_cores()))  # before torch is imported
     status: int = importlib.import_module(f"fastbyol.{module}").main()
     for number in STOPPING:
         signal.signal(number, signal.SIG_IGN)  # all is done and said; the status stands

@@ -10,7 +10,7 @@ from contextlib import ExitStack
 from dataclasses import replace
 from itertools import product
 
-from fastbyol import atomic, formats, modelcard
+from fastbyol import atomic, formats, modelcard, threads
 from fastbyol.beton import BetonError, Reader
 from fastbyol.cgroups import available_cores
 from fastbyol.commandline import BAD_INPUT, DONE, INTERRUPTED, fail
@@ -28,6 +28,7 @@ from fastbyol.runfolder import RunFolder
 from fastbyol.scores import Scores, keep, kept
 from fastbyol.signals import StopSignal
 from fastbyol.tables import command as tables
+from fastbyol.threads import Threads
 
 Files = tuple[Reader, Reader]
 Job = Callable[[ResNet, str], Scores]  # of an encoder and a name for its progress bars
@@ -53,14 +54,16 @@ def score(args: argparse.Namespace) -> Scores:
     if asked.get("from_scratch", True) and not (asked.get("skip_random_init") or asked.get("skip_supervised")):
         second = "supervised" if args.protocol == "semi" else "random_init"
         encoders[second] = build(config.recipe.encoder, seed=config.seed)
+    chosen = threads.choose(args.threads, device, say=lambda text: print(f"fastbyol-eval: {text}", file=sys.stderr))
     with ExitStack() as stack:
         if args.protocol == "segment":
-            facts, job = _segment(args, device)
+            facts, job = _segment(args, device, chosen)
         else:
             train, val = (stack.enter_context(Reader(path)) for path in (args.train, args.val))
             check_classes(train, val)
+            px, margin = config.recipe.eval_px, config.recipe.eval_margin
             workers = args.workers or default_workers(device, cores=available_cores())
-            lens = Lens(config.recipe.eval_px, config.recipe.eval_margin, workers, device)
+            lens = Lens(px, margin, workers, device, threads=chosen)
             facts, job = PROTOCOLS[args.protocol](args, (train, val), lens)
             facts = {"train": args.train, "val": args.val, **facts}
         scores: Scores = {"protocol": args.protocol, "run": str(folder.path), **facts}
@@ -103,7 +106,9 @@ def _linear(args: argparse.Namespace, files: Files, lens: Lens) -> tuple[Scores,
 
     def job(encoder: ResNet, label: str) -> Scores:
         if args.cached:
-            result = linear.score(*_features(encoder, files, lens), **settings, device=lens.device, label=label)
+            result = linear.score(
+                *_features(encoder, files, lens), **settings, device=lens.device, threads=lens.threads, label=label
+            )
         else:
             result = linear.score_augmented(encoder, files, lens, **settings, label=label)
         return result._asdict()
@@ -134,7 +139,8 @@ def _transfer(args: argparse.Namespace, files: Files, lens: Lens) -> tuple[Score
 
     def job(encoder: ResNet, label: str) -> Scores:
         train, val = _features(encoder, files, whole)
-        return transfer.score(train, val, metric=args.metric, device=lens.device, seed=args.seed, label=label)
+        how = {"metric": args.metric, "device": lens.device, "threads": lens.threads}
+        return transfer.score(train, val, **how, seed=args.seed, label=label)
 
     return {}, job
 
@@ -148,7 +154,7 @@ def _finetune(args: argparse.Namespace, files: Files, lens: Lens) -> tuple[Score
     return {}, job
 
 
-def _segment(args: argparse.Namespace, device: str) -> tuple[Scores, Job]:
+def _segment(args: argparse.Namespace, device: str, chosen: Threads) -> tuple[Scores, Job]:
     require(
         (args.val_images is None) == (args.val_masks is None),
         "one of --val-images and --val-masks; give both, or neither to score on a fifth of --images",
@@ -162,7 +168,7 @@ def _segment(args: argparse.Namespace, device: str) -> tuple[Scores, Job]:
     absent = sorted(set(scored.tolist()) - set(known.tolist()))
     require(not absent, f"the masks to score on hold classes {absent[:5]} that those to learn from do not; add images")
     plan = finetune.Plan(args.lr, args.weight_decay, args.steps, min(args.batch_size, len(train)))
-    lens, classes = Lens(args.crop_px, 1.0, device=device), int(known.max()) + 1
+    lens, classes = Lens(args.crop_px, 1.0, device=device, threads=chosen), int(known.max()) + 1
 
     def job(encoder: ResNet, label: str) -> Scores:
         return dense.score(

@@ -1,4 +1,4 @@
-"""Micro-batches of a run: settled by the GPU's memory before anything is spent, raised where it runs out all the same."""
+"""Micro-batches of a run: settled by the GPU's memory before anything is spent, raised where it runs out."""
 
 from __future__ import annotations
 
@@ -38,9 +38,8 @@ def settled(config: Config, *, train: Reader, world: World, recorded: Config | N
         return replace(config, micro_batches=config.parts)
     found = world.from_main(_found(config, train, world, recorded) if world.is_main else None)
     if world.is_main:
-        print(
-            f"memory: {found or 'a step is predicted not to fit as asked for; trying it all the same'}", file=sys.stderr
-        )
+        said = found or "a step is predicted not to fit as asked for; trying it all the same"
+        print(f"memory: {said}", file=sys.stderr)
     if found is None:
         return replace(config, recomputes=True)
     return replace(config, micro_batches=found.parts, recomputes=found.recomputes)

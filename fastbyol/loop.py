@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastbyol import calibrate
+from fastbyol import calibrate, threads
 from fastbyol.beton import Reader
 from fastbyol.budget import Stopwatch
 from fastbyol.byol import Output, embedding_std
@@ -80,6 +80,7 @@ class Loop:
         self.pipeline = Pipeline(config, reader, world, precision=engine.precision)
         self.saver = Saver(folder.checkpoints, device=config.device)
         self.teller = Teller(config, folder, world, reader=reader)
+        self.threads = threads.choose(config.threads, config.device, processes=world.local_ranks, say=self.teller.warn)
         self.pace = Pace(config.device)
         self.watchdog = Watchdog(dimensions=config.recipe.head.out, stops_on_collapse=config.stop_on_collapse)
         self.position = Position()
@@ -170,15 +171,17 @@ class Loop:
         with self.stop.waiting(self._save_while_stalled):
             batch = next(batches)
         intervals.lap("loader_wait_s")
-        parts = self.pipeline.views(batch, schedule.crop_px(progress), intervals)
         rates = {"lr": schedule.learning_rate(progress), "tau": schedule.tau(progress)}
-        if config.parts == 1:
-            output = self.engine(next(parts), **rates)
-        else:
-            output = self.engine.accumulate(parts, of=config.parts, **rates)
-        if self.probe is not None and batch.labels is not None:
-            labels = queue_copy(torch.from_numpy(batch.labels), config.device)
-            self.probe.step(output.representations, labels, lr=rates["lr"])
+        crop_px = schedule.crop_px(progress)
+        with self.threads.unit(crop_px):
+            parts = self.pipeline.views(batch, crop_px, intervals)
+            if config.parts == 1:
+                output = self.engine(next(parts), **rates)
+            else:
+                output = self.engine.accumulate(parts, of=config.parts, **rates)
+            if self.probe is not None and batch.labels is not None:
+                labels = queue_copy(torch.from_numpy(batch.labels), config.device)
+                self.probe.step(output.representations, labels, lr=rates["lr"])
         self.pace.step_queued()
         intervals.lap("step_s")
         intervals.images += len(batch.indices) * self.world.ranks
@@ -286,6 +289,7 @@ class Loop:
             **({} if self.probe is None else {f"probe_{name}": x for name, x in self.probe.read()._asdict().items()}),
             "skipped_steps": int(self.optimizer.skipped[0]),
             "skipped_samples": self.skipped_samples,
+            "threads": torch.get_num_threads(),
         }
 
     def _watch(self, row: dict[str, Any]) -> None:

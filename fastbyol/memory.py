@@ -182,7 +182,7 @@ def fit(
         why = ", and a lagged target, or DALI's crops, cannot be split"
     raise ConfigError(
         f"a step of {images} images of {recipe.crop_px} px needs {whole / GIB:.1f} GiB of the "
-        f"{usable_bytes / GIB:.1f} GiB that it may use on this GPU{why}; give a smaller --batch-size, or a smaller encoder"
+        f"{usable_bytes / GIB:.1f} GiB that it may use on this GPU{why}; give a smaller --batch-size or encoder"
     )
 
 

@@ -10,7 +10,9 @@ from statistics import median
 EXIT_S = 0.5  # kept for the end of the process, unhindered; it takes about .05
 LEAVE_S = 0.2  # of it, when a score would have to be given up for it
 MARGIN = 1.15  # of the closing work as measured; its time scatters
-PACE_MAX = 2.5  # times its best is what the closing work is given at most: hindrance may pass, a score be given up
+PACE_MAX = 6.0  # times its best is what the closing work is given at most, on two cores beside eight processes
+IDLE_SHARE = 0.05  # of the budget is kept at most for hindrance, which may pass: 93 % are to be used
+SCORE_PACE_MAX = 2.5  # times their best are report and result given after a score
 RECENT = 16  # steps whose median tells today's pace
 
 
@@ -68,10 +70,16 @@ class Reserve:
     def _hindrance(self, crop_px: int, seconds: float) -> float:
         return min(max(seconds / self.best.get(crop_px, seconds), 1.0), PACE_MAX)
 
-    def seconds(self) -> float:
-        """Give the seconds to keep."""
-        pace = self.pace()
-        return EXIT_S * max(pace, 1.0) + MARGIN * pace * sum(self.parts.values())
+    def seconds(self, *, hindrance_max_s: float = math.inf) -> float:
+        """Give the seconds to keep; at most so many beyond what the closing work takes unhindered."""
+        pace, work_s = self.pace(), MARGIN * sum(self.parts.values())
+        hindered_s = EXIT_S * max(pace, 1.0) + pace * work_s
+        unhindered_s = EXIT_S + work_s * min(self._best_pace(), pace)
+        return min(hindered_s, unhindered_s + hindrance_max_s)
+
+    def _best_pace(self) -> float:
+        """Give the pace of the closing work when nothing hinders it: 1, or less where the rehearsal was hindered."""
+        return 1.0 if self.rehearsed_step is None else 1.0 / self._hindrance(*self.rehearsed_step)
 
 
 @dataclass
@@ -90,13 +98,13 @@ class ClockPlan:
     @property
     def end_s(self) -> float:
         """When training has to end, in seconds of the run."""
-        return self.deadline_s - self.reserve.seconds()
+        return self.deadline_s - self.reserve.seconds(hindrance_max_s=IDLE_SHARE * max(self.deadline_s, 0.0))
 
     @property
     def score_until_s(self) -> float:
         """When a score that is not finished has to be given up, in seconds of the run."""
         after_s = sum(self.reserve.parts.get(piece, 0.0) for piece in ("report", "result"))
-        return self.deadline_s - self.reserve.pace() * (LEAVE_S + after_s)
+        return self.deadline_s - min(self.reserve.pace(), SCORE_PACE_MAX) * (LEAVE_S + after_s)
 
     def advance(self, progress: float, *, step: int, since_s: float, now_s: float) -> float:  # noqa: ARG002
         """Give the progress at `now_s` from that at `since_s`."""

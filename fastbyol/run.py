@@ -69,7 +69,7 @@ def run(
 
 
 def _carry_out(start: Callable[[Config], Run], asked: Config, chosen: Config, *, has_begun: bool) -> bool:
-    """Take a run to its end; where the GPU's memory runs out, take it up from its newest checkpoint in smaller parts."""
+    """Take a run to its end; where the GPU's memory runs out, take up its newest checkpoint in smaller parts."""
     used_before_s: float | None = None
     while True:
         this = start(chosen)
@@ -253,7 +253,7 @@ class Run:
             "calibration_s": now_s - rehearsed_s,
             "epochs_that_fit": fitting,
             "step_s": step_s,
-            "reserve_s": plan.reserve.seconds(),
+            "reserve_s": plan.deadline_s - plan.end_s,
             "closing_s": dict(plan.reserve.parts),
             "base_lr": made.base_lr,
             "tau_base": made.tau_base,
@@ -283,14 +283,16 @@ class Run:
                 warm_up=step.WARM_UP if self.config.engine == "graph" else 0,
                 left_s=left_s,
                 agree=self.world.from_main,
+                is_settled=lambda: loop.threads.is_settled(recipe.crop_px),
+                settle=loop.threads.settle,
                 compiles=self.config.device == "cuda",
             )
         finally:
             batches.close()
         if measured.is_cold:
             loop.teller.warn(
-                f"the first step, which compiles and chooses algorithms, took {measured.step_s:.0f} of the {left_s:.0f} s "
-                "that were left; the plan takes it for a usual one, so give a longer --budget"
+                f"the first step, which compiles and chooses algorithms, took {measured.step_s:.0f} of the "
+                f"{left_s:.0f} s that were left; the plan takes it for a usual one, so give a longer --budget"
             )
         return measured.step_s
 

@@ -22,6 +22,7 @@ FREE_ON_RESUME = {  # they move no weight of a step
     "device",
     "engine",
     "workers",
+    "threads",
     "prefetch",
     "log_every",
     "checkpoint_s",

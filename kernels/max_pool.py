@@ -60,7 +60,7 @@ def max_pool_kernel(
         inside = (p < pixels) & (h >= 0) & (h < height) & (w >= 0) & (w < width)
         at = ((image * height + h) * width + w)[:, None] * channels + c[None, :]
         x = tl.load(x_ptr + at, mask=inside[:, None] & (c < channels)[None, :], other=float("-inf")).to(tl.float32)
-        is_larger = (x > largest) | (x != x)  # NaN wins, as in torch
+        is_larger = (x > largest) | (x != x)  # noqa: PLR0124  # NaN wins, as in torch
         largest = tl.where(is_larger, x, largest)
         place = tl.where(is_larger, k, place)
     at, mask = p[:, None] * channels + c[None, :], (p < pixels)[:, None] & (c < channels)[None, :]

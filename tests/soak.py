@@ -1,6 +1,7 @@
 """Soak the trainer: budgets under disturbance, and kills at random moments. Resumable; writes docs/reliability.md.
 
-Usage: python -m tests.soak [--budgets 30] [--kills 50] [--out runs/soak]
+Usage: python -m tests.soak [--budgets 30] [--kills 50] [--out runs/soak]; with --beside, only the budgets and the table
+of threads beside other programs, whose rows go to a part of their own.
 """
 
 from __future__ import annotations
@@ -13,7 +14,7 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from statistics import median
 from typing import Any
@@ -29,6 +30,9 @@ from fastbyol.telemetry import read_metrics
 TRAIN = "from fastbyol.entry import train; sys.exit(train())"
 SLOW_DISK = "import os, time; fsync = os.fsync; os.fsync = lambda file: (time.sleep(1), fsync(file))[1]; "
 THIEF = "while True: pass"
+COMING_AND_GOING = ("0 loops", "1 loop", "2 loops", "3 loops")  # that come and go
+BESIDE_S = (43, 300)
+BESIDE, KILLS = "## Beside other programs", "## Kills"
 DISTURBANCES = ("none", "thieves", "late thieves", "slow disk", "pause")
 OVERRUN_MAX_S, SHARE_MIN = 2.0, 0.93
 KILLED_EPOCHS = 20
@@ -43,9 +47,9 @@ def command(data: Path, out: Path, *more: str, disturbance: str = "none") -> lis
 
 
 @contextmanager
-def thieves() -> Iterator[None]:
-    """Keep two cores busy with other things."""
-    busy = [subprocess.Popen([sys.executable, "-c", THIEF]) for _ in range(2)]
+def thieves(count: int = 2) -> Iterator[None]:
+    """Keep cores busy with other things."""
+    busy = [subprocess.Popen([sys.executable, "-c", THIEF]) for _ in range(count)]
     try:
         yield
     finally:
@@ -62,6 +66,12 @@ def disturb(process: subprocess.Popen[str], disturbance: str, *, budget_s: float
         process.send_signal(signal.SIGSTOP)
         time.sleep(budget_s * draw.uniform(0.05, 0.25))
         process.send_signal(signal.SIGCONT)
+    elif disturbance in COMING_AND_GOING:
+        draw, loops = random.Random(budget_s), int(disturbance[0])
+        while process.poll() is None:
+            for count in (loops, 0):
+                with thieves(count), suppress(subprocess.TimeoutExpired):
+                    process.wait(draw.uniform(0.1, 0.3) * min(budget_s, 60))
     elif disturbance == "thieves":
         time.sleep(budget_s / 3)
         with thieves():
@@ -84,6 +94,8 @@ def keep_budget(data: Path, out: Path, *more: str, budget_s: float, disturbance:
     row = {"budget_s": budget_s, "disturbance": disturbance, "wall_s": wall_s, "status": process.returncode}
     ends = {name: last.get(name) for name in ("progress", "lr", "tau", "step")}
     ends["beside_share"] = beside_share(read_metrics(RunFolder(out).metrics))
+    result = RunFolder(out).result
+    ends["knn_top1"] = json.loads(result.read_text())["knn_top1"] if result.exists() else None
     return {**row, **ends, "said": said[-2000:] if process.returncode else ""}
 
 
@@ -111,6 +123,65 @@ def budgets(data: Path, out: Path, count: int) -> list[dict[str, Any]]:
         with file.open("a") as written:
             written.write(json.dumps(rows[-1]) + "\n")
     return rows[:count]
+
+
+def beside(data: Path, out: Path) -> list[dict[str, Any]]:
+    """Run the budgets beside loops that come and go; those done before are kept."""
+    file = out / "beside.jsonl"
+    rows = read_metrics(file)
+    asked = [(budget_s, loops) for budget_s in BESIDE_S for loops in COMING_AND_GOING]
+    for budget_s, loops in tqdm(asked[len(rows) :], desc="beside", unit="run"):
+        rows.append(keep_budget(data, out / "budget", budget_s=budget_s, disturbance=loops))
+        with file.open("a") as written:
+            written.write(json.dumps(rows[-1]) + "\n")
+    return rows
+
+
+def paces(data: Path, out: Path) -> list[dict[str, float]]:
+    """Measure images/s by default, with one thread and with two, beside 0, 1 and 2 loops."""
+    rows = []
+    for loops in range(3):
+        row: dict[str, float] = {"loops": loops}
+        for name, more in (("default", ()), ("1", ("--threads=1",)), ("2", ("--threads=2",))):
+            with thieves(loops):
+                asked = command(data, out / "pace", "--budget=40s", "--overwrite", *more)
+                subprocess.run(asked, check=True, capture_output=True)
+            row[name] = json.loads(RunFolder(out / "pace").result.read_text())["images_per_s"]
+        rows.append(row)
+    return rows
+
+
+def beside_summary(rows: list[dict[str, Any]], paced: list[dict[str, float]]) -> str:
+    """Write the part about other programs as Markdown."""
+    lines = [
+        BESIDE,
+        "",
+        "Endless loops on the two cores that come and go, each time for 4 to 18 s; kNN top-1 is of the end of the run.",
+        "",
+        "| budget s | loops | wall s | used | steps | kNN | kept |",
+        "|---|---|---|---|---|---|---|",
+    ]
+    for row in rows:
+        share, knn = row["wall_s"] / row["budget_s"], row["knn_top1"]
+        cells = (row["budget_s"], row["disturbance"][0], f"{row['wall_s']:.1f}", f"{share:.1%}", row["step"])
+        said = "given up" if knn is None else f"{knn:.1f}"
+        lines.append(f"| {' | '.join(map(str, cells))} | {said} | {'yes' if is_kept(row) else '**no**'} |")
+    if paced:
+        lines += [
+            "",
+            "Images/s in 40 s, by threads, beside loops that stay:",
+            "",
+            "| loops | default | 1 | 2 |",
+            "|---|---|---|---|",
+        ]
+        lines += [f"| {row['loops']} | {row['default']:.0f} | {row['1']:.0f} | {row['2']:.0f} |" for row in paced]
+    return "\n".join(lines)
+
+
+def with_part(text: str, part: str) -> str:
+    """Put the part about other programs before that about kills, in place of an older one."""
+    before, _, kills_part = text.partition(KILLS)
+    return f"{before.partition(BESIDE)[0]}{part}\n\n{KILLS}{kills_part}"
 
 
 def is_same(a: Path, b: Path) -> bool:
@@ -216,14 +287,20 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0] if __doc__ else None)
     parser.add_argument("--budgets", type=int, default=30, metavar="N")
     parser.add_argument("--kills", type=int, default=50, metavar="N")
+    parser.add_argument("--beside", action="store_true", help="run the cases beside other programs alone")
     parser.add_argument("--out", type=Path, default=Path("runs/soak"), metavar="DIR")
     args = parser.parse_args()
     data = args.out / "data"
     if not (data / "val.beton").exists():
         subprocess.run([sys.executable, "-m", "fastbyol.data_prep.cli", "demo", data, "--overwrite"], check=True)
+    if args.beside:
+        kept = beside(data, args.out)
+        REPORT.write_text(with_part(REPORT.read_text(), beside_summary(kept, paces(data, args.out))))
+        return 0 if all(is_kept(row) and row["knn_top1"] is not None for row in kept) else 1
     rows = budgets(data, args.out, args.budgets)
     killed = kills(data, args.out, args.kills)
-    REPORT.write_text(summary(rows, killed))
+    kept = beside(data, args.out)
+    REPORT.write_text(with_part(summary(rows, killed), beside_summary(kept, paces(data, args.out))))
     print(f"{sum(map(is_kept, rows))} of {len(rows)} budgets kept; {killed}")
     is_whole = killed.get("is_bit_equal", False) and not killed["unreadable"]
     return 0 if is_whole and all(map(is_kept, rows)) else 1

@@ -8,7 +8,7 @@ from fastbyol import eval as evaluation
 from fastbyol import train
 from fastbyol.data_prep import cli
 
-COMMON_EVAL = "RUN_DIR --device --help --json --train --val --workers"
+COMMON_EVAL = "RUN_DIR --device --help --json --threads --train --val --workers"
 CONTRACT = {
     "fastbyol-prep write": "SOURCE OUT.beton --classes-from --help --jpeg-share --label-column --limit --max-side "
     "--mode --on-error --overwrite --quality --workers",
@@ -17,15 +17,17 @@ CONTRACT = {
     "fastbyol-prep demo": "DIR --help --overwrite --seed",
     "fastbyol-train": "RECIPE --base-lr --batch-size --budget --checkpoint-every --crop --crop-ramp --data --deterministic --device "
     "--engine --epochs --help --knn-at --lagged-target --loader --log-every --micro-batches --no-tensorboard "
-    "--on-error --optimizer --out --overwrite --plan --precision --prefetch --profile --resume --seed --stop-on-collapse "
-    "--tau-base --target-statistics --val --wandb --warmup-epochs --weight-decay --workers",
+    "fastbyol-train": "RECIPE --base-lr --batch-size --budget --checkpoint-every --crop --crop-ramp --data "
+    "--deterministic --device --engine --epochs --help --knn-at --lagged-target --loader --log-every --micro-batches "
+    "--no-tensorboard --on-error --optimizer --out --overwrite --plan --precision --prefetch --profile --resume --seed "
+    "--stop-on-collapse --tau-base --target-statistics --threads --val --wandb --warmup-epochs --weight-decay --workers",
     "fastbyol-eval knn": f"{COMMON_EVAL} --bank --k --temperature",
     "fastbyol-eval linear": f"{COMMON_EVAL} --cached --epochs --lrs --seed --skip-random-init",
     "fastbyol-eval semi": f"{COMMON_EVAL} --epochs --fraction --lrs --seed --skip-supervised --split",
     "fastbyol-eval transfer": f"{COMMON_EVAL} --metric --seed",
     "fastbyol-eval finetune": f"{COMMON_EVAL} --from-scratch --lrs --metric --seed --steps --weight-decays",
     "fastbyol-eval segment": "RUN_DIR --batch-size --crop-px --device --from-scratch --help --images --json --lr "
-    "--masks --seed --steps --stride --val-images --val-masks --weight-decay",
+    "--masks --seed --steps --stride --threads --val-images --val-masks --weight-decay",
     "fastbyol-eval export": "RUN_DIR OUT --format --help --json",
     "fastbyol-eval table": "NAME --base --budget --cells --data --epochs --help --linear --out --seeds --val --with",
 }

@@ -21,7 +21,7 @@ ORDER = (  # a module may import what stands below it, never what stands above
     ("fastbyol.report.chart", "fastbyol.report.style", "fastbyol.evaluate.neighbours", "fastbyol.tables.cells"),
     ("fastbyol.scores",),
     ("fastbyol.runfolder", "fastbyol.telemetry", "fastbyol.step", "fastbyol.formats"),
-    ("fastbyol.events", "fastbyol.flops", "fastbyol.profiling", "fastbyol.starvation", "fastbyol.wandb_run"),
+    ("fastbyol.events", "fastbyol.flops", "fastbyol.profiling", "fastbyol.wandb_run"),
     ("fastbyol.evaluate.dense", "fastbyol.evaluate.semi", "fastbyol.evaluate.transfer"),
     (
         "fastbyol.evaluate.finetune",
@@ -47,6 +47,8 @@ ORDER = (  # a module may import what stands below it, never what stands above
     ("fastbyol.batchnorm", "fastbyol.device", "fastbyol.philox", "fastbyol.jpeg", "fastbyol.evaluate"),
     ("fastbyol.beton",),
     ("fastbyol.config", "fastbyol.commandline", "fastbyol.atomic", "fastbyol.growing", "fastbyol.entry"),
+    ("fastbyol.threads",),
+    ("fastbyol.starvation",),
     ("fastbyol.signals", "fastbyol.cgroups"),
     (
         "fastbyol.kernels.batchnorm",

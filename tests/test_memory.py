@@ -96,7 +96,7 @@ def test_errors_of_the_gpus_libraries_count_as_out_of_memory() -> None:
 
 
 def limited(monkeypatch: pytest.MonkeyPatch, *, images: int, first: int = 0) -> list[int]:
-    """Let every step on more than `images` images run out of memory, from the `first` on, as a GPU's allocator would."""
+    """Let every step but the `first` ones run out of memory on more than `images` images, as a GPU's would."""
     backward, sizes = step.Eager._backward, []
 
     def allocating(engine: step.Eager, views: Tensor, *, share: float = 1.0) -> Output:
@@ -126,9 +126,10 @@ def test_a_run_that_runs_out_of_memory_goes_on_in_smaller_parts(
     assert rows == sorted(rows, key=lambda row: row["elapsed_s"])
 
 
-@pytest.mark.parametrize(
-    ("more", "advice"), [(["--micro-batches=2"], "--micro-batches 3"), ([], "smaller --batch-size")]
-)
+PINNED = (["--micro-batches=2"], "--micro-batches 3")
+
+
+@pytest.mark.parametrize(("more", "advice"), [PINNED, ([], "smaller --batch-size")], ids=["pinned", "open"])
 def test_what_still_does_not_fit_ends_with_one_line(
     more: list[str],
     advice: str,

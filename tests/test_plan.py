@@ -124,3 +124,28 @@ def test_an_undisturbed_score_as_long_as_rehearsed_is_never_given_up() -> None:
         plan = ClockPlan(100, Reserve({"evaluate": evaluate_s, "report": 0.1, "export": 0.1}))
         assert plan.end_s + 0.1 + evaluate_s < plan.score_until_s
         assert plan.score_until_s + 0.1 + LEAVE_S <= 100
+
+
+@pytest.mark.parametrize("budget_s", [43.0, 300.0])
+def test_what_is_kept_for_hindrance_that_passes_leaves_93_percent_used(budget_s: float) -> None:
+    """Hindered to the last step, then alone: the closing work takes what it takes unhindered."""
+    for slowdown in (1.0, 2.5, 6.0, 70.0):
+        reserve = Reserve({"evaluate": 2.0, "export": 0.1, "report": 0.2}, rehearsed_step=(24, 0.1), best={24: 0.1})
+        for _ in range(16):
+            reserve.note_step(24, 0.1 * slowdown)
+        plan = ClockPlan(budget_s, reserve)
+        last_step_s = plan.end_s - min(reserve.step_s(), 0.3)  # no step as slow as with threads that wait is taken
+        assert last_step_s + 2.3 >= 0.92 * budget_s
+        assert plan.end_s + EXIT_S + MARGIN * 2.3 <= budget_s + 1e-9
+
+
+def test_a_rehearsal_that_was_hindered_does_not_raise_what_is_kept() -> None:
+    assert reserve_after(0.1, rehearsed_s=0.3) == pytest.approx(EXIT_S + MARGIN / 3)
+
+
+def test_a_long_budget_keeps_enough_for_a_score_beside_six_others() -> None:
+    reserve = Reserve({"evaluate": 2.5}, rehearsed_step=(24, 0.05), best={24: 0.05})
+    for _ in range(16):
+        reserve.note_step(24, 0.25)
+    plan = ClockPlan(300.0, reserve)
+    assert plan.end_s + 5 * 2.5 < plan.score_until_s

@@ -135,15 +135,15 @@ def test_a_score_that_a_signal_cut_short_is_taken_by_the_resumed_run(
     betons: Betons, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     asked = arguments(betons, tmp_path / "run", f"--val={betons.val}", "--epochs=3", "--warmup-epochs=1")
-    extract, calls = features.extract, []
+    represent, calls = features.represent, []
 
     def interrupted(*given: Any, **how: Any) -> features.Features:
         calls.append(given)
-        if len(calls) == 3:  # two of the rehearsal came before
+        if len(calls) == 4:  # three of the rehearsal came before
             signal.raise_signal(signal.SIGTERM)
-        return extract(*given, **how)
+        return represent(*given, **how)
 
-    monkeypatch.setattr(features, "extract", interrupted)
+    monkeypatch.setattr(features, "represent", interrupted)
     asked += ["--knn-at=0.5"]
     assert main(asked) == 75
     rows = read_metrics(RunFolder(tmp_path / "run").metrics)

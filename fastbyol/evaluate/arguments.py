@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
-from fastbyol.commandline import Parser, seed, whole_number
+from fastbyol.commandline import THREADS, Parser, seed, whole_number
 from fastbyol.evaluate import dense, finetune, knn, linear, semi
 from fastbyol.evaluate.metrics import METRICS
 from fastbyol.formats import FORMATS
@@ -71,6 +71,7 @@ def _files(command: argparse.ArgumentParser) -> None:
 
 
 def _device(command: argparse.ArgumentParser) -> None:
+    command.add_argument("--threads", type=whole_number, metavar="N", help=THREADS)
     command.add_argument("--device", choices=["cuda", "cpu"], help="default: cuda where there is one")
 
 

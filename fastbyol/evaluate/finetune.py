@@ -19,6 +19,7 @@ from fastbyol.config import require
 from fastbyol.encoder import ResNet
 from fastbyol.evaluate import metrics
 from fastbyol.evaluate.features import labels_of
+from fastbyol.evaluate.images import BATCH as BATCH_CENTRED
 from fastbyol.evaluate.images import Lens, centred, cropped, shuffled
 from fastbyol.evaluate.splits import Split, hold_out
 
@@ -99,7 +100,7 @@ def descend(
         network.parameters(), lr=plan.lr, momentum=MOMENTUM, nesterov=True, weight_decay=plan.weight_decay
     )
     bar = tqdm(batches, total=plan.steps, desc=label, unit="steps", delay=2, leave=False, disable=None)
-    for step, (images, wanted) in enumerate(bar):
+    for step, (images, wanted) in enumerate(lens.threads.paced(bar, ("tune", plan.batch))):
         for group in optimizer.param_groups:
             group["lr"] = plan.lr * (1 + math.cos(math.pi * step / plan.steps)) / 2
         with lens.precision():
@@ -143,15 +144,16 @@ def tune(
 def guess(network: Classifier, reader: Reader, indices: NDArray[np.int64], lens: Lens) -> tuple[Tensor, Tensor]:
     """Return logits [N, classes] and labels [N] of the centre views of the images named, on the CPU."""
     parts = []
-    for images, here in tqdm(
+    bar = tqdm(
         centred(reader, indices, lens),
-        total=math.ceil(len(indices) / 256),
+        total=math.ceil(len(indices) / BATCH_CENTRED),
         desc=reader.path.name,
         unit="batches",
         delay=2,
         leave=False,
         disable=None,
-    ):
+    )
+    for images, here in lens.threads.paced(bar, "guess"):
         with lens.precision():
             parts.append(network(images)[: len(here)].float().cpu())
     return torch.cat(parts), torch.from_numpy(labels_of(reader)[indices])

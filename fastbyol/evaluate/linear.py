@@ -17,6 +17,7 @@ from fastbyol.evaluate import metrics
 from fastbyol.evaluate.features import Features, check, labels_of, represent
 from fastbyol.evaluate.images import Lens, cropped, shuffled
 from fastbyol.evaluate.splits import hold_out
+from fastbyol.threads import AS_IS, Threads
 
 BASE_LRS = (0.4, 0.3, 0.2, 0.1, 0.05)  # paper, appendix C.1; times batch / 256 and a cosine to 0: the authors' code
 BATCH = 1024
@@ -77,7 +78,14 @@ class Heads:
 
 @torch.inference_mode()
 def fit(
-    learned: Iterable[Learned], steps: int, base_lrs: Sequence[float], *, batch: int, classes: int, label: str
+    learned: Iterable[Learned],
+    steps: int,
+    base_lrs: Sequence[float],
+    *,
+    batch: int,
+    classes: int,
+    label: str,
+    threads: Threads,
 ) -> Heads:
     """Train heads on a stream of `steps` batches, the rate falling as a cosine to 0.
 
@@ -87,7 +95,7 @@ def fit(
     rates = [lr * batch / 256 for lr in base_lrs] * (2 if len(base_lrs) > 1 else 1)
     heads: Heads | None = None
     bar = tqdm(learned, total=steps, desc=label, unit="steps", delay=2, leave=False, disable=None)
-    for step, (values, labels, held) in enumerate(bar):
+    for step, (values, labels, held) in enumerate(threads.paced(bar, label)):
         if heads is None:
             places = torch.arange(len(rates), device=values.device)
             heads = Heads(
@@ -129,6 +137,7 @@ def score(
     seed: int = 0,
     base_lrs: Sequence[float] = BASE_LRS,
     device: str = "cpu",
+    threads: Threads = AS_IS,
     label: str = "linear",
 ) -> Score:
     """Fit linear classifiers on cached representations of `train`, on `device`, and score the chosen one on `val`.
@@ -147,7 +156,7 @@ def score(
             chosen = torch.from_numpy(rows.indices)
             yield train.values[chosen].to(device), train.labels[chosen].to(device), is_held[chosen].to(device)
 
-    heads = fit(learned(), steps, base_lrs, batch=batch, classes=classes, label=label)
+    heads = fit(learned(), steps, base_lrs, batch=batch, classes=classes, label=label, threads=threads)
     return judge(heads, base_lrs, train.rows(split.held), val, seed=seed)
 
 
@@ -186,5 +195,5 @@ def score_augmented(
             yield values, wanted, held
 
     classes = int(max(truth.max(), labels_of(val).max())) + 1
-    heads = fit(learned(), steps, base_lrs, batch=batch, classes=classes, label=label)
+    heads = fit(learned(), steps, base_lrs, batch=batch, classes=classes, label=label, threads=lens.threads)
     return judge(heads, base_lrs, held_out, scored, seed=seed)

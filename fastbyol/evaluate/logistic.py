@@ -17,6 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fastbyol.evaluate.features import Features
+from fastbyol.threads import AS_IS, Threads
 
 L2_PATH = tuple(float(10**e) for e in torch.linspace(-6, 5, 45, dtype=torch.float64).tolist())  # byol-spec, Evaluation
 ROWS = 1 << 15  # of a gradient at a time: bounds the logits in memory
@@ -48,8 +49,8 @@ class Model(NamedTuple):
 class Problem:
     """Hold centred features in their principal axes; fit a classifier for any penalty, from the last one's place."""
 
-    def __init__(self, train: Features, *, classes: int, device: str = "cpu") -> None:
-        values = train.values.to(device)
+    def __init__(self, train: Features, *, classes: int, device: str = "cpu", threads: Threads = AS_IS) -> None:
+        self._threads, values = threads, train.values.to(device)
         self._labels, self._classes = train.labels.to(device), classes
         self._mean = values.mean(0)
         centred = values - self._mean
@@ -87,7 +88,7 @@ class Problem:
         )
 
         def closure() -> Tensor:
-            with torch.no_grad():
+            with torch.no_grad(), self._threads.unit("logistic"):
                 gradient, value = self._gradient(z[:-1] * scale, z[-1] * bias_scale, l2)
                 z.grad = gradient * scales
             return value
@@ -113,10 +114,10 @@ class Problem:
 
 
 def path(
-    train: Features, l2s: Sequence[float], *, classes: int, device: str, label: str
+    train: Features, l2s: Sequence[float], *, classes: int, device: str, label: str, threads: Threads = AS_IS
 ) -> Iterator[tuple[float, Model]]:
     """Fit every penalty from the largest down, each from the place of the one before: (l2, model)."""
-    problem = Problem(train, classes=classes, device=device)
+    problem = Problem(train, classes=classes, device=device, threads=threads)
     bar = tqdm(sorted(l2s, reverse=True), desc=label, unit="l2", delay=2, leave=False, disable=None)
     for l2 in bar:
         yield l2, problem.fit(l2)

@@ -10,6 +10,7 @@ import torch
 from fastbyol.evaluate import logistic, metrics
 from fastbyol.evaluate.features import Features
 from fastbyol.evaluate.splits import hold_out
+from fastbyol.threads import AS_IS, Threads
 
 
 def score(
@@ -19,6 +20,7 @@ def score(
     l2s: Sequence[float] = logistic.L2_PATH,
     metric: str = "top1",
     device: str = "cpu",
+    threads: Threads = AS_IS,
     seed: int = 0,
     label: str = "transfer",
 ) -> dict[str, Any]:
@@ -31,12 +33,13 @@ def score(
     split = hold_out(len(train.labels), seed=seed)
     held = train.rows(split.held)
     tried: dict[float, float] = {}
-    for l2, model in logistic.path(train.rows(split.learn), l2s, classes=classes, device=device, label=label):
+    fits = logistic.path(train.rows(split.learn), l2s, classes=classes, device=device, label=label, threads=threads)
+    for l2, model in fits:
         found = metrics.METRICS[metric](model.scores(held.values), held.labels)
         if not tried or found > max(tried.values()):
             best, chosen = l2, model
         tried[l2] = found
-    problem = logistic.Problem(train, classes=classes, device=device)
+    problem = logistic.Problem(train, classes=classes, device=device, threads=threads)
     problem.start_from(chosen)
     final = problem.fit(best, effort=logistic.FINAL)
     scores = final.scores(val.values)
