@@ -1,4 +1,7 @@
-"""A training that is killed without warning and resumed, beside the same training left alone."""
+"""A training that is killed without warning and resumed, beside the same training left alone.
+
+`resume.py --rows FILE --out DIR -- ARGUMENTS OF fastbyol-train`
+"""
 
 from __future__ import annotations
 
@@ -57,9 +60,8 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     parser.add_argument("--facts", type=Path, metavar="FILE", help="the machine, for the rows")
     parser.add_argument("--patience", type=float, default=30.0, metavar="SECONDS")
-    parser.add_argument("train", nargs=argparse.REMAINDER)
-    args = parser.parse_args()
-    arguments = [each for each in args.train if each != "--"]
+    own, arguments = sys.argv[1 : sys.argv.index("--")], sys.argv[sys.argv.index("--") + 1 :]
+    args = parser.parse_args(own)
     row: dict[str, Any] = {"case": "kill -9 and --resume", "shape": arguments[0], "dtype": "", "error": None}
     row["implementation"] = "fastbyol"
     try:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import signal
 import subprocess
 import sys
 from pathlib import Path
@@ -72,7 +73,9 @@ def scored(protocol: str, out: Path, train: str, val: str, *more: str) -> dict[s
     named = {"case": "score", "shape": out.name, "dtype": "", "implementation": protocol}
     if done.returncode:
         return named | {"error": f"failed: fastbyol-eval {protocol} ended with status {done.returncode}"}
-    return named | {"error": None, "result": json.loads(done.stdout.splitlines()[-1])}
+    result = json.loads(done.stdout.splitlines()[-1])
+    top1 = {"top1": result["trained"]["top1"], "top1_random_init": result.get("random_init", {}).get("top1")}
+    return named | top1 | {"error": None, "scores": result}
 
 
 def main() -> int:
@@ -84,9 +87,9 @@ def main() -> int:
     parser.add_argument("--facts", type=Path, metavar="FILE", help="the machine, for the rows")
     parser.add_argument("--score", action="append", default=[], metavar="PROTOCOL")
     parser.add_argument("--val", metavar="F.beton", help="to score on; also given to the training")
-    parser.add_argument("train", nargs=argparse.REMAINDER)
-    args = parser.parse_args()
-    arguments = [each for each in args.train if each != "--"]
+    own, arguments = sys.argv[1 : sys.argv.index("--")], sys.argv[sys.argv.index("--") + 1 :]
+    args = parser.parse_args(own)
+    signal.signal(signal.SIGINT, lambda *_: None)  # it is the training's, which ends with a checkpoint, and then its row
     given = [*arguments, *(("--val", args.val) if args.val else ())]
     command = [sys.executable, "-m", "fastbyol.train", *given, "--out", str(args.out), "--overwrite"]
     print(" ".join(command), flush=True)
