@@ -48,7 +48,7 @@ class Case:
     """Name something to time. `prepare` makes it ready, or raises Absent. Cases of one name, shape and dtype compete.
 
     images: of one run, where that means anything. bytes_moved: the least any implementation of this algorithm reads and
-    writes in one run, so that GB/s compare. is_alone: too large to stay in memory beside its rivals.
+    writes in one run, so that GB/s compare. is_alone: too large to stay in memory beside its rivals, or too slow to prepare for them to wait.
     """
 
     case: str
@@ -59,6 +59,11 @@ class Case:
     dtype: str = "float32"
     bytes_moved: int | None = None
     is_alone: bool = False
+
+    @property
+    def is_compiled(self) -> bool:
+        """Tell whether torch.compile makes it, which takes seconds to minutes."""
+        return "compile" in self.implementation
 
     @property
     def question(self) -> tuple[str, str, str, str]:

@@ -94,7 +94,7 @@ def make(out: Path, archives: Sequence[Path], wheels: Sequence[Path], notes: Seq
 def main() -> int:
     """Make the folder; return 2 where something given is missing or does not fit."""
     parser = argparse.ArgumentParser(prog="carry.py", description=__doc__)
-    parser.add_argument("archives", nargs="*", type=Path, metavar="ARCHIVE.tar.gz", help="cifar10*, imagenet*")
+    parser.add_argument("archives", nargs="*", type=Path, metavar="ARCHIVE.tar[.gz|.xz]", help="cifar10*, imagenet*")
     parser.add_argument("--out", type=Path, default=ROOT / "carried", metavar="DIR")
     parser.add_argument("--failed", type=Path, metavar="FILE", help="failed.txt of the call before")
     parser.add_argument("--no-wheels", action="store_true", help="fetch nothing")

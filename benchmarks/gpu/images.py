@@ -42,7 +42,7 @@ def set_of(name: str, folder: Path) -> Set:
 
 def archives(carried: Path, name: str) -> list[Path]:
     """List the archives of a set in the carried folder."""
-    return sorted(path for path in carried.glob("*.tar.gz") if path.name.startswith(SETS[name]))
+    return sorted(path for path in carried.glob("*.tar*") if path.name.startswith(SETS[name]))
 
 
 def unpack(sources: Sequence[Path], folder: Path, *, every: int) -> Counter[str]:
@@ -111,7 +111,7 @@ def draw(name: str, out: Path) -> str:
     (folder / "train.beton").replace(made.train)
     (folder / "val.beton").replace(made.val)
     shutil.rmtree(folder)
-    return f"the demo set: no {SETS[name]}*.tar.gz was carried"
+    return f"the demo set: no {SETS[name]}*.tar* was carried"
 
 
 def prep(*arguments: str | Path) -> None:
