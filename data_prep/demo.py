@@ -14,10 +14,9 @@ from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import simplejpeg
 from numpy.typing import NDArray
 
-from fastbyol import beton
+from fastbyol import beton, jpeg
 from fastbyol.data_prep.writer import Writer
 
 Plane = NDArray[np.float64]  # [B, 32, 32], or what broadcasts with it
@@ -259,6 +258,6 @@ def write(directory: Path, *, seed: int = 0, overwrite: bool = False) -> tuple[P
             writer.facts["source"] = f"fastbyol-prep demo, {split}, seed {seed}"
             images, labels = draw(count, seed=seed, split=split)
             for image, label in zip(images, labels.tolist(), strict=True):
-                data = simplejpeg.encode_jpeg(image, quality=JPEG_QUALITY, colorsubsampling="444")
+                data = jpeg.encode(image, quality=JPEG_QUALITY, subsampling="444")
                 writer.append(beton.StoredImage(beton.JPEG, SIDE_PX, SIDE_PX, data), label=label)
     return train.path, val.path

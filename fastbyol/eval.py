@@ -21,6 +21,7 @@ from fastbyol.evaluate.arguments import build_parser
 from fastbyol.evaluate.features import Features, check, check_classes, labels_of, represent, spread
 from fastbyol.evaluate.images import Lens
 from fastbyol.export import load_encoder
+from fastbyol.jpeg import check_installed
 from fastbyol.runfolder import RunFolder
 from fastbyol.scores import Scores, keep, kept
 from fastbyol.signals import StopSignal
@@ -227,6 +228,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = build_parser().parse_args(argv)
     try:
         with StopSignal().heard():
+            check_installed()
             if args.protocol == "table":
                 return tables.main(args)
             scores = export(args) if args.protocol == "export" else score(args)

@@ -20,6 +20,7 @@ from fastbyol.config import Config, ConfigError
 from fastbyol.device import AHEAD
 from fastbyol.distributed import World, joined
 from fastbyol.evaluate import features
+from fastbyol.jpeg import check_installed
 from fastbyol.loop import Loop
 from fastbyol.order import global_batch, share
 from fastbyol.plan import ClockPlan, Plan, Reserve, StepPlan
@@ -50,6 +51,7 @@ def run(
     `resume` a folder without a run begins one. Raises ConfigError, BetonError or CheckpointError for input that cannot
     be used, before anything is overwritten; OSError where the disk refuses; watchdog.Diverged; distributed.RankLost.
     """
+    check_installed()
     val_reader = nullcontext() if config.val is None else Reader(config.val)
     with joined(config.device) as world, Reader(config.data) as train, val_reader as val:
         check_data(config, train, val, world)

@@ -44,7 +44,8 @@ ORDER = (  # a module may import what stands below it, never what stands above
     ("fastbyol.byol", "fastbyol.optim", "fastbyol.loaders"),
     ("fastbyol.objective",),
     ("fastbyol.encoder", "fastbyol.views", "fastbyol.order", "fastbyol.schedule", "fastbyol.budget"),
-    ("fastbyol.batchnorm", "fastbyol.device", "fastbyol.philox", "fastbyol.beton", "fastbyol.evaluate"),
+    ("fastbyol.batchnorm", "fastbyol.device", "fastbyol.philox", "fastbyol.jpeg", "fastbyol.evaluate"),
+    ("fastbyol.beton",),
     ("fastbyol.config", "fastbyol.commandline", "fastbyol.atomic", "fastbyol.growing", "fastbyol.entry"),
     ("fastbyol.signals", "fastbyol.cgroups"),
     (
@@ -100,14 +101,18 @@ def test_kernels_import_only_torch_and_triton(name: str) -> None:
 
 @pytest.mark.parametrize("name", [n for n in modules() if n.startswith("fastbyol.data_prep")])
 def test_data_prep_imports_beton_numpy_and_codecs_only(name: str) -> None:
-    allowed = STDLIB | {"numpy", "simplejpeg", "PIL", "tqdm", "pyarrow"}
+    allowed = STDLIB | {"numpy", "PIL", "tqdm", "pyarrow"}
+    ours = {"fastbyol.beton", "fastbyol.cgroups", "fastbyol.jpeg"}
     for imported in imports(modules()[name]):
-        inside = imported == "fastbyol.beton" or imported.startswith("fastbyol.data_prep")
+        inside = imported in ours or imported.startswith("fastbyol.data_prep")
         assert inside or imported.split(".")[0] in allowed
 
 
-def test_beton_needs_numpy_and_the_standard_library_only() -> None:
-    assert {name.split(".")[0] for name in imports(modules()["fastbyol.beton"])} <= STDLIB | {"numpy"}
+def test_what_data_prep_imports_needs_no_torch() -> None:
+    needed = {"fastbyol.beton": {"numpy"}, "fastbyol.cgroups": set(), "fastbyol.jpeg": {"numpy", "PIL", "simplejpeg"}}
+    for name, packages in needed.items():
+        found = imports(modules()[name]) - {"fastbyol.beton"}
+        assert {imported.split(".")[0] for imported in found} <= STDLIB | packages
 
 
 @pytest.mark.parametrize("name", [n for n in modules() if not n.startswith(("fastbyol.kernels", "fastbyol.data_prep"))])

@@ -2,42 +2,31 @@
 
 from __future__ import annotations
 
-import struct
-import zlib
 from collections.abc import Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
 import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
 from fastbyol import philox
 from fastbyol.config import ConfigError, require
+from fastbyol.jpeg import PILLOW_ERRORS
 from fastbyol.kernels.reference import IMAGENET_MEAN, IMAGENET_STD
 from fastbyol.order import global_batch
+
+if TYPE_CHECKING:
+    from PIL import Image
 
 IGNORED = 255  # of a mask: a pixel that counts for nothing, as in PASCAL VOC
 WORKERS = 2  # threads that read, scale and crop
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
-UNREADABLE = (  # what Pillow's readers raise on damaged bytes, and on pictures of absurd size
-    OSError,
-    SyntaxError,
-    ValueError,
-    EOFError,
-    TypeError,
-    LookupError,
-    OverflowError,
-    struct.error,
-    zlib.error,
-    Image.DecompressionBombError,
-)
 SCALES = (0.5, 2.0)  # of a training pair; He et al. 2020 (MoCo), appendix
 
 
@@ -93,12 +82,14 @@ def _decoded(pair: Pair) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
 @contextmanager
 def _opened(path: Path) -> Iterator[Image.Image]:
     """Open a picture; raise ConfigError for whatever Pillow says against it, here or in the block."""
+    from PIL import Image  # noqa: PLC0415 - fastbyol-eval says in one line where it is missing
+
     try:
         with Image.open(path) as file:
             yield file
     except ConfigError:
         raise
-    except UNREADABLE as error:
+    except (*PILLOW_ERRORS, Image.DecompressionBombError) as error:
         raise ConfigError(f"{path} cannot be read ({error}); replace or remove it, and its partner") from error
 
 

@@ -45,7 +45,7 @@ def load(
 
     On the CPU the pixels are native's. On a GPU DALI's mixed decoder leaves them there. Beside the batches, memory
     holds the images of CHUNKS runs. DALI takes some JPEGs with a few wrong bits as they come, where the other loaders
-    raise; what it refuses is tried by simplejpeg.
+    raise; what it refuses is tried by libjpeg.
     """
     stand_ins = StandIns(reader, on_error=on_error)
     return run_aside(_assembled(reader, batches, stand_ins, workers, torch.device(device)), ahead=ahead, device=device)
@@ -169,7 +169,7 @@ class _Decoder:
     def _alone(self, packing: Packing, place: np.int64, pixels: Tensor) -> Faults:
         """Decode one image of a refused run, so that no image's pixels depend on its neighbours.
 
-        Where DALI refuses it, simplejpeg decodes it, or says what is wrong with it.
+        Where DALI refuses it, libjpeg decodes it, or says what is wrong with it.
         """
         chunk = _Chunk(packing, packing.rows.indices[:0], np.array([place]), is_last=False)
         self.begin(chunk)
@@ -183,7 +183,7 @@ class _Decoder:
             except BetonError as fault:
                 return [(index, BetonError(str(fault)))]  # one without frames, which would keep the pixels alive
             if not self._told:
-                log.warning("DALI refuses JPEGs that simplejpeg decodes, and its pixels are taken: %s", refusal)
+                log.warning("DALI refuses JPEGs that libjpeg decodes, and the latter's pixels are taken: %s", refusal)
                 self._told = True
             return []
 

@@ -1,16 +1,13 @@
-"""Know how one stored image becomes pixels on the host: raw bytes are copied, a JPEG is decoded by simplejpeg.
-
-simplejpeg (libjpeg-turbo) was the fastest decoder of those tried at every size and releases the GIL; docs/log.md.
-"""
+"""Decoding of one stored image to pixels on the host: raw bytes are copied, a JPEG is decoded by libjpeg-turbo."""
 
 from __future__ import annotations
 
 import numpy as np
-import simplejpeg
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
+from fastbyol import jpeg
 from fastbyol.beton import RAW, BetonError, Reader
 
 
@@ -21,7 +18,7 @@ def decode_into(out: NDArray[np.uint8], reader: Reader, index: int) -> None:
         out[:] = np.frombuffer(payload, np.uint8)
         return
     try:
-        height, width, _ = simplejpeg.decode_jpeg(payload, "RGB", buffer=out).shape
+        height, width = jpeg.decode_into(out, payload)
     except ValueError as error:
         raise unreadable(reader, index, str(error)) from error
     if (height, width) != (reader.heights[index], reader.widths[index]):

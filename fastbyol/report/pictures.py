@@ -11,7 +11,6 @@ from contextlib import closing
 import numpy as np
 import torch
 from numpy.typing import NDArray
-from PIL import Image
 from torch import Tensor
 
 from fastbyol import views
@@ -103,6 +102,8 @@ def _to_pixels(images: Tensor) -> NDArray[np.uint8]:
 
 def _img(pixels: NDArray[np.uint8], described: str) -> str:
     """Embed a picture uint8 [H, W, 3] in the page; `described` stands for it and is already safe in HTML."""
+    from PIL import Image  # noqa: PLC0415 - fastbyol-train says in one line where it is missing
+
     buffer = io.BytesIO()
     px = len(pixels)
     kind = "png" if px <= LOSSLESS_PX else "jpeg"
