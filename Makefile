@@ -1,16 +1,20 @@
-# make demo: the whole chain on the embedded demo set; make lint, test, test-triton, test-peers: what CI runs.
-# make gpu: GPU tests and all benchmarks, uninstalled, with any python that has torch, triton, numpy and pytest.
+# make demo: the whole chain on the embedded demo set; make lint, test, rehearse, test-peers: what CI runs.
+# make gpu CALL=1 OUT=DIR: a call on a GPU, uninstalled, with any python that has torch, triton, numpy, pillow, pytest.
 PYTHON ?= python3.11
+PYTHON312 ?= $(firstword $(filter-out %/shims/python3.12,$(wildcard \
+	$(foreach folder,$(subst :, ,$(PATH)),$(folder)/python3.12) $(HOME)/.pyenv/versions/3.12*/bin/python)))
 PYTHON_GPU ?= python3
+CALL ?= 1
+OUT ?= runs/gpu-$(CALL)
 COMMIT ?=
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
-OLDEST := .venv-triton
+REHEARSAL := .venv-rehearsal
 PEERS := .venv-peers
 PEERS_APT := build-essential pkg-config libopencv-dev libturbojpeg0-dev
 
-.PHONY: demo test test-triton test-peers soak lint bench bench-data gpu clean
+.PHONY: demo test test-triton rehearse test-peers soak lint bench bench-data gpu gpu-carry clean
 .DELETE_ON_ERROR:
 
 $(INSTALLED): pyproject.toml setup.py constraints.txt
@@ -29,13 +33,26 @@ test: $(INSTALLED)
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/kernels
 
 # The kernels under the oldest Triton that is supported, which torch 2.11 brings on a GPU.
-test-triton: $(OLDEST)/installed
-	TRITON_INTERPRET=1 $(OLDEST)/bin/python -m pytest tests/kernels
-	$(OLDEST)/bin/python -m pytest tests/test_aot.py
+test-triton: $(REHEARSAL)/installed
+	TRITON_INTERPRET=1 $(REHEARSAL)/bin/python -m pytest tests/kernels
+	$(REHEARSAL)/bin/python -m pytest tests/test_aot.py
 
-$(OLDEST)/installed: pyproject.toml setup.py constraints.txt
-	test -x $(OLDEST)/bin/python || $(PYTHON) -m venv $(OLDEST)
-	$(OLDEST)/bin/pip install --quiet --disable-pip-version-check -e . pytest torch==2.13.0 triton==3.6.0 "numpy<2.4"
+# The three calls of make gpu in reduced form, from a tree without .git, in a GPU machine's own environment. That needs
+# python3.12 and 6 GB of disk; no simplejpeg, no installed fastbyol. Its output stays in runs/rehearsal.
+rehearse: $(REHEARSAL)/installed
+	rm -rf runs/rehearsal && mkdir -p runs/rehearsal/tree
+	git ls-files -z --cached --others --exclude-standard | tar --null --files-from=- --ignore-failed-read -cf - \
+		| tar -xf - -C runs/rehearsal/tree
+	here=$$PWD; cd runs/rehearsal/tree && for call in 1 2 3; do \
+		$$here/$(REHEARSAL)/bin/python benchmarks/gpu/call.py $$call --out ../call-$$call --work ../work \
+			--device cpu --sets imagenette $(if $(CARRIED),--carried "$(abspath $(CARRIED))") || exit 1; done
+	rm -rf runs/rehearsal/work
+
+$(REHEARSAL)/installed: Makefile
+	test -n "$(PYTHON312)" || { echo "no python3.12 was found; give make PYTHON312=/path/to/python3.12" >&2; exit 1; }
+	test -x $(REHEARSAL)/bin/python || $(PYTHON312) -m venv $(REHEARSAL)
+	$(REHEARSAL)/bin/pip install --quiet --disable-pip-version-check \
+		torch==2.11.0 triton==3.6.0 "numpy<2.4" pillow tqdm safetensors pytest hypothesis setuptools
 	touch $@
 
 # ffcv, DALI, torchvision, lightly, timm and W&B as oracles, in an environment of their own; ffcv is built from source.
@@ -79,7 +96,11 @@ bench-data: $(PEERS)/installed
 		$(if $(DATA),--data "$(DATA)") --json benchmarks/results/bench.jsonl || exit 1; done
 
 gpu:
-	PYTHONUNBUFFERED=1 $(PYTHON_GPU) benchmarks/suite.py --commit "$(COMMIT)"
+	$(PYTHON_GPU) benchmarks/gpu/call.py $(CALL) --out "$(OUT)" --commit "$(COMMIT)"
+
+# What travels with the tree: make gpu-carry CIFAR=cifar10.tar.gz IMAGENETTE=imagenette.tar.gz FAILED=DIR/failed.txt
+gpu-carry:
+	$(PYTHON) benchmarks/gpu/carry.py $(if $(FAILED),--failed "$(FAILED)") $(CIFAR) $(IMAGENETTE)
 
 clean:
-	rm -rf $(VENV) $(OLDEST) $(PEERS) build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(REHEARSAL) $(PEERS) carried build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache

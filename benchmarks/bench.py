@@ -1,6 +1,6 @@
 """python benchmarks/bench.py GROUP: time a part of fastbyol, kernels, loader, evaluate, ..., against its rivals."""
 
-# ruff: noqa: PLC0415  # see cases_of
+# ruff: noqa: PLC0415  # see _cases_of_group
 from __future__ import annotations
 
 import argparse
@@ -8,7 +8,7 @@ import math
 import subprocess
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a script, from a checkout
@@ -19,13 +19,20 @@ import triton
 from benchmarks import harness, rows
 from fastbyol import device
 
-GROUPS = ("kernels", "views", "optimizer", "step", "loader", "prep", "evaluate")
+GROUPS = ("kernels", "views", "optimizer", "step", "candidates", "loader", "prep", "evaluate")
 HOST_GROUPS = ("loader", "prep", "evaluate")  # the same on a machine without a GPU
+COMPILING_GROUPS = ("kernels", "optimizer", "step")
 PREPARE_S = {"evaluate": 600.0}  # scikit-learn judges logistic regression in a minute or two
 
 
 def cases_of(args: argparse.Namespace, where: str) -> Iterator[harness.Case]:
-    """Build the cases of a group, lazily; imported here, so that a broken group breaks no other."""
+    """Build the cases of a group, lazily; those that are compiled come last, so that a time limit cuts off no other."""
+    cases = _cases_of_group(args, where)
+    yield from sorted(cases, key=lambda case: case.is_compiled) if args.group in COMPILING_GROUPS else cases
+
+
+def _cases_of_group(args: argparse.Namespace, where: str) -> Iterator[harness.Case]:
+    """Build the cases of a group; imported here, so that a broken group breaks no other."""
     if args.group == "kernels":
         from benchmarks.cases import batchnorm, losses
 
@@ -43,6 +50,10 @@ def cases_of(args: argparse.Namespace, where: str) -> Iterator[harness.Case]:
         from benchmarks.cases import step
 
         yield from step.cases(where)
+    elif args.group == "candidates":
+        from benchmarks.cases import candidates
+
+        yield from candidates.cases(where)
     elif args.group == "loader":
         from benchmarks.cases import loader
 
@@ -58,6 +69,12 @@ def cases_of(args: argparse.Namespace, where: str) -> Iterator[harness.Case]:
         yield from prep.cases(args.data, name=args.name, workers=args.workers)
 
 
+def is_chosen(case: harness.Case, *, only: str, without: Sequence[str]) -> bool:
+    """Tell whether a case is asked for: its name, shape or rival holds `only` and nothing of `without`."""
+    name = f"{case.case}, {case.shape}, {case.implementation}"
+    return only in name and not any(text in name for text in without)
+
+
 def parser() -> argparse.ArgumentParser:
     """Describe the command line."""
     described = argparse.ArgumentParser(prog="bench.py", description=__doc__)
@@ -67,6 +84,9 @@ def parser() -> argparse.ArgumentParser:
     described.add_argument("--repeats", type=int, default=20, metavar="N", help="rounds of a comparison, at most")
     described.add_argument("--limit", type=float, default=math.inf, metavar="SECONDS", help="for the whole group")
     described.add_argument("--only", default="", metavar="TEXT", help="cases whose name, shape or rival holds this")
+    described.add_argument(
+        "--without", action="append", default=[], metavar="TEXT", help="leave out cases that hold this; repeatable"
+    )
     described.add_argument("--commit", metavar="TEXT", help="to write into the rows of a tree without git")
     described.add_argument("--start", type=int, default=0, metavar="N", help="skip the first N comparisons")
     described.add_argument("--data", type=Path, metavar="SOURCE", help="images for loader, or a .beton, and for prep")
@@ -91,7 +111,7 @@ def main() -> int:
     torch.backends.cudnn.benchmark = True  # as training sets it
     prepare_s = PREPARE_S.get(args.group, harness.Limits.prepare_s)
     limits = harness.Limits(repeats=args.repeats, deadline=deadline, prepare_s=prepare_s)
-    chosen = (c for c in cases_of(args, where) if args.only in f"{c.case}, {c.shape}, {c.implementation}")
+    chosen = (c for c in cases_of(args, where) if is_chosen(c, only=args.only, without=args.without))
     kept: list[rows.Row] = []
     status = 0
     try:

@@ -1,12 +1,14 @@
-"""Know how rivals are compared: each is checked against the reference, then all are timed in interleaved rounds."""
+"""Comparisons of rivals: each is checked against the reference, then all are timed in interleaved rounds."""
 
 from __future__ import annotations
 
 import gc
 import math
 import signal
+import sys
 import threading
 import time
+import traceback
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -46,7 +48,7 @@ class Case:
     """Name something to time. `prepare` makes it ready, or raises Absent. Cases of one name, shape and dtype compete.
 
     images: of one run, where that means anything. bytes_moved: the least any implementation of this algorithm reads and
-    writes in one run, so that GB/s compare. is_alone: too large to stay in memory beside its rivals.
+    writes in one run, so that GB/s compare. is_alone: too large to stay in memory beside its rivals, or too slow to prepare for them to wait.
     """
 
     case: str
@@ -57,6 +59,11 @@ class Case:
     dtype: str = "float32"
     bytes_moved: int | None = None
     is_alone: bool = False
+
+    @property
+    def is_compiled(self) -> bool:
+        """Tell whether torch.compile makes it, which takes seconds to minutes."""
+        return "compile" in self.implementation
 
     @property
     def question(self) -> tuple[str, str, str, str]:
@@ -72,6 +79,7 @@ class _Entry:
     ready: Ready | None = None
     taken: list[Taken] = field(default_factory=list)
     error: str | None = None
+    traceback: str | None = None
 
 
 @dataclass(frozen=True)
@@ -144,6 +152,8 @@ def _becoming_a_row(entry: _Entry) -> Iterator[None]:
     except Exception as error:  # noqa: BLE001  # the other rivals are still to be timed
         first_line = (str(error).strip() or "no message").splitlines()[0]
         entry.error = f"failed: {type(error).__name__}: {first_line}"[:300]
+        entry.traceback = traceback.format_exc()
+        print(f"{entry.case.case}, {entry.case.implementation}:\n{entry.traceback}", file=sys.stderr, flush=True)
 
 
 @contextmanager
@@ -193,7 +203,8 @@ def _row(entry: _Entry, copy_gb_per_s: float | None) -> Row:
         "implementation": case.implementation,
     }
     if entry.error is not None:
-        return row_of(named, error=entry.error)
+        failed = row_of(named, error=entry.error)
+        return failed if entry.traceback is None else failed | {"traceback": entry.traceback}
     return row_of(
         named,
         taken_ms=[each.taken_ms for each in entry.taken],

@@ -1,7 +1,7 @@
-"""Know what a BYOL step must compute and move, and so how fast a GPU could be at best: predictions, not measurements.
+"""The work and bytes of a BYOL step, and so how fast a GPU could be at best: predictions, not measurements.
 
 `python benchmarks/roofline.py` prints the table; --write puts it into docs/performance.md. A part takes the longer of
-its arithmetic at RATE and its bytes at BANDWIDTH; parts follow one another. Per image: two views, each forward and
+its arithmetic at a card's rate and its bytes at the card's bandwidth; parts follow one another. Per image: two views, each forward and
 backward through the online network and forward through the target. Heads, loss, views and LARS are left out.
 """
 
@@ -24,8 +24,6 @@ from fastbyol.batchnorm import BatchNormAct2d, BatchNormAddReLU2d
 from fastbyol.config import EncoderConfig
 from fastbyol.encoder import BasicBlock, Bottleneck, ResNet
 
-BANDWIDTH = 4.3e12  # bytes/s, read plus written: a large copy on one H200, measured apart from these benchmarks
-RATE = 790e12  # bf16 FLOP/s: a large matrix product there
 BATCH = 512  # images, over which a weight is read once
 VIEWS = 2
 WIDTH = 2  # bytes of a bf16
@@ -41,6 +39,17 @@ NETWORKS = (
     ("resnet18", "imagenet", 224),
     ("resnet18", "cifar", 32),
 )
+
+
+class Card(NamedTuple):
+    """A GPU's bytes/s of a large copy, read plus written, and bf16 FLOP/s of a large matrix product: assumed."""
+
+    name: str
+    bandwidth: float
+    rate: float
+
+
+CARDS = (Card("H100", 3.0e12, 790e12), Card("H200", 4.3e12, 790e12))  # one chip in two; its memory differs
 
 
 @dataclass
@@ -62,10 +71,9 @@ class Part(NamedTuple):
     flops: float
     moved: float
 
-    @property
-    def seconds(self) -> float:
-        """Bound the time from below."""
-        return max(self.flops / RATE, self.moved / BANDWIDTH)
+    def seconds(self, card: Card) -> float:
+        """Bound the time on a card from below."""
+        return max(self.flops / card.rate, self.moved / card.bandwidth)
 
 
 @dataclass(frozen=True)
@@ -157,33 +165,29 @@ class Prediction(NamedTuple):
     images_per_s: float
 
 
-def predict(network: Network, passes: Callable[..., Iterator[Part]]) -> Prediction:
+def predict(network: Network, passes: Callable[..., Iterator[Part]], card: Card) -> Prediction:
     """Add up the online network's forward and backward and the target's forward, for both views."""
     online = [*passes(network, backward=False), *passes(network, backward=True)]
     parts = [*online, *passes(network, backward=False)]
-    flops, moved, seconds = (VIEWS * sum(values) for values in zip(*((*p, p.seconds) for p in parts), strict=True))
+    flops, moved, seconds = (VIEWS * sum(values) for values in zip(*((*p, p.seconds(card)) for p in parts), strict=True))
     return Prediction(flops / 1e9, moved / 1e6, 1 / seconds)
 
 
 def markdown() -> str:
-    """Lay the predictions out, eager beside fused."""
-    lines = [
-        "| network | GFLOP/image | MB/image, eager | MB/image, fused | images/s, eager | images/s, fused | times |",
-        "|---|---|---|---|---|---|---|",
-    ]
+    """Lay the predictions out, eager beside fused, for each card."""
+    rates = " | ".join(f"{card.name} images/s, eager | fused | times" for card in CARDS)
+    lines = [f"| network | GFLOP/image | MB/image, eager | MB/image, fused | {rates} |"]
+    lines.append("|---" * (4 + 3 * len(CARDS)) + "|")
     for arch, stem, side in NETWORKS:
         network = trace(arch, stem, side)
-        plain, ours = (predict(network, passes) for passes in (eager, fused))
-        cells = (
-            f"{arch}, {stem} stem, {side} px",
-            f"{plain.gflop:.1f}",
-            f"{plain.mb:.0f}",
-            f"{ours.mb:.0f}",
-            f"{plain.images_per_s:.0f}",
-            f"{ours.images_per_s:.0f}",
-            f"{ours.images_per_s / plain.images_per_s:.2f}",
-        )
-        lines.append("| " + " | ".join(cells) + " |")
+        cells = [f"{arch}, {stem} stem, {side} px"]
+        for card in CARDS:
+            plain, ours = (predict(network, passes, card) for passes in (eager, fused))
+            if card is CARDS[0]:
+                cells += [f"{plain.gflop:.1f}", f"{plain.mb:.0f}", f"{ours.mb:.0f}"]
+            cells += [f"{plain.images_per_s:.0f}", f"{ours.images_per_s:.0f}"]
+            cells.append(f"{ours.images_per_s / plain.images_per_s:.2f}")
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines)
 
 

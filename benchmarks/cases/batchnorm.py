@@ -257,4 +257,5 @@ def _comparison(problem: Problem, *, backward: bool) -> Iterator[Case]:
             ),
             dtype=str(problem.dtype).removeprefix("torch."),
             bytes_moved=problem.bytes_moved(backward=backward),
+            is_alone=name == "compile",
         )

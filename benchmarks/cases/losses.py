@@ -124,5 +124,6 @@ def _comparison(
             implementation,
             lambda loss=loss: ready(loss, tensors()),  # type: ignore[misc]
             dtype="bfloat16" if device == "cuda" else "float32",
+            is_alone=implementation == "compile",
             bytes_moved=rows * PROJECTION * 3 * (2 if device == "cuda" else 4) + 12 * sum(sizes),
         )

@@ -153,6 +153,7 @@ def cases(device: str) -> Iterator[Case]:
                 name,
                 partial(prepare, problem),
                 bytes_moved=28 * sizes.parameters + 8 * sizes.followed,  # norms 8, sweep 20, target 8
+                is_alone=name == "compile",
             )
 
 

@@ -1,0 +1,181 @@
+"""The three calls: which parts run, in which order, how long; on a GPU, or reduced as a rehearsal on a CPU."""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from benchmarks.gpu.images import Set, set_of
+from benchmarks.gpu.parts import Part
+from fastbyol.cgroups import available_cores
+
+DEADLINES_S = {1: 400.0, 2: 350.0, 3: 570.0}
+ROOT = Path(__file__).parents[2]
+GRACE_S = 10.0  # between a benchmark's own limit and the end of its patience
+TEST_WORKERS = 8  # compiling kernels is what takes the time
+REPEATS = {"cuda": 50, "cpu": 1}
+SLOW_RIVALS = ("compile", "torchvision", "kornia")  # seconds to minutes of compilation, or Python an image
+REDUCED_TESTS = ("tests/kernels/test_byol_loss.py",)
+REDUCED_EVERY = 20  # of an archive's images
+SETS = ("imagenette", "cifar10")
+CONVERSION_S, SCORES_S, CLOSING_S = 45.0, 45.0, 15.0  # of call 3, beside the trainings
+FINISHED_TRAININGS = {"imagenette": "imagenette_rn18", "cifar10": "cifar10_rn18"}
+
+Stage = tuple[Part, ...]  # parts that run beside one another
+
+
+@dataclass(frozen=True)
+class Where:
+    """What the parts of a call are told: the device, folders and files, the commit for rows, the call's seconds."""
+
+    device: str
+    work: Path
+    rows: Path
+    failed: Path
+    facts: Path
+    carried: Path
+    commit: str | None = None
+    deadline_s: float = 400.0
+    sets: Sequence[str] = SETS
+
+    @property
+    def is_gpu(self) -> bool:
+        """Tell whether this is no rehearsal."""
+        return self.device == "cuda"
+
+    @property
+    def workers(self) -> int:
+        """Count the threads that may decode, two cores being left to the loop and the driver."""
+        return max(available_cores() - 2, 1)
+
+    def images(self, name: str) -> Set:
+        """Say where a set of images lies once it is converted."""
+        return set_of(name, self.work / "images")
+
+
+def stages(number: int, where: Where) -> list[Stage]:
+    """List the parts of a call, in the order of what one most needs to know."""
+    return {1: first, 2: second, 3: third}[number](where)
+
+
+def first(where: Where) -> list[Stage]:
+    """Do the kernels work, does a training reach its report, how fast is a step and what is it made of."""
+    cifar, imagenette = where.images("cifar10"), where.images("imagenette")
+    if where.is_gpu:
+        short = ("cifar10_rn18", "--budget", "70s")
+        long = ("imagenet_rn50", "--batch-size", "512", "--budget", "105s", "--log-every", "10")
+    else:
+        short = ("cifar10_tiny", "--budget", "22s")
+        long = ("demo", "--epochs", "0.25", "--warmup-epochs", "0.1", "--batch-size", "32", "--log-every", "5")
+    return [
+        (_tests(where, 95.0), _images(where, 95.0)),
+        (_training("cifar10", where, 85.0, *short, "--loader", "memory", *_data(cifar), val=cifar.val),),
+        (_training("imagenet", where, 118.0, *long, "--profile", *_data(imagenette)),),
+        (_bench("step", where, 85.0, only="imagenet_rn50"),),
+    ]
+
+
+def second(where: Where) -> list[Stage]:
+    """What failed, each kernel alone, a small step, a kill under the graph, the vendor's tools, one candidate."""
+    cifar = where.images("cifar10")
+    killed = ("cifar10_rn18", "--epochs", "3", "--engine", "graph")
+    if not where.is_gpu:
+        killed = ("cifar10_tiny", "--epochs", "0.3", "--warmup-epochs", "0.1", "--batch-size", "32")
+    return [
+        (_tests_again(where, 60.0), _images(where, 60.0)),
+        (_bench("kernels", where, 75.0),),
+        (_bench("step", where, 45.0, only="cifar10"),),
+        (_bench("optimizer", where, 20.0),),
+        (_bench("views", where, 20.0),),
+        (_resume(where, 50.0, *killed, *_data(cifar)),),
+        (_script("tools", "compute-sanitizer", where, 25.0, before=("sanitizer",)),),
+        (_script("tools", "ncu", where, 25.0, before=("ncu",)),),
+        (_bench("candidates", where, 45.0, only="cudnn_benchmark_limit" if where.is_gpu else ", 10 (today)"),),
+    ]
+
+
+def third(where: Where) -> list[Stage]:
+    """Trainings as long as the deadline lets them be, with kNN and linear scores."""
+    made: list[Stage] = [(_images(where, CONVERSION_S),)]
+    spare = where.deadline_s - CONVERSION_S - CLOSING_S - SCORES_S * len(where.sets)
+    budget_s = max(spare / len(where.sets), 20.0) if where.is_gpu else 18.0
+    for name in where.sets:
+        files = where.images(name)
+        recipe = FINISHED_TRAININGS[name] if where.is_gpu else "cifar10_tiny+crop_px=16"
+        arguments = (recipe, "--budget", f"{budget_s:.0f}s", "--loader", "memory", *_data(files))
+        linear = "linear --cached" if where.is_gpu else "linear --cached --epochs 2 --skip-random-init"
+        part = _training(f"{name}-long", where, budget_s + SCORES_S, *arguments, val=files.val, scores=("knn", linear))
+        made.append((part,))
+    return made
+
+
+def _data(files: Set) -> tuple[str, ...]:
+    return "--data", str(files.train)
+
+
+def _resume(where: Where, limit_s: float, *arguments: str) -> Part:
+    given = ("--", *arguments, "--workers", str(where.workers), "--device", where.device)
+    return _script("resume", "kill and resume", where, limit_s, "--out", str(where.work / "runs"), *given)
+
+
+def _pytest(where: Where, limit_s: float, *asked: str) -> Part:
+    workers = ("-n", str(TEST_WORKERS)) if where.is_gpu and importlib.util.find_spec("xdist") else ()
+    command = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", "-p", "benchmarks.gpu.tests")
+    command += ("--failures", str(where.failed), "-o", f"faulthandler_timeout={limit_s / 2:.0f}", *workers, *asked)
+    return Part("tests", command, limit_s, {} if where.is_gpu else {"TRITON_INTERPRET": "1"})
+
+
+def _tests(where: Where, limit_s: float) -> Part:
+    return _pytest(where, limit_s, *(("tests/kernels", "tests/gpu") if where.is_gpu else REDUCED_TESTS))
+
+
+def _tests_again(where: Where, limit_s: float) -> Part:
+    """Run what failed in the call before, where its failed.txt was carried."""
+    carried = where.carried / "failed.txt"
+    if not carried.exists():
+        return _said("tests", "skipped", f"no {carried.name} of the call before was carried")
+    names = list(dict.fromkeys(line for line in carried.read_text().splitlines() if line))
+    return _pytest(where, limit_s, *names) if names else _said("tests", "ok", "nothing failed in the call before")
+
+
+def _said(name: str, status: str, text: str) -> Part:
+    code = {"ok": 0, "skipped": 77}[status]
+    return Part(name, (sys.executable, "-c", f"print({text!r}); raise SystemExit({code})"), 10.0)
+
+
+def _images(where: Where, limit_s: float) -> Part:
+    workers = str(max(os.cpu_count() or 1, 2) // 2)  # the tests run beside it
+    arguments = ["--carried", str(where.carried), "--out", str(where.work / "images"), "--rows", str(where.rows)]
+    arguments += ["--workers", workers, "--every", "1" if where.is_gpu else str(REDUCED_EVERY)]
+    return Part("images", (sys.executable, "benchmarks/gpu/images.py", *arguments), limit_s)
+
+
+def _training(  # noqa: PLR0913  # what one training differs in
+    name: str, where: Where, limit_s: float, *arguments: str, val: Path | None = None, scores: Sequence[str] = ()
+) -> Part:
+    asked = [word for protocol in scores for word in ("--score", protocol)]
+    asked += ["--val", str(val)] if val is not None else []
+    given = (*arguments, "--workers", str(where.workers), "--device", where.device)
+    out = str(where.work / "runs" / name)
+    return _script("training", f"training {name}", where, limit_s, "--out", out, *asked, "--", *given, before=(name,))
+
+
+def _script(  # noqa: PLR0913
+    script: str, name: str, where: Where, limit_s: float, *arguments: str, before: Sequence[str] = ()
+) -> Part:
+    files = ("--rows", str(where.rows), "--facts", str(where.facts))
+    return Part(name, (sys.executable, f"benchmarks/gpu/{script}.py", *before, *files, *arguments), limit_s)
+
+
+def _bench(group: str, where: Where, limit_s: float, *, only: str = "") -> Part:
+    options = ["--device", where.device, "--json", str(where.rows), "--repeats", str(REPEATS[where.device])]
+    options += ["--limit", str(limit_s - GRACE_S)]
+    options += ["--only", only] if only and (where.is_gpu or group == "candidates") else []
+    options += [word for rival in SLOW_RIVALS for word in ("--without", rival)]
+    options += ["--commit", where.commit] if where.commit else []
+    name = f"{group} {only}".strip()
+    return Part(name, (sys.executable, "benchmarks/bench.py", group, *options), limit_s)

@@ -1,0 +1,100 @@
+"""A training that is killed without warning and resumed, beside the same training left alone.
+
+`resume.py --rows FILE --out DIR -- ARGUMENTS OF fastbyol-train`
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+sys.path.insert(0, str(Path(__file__).parents[2]))  # run as a script, from a checkout
+
+from benchmarks.gpu.output import append_row
+from benchmarks.gpu.training import read_jsonl
+
+LOSS_RTOL = 0.05  # a GPU's sums run in any order, so two runs agree in what they learn, not bit for bit
+KILL_AT = 0.4  # of the reference's steps
+
+
+def wait_for_step(out: Path, step: int, process: subprocess.Popen[bytes], patience_s: float) -> None:
+    """Wait until a row of that step is written and a checkpoint exists; raise RuntimeError if the run ends before."""
+    deadline = time.monotonic() + patience_s
+    while not (list(out.glob("checkpoints/*.pt")) and any(r["step"] >= step for r in read_whole(out))):
+        if process.poll() is not None:
+            raise RuntimeError(f"the run ended with status {process.returncode} before it could be killed")
+        if time.monotonic() > deadline:
+            raise RuntimeError(f"no checkpoint and no step {step} after {patience_s:.0f} s")
+        time.sleep(0.02)
+
+
+def read_whole(out: Path) -> list[dict[str, Any]]:
+    """Read the rows of a run in progress, whose last line may be half a line."""
+    try:
+        return read_jsonl(out / "metrics.jsonl")
+    except json.JSONDecodeError:
+        return []
+
+
+def compare(whole: list[dict[str, Any]], resumed: list[dict[str, Any]]) -> str | None:
+    """Say what is wrong with a resumed run's rows beside those of a run left alone; None where nothing is."""
+    steps, expected = [row["step"] for row in resumed], [row["step"] for row in whole]
+    if sorted(set(steps)) != expected:
+        return f"failed: steps {steps[:3]}..{steps[-3:]} instead of {expected[:3]}..{expected[-3:]}"
+    ours, theirs = resumed[-1]["loss"], whole[-1]["loss"]
+    if not abs(ours - theirs) <= LOSS_RTOL * abs(theirs):
+        return f"failed: last loss {ours:.4f} instead of {theirs:.4f}"
+    return None
+
+
+def main() -> int:
+    """Run a training whole, kill another at a part of its steps, resume it, compare them; one row."""
+    parser = argparse.ArgumentParser(prog="resume.py", description=__doc__)
+    parser.add_argument("--rows", type=Path, required=True, metavar="FILE")
+    parser.add_argument("--out", type=Path, required=True, metavar="DIR")
+    parser.add_argument("--facts", type=Path, metavar="FILE", help="the machine, for the rows")
+    parser.add_argument("--patience", type=float, default=30.0, metavar="SECONDS")
+    own, arguments = sys.argv[1 : sys.argv.index("--")], sys.argv[sys.argv.index("--") + 1 :]
+    args = parser.parse_args(own)
+    row: dict[str, Any] = {"case": "kill -9 and --resume", "shape": arguments[0], "dtype": "", "error": None}
+    row["implementation"] = "fastbyol"
+    try:
+        row |= measure(arguments, args.out, patience_s=args.patience)
+    except (RuntimeError, subprocess.CalledProcessError) as error:
+        row["error"] = f"failed: {error}"
+    facts = json.loads(args.facts.read_text()) if args.facts and args.facts.exists() else {}
+    print(json.dumps(row), flush=True)
+    append_row(args.rows, row | facts)
+    return int(row["error"] is not None)
+
+
+def measure(arguments: list[str], out: Path, *, patience_s: float) -> dict[str, Any]:
+    """Run the three trainings and return what they showed."""
+    command = [sys.executable, "-m", "fastbyol.train", *arguments, "--log-every", "1", "--checkpoint-every", "0.5s"]
+    whole, killed = out / "whole", out / "killed"
+    subprocess.run([*command, "--out", str(whole), "--overwrite"], check=True)
+    left_alone = read_jsonl(whole / "metrics.jsonl")
+    at = max(int(KILL_AT * left_alone[-1]["step"]), 1)
+    process = subprocess.Popen([*command, "--out", str(killed), "--overwrite"])
+    try:
+        wait_for_step(killed, at, process, patience_s)
+    finally:
+        process.send_signal(signal.SIGKILL)
+        process.wait()
+    rows = len(read_jsonl(killed / "metrics.jsonl"))
+    began = time.monotonic()
+    subprocess.run([*command, "--out", str(killed), "--resume"], check=True)
+    resumed = read_jsonl(killed / "metrics.jsonl")
+    result = f"killed at step {rows}, resumed to step {resumed[-1]['step']} in {time.monotonic() - began:.1f} s; "
+    result += f"last loss {resumed[-1]['loss']:.4f}, left alone {left_alone[-1]['loss']:.4f}"
+    return {"result": result, "error": compare(left_alone, resumed)}
+
+
+if __name__ == "__main__":
+    sys.exit(main())
