@@ -169,7 +169,9 @@ def predict(network: Network, passes: Callable[..., Iterator[Part]], card: Card)
     """Add up the online network's forward and backward and the target's forward, for both views."""
     online = [*passes(network, backward=False), *passes(network, backward=True)]
     parts = [*online, *passes(network, backward=False)]
-    flops, moved, seconds = (VIEWS * sum(values) for values in zip(*((*p, p.seconds(card)) for p in parts), strict=True))
+    flops, moved, seconds = (
+        VIEWS * sum(values) for values in zip(*((*p, p.seconds(card)) for p in parts), strict=True)
+    )
     return Prediction(flops / 1e9, moved / 1e6, 1 / seconds)
 
 

@@ -6,6 +6,7 @@ import os
 from collections import deque
 
 import torch
+from torch.utils import deterministic
 
 from fastbyol.config import ConfigError
 
@@ -31,7 +32,7 @@ def make_deterministic() -> None:
     """
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)
-    torch.utils.deterministic.fill_uninitialized_memory = False  # the kernels write all that they allocate
+    deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # the kernels write all that they allocate
 
 
 AHEAD = 2  # steps

@@ -87,7 +87,7 @@ class TwinMaxPool(nn.MaxPool2d):
     def __init__(self) -> None:
         super().__init__(3, 2, 1)
 
-    def forward(self, x: Tensor) -> Twins:  # type: ignore[override]  # two results
+    def forward(self, x: Tensor) -> Twins:
         """Pool [N, C, H, W]."""
         return max_pool(x)
 

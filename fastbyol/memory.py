@@ -33,11 +33,11 @@ RECOMPUTED_LEAST = 0.75  # of a step that keeps everything: 0.85 for a ResNet-50
 PRECISIONS = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
-class _Peak(TorchDispatchMode):
+class _Peak(TorchDispatchMode):  # type: ignore[no-untyped-call]
     """Follow the bytes of all storages that operations in the with-block make, and the most there were at a time."""
 
     def __init__(self) -> None:
-        super().__init__()
+        super().__init__()  # type: ignore[no-untyped-call]
         self.peak_bytes = 0
         self._bytes: dict[int, int] = {}
         self._now = 0
@@ -78,9 +78,10 @@ def _faked(model: nn.Module) -> int:
                     continue
                 fake = torch.empty_like(tensor, device="cpu")
                 if isinstance(tensor, nn.Parameter):
-                    fake = nn.Parameter(fake, requires_grad=tensor.requires_grad)
+                    module._parameters[name] = nn.Parameter(fake, requires_grad=tensor.requires_grad)
                     trained += fake.nbytes if tensor.requires_grad else 0
-                tensors[name] = fake
+                else:
+                    module._buffers[name] = fake
     return trained
 
 
@@ -107,8 +108,9 @@ def step_bytes(recipe: Recipe, *, images: int, parts: int = 1, precision: str, r
         with torch.autocast("cpu", dtype, enabled=dtype == torch.bfloat16):
             output = model(views)
         output.loss.backward()
-    gradients = trained if parts > 1 else 0  # they wait through the next part's forward
-    return live.peak_bytes + trained + gradients + round(VIEW_COPIES * views.nbytes)
+    gradients: int = trained if parts > 1 else 0  # they wait through the next part's forward
+    needed: int = live.peak_bytes + trained + gradients + round(VIEW_COPIES * views.nbytes)
+    return needed
 
 
 @dataclass(frozen=True)

@@ -151,7 +151,7 @@ class Graph(Eager):
         if self._is_warm_up(of, first.shape):
             with self._aside():
                 return super().accumulate(chain([first], coming), of=of, lr=lr, tau=tau)
-        self.optimizer.zero_grad(set_to_none=False)
+        torch._foreach_zero_([p.grad for p in self.model.parameters() if p.grad is not None])
         losses, seen = [], []
         for views in chain([first], coming):
             output = self._replayed(views, partial(self._backward, share=1 / of))

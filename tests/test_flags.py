@@ -15,12 +15,11 @@ CONTRACT = {
     "fastbyol-prep verify": "FILE --help --workers",
     "fastbyol-prep info": "FILE --help --json",
     "fastbyol-prep demo": "DIR --help --overwrite --seed",
-    "fastbyol-train": "RECIPE --base-lr --batch-size --budget --checkpoint-every --crop --crop-ramp --data --deterministic --device "
-    "--engine --epochs --help --knn-at --lagged-target --loader --log-every --micro-batches --no-tensorboard "
     "fastbyol-train": "RECIPE --base-lr --batch-size --budget --checkpoint-every --crop --crop-ramp --data "
     "--deterministic --device --engine --epochs --help --knn-at --lagged-target --loader --log-every --micro-batches "
     "--no-tensorboard --on-error --optimizer --out --overwrite --plan --precision --prefetch --profile --resume --seed "
-    "--stop-on-collapse --tau-base --target-statistics --threads --val --wandb --warmup-epochs --weight-decay --workers",
+    "--stop-on-collapse --tau-base --target-statistics --threads --val --wandb --warmup-epochs "
+    "--weight-decay --workers",
     "fastbyol-eval knn": f"{COMMON_EVAL} --bank --k --temperature",
     "fastbyol-eval linear": f"{COMMON_EVAL} --cached --epochs --lrs --seed --skip-random-init",
     "fastbyol-eval semi": f"{COMMON_EVAL} --epochs --fraction --lrs --seed --skip-supervised --split",

@@ -76,7 +76,9 @@ def _failures(outcomes: Sequence[Outcome], rows: Sequence[Row]) -> str:
     for outcome in outcomes:
         if not outcome.is_ok:
             said = "\n".join(outcome.last_lines)
-            parts.append(f"**{outcome.name}**: {outcome.status}; whole: `grep '{outcome.name} |' log.txt`\n\n```\n{said}\n```")
+            parts.append(
+                f"**{outcome.name}**: {outcome.status}; whole: `grep '{outcome.name} |' log.txt`\n\n```\n{said}\n```"
+            )
     for row in rows:
         if row.get("traceback"):
             lines = row["traceback"].rstrip().splitlines()[-TRACEBACK_LINES:]

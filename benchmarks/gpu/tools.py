@@ -89,7 +89,9 @@ def ncu(tool: str) -> Iterator[dict[str, Any]]:
     print(done.stdout, flush=True)
     found = counters(done.stdout)
     for kernel in KERNELS:
-        error = None if kernel in found else f"failed: ncu (status {done.returncode}) gave no counters of it; see the log"
+        error = (
+            None if kernel in found else f"failed: ncu (status {done.returncode}) gave no counters of it; see the log"
+        )
         named = {"case": "ncu", "shape": "2x256x256x56x56", "implementation": kernel, "error": error}
         yield named | found.get(kernel, {})
 

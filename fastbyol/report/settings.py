@@ -69,7 +69,7 @@ def _departures(config: Config) -> dict[str, str]:
         "target": "lags one step" if recipe.lagged_target else "",
         "crop ramp": _ramp(recipe),
         "crop": f"by {config.crop}" if config.crop != "kernels" else "",
-        "micro-batches": str(config.micro_batches) if config.micro_batches > 1 else "",
+        "micro-batches": str(config.micro_batches) if config.parts > 1 else "",
         "recalibration": f"{recipe.recalibrate} batches" if recipe.recalibrate else "",
     }
     return {name: value for name, value in told.items() if value}
