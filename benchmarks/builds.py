@@ -16,6 +16,7 @@ from fastbyol.kernels import (
     crop,
     ema_loss,
     lars_ema,
+    max_pool,
     segments,
 )
 
@@ -112,7 +113,7 @@ def batchnorm_builds() -> tuple[Build, ...]:
     Rows that one split holds, and sums over ranks, make a constant of the number of splits, 1.
     """
     launch: dict[str, Any] = {"GROUPS": 2, **batchnorm_statistics.FINALIZE}
-    limits: dict[str, Any] = {"num_warps": launch.pop("num_warps"), "registers": 112, "divisible": ("channels",)}
+    limits: dict[str, Any] = {"num_warps": launch.pop("num_warps"), "registers": 112, "divisible": ("channels",), "barriers": 1, "shared": 4096}
     limits |= {"wide_loads": 8, **BATCHNORM_SUMS}
     statistics = {f"{name}_ptr": "*fp32" for name in ("partial", "mean", "rstd", "running_mean", "running_var")}
     statistics |= {"batches_ptr": "*i64", "momentum": "fp32", "eps": "fp32"}
@@ -198,6 +199,41 @@ def _batchnorm_tiles(dtype: str, width: int, *, packing: dict[str, int]) -> list
     ]
 
 
+def pool_builds() -> tuple[Build, ...]:
+    """Build the stem's pooling, forward with and without its places, and backward for one and two gradients.
+
+    Places are bytes beside bfloat16: their layout changes through shared memory, once, behind a barrier.
+    """
+    sides = dict.fromkeys(("height", "width", "out_height", "out_width", "channels", "pixels"), "i32")
+    forward = {"x_ptr": "*bf16", "z_ptr": "*bf16"}
+    backward = {"dz_ptr": "*bf16", "place_ptr": "*u8", "dx_ptr": "*bf16"}
+    shape: dict[str, Any] = {"BM": max_pool.TILE // 64, "BC": 64}
+    common: dict[str, Any] = {"num_warps": max_pool.WARPS, "divisible": ("channels",), "barriers": 1, "shared": 4096}
+    kernels = max_pool.max_pool_kernel, max_pool.max_pool_backward_kernel
+    return (
+        Build("max_pool bf16", kernels[0], forward | {"place_ptr": "*u8"} | sides, shape, registers=128, **common),
+        Build(
+            "max_pool target bf16", kernels[0], forward | sides, {**shape, "place_ptr": None}, registers=128, **common
+        ),
+        Build(
+            "max_pool backward bf16",
+            kernels[1],
+            backward | sides,
+            {**shape, "other_dz_ptr": None},
+            registers=128,
+            **common,
+        ),
+        Build(
+            "max_pool backward two bf16",
+            kernels[1],
+            backward | {"other_dz_ptr": "*bf16"} | sides,
+            shape,
+            registers=128,
+            **common,
+        ),
+    )
+
+
 def view_builds() -> tuple[Build, ...]:
     """Build the four launches of 224-pixel views for both dtypes, and of a side that no tile and no access divides.
 
@@ -256,4 +292,4 @@ def view_builds() -> tuple[Build, ...]:
     return tuple(builds)
 
 
-BUILDS: tuple[Build, ...] = (*batchnorm_builds(), *loss_builds(), *lars_builds(), *view_builds())
+BUILDS: tuple[Build, ...] = (*batchnorm_builds(), *loss_builds(), *lars_builds(), *pool_builds(), *view_builds())

@@ -100,9 +100,9 @@ def max_pool_backward_kernel(
         mask = inside[:, None] & (c < channels)[None, :]
         place = tl.load(place_ptr + at, mask=mask, other=255).to(tl.int32)
         is_largest = place == (3 * down + right)[:, None]
-        g = tl.load(dz_ptr + at, mask=mask & is_largest, other=0.0).to(tl.float32)
+        g = tl.load(dz_ptr + at, mask=mask, other=0.0).to(tl.float32)
         if other_dz_ptr is not None:
-            g += tl.load(other_dz_ptr + at, mask=mask & is_largest, other=0.0).to(tl.float32)
+            g += tl.load(other_dz_ptr + at, mask=mask, other=0.0).to(tl.float32)
         dx += tl.where(is_largest, g, 0.0)
     at = p[:, None] * channels + c[None, :]
     tl.store(dx_ptr + at, dx.to(dx_ptr.dtype.element_ty), mask=(p < pixels)[:, None] & (c < channels)[None, :])
