@@ -107,7 +107,9 @@ def _comparison(name: str, batch_size: int, device: str) -> Iterator[Case]:
             "step",
             f"{name}, batch {batch_size}",
             implementation,
-            partial(_prepare, make, recipe, views, device, is_checked=implementation in ours or "lagged" in implementation),
+            partial(
+                _prepare, make, recipe, views, device, is_checked=implementation in ours or "lagged" in implementation
+            ),
             images=batch_size,
             dtype=PRECISION[device],
             is_alone=device == "cuda",

@@ -1,8 +1,9 @@
 """python benchmarks/gpu/carry.py [ARCHIVE ...]: what travels beside the tree, and whether it fits.
 
 Makes the folder carried/ (ignored by git) with the archives of images given, the wheels a bare machine lacks, the commit
-and, with --failed, the tests that failed in the call before. All that travels, the tree included, is at most 64 MiB;
-archives and simplejpeg must fit, the other wheels are left out where they do not.
+and, with --failed, the tests that failed in the call before.
+All that travels, the tree included, is at most 64 MiB: archives and simplejpeg must fit, the other wheels are left out
+where they do not.
 """
 
 from __future__ import annotations
@@ -36,7 +37,9 @@ def tree_bytes(root: Path) -> int:
     return sum(path.lstat().st_size for path in paths if path.is_symlink() or path.is_file())
 
 
-def chosen(tree: int, required: Sequence[Path], optional: Sequence[Path], *, limit: int) -> tuple[list[Path], list[str]]:
+def chosen(
+    tree: int, required: Sequence[Path], optional: Sequence[Path], *, limit: int
+) -> tuple[list[Path], list[str]]:
     """Choose the files that travel: all that are required, then what fits of the others, in their order.
 
     Returns them and a line for each that stays. Raises TooLarge, with every size, where the required do not fit.
@@ -77,7 +80,9 @@ def download(name: str, folder: Path) -> Path | str:
     return wheel
 
 
-def make(out: Path, archives: Sequence[Path], wheels: Sequence[Path], notes: Sequence[Path], *, limit: int) -> list[str]:
+def make(
+    out: Path, archives: Sequence[Path], wheels: Sequence[Path], notes: Sequence[Path], *, limit: int
+) -> list[str]:
     """Fill the folder anew and list what is in it and what is not; the tree's own files are counted first."""
     first, others = [w for w in wheels if w.name.startswith(WHEELS[0])], [w for w in wheels if WHEELS[0] not in w.name]
     tree = tree_bytes(ROOT)

@@ -37,7 +37,16 @@ BENCH = (
     "error",
 )
 OTHER = ("case", "shape", "implementation", "result", "top1", "top1_random_init", "elapsed_s", "error")
-NCU = ("implementation", "duration", "dram_percent", "memory_throughput", "l2_hit_percent", "occupancy_percent", "registers", "error")  # fmt: skip
+NCU = (
+    "implementation",
+    "duration",
+    "dram_percent",
+    "memory_throughput",
+    "l2_hit_percent",
+    "occupancy_percent",
+    "registers",
+    "error",
+)
 APART = ("training", "score", "images", "part", "ncu")
 
 
@@ -76,7 +85,9 @@ def _failures(outcomes: Sequence[Outcome], rows: Sequence[Row]) -> str:
     for outcome in outcomes:
         if not outcome.is_ok:
             said = "\n".join(outcome.last_lines)
-            parts.append(f"**{outcome.name}**: {outcome.status}; whole: `grep '{outcome.name} |' log.txt`\n\n```\n{said}\n```")
+            parts.append(
+                f"**{outcome.name}**: {outcome.status}; whole: `grep '{outcome.name} |' log.txt`\n\n```\n{said}\n```"
+            )
     for row in rows:
         if row.get("traceback"):
             lines = row["traceback"].rstrip().splitlines()[-TRACEBACK_LINES:]

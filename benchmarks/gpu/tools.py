@@ -1,6 +1,6 @@
 """NVIDIA's tools on our kernels: compute-sanitizer on small cases, ncu's counters of the batch-norm kernels.
 
-`tools.py sanitizer|ncu --rows FILE`; `tools.py case NAME` is what they run. A tool that is missing is a row that says so.
+`tools.py sanitizer|ncu --rows FILE`; `tools.py case NAME` is what they run. A missing tool is a row that says so.
 """
 
 # ruff: noqa: PLC0415  # torch is imported by the process that is looked at, not by the one that starts it
@@ -89,7 +89,9 @@ def ncu(tool: str) -> Iterator[dict[str, Any]]:
     print(done.stdout, flush=True)
     found = counters(done.stdout)
     for kernel in KERNELS:
-        error = None if kernel in found else f"failed: ncu (status {done.returncode}) gave no counters of it; see the log"
+        error = (
+            None if kernel in found else f"failed: ncu (status {done.returncode}) gave no counters of it; see the log"
+        )
         named = {"case": "ncu", "shape": "2x256x256x56x56", "implementation": kernel, "error": error}
         yield named | found.get(kernel, {})
 
