@@ -154,8 +154,8 @@ def test_a_wrong_or_nan_result_is_refused() -> None:
 
 def all_gpu_cases() -> Iterator[Case]:
     """List what a GPU would be asked; nothing is prepared."""
-    for group in (batchnorm, losses, views, optimizer, step_cases):
-        yield from group.cases("cuda")
+    for group in ("kernels", "views", "optimizer", "step", "candidates"):
+        yield from bench.cases_of(bench.parser().parse_args([group]), "cuda")
 
 
 def test_cases_of_a_gpu_are_told_apart_and_neighbours_compete() -> None:
