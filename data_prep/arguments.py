@@ -5,14 +5,13 @@ from __future__ import annotations
 import argparse
 from collections.abc import Callable
 
-from fastbyol.data_prep.parallel import default_workers
+from fastbyol.cgroups import available_cores
 
 
 def add_workers(command: argparse.ArgumentParser) -> None:
-    """Declare --workers."""
-    workers = default_workers()
+    """Declare --workers: by default all cores this process may use, since nothing else is done meanwhile."""
     command.add_argument(
-        "--workers", type=at_least(1), default=workers, metavar="N", help="threads (default: one a core)"
+        "--workers", type=at_least(1), default=available_cores(), metavar="N", help="threads (default: one a core)"
     )
 
 

@@ -266,7 +266,8 @@ class Config:
 
     The length is one of `budget_s`, seconds over all processes of the run; `deadline`, a Unix time; and `epochs`.
     `checkpoint_s` None lets the measured cost of a checkpoint decide how often one is written. `knn_at`: shares of the
-    run at which the encoder is scored on `val`, beside those at its start and end.
+    run at which the encoder is scored on `val`, beside those at its start and end. `workers`: threads a rank decodes
+    with; fastbyol-train fills in loaders.default_workers, from Python it is 2 unless given.
     """
 
     recipe: Recipe

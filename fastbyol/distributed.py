@@ -92,6 +92,11 @@ def rank(environment: Mapping[str, str] = os.environ) -> int:
     return int(environment.get("RANK", "0"))
 
 
+def local_ranks(environment: Mapping[str, str] = os.environ) -> int:
+    """Give the number of ranks torchrun started on this machine, 1 without it."""
+    return int(environment.get("LOCAL_WORLD_SIZE", "1"))
+
+
 def _meeting(store: Store, place: int, count: int) -> str:
     """Agree with the ranks that are here now on a name for this meeting.
 
@@ -144,7 +149,7 @@ def joined(device: str, environment: Mapping[str, str] = os.environ) -> Iterator
     world = World(
         place,
         count,
-        int(environment.get("LOCAL_WORLD_SIZE", "1")),
+        local_ranks(environment),
         dist.group.WORLD,
         dist.new_group(backend="gloo", timeout=PATIENCE),
     )

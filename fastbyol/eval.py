@@ -12,6 +12,7 @@ from itertools import product
 
 from fastbyol import atomic, formats, modelcard
 from fastbyol.beton import BetonError, Reader
+from fastbyol.cgroups import available_cores
 from fastbyol.commandline import BAD_INPUT, DONE, INTERRUPTED, fail
 from fastbyol.config import Config, ConfigError, require
 from fastbyol.device import choose
@@ -22,6 +23,7 @@ from fastbyol.evaluate.features import Features, check, check_classes, labels_of
 from fastbyol.evaluate.images import Lens
 from fastbyol.export import load_encoder
 from fastbyol.jpeg import check_installed
+from fastbyol.loaders import default_workers
 from fastbyol.runfolder import RunFolder
 from fastbyol.scores import Scores, keep, kept
 from fastbyol.signals import StopSignal
@@ -57,7 +59,8 @@ def score(args: argparse.Namespace) -> Scores:
         else:
             train, val = (stack.enter_context(Reader(path)) for path in (args.train, args.val))
             check_classes(train, val)
-            lens = Lens(config.recipe.eval_px, config.recipe.eval_margin, args.workers, device)
+            workers = args.workers or default_workers(device, cores=available_cores())
+            lens = Lens(config.recipe.eval_px, config.recipe.eval_margin, workers, device)
             facts, job = PROTOCOLS[args.protocol](args, (train, val), lens)
             facts = {"train": args.train, "val": args.val, **facts}
         scores: Scores = {"protocol": args.protocol, "run": str(folder.path), **facts}

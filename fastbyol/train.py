@@ -13,6 +13,7 @@ from typing import Any
 
 from fastbyol.beton import BetonError
 from fastbyol.budget import Length, Stopwatch, parse_budget, parse_duration, process_age_s
+from fastbyol.cgroups import available_cores
 from fastbyol.checkpoint import CheckpointError
 from fastbyol.commandline import BAD_INPUT, DIVERGED, DONE, INTERRUPTED, RANK_LOST, Parser, fail, seed
 from fastbyol.config import (
@@ -27,7 +28,8 @@ from fastbyol.config import (
     Recipe,
 )
 from fastbyol.device import choose
-from fastbyol.distributed import RankLost, rank, ranks
+from fastbyol.distributed import RankLost, local_ranks, rank, ranks
+from fastbyol.loaders import default_workers
 from fastbyol.recipes import RECIPES, named
 from fastbyol.recipes.change import with_peaks
 from fastbyol.run import run as carry_out
@@ -107,7 +109,8 @@ def build_parser() -> argparse.ArgumentParser:
         help="move the target in the launch of the loss, one step later than the paper",
     )
     parser.add_argument("--seed", type=seed, default=0, metavar="N")
-    parser.add_argument("--workers", type=int, default=2, metavar="N", help="decoding threads")
+    told = "decoding threads (default: cores of this rank less 2 on cuda, 2 on cpu)"
+    parser.add_argument("--workers", type=int, metavar="N", help=told)
     parser.add_argument("--log-every", type=int, default=20, metavar="N", help="steps from row to row of metrics.jsonl")
     parser.add_argument(
         "--checkpoint-every", metavar="5m", help="time from checkpoint to checkpoint (default: by their measured cost)"
@@ -154,7 +157,9 @@ def config_of(args: argparse.Namespace, folder: RunFolder) -> Config:
     length = Length() if args.budget is None else parse_budget(args.budget)
     device = choose(args.device)
     runs_graph = device == "cuda" and ranks() == 1 and args.micro_batches == 1
-    every = args.checkpoint_every
+    every, workers = args.checkpoint_every, args.workers
+    if workers is None:
+        workers = default_workers(device, cores=available_cores(), local_ranks=local_ranks())
     if args.wandb is not None:
         check_installed()
     return Config(
@@ -171,7 +176,7 @@ def config_of(args: argparse.Namespace, folder: RunFolder) -> Config:
         optimizer=args.optimizer,
         loader=args.loader,
         crop=args.crop,
-        workers=args.workers,
+        workers=workers,
         prefetch=args.prefetch,
         on_error=args.on_error,
         micro_batches=args.micro_batches,

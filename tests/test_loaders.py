@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import importlib.util
+import os
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from fastbyol import loaders
+from fastbyol import cgroups, loaders, train
 from fastbyol.beton import RAW, Reader, StoredImage
 from fastbyol.config import Config, ConfigError
+from fastbyol.data_prep import cli
 from fastbyol.data_prep.writer import Writer
 from fastbyol.distributed import World
 from fastbyol.recipes import named
@@ -55,3 +57,37 @@ def test_who_would_be_no_faster_is_not_told_to_take_more_workers(betons: Betons)
     config = Config(recipe=named("demo"), data=str(betons.train), epochs=1.0, workers=1)
     with Reader(betons.train) as reader:
         assert Teller(config, RunFolder(betons.train), World(), reader=reader).decoding_threads is None
+
+
+@pytest.mark.parametrize(
+    ("cores", "local_ranks", "cuda", "cpu"),
+    [
+        (1, 1, 1, 1),
+        (2, 1, 2, 2),
+        (3, 1, 2, 2),
+        (16, 1, 14, 2),
+        (16, 8, 2, 2),
+        (16, 16, 1, 1),
+        (2, 8, 1, 1),
+        (128, 8, 14, 2),
+    ],
+)
+def test_decoders_leave_a_gpu_two_cores_of_a_ranks_share(cores: int, local_ranks: int, cuda: int, cpu: int) -> None:
+    given = [loaders.default_workers(device, cores=cores, local_ranks=local_ranks) for device in ("cuda", "cpu")]
+    assert given == [cuda, cpu]
+
+
+@pytest.mark.parametrize(("local_ranks", "workers"), [("1", 2), ("8", 1)])
+def test_train_decodes_with_what_a_control_group_leaves_each_rank(
+    local_ranks: str, workers: int, betons: Betons, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    quota = tmp_path / "cpu.max"
+    quota.write_text("300000 100000\n")
+    monkeypatch.setattr(cgroups, "groups", lambda controller: iter([(tmp_path, 2)]))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(16)))
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", local_ranks)
+    asked = ["demo", f"--data={betons.train}", "--device=cpu", "--epochs=1"]
+    for more, wanted in (((), workers), (("--workers=5",), 5)):
+        args = train.build_parser().parse_args([*asked, *more])
+        assert train.config_of(args, RunFolder(tmp_path)).workers == wanted
+    assert cli.build_parser().parse_args(["verify", "f.beton"]).workers == 3

@@ -65,7 +65,8 @@ def build_parser() -> argparse.ArgumentParser:
 def _files(command: argparse.ArgumentParser) -> None:
     command.add_argument("--train", required=True, metavar="F.beton", help="labelled images to learn from")
     command.add_argument("--val", required=True, metavar="F.beton", help="labelled images to score on")
-    command.add_argument("--workers", type=whole_number, default=2, metavar="N", help="decoding threads")
+    told = "decoding threads (default: cores less 2 on cuda, 2 on cpu)"
+    command.add_argument("--workers", type=whole_number, metavar="N", help=told)
     _device(command)
 
 

@@ -20,6 +20,8 @@ from fastbyol.order import Rows
 
 PACKAGES = {"native": None, "memory": None, "ffcv": "ffcv", "dali": "nvidia.dali"}  # what a loader needs beside ours
 AHEAD = 2  # batches decoded before they are asked for
+OTHER_THREADS = 2  # of a rank beside its decoders: the one that feeds the GPU and the one that copies to it
+FEW_WORKERS = 2  # enough on a CPU, where a step outlasts the decoding of its batch many times over
 
 
 @dataclass(frozen=True)
@@ -66,6 +68,18 @@ def load(
     if name == "memory":
         loader = partial(loader, processes=processes)
     return _moved(loader(reader, batches, workers=workers, ahead=ahead, on_error=on_error, device=place), place)
+
+
+def default_workers(device: str, *, cores: int, local_ranks: int = 1) -> int:
+    """Return how many threads a rank decodes with where nobody says: device "cuda" or "cpu", cores all ranks share.
+
+    Before a GPU they are a rank's share of the cores without the two that feed the GPU. On a CPU the step computes on
+    the same cores, so two are enough, and a core that decodes in advance is a core that computes later. Two remain on
+    two or three cores, too: decoders sleep while their queue is full.
+    """
+    share = max(cores // local_ranks, 1)
+    few = min(share, FEW_WORKERS)
+    return max(share - OTHER_THREADS, few) if device == "cuda" else few
 
 
 def threads(name: str, reader: Reader, *, workers: int) -> int | None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import shlex
 import sys
 from collections.abc import Callable, Sequence
@@ -78,6 +79,10 @@ def chosen(jobs: Sequence[Job], args: argparse.Namespace, table: Table) -> list[
 
 def check(args: argparse.Namespace, table: Table) -> None:
     """Raise ConfigError or BetonError for what would let a run fail: a cell, a change, the files, the budget."""
+    require(
+        importlib.util.find_spec("matplotlib") is not None,
+        "the plot of a table needs the package matplotlib; pip install matplotlib",
+    )
     beyond = [number for number in args.cells or () if number > len(table.cells)]
     require(not beyond, f"--cells {beyond}, but the table has {len(table.cells)}; give numbers from 1 to that")
     for cell in table.cells:
