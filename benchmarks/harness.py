@@ -48,7 +48,8 @@ class Case:
     """Name something to time. `prepare` makes it ready, or raises Absent. Cases of one name, shape and dtype compete.
 
     images: of one run, where that means anything. bytes_moved: the least any implementation of this algorithm reads and
-    writes in one run, so that GB/s compare. is_alone: too large to stay in memory beside its rivals, or too slow to prepare for them to wait.
+    writes in one run, so that GB/s compare. is_alone: too large to stay in memory beside its rivals, or too slow to
+    prepare for them to wait.
     """
 
     case: str

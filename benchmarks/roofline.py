@@ -1,8 +1,9 @@
 """The work and bytes of a BYOL step, and so how fast a GPU could be at best: predictions, not measurements.
 
 `python benchmarks/roofline.py` prints the table; --write puts it into docs/performance.md. A part takes the longer of
-its arithmetic at a card's rate and its bytes at the card's bandwidth; parts follow one another. Per image: two views, each forward and
-backward through the online network and forward through the target. Heads, loss, views and LARS are left out.
+its arithmetic at a card's rate and its bytes at the card's bandwidth; parts follow one another. Per image: two views,
+each forward and backward through the online network and forward through the target. Heads, loss, views and LARS are
+left out.
 """
 
 from __future__ import annotations

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import json
 import os
 import subprocess
 import sys
@@ -16,9 +15,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from benchmarks import bench, harness, report, roofline, rows, stopwatch, suite
+from benchmarks import bench, harness, report, roofline, rows, stopwatch
 from benchmarks.cases import batchnorm, compare, loader, losses, optimizer, plain, views
 from benchmarks.cases import step as step_cases
+from benchmarks.gpu import predictions
 from benchmarks.harness import Absent, Case, Limits, Ready, measure
 from fastbyol import optim, step
 from fastbyol.byol import BYOL
@@ -97,6 +97,8 @@ def test_a_failing_case_becomes_a_row_and_the_others_still_run(where: str) -> No
     }[where]
     found = rows_of([case("first", nothing), broken, case("last", nothing)])
     assert found["broken"]["error"] == "failed: ValueError: out of luck"
+    assert "in fail\n" in found["broken"]["traceback"]
+    assert found["broken"]["traceback"].endswith("ValueError: out of luck\nand of lines\n")
     assert found["broken"]["p50_ms"] is None
     assert rows.has_failed(found["broken"])
     assert found["first"]["repeats"] == found["last"]["repeats"] == 5
@@ -152,8 +154,8 @@ def test_a_wrong_or_nan_result_is_refused() -> None:
 
 def all_gpu_cases() -> Iterator[Case]:
     """List what a GPU would be asked; nothing is prepared."""
-    for group in (batchnorm, losses, views, optimizer, step_cases):
-        yield from group.cases("cuda")
+    for group in ("kernels", "views", "optimizer", "step", "candidates"):
+        yield from bench.cases_of(bench.parser().parse_args([group]), "cuda")
 
 
 def test_cases_of_a_gpu_are_told_apart_and_neighbours_compete() -> None:
@@ -163,6 +165,15 @@ def test_cases_of_a_gpu_are_told_apart_and_neighbours_compete() -> None:
     questions = [c.question for c in cases]
     assert sum(a != b for a, b in pairwise(questions)) + 1 == len(set(questions))
     assert all(c.bytes_moved is None or c.bytes_moved > 0 for c in cases)
+
+
+@pytest.mark.parametrize("group", bench.COMPILING_GROUPS)
+def test_what_is_compiled_comes_last(group: str) -> None:
+    cases = list(bench.cases_of(bench.parser().parse_args([group]), "cuda"))
+    is_compiled = [case.is_compiled for case in cases]
+    assert is_compiled == sorted(is_compiled)
+    assert any(is_compiled)
+    assert not any(bench.is_chosen(case, only="", without=["compile"]) for case in cases if case.is_compiled)
 
 
 @pytest.mark.parametrize("device", ["cpu", "cuda"])
@@ -219,6 +230,7 @@ def test_plain_rival_takes_the_same_steps(step_: Callable[..., None]) -> None:
         ("views", ""),
         ("optimizer", ""),
         ("step", ""),
+        ("candidates", ""),
         ("loader", "500 px, 2"),
         ("prep", "passthrough"),
         ("evaluate", "1 epoch"),
@@ -303,25 +315,10 @@ def test_roofline_of_a_resnet50_is_that_of_its_layers() -> None:
     assert sum(unit.has_residual for unit in network.units) == len(network.block_inputs) == 16
     assert sum(not unit.has_relu for unit in network.units) == 4
     assert sum(unit.flops for unit in network.units) / 2e9 == pytest.approx(4.087, abs=5e-4)  # the known multiply-adds
-    eager, fused = (roofline.predict(network, passes) for passes in (roofline.eager, roofline.fused))
+    h100, h200 = roofline.CARDS
+    eager, fused = (roofline.predict(network, passes, h200) for passes in (roofline.eager, roofline.fused))
+    bounds = {card.name: roofline.predict(network, roofline.fused, card).images_per_s for card in (h100, h200)}
+    assert {name: round(bound) for name, bound in bounds.items()} == predictions.EXPECTED[0].bound
     assert eager.gflop == fused.gflop == pytest.approx(64.9, abs=0.1)
     assert eager.mb == pytest.approx(1322, rel=0.005)
     assert fused.mb < 0.75 * eager.mb
-
-
-def test_the_suite_survives_parts_that_fail_or_hang() -> None:
-    deadline = time.monotonic() + 60
-    parts = {
-        "ok": suite.Part("ok", ("-c", "pass"), 30),
-        "failed: exit status 3": suite.Part("breaks", ("-c", "raise SystemExit(3)"), 30),
-        "failed: stopped after 1 s": suite.Part("hangs", ("-c", "import time; time.sleep(60)"), 1),
-    }
-    for status, part in parts.items():
-        assert suite.run(part, deadline=deadline).status == status
-    assert suite.run(parts["ok"], deadline=time.monotonic() - 1).status.startswith("not run")
-
-
-def test_the_suite_fits_its_time() -> None:
-    parts = suite.parts("cuda", Path("rows.jsonl"), "abc")
-    assert sum(part.limit_s for part in parts) <= suite.TOTAL_S <= 480
-    assert json.dumps([part.arguments for part in parts]).count("abc") == len(parts) - 1

@@ -23,13 +23,13 @@ from pathlib import Path
 from types import FrameType
 from typing import Any
 
-ROOT = Path(__file__).parents[2]
-sys.path.insert(0, str(ROOT))  # run as a script, from a checkout
+sys.path.insert(0, str(Path(__file__).parents[2]))  # run as a script, from a checkout
 
 from benchmarks.gpu import calls, summary
 from benchmarks.gpu.output import Output
 from benchmarks.gpu.parts import Outcome, Part, run
 
+ROOT = Path(__file__).parents[2]
 INTERRUPTED, BAD_USAGE = 75, 2
 STOPPING = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP)
 MACHINE_S = 60.0  # for the first import of torch on a cold disk

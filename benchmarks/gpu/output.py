@@ -13,6 +13,7 @@ import sys
 import tarfile
 import threading
 import time
+from collections import deque
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,21 @@ FILE_BYTES = 16 * 2**20
 PART_HEAD_BYTES, PART_TAIL_BYTES = 2**20, 2**18  # of the log: no part crowds the others out
 KEPT = (".json", ".jsonl", ".txt", ".html", ".md", ".csv", ".log")  # of a run folder; no weights, no images
 SUMMARY_BYTES = 2**20
+
+
+class _Tail:
+    """The last PART_TAIL_BYTES of a part's lines."""
+
+    def __init__(self) -> None:
+        self.lines: deque[bytes] = deque()
+        self._bytes = 0
+
+    def add(self, line: bytes) -> None:
+        """Append a line and forget the oldest that are too much."""
+        self.lines.append(line[:PART_TAIL_BYTES])
+        self._bytes += len(self.lines[-1])
+        while self._bytes > PART_TAIL_BYTES:
+            self._bytes -= len(self.lines.popleft())
 
 
 class Output:
@@ -38,7 +54,7 @@ class Output:
         self._log = (folder / "log.txt").open("wb", buffering=0)
         self._lock = threading.Lock()
         self._written: dict[str, int] = {}
-        self._tails: dict[str, list[bytes]] = {}
+        self._tails: dict[str, _Tail] = {}
         self._began = time.monotonic()
         self.faults: list[str] = []
 
@@ -50,19 +66,15 @@ class Output:
                 self._written[part] = self._written.get(part, 0) + len(line)
                 self._write(line)
                 return
-            tail = self._tails.setdefault(part, [])
-            tail.append(line[:PART_TAIL_BYTES])
-            if len(tail) > 64 and sum(map(len, tail)) > 2 * PART_TAIL_BYTES:
-                _shorten(tail)
+            self._tails.setdefault(part, _Tail()).add(line)
 
     def end(self, part: str) -> None:
         """Write the last lines of a part that printed too much."""
         with self._lock:
-            tail = self._tails.pop(part, [])
-            _shorten(tail)
-            if tail:
+            tail = self._tails.pop(part, None)
+            if tail is not None:
                 limit = f"past {PART_HEAD_BYTES} bytes, lines are left out here; the part's last ones follow"
-                self._write(b"".join([f"{part} | {limit}\n".encode(), *tail]))
+                self._write(b"".join([f"{part} | {limit}\n".encode(), *tail.lines]))
 
     def _write(self, line: bytes) -> None:
         try:
@@ -93,7 +105,7 @@ class Output:
         return rows
 
     def pack_runs(self, runs: Path) -> None:
-        """Write runs.tar.gz anew: what is small of every run folder; the largest files stay out where it is too much."""
+        """Write runs.tar.gz anew: what is small of every run folder; the largest files stay out past FILE_BYTES."""
         files = sorted((path for path in runs.rglob("*") if _is_kept(path)), key=lambda path: path.stat().st_size)
         left_out: list[str] = []
         try:
@@ -123,16 +135,6 @@ def append_row(path: Path, row: Mapping[str, Any]) -> None:
     """Add a row in one write, so that parts beside one another do not mix theirs."""
     with path.open("a") as file:
         file.write(json.dumps(row) + "\n")
-
-
-def _shorten(tail: list[bytes]) -> None:
-    """Keep the last PART_TAIL_BYTES of lines, in place."""
-    kept = 0
-    for place in range(len(tail) - 1, -1, -1):
-        kept += len(tail[place])
-        if kept > PART_TAIL_BYTES:
-            del tail[: place + 1]
-            return
 
 
 def _is_kept(path: Path) -> bool:

@@ -95,7 +95,7 @@ def _exit(code: int) -> str:
     return f"exit status {code}" if code >= 0 else f"killed by {signal.Signals(-code).name}"
 
 
-def run(  # noqa: PLR0913  # what a stage needs, by name
+def run(  # what a stage needs, by name
     stage: Sequence[Part],
     *,
     root: Path,

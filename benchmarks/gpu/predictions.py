@@ -114,9 +114,16 @@ EXPECTED = (
         NONE,
     ),
     Expected(
-        "a copy of 2 GiB, GB/s", "step", "", "fastbyol", "copy_gb_per_s", NONE, {"H100": (3000.0,) * 2, "H200": (4300.0,) * 2}, NONE
+        "a copy of 2 GiB, GB/s",
+        "step",
+        "",
+        "fastbyol",
+        "copy_gb_per_s",
+        NONE,
+        {"H100": (3000.0, 3000.0), "H200": (4300.0, 4300.0)},
+        NONE,
     ),
-)  # fmt: skip
+)
 OVER_PLAIN = "ResNet-50 step over plain torch, times"
 OVER_PLAIN_AIM = 1.35
 

@@ -37,7 +37,16 @@ BENCH = (
     "error",
 )
 OTHER = ("case", "shape", "implementation", "result", "top1", "top1_random_init", "elapsed_s", "error")
-NCU = ("implementation", "duration", "dram_percent", "memory_throughput", "l2_hit_percent", "occupancy_percent", "registers", "error")  # fmt: skip
+NCU = (
+    "implementation",
+    "duration",
+    "dram_percent",
+    "memory_throughput",
+    "l2_hit_percent",
+    "occupancy_percent",
+    "registers",
+    "error",
+)
 APART = ("training", "score", "images", "part", "ncu")
 
 

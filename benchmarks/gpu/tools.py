@@ -1,6 +1,6 @@
 """NVIDIA's tools on our kernels: compute-sanitizer on small cases, ncu's counters of the batch-norm kernels.
 
-`tools.py sanitizer|ncu --rows FILE`; `tools.py case NAME` is what they run. A tool that is missing is a row that says so.
+`tools.py sanitizer|ncu --rows FILE`; `tools.py case NAME` is what they run. A missing tool is a row that says so.
 """
 
 # ruff: noqa: PLC0415  # torch is imported by the process that is looked at, not by the one that starts it

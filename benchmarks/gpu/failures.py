@@ -1,6 +1,6 @@
 """Test runs of a call, as a pytest plugin: a test that fails is named and printed whole at once, not at the end.
 
-`-p benchmarks.gpu.tests --failures FILE` appends the failed tests' names to FILE, which the next call can be given.
+`-p benchmarks.gpu.failures --failures FILE` appends the failed tests' names to FILE, which the next call can be given.
 """
 
 from __future__ import annotations
