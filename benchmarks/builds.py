@@ -113,7 +113,13 @@ def batchnorm_builds() -> tuple[Build, ...]:
     Rows that one split holds, and sums over ranks, make a constant of the number of splits, 1.
     """
     launch: dict[str, Any] = {"GROUPS": 2, **batchnorm_statistics.FINALIZE}
-    limits: dict[str, Any] = {"num_warps": launch.pop("num_warps"), "registers": 112, "divisible": ("channels",), "barriers": 1, "shared": 4096}
+    limits: dict[str, Any] = {
+        "num_warps": launch.pop("num_warps"),
+        "registers": 112,
+        "divisible": ("channels",),
+        "barriers": 1,
+        "shared": 4096,
+    }
     limits |= {"wide_loads": 8, **BATCHNORM_SUMS}
     statistics = {f"{name}_ptr": "*fp32" for name in ("partial", "mean", "rstd", "running_mean", "running_var")}
     statistics |= {"batches_ptr": "*i64", "momentum": "fp32", "eps": "fp32"}
