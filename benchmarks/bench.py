@@ -34,9 +34,10 @@ def cases_of(args: argparse.Namespace, where: str) -> Iterator[harness.Case]:
 def _cases_of_group(args: argparse.Namespace, where: str) -> Iterator[harness.Case]:
     """Build the cases of a group; imported here, so that a broken group breaks no other."""
     if args.group == "kernels":
-        from benchmarks.cases import batchnorm, losses
+        from benchmarks.cases import batchnorm, losses, pooling
 
         yield from batchnorm.cases(where)
+        yield from pooling.cases(where)
         yield from losses.cases(where)
     elif args.group == "views":
         from benchmarks.cases import views

@@ -152,10 +152,10 @@ class BYOL(nn.Module):
         return dict(zip(self.online.parameters(), self.target.parameters(), strict=True))
 
 
-def embedding_std(projections: Tensor) -> float:
-    """Measure collapse: the std over images of one view's unit-length projections, averaged over D (host sync).
+def embedding_std(projections: Tensor) -> Tensor:
+    """Measure collapse: the std over images of one view's unit-length projections, averaged over D; a scalar, no sync.
 
     projections [2B, D], view-major. About 1/sqrt(D) when healthy, 0 when every image maps to one point.
     """
     first = reference.normalize_rows(projections.chunk(VIEWS)[0].float())
-    return first.std(0, correction=0).mean().item()
+    return first.std(0, correction=0).mean()

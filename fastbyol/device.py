@@ -6,6 +6,7 @@ import os
 from collections import deque
 
 import torch
+from torch import Tensor
 from torch.utils import deterministic
 
 from fastbyol.config import ConfigError
@@ -33,6 +34,25 @@ def make_deterministic() -> None:
     os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
     torch.use_deterministic_algorithms(True, warn_only=True)
     deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # the kernels write all that they allocate
+
+
+class Queued:
+    """Hold numbers on their way from a device: the copy is queued, and `read` waits for it and for nothing after it."""
+
+    def __init__(self, numbers: Tensor) -> None:
+        self._host = torch.empty(numbers.shape, dtype=numbers.dtype, pin_memory=numbers.is_cuda)
+        self._host.copy_(numbers, non_blocking=numbers.is_cuda)
+        self._copied: torch.cuda.Event | None = None
+        if numbers.is_cuda:
+            self._copied = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
+            self._copied.record()
+
+    def read(self) -> list[float]:
+        """Give the numbers."""
+        if self._copied is not None:
+            self._copied.synchronize()
+        values: list[float] = self._host.tolist()
+        return values
 
 
 AHEAD = 2  # steps

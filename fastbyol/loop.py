@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections import deque
 from collections.abc import Callable, Hashable, Iterator
 from contextlib import closing
 from dataclasses import dataclass
@@ -16,7 +17,7 @@ from fastbyol.beton import Reader
 from fastbyol.budget import Stopwatch
 from fastbyol.byol import Output, embedding_std
 from fastbyol.config import Config, ConfigError
-from fastbyol.device import Pace, queue_copy
+from fastbyol.device import AHEAD, Pace, Queued, queue_copy
 from fastbyol.distributed import World
 from fastbyol.evaluate.features import CLASSES_MAX
 from fastbyol.loaders import Batch
@@ -196,6 +197,8 @@ class Loop:
         config, start = self.config, self.position
         began_s = saved_s = now_s = self.stopwatch.elapsed_s()
         intervals, is_stopped = Intervals(), False
+        rows: deque[tuple[dict[str, Any], float, Queued]] = deque()  # whose numbers may still be on their way
+        behind = AHEAD if config.device == "cuda" else 0  # steps, after which a GPU has them: nothing waits for a row
         with self.teller.open(from_step=start.step), closing(self.pipeline.batches(start.step)) as batches:
             while self.position.progress < 1.0 and not is_stopped:
                 step_began_s = self.stopwatch.elapsed_s()
@@ -210,16 +213,17 @@ class Loop:
                 is_over = progress == 1.0 or is_stopped
                 due = {share for share in config.knn_at if share <= progress < 1.0} - self.scored
                 if is_over or due or self.position.step % config.log_every == 0:
-                    row = self._row(output, schedule, elapsed_s=now_s)
+                    row, numbers = self._row(schedule, elapsed_s=now_s), self._numbers(output)
                     intervals.lap("log_s")
                     if due and not is_stopped:
                         row |= self._scored(plan, score, due, now_s=now_s)
                         intervals.skip()  # neither the loop's time nor progress
                         began_s, now_s = began_s + row["score_s"], now_s + row["score_s"]
                     row |= intervals.take()
-                    self._watch(row)
                     done = max(progress - start.progress, 1e-9)
-                    self.teller.row(row, left_s=(now_s - began_s) * (1 - progress) / done)
+                    rows.append((row, (now_s - began_s) * (1 - progress) / done, numbers))
+                while rows and (is_over or rows[0][0]["step"] <= self.position.step - behind):
+                    self._write(*rows.popleft())
                     intervals.lap("log_s")
                 if now_s - saved_s > (config.checkpoint_s or self.saver.cost.every_s()) and self._has_time(plan, now_s):
                     saved_s = now_s if self._save_if_good(output) else saved_s
@@ -271,39 +275,47 @@ class Loop:
         self.skipped_samples += int(skipped)
         return progress, stops > 0
 
-    def _row(self, output: Output, schedule: Schedule, *, elapsed_s: float) -> dict[str, Any]:
-        """Describe the run after a step (host sync); lr, tau and crop size are those of the position's progress."""
+    def _numbers(self, output: Output) -> Queued:
+        """Begin to copy what a row needs from the device."""
+        spread = embedding_std(output.target_projections)
+        probe = [] if self.probe is None else self.probe.take().unbind()
+        return Queued(
+            torch.stack([x.detach().double() for x in (output.loss, spread, *self.optimizer.skipped, *probe)])
+        )
+
+    def _write(self, row: dict[str, Any], left_s: float, numbers: Queued) -> None:
+        """Complete a row by its numbers, show it to the watchdog, and write it."""
+        *local, skipped, skipped_in_a_row = (values := numbers.read())[:4]
+        probe = values[4:]
+        loss, std = (value / self.world.ranks for value in self.world.total(local))
+        row |= {"loss": loss, "embedding_std": std, "skipped_steps": int(skipped)}
+        if probe:
+            row |= {f"probe_{name}": x for name, x in Probe.reading(*probe)._asdict().items()}
+        warning = self.watchdog.look(
+            step=row["step"],
+            progress=row["progress"],
+            loss=loss,
+            embedding_std=std,
+            skipped_in_a_row=int(skipped_in_a_row) if isinstance(self.optimizer, LARS) else None,
+        )
+        if warning:
+            self.teller.warn(warning)
+        self.teller.row(row, left_s=left_s)
+
+    def _row(self, schedule: Schedule, *, elapsed_s: float) -> dict[str, Any]:
+        """Describe the run after a step, but for what is on the device; rates and crop size are of its progress."""
         at = self.position
-        sums = self.world.total([output.loss.item(), embedding_std(output.target_projections)])
-        loss, std = (value / self.world.ranks for value in sums)
         return {
             "step": at.step,
             "epoch": at.step * self.config.recipe.batch_size / len(self.reader),
             "progress": at.progress,
             "elapsed_s": elapsed_s,
-            "loss": loss,
             "lr": schedule.learning_rate(at.progress),
             "tau": schedule.tau(at.progress),
             "crop_px": schedule.crop_px(at.progress),
-            "embedding_std": std,
-            **({} if self.probe is None else {f"probe_{name}": x for name, x in self.probe.read()._asdict().items()}),
-            "skipped_steps": int(self.optimizer.skipped[0]),
             "skipped_samples": self.skipped_samples,
             "threads": torch.get_num_threads(),
         }
-
-    def _watch(self, row: dict[str, Any]) -> None:
-        """Let the watchdog see a row (host sync)."""
-        skips = isinstance(self.optimizer, LARS)
-        warning = self.watchdog.look(
-            step=row["step"],
-            progress=row["progress"],
-            loss=row["loss"],
-            embedding_std=row["embedding_std"],
-            skipped_in_a_row=int(self.optimizer.skipped[1]) if skips else None,
-        )
-        if warning:
-            self.teller.warn(warning)
 
     def _save_if_good(self, output: Output) -> bool:
         """Save unless a checkpoint is still being written, or the last step was no good (host sync); tell whether."""

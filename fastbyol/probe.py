@@ -54,10 +54,15 @@ class Probe:
         right = (logits.argmax(1) == labels).sum()
         self.sums += torch.stack([torch.ones_like(loss), loss, right / len(labels)]).detach() * len(labels)
 
-    def read(self) -> Reading:
-        """Give the reading, and begin anew (host sync); NaN after no step."""
-        images, loss, right = self.sums.tolist()
+    def take(self) -> Tensor:
+        """Give the sums for `reading` [3], float32 on the probe's device, and begin anew. No host sync."""
+        taken = self.sums.clone()
         self.sums.zero_()
+        return taken
+
+    @staticmethod
+    def reading(images: float, loss: float, right: float) -> Reading:
+        """Turn the sums that `take` gave into a reading; NaN after no step."""
         return Reading(loss / images, 100 * right / images) if images else Reading(torch.nan, torch.nan)
 
     def state_dict(self) -> dict[str, Any]:

@@ -18,7 +18,7 @@ from fastbyol import memory, optim, step, views
 from fastbyol.batchnorm import synchronize_
 from fastbyol.byol import BYOL
 from fastbyol.config import EncoderConfig, HeadConfig, ObjectiveConfig, OptimConfig
-from fastbyol.device import Pace
+from fastbyol.device import Pace, Queued
 from fastbyol.kernels.view_params import ViewParams
 from fastbyol.recipes import PAPER_VIEWS, named
 from tests.tolerances import GPU_STEPS_RTOL
@@ -99,6 +99,17 @@ def test_steps_never_wait_for_the_gpu(whole_step: Callable[[], None]) -> None:
     finally:
         torch.cuda.set_sync_debug_mode("default")
     torch.cuda.synchronize()
+
+
+def test_numbers_of_a_row_are_copied_without_waiting() -> None:
+    torch.cuda.set_sync_debug_mode("error")
+    try:
+        torch.cuda._sleep(200_000_000)  # a tenth of a second
+        numbers = Queued(torch.arange(3, device="cuda").double())
+        assert not torch.cuda.current_stream().query()
+    finally:
+        torch.cuda.set_sync_debug_mode("default")
+    assert numbers.read() == [0.0, 1.0, 2.0]
 
 
 def test_synchronised_batch_norm_never_waits_for_the_gpu() -> None:
