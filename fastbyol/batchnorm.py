@@ -59,23 +59,10 @@ class BatchNormAct1d(_Act, nn.BatchNorm1d):
 class BatchNormAct2d(_Act, nn.BatchNorm2d):
     """Per-view batch norm and ReLU of feature maps [V*B, C, H, W].
 
-    Attribute `recomputes`: whether what `then` hands on is computed again in the backward.
+    Attribute `recomputes`: whether what `then` hands on is computed again in the backward; see there.
     """
 
     recomputes = False
-
-    def then(self, x: Tensor, consumer: nn.Module) -> Tensor:
-        """Return consumer(self(x)); with `recomputes`, what it keeps of self(x) for its backward is computed again.
-
-        The results are the same bits. On a GPU it saves memory of x's size and costs a read and a write of it; where
-        the kernels do not run, nothing is recomputed.
-        """
-        if not (self.recomputes and self.training and torch.is_grad_enabled() and runs_triton(x)):
-            result: Tensor = consumer(self(x))
-            return result
-        return batch_norm_act_then(
-            consumer, x, *self._tensors(), self.num_batches_tracked, relu=self.relu, **self._options()
-        )
 
 
 class BatchNormAddReLU2d(_PerView, nn.BatchNorm2d):
@@ -87,6 +74,26 @@ class BatchNormAddReLU2d(_PerView, nn.BatchNorm2d):
             z = batch_norm_eval(x, residual, *self._tensors(), relu=True, eps=EPS)
             return z, z
         return batch_norm_add_relu(x, residual, *self._tensors(), self.num_batches_tracked, **self._options())
+
+
+def then(norm: nn.Module, x: Tensor, consumer: nn.Module) -> Tensor:
+    """Return consumer(norm(x)); where `norm.recomputes`, what it keeps of norm(x) for its backward is computed again.
+
+    The results are the same bits. On a GPU it saves memory of x's size and costs a read and a write of it; where the
+    kernels do not run, nothing is recomputed.
+    """
+    if not (
+        isinstance(norm, BatchNormAct2d)
+        and norm.recomputes
+        and norm.training
+        and torch.is_grad_enabled()
+        and runs_triton(x)
+    ):
+        result: Tensor = consumer(norm(x))
+        return result
+    return batch_norm_act_then(
+        consumer, x, *norm._tensors(), norm.num_batches_tracked, relu=norm.relu, **norm._options()
+    )
 
 
 def synchronize_(module: nn.Module, group: dist.ProcessGroup | None) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from fastbyol.batchnorm import BatchNormAct2d, BatchNormAddReLU2d
+from fastbyol.batchnorm import BatchNormAct2d, BatchNormAddReLU2d, then
 from fastbyol.config import EncoderConfig, require
 from fastbyol.kernels.max_pool import max_pool
 
@@ -32,7 +32,7 @@ class BasicBlock(nn.Module):
         x, shortcut = twins
         if self.downsample is not None:
             shortcut = self.downsample(shortcut)
-        z: Twins = self.bn2(self.bn1.then(self.conv1(x), self.conv2), shortcut)
+        z: Twins = self.bn2(then(self.bn1, self.conv1(x), self.conv2), shortcut)
         return z
 
 
@@ -57,7 +57,7 @@ class Bottleneck(nn.Module):
         x, shortcut = twins
         if self.downsample is not None:
             shortcut = self.downsample(shortcut)
-        x = self.bn2.then(self.bn1.then(self.conv1(x), self.conv2), self.conv3)
+        x = then(self.bn2, then(self.bn1, self.conv1(x), self.conv2), self.conv3)
         z: Twins = self.bn3(x, shortcut)
         return z
 

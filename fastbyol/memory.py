@@ -88,7 +88,7 @@ def _faked(model: nn.Module) -> int:
 def step_bytes(recipe: Recipe, *, images: int, parts: int = 1, precision: str, recomputes: bool = False) -> int:
     """Predict the most memory, in bytes, that a step of `images` images takes in `parts` equal micro-batches.
 
-    precision: bfloat16 or float32, that of the activations. recomputes: see BatchNormAct2d.then. Weights, target,
+    precision: bfloat16 or float32, that of the activations. recomputes: see batchnorm.then. Weights, target,
     gradients and momenta are in it. Takes a second or two for a ResNet-50.
     """
     with torch.device("meta"):
