@@ -27,15 +27,14 @@ class Betons(NamedTuple):
 
 def write_beton(path: Path, count: int, *, split: str, labelled: bool = True) -> Path:
     """Write `count` demo images."""
-    import simplejpeg  # noqa: PLC0415  # kernel tests run where there is no codec
-
+    from fastbyol import jpeg  # noqa: PLC0415  # kernel tests need no images
     from fastbyol.data_prep import demo  # noqa: PLC0415
     from fastbyol.data_prep.writer import Writer  # noqa: PLC0415
 
     images, labels = demo.draw(count, seed=0, split=split)
     with Writer(path, capacity=count, class_names=demo.CLASS_NAMES if labelled else None) as writer:
         for image, label in zip(images, labels, strict=True):
-            stored = StoredImage(JPEG, 32, 32, simplejpeg.encode_jpeg(image, quality=90))
+            stored = StoredImage(JPEG, 32, 32, jpeg.encode(image, quality=90, subsampling="444"))
             writer.append(stored, label=int(label) if labelled else None)
     return path
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 import logging
+import sys
 import threading
 from collections.abc import Callable
 
@@ -130,3 +131,28 @@ def test_a_missing_codec_is_named_once_by_many_threads(
             thread.join()
     (record,) = caplog.records
     assert "pip install simplejpeg" in record.getMessage()
+
+
+@pytest.mark.parametrize("codec", ["simplejpeg", "Pillow"])
+def test_other_threads_run_while_one_decodes(codec: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    if codec == "Pillow":
+        monkeypatch.setattr(jpeg, "simplejpeg", None)
+    data = jpeg.encode(np.tile(picture(), (20, 15, 1)), quality=90, subsampling="420")  # 2820 x 3045 pixels
+    beginning, happened = threading.Event(), []
+
+    def decode() -> None:
+        beginning.set()
+        jpeg.decode(data)
+        happened.append("decoded")
+
+    interval = sys.getswitchinterval()
+    sys.setswitchinterval(1000.0)  # no thread is interrupted: another one runs when it lets the lock go
+    try:
+        thread = threading.Thread(target=decode)
+        thread.start()
+        beginning.wait()
+        happened.append("meanwhile")
+        thread.join()
+    finally:
+        sys.setswitchinterval(interval)
+    assert happened == ["meanwhile", "decoded"]

@@ -12,25 +12,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-OPTIONAL = (  # as imported; torch imports packages of nvidia, DALI is one of them
-    "simplejpeg",
-    "pyarrow",
-    "ffcv",
-    "nvidia.dali",
-    "tensorboard",
-    "wandb",
-    "onnx",
-    "onnxscript",
-    "hypothesis",
-    "psutil",
-    "sklearn",
-    "matplotlib",
-    "apex",
-    "numba",
-    "xdist",
-    "torchvision",
-    "timm",
-)
+NAMED = ("simplejpeg", "pyarrow", "ffcv", "nvidia.dali", "tensorboard", "wandb", "onnxscript", "matplotlib", "apex")
+OTHERS = ("onnx", "hypothesis", "psutil", "sklearn", "numba", "xdist", "torchvision", "timm")  # of tests and benchmarks
+OPTIONAL = (*NAMED, *OTHERS)  # as imported
 NAMES = {"nvidia-dali-cuda130": "nvidia.dali", "scikit-learn": "sklearn"}  # a distribution's, where its import differs
 TOOLS = {"pytest", "build", "setuptools", "ruff", "mypy", "pre-commit", "types-tqdm"}  # nothing of ours imports them
 NEEDED = {"torch", "triton", "numpy", "pillow", "tqdm", "safetensors"}
@@ -75,7 +59,7 @@ def import_all():
                    for need in needing.get(module.name, ())):
             importlib.import_module(module.name)
 
-for hidden in [[package] for package in packages]:
+for hidden in packages:
     child = os.fork()
     if child == 0:
         try:
@@ -117,7 +101,6 @@ for main, words in (
     (cli.main, ["info", "val.beton"]),
     (train.main, ["demo", *data, "--out=run", "--epochs=2", "--warmup-epochs=1", "--batch-size=8", "--device=cpu"]),
     (evaluation.main, ["knn", "run", *files, "--k=3", "--device=cpu"]),
-    (evaluation.main, ["linear", "run", *files, "--cached", "--epochs=1", "--device=cpu"]),
 ):
     print(words[0], file=sys.stderr)
     if status := main(words):
@@ -145,7 +128,7 @@ def test_every_dependency_is_needed_or_tried_without() -> None:
 
 @pytest.mark.slow
 def test_everything_imports_without_any_one_optional_package() -> None:
-    ended = started("-c", IMPORTS, json.dumps(OPTIONAL), json.dumps(NEEDING))
+    ended = started("-c", IMPORTS, json.dumps([*([name] for name in NAMED), OTHERS]), json.dumps(NEEDING))
     assert ended.returncode == 0, ended.stderr
 
 
@@ -156,7 +139,7 @@ def test_a_run_comes_from_images_to_its_scores_without_any_optional_package(tmp_
     assert ended.stderr.count("pip install simplejpeg") == 1, ended.stderr
     assert (tmp_path / "run" / "report.html").stat().st_size > 10_000
     assert json.loads((tmp_path / "run" / "result.json").read_text())["epochs"] == 2.0
-    assert {path.name[:3] for path in (tmp_path / "run" / "scores").iterdir()} == {"knn", "lin"}
+    assert len(list((tmp_path / "run" / "scores").iterdir())) == 1
 
 
 @pytest.mark.slow
