@@ -15,10 +15,13 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import bench
 from benchmarks.gpu import calls, carry, images, predictions, resume, summary, tools
 from benchmarks.gpu import output as output_module
 from benchmarks.gpu.output import FILE_BYTES, FILES_MAX, PART_HEAD_BYTES, PART_TAIL_BYTES, Output
 from benchmarks.gpu.parts import FAREWELL_S, SKIPPED, Outcome, Part, run
+from fastbyol import train
+from fastbyol.recipes import named
 
 ROOT = Path(__file__).parents[1]
 CALL = (sys.executable, "benchmarks/gpu/call.py")
@@ -148,6 +151,22 @@ def test_the_calls_fit_their_time_and_the_first_knows_what_it_needs(tmp_path: Pa
     for command in benchmarks:
         assert command[command.index("--without") + 1] == "compile"
         assert command[command.index("--commit") + 1] == "abc"
+
+
+def test_what_a_gpu_is_asked_is_understood(tmp_path: Path) -> None:
+    trained = set()
+    for number in calls.DEADLINES_S:
+        for command in (part.command for stage in calls.stages(number, where(tmp_path)) for part in stage):
+            if "benchmarks/bench.py" in command:
+                args = bench.parser().parse_args(command[2:])
+                asked = [
+                    c for c in bench.cases_of(args, "cuda") if bench.is_chosen(c, only=args.only, without=args.without)
+                ]
+                assert any(case.implementation.startswith("fastbyol") for case in asked)
+            elif "--" in command:
+                args = train.build_parser().parse_args(command[command.index("--") + 1 :])
+                trained.add(named(args.recipe).name)
+    assert trained == {"cifar10_rn18", "imagenet_rn50", "imagenette_rn18"}
 
 
 def test_failed_tests_run_again(tmp_path: Path) -> None:
