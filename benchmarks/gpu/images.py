@@ -109,8 +109,9 @@ def draw(name: str, out: Path) -> str:
     """Put the demo set in the place of a set."""
     made, folder = set_of(name, out), out / f"{name}.drawn"
     prep("demo", folder, "--overwrite")
-    (folder / "train.beton").replace(made.train)
-    (folder / "val.beton").replace(made.val)
+    for split, file in (("train", made.train), ("val", made.val)):
+        for suffix in ("", ".json"):  # the sidecar too: one of other images would be refused
+            (folder / f"{split}.beton{suffix}").replace(f"{file}{suffix}")
     shutil.rmtree(folder)
     return f"the demo set: no {SETS[name]}*.tar* was carried"
 
