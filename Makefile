@@ -40,13 +40,13 @@ test-triton: $(REHEARSAL)/installed
 # The three calls of make gpu in reduced form, from a tree without .git, in a GPU machine's own environment. That needs
 # python3.12 and 6 GB of disk; no simplejpeg, no installed fastbyol. Its output stays in runs/rehearsal.
 rehearse: $(REHEARSAL)/installed
-	rm -rf runs/rehearsal && mkdir -p runs/rehearsal/tree
+	rm -rf runs/rehearsal && mkdir -p runs/rehearsal
+	here=$$PWD; bare=$$(mktemp -d) && trap 'rm -rf "$$bare"' EXIT && mkdir "$$bare/tree" && \
 	git ls-files -z --cached --others --exclude-standard | tar --null --files-from=- --ignore-failed-read -cf - \
-		| tar -xf - -C runs/rehearsal/tree
-	here=$$PWD; cd runs/rehearsal/tree && for call in 1 2 3; do \
-		$$here/$(REHEARSAL)/bin/python benchmarks/gpu/call.py $$call --out ../call-$$call --work ../work \
-			--device cpu --sets imagenette $(if $(CARRIED),--carried "$(abspath $(CARRIED))") || exit 1; done
-	rm -rf runs/rehearsal/work
+		| tar -xf - -C "$$bare/tree" && cd "$$bare/tree" && for call in 1 2 3; do \
+		$$here/$(REHEARSAL)/bin/python benchmarks/gpu/call.py $$call --out $$here/runs/rehearsal/call-$$call \
+			--work ../work --device cpu --sets imagenette $(if $(CARRIED),--carried "$(abspath $(CARRIED))") \
+			|| exit 1; done
 
 $(REHEARSAL)/installed: Makefile
 	test -n "$(PYTHON312)" || { echo "no python3.12 was found; give make PYTHON312=/path/to/python3.12" >&2; exit 1; }

@@ -16,8 +16,7 @@ import pytest
 import torch
 
 from benchmarks import bench, harness, report, roofline, rows, stopwatch
-from benchmarks.cases import batchnorm, compare, loader, losses, optimizer, plain, views
-from benchmarks.cases import step as step_cases
+from benchmarks.cases import batchnorm, compare, loader, plain
 from benchmarks.gpu import predictions
 from benchmarks.harness import Absent, Case, Limits, Ready, measure
 from fastbyol import optim, step

@@ -15,10 +15,13 @@ from pathlib import Path
 
 import pytest
 
+from benchmarks import bench
 from benchmarks.gpu import calls, carry, images, predictions, resume, summary, tools
 from benchmarks.gpu import output as output_module
 from benchmarks.gpu.output import FILE_BYTES, FILES_MAX, PART_HEAD_BYTES, PART_TAIL_BYTES, Output
 from benchmarks.gpu.parts import FAREWELL_S, SKIPPED, Outcome, Part, run
+from fastbyol import train
+from fastbyol.recipes import named
 
 ROOT = Path(__file__).parents[1]
 CALL = (sys.executable, "benchmarks/gpu/call.py")
@@ -92,6 +95,20 @@ def test_the_deadline_leaves_a_part_time_for_its_farewell(tmp_path: Path) -> Non
     assert time.monotonic() - began < FAREWELL_S + 1
 
 
+def test_parts_beside_one_another_are_stopped_at_once(tmp_path: Path) -> None:
+    deaf = "import signal, time; signal.signal(2, signal.SIG_IGN); time.sleep(60)"
+    began = time.monotonic()
+    outcomes = carried_out([part("a", deaf), part("b", deaf)], tmp_path, seconds=FAREWELL_S + 1)
+    assert time.monotonic() - began < FAREWELL_S + 2
+    assert all(outcome.status == "failed: stopped after 1 s" for outcome in outcomes)
+
+
+def test_a_set_may_be_drawn_anew_as_another(tmp_path: Path) -> None:
+    images.set_of("cifar10", tmp_path).train.with_suffix(".beton.json").write_text("{}")  # of the set before
+    images.draw("cifar10", tmp_path)
+    images.prep("verify", images.set_of("cifar10", tmp_path).train)
+
+
 def test_a_flood_keeps_its_first_and_last_lines_and_others_theirs(tmp_path: Path) -> None:
     output = Output(tmp_path)
     for number in range(20_000):
@@ -148,6 +165,22 @@ def test_the_calls_fit_their_time_and_the_first_knows_what_it_needs(tmp_path: Pa
     for command in benchmarks:
         assert command[command.index("--without") + 1] == "compile"
         assert command[command.index("--commit") + 1] == "abc"
+
+
+def test_what_a_gpu_is_asked_is_understood(tmp_path: Path) -> None:
+    trained = set()
+    for number in calls.DEADLINES_S:
+        for command in (part.command for stage in calls.stages(number, where(tmp_path)) for part in stage):
+            if "benchmarks/bench.py" in command:
+                args = bench.parser().parse_args(command[2:])
+                asked = [
+                    c for c in bench.cases_of(args, "cuda") if bench.is_chosen(c, only=args.only, without=args.without)
+                ]
+                assert any(case.implementation.startswith("fastbyol") for case in asked)
+            elif "--" in command:
+                args = train.build_parser().parse_args(command[command.index("--") + 1 :])
+                trained.add(named(args.recipe).name)
+    assert trained == {"cifar10_rn18", "imagenet_rn50", "imagenette_rn18"}
 
 
 def test_failed_tests_run_again(tmp_path: Path) -> None:
@@ -301,7 +334,7 @@ def test_a_call_cut_short_writes_its_summary(ends_by: str, tmp_path: Path) -> No
     found = [json.loads(line) for line in (out / "rows.jsonl").read_text().splitlines()]
     parts = [row for row in found if row["case"] == "part"]
     assert len(parts) == 3
-    assert all(row["torch"] and row["hardware"] for row in parts)
+    assert all(row["torch"] and row["hardware"] for row in found)
     files = [path for path in out.rglob("*") if path.is_file()]
     assert len(files) <= FILES_MAX
     assert all(path.stat().st_size <= FILE_BYTES and path.parent == out for path in files)

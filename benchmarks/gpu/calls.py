@@ -151,7 +151,14 @@ def _said(name: str, status: str, text: str) -> Part:
 def _images(where: Where, limit_s: float) -> Part:
     workers = str(max(os.cpu_count() or 1, 2) // 2)  # the tests run beside it
     arguments = ["--carried", str(where.carried), "--out", str(where.work / "images"), "--rows", str(where.rows)]
-    arguments += ["--workers", workers, "--every", "1" if where.is_gpu else str(REDUCED_EVERY)]
+    arguments += [
+        "--facts",
+        str(where.facts),
+        "--workers",
+        workers,
+        "--every",
+        "1" if where.is_gpu else str(REDUCED_EVERY),
+    ]
     return Part("images", (sys.executable, "benchmarks/gpu/images.py", *arguments), limit_s)
 
 

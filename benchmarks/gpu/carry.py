@@ -1,8 +1,8 @@
 """python benchmarks/gpu/carry.py [ARCHIVE ...]: what travels beside the tree, and whether it fits.
 
 Makes the folder carried/ (ignored by git) with the archives of images given, the wheels a bare machine lacks, the
-commit and, with --failed, the tests that failed in the call before. All that travels, the tree included, is at most 64 MiB: archives and simplejpeg must fit, the other wheels are left out
-where they do not.
+commit and, with --failed, the tests that failed in the call before. All that travels, the tree included, is at most
+64 MiB: archives and simplejpeg must fit, the other wheels are left out where they do not.
 """
 
 from __future__ import annotations

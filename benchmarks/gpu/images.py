@@ -7,6 +7,7 @@ alone, every fifth image of it becomes the validation file.
 from __future__ import annotations
 
 import argparse
+import json
 import shutil
 import subprocess
 import sys
@@ -108,8 +109,9 @@ def draw(name: str, out: Path) -> str:
     """Put the demo set in the place of a set."""
     made, folder = set_of(name, out), out / f"{name}.drawn"
     prep("demo", folder, "--overwrite")
-    (folder / "train.beton").replace(made.train)
-    (folder / "val.beton").replace(made.val)
+    for split, file in (("train", made.train), ("val", made.val)):
+        for suffix in ("", ".json"):  # the sidecar too: one of other images would be refused
+            (folder / f"{split}.beton{suffix}").replace(f"{file}{suffix}")
     shutil.rmtree(folder)
     return f"the demo set: no {SETS[name]}*.tar* was carried"
 
@@ -125,6 +127,7 @@ def main() -> int:
     parser.add_argument("--carried", type=Path, required=True, metavar="DIR", help="where the archives are")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     parser.add_argument("--rows", type=Path, required=True, metavar="FILE")
+    parser.add_argument("--facts", type=Path, required=True, metavar="FILE", help="the machine, for the rows")
     parser.add_argument("--every", type=int, default=1, metavar="N", help="take every n-th image of a class")
     parser.add_argument("--workers", type=int, required=True, metavar="N")
     args = parser.parse_args()
@@ -147,7 +150,7 @@ def main() -> int:
             row["error"], failed = f"failed: {error}", True
         row["elapsed_s"] = round(time.monotonic() - began, 1)
         print(f"{name}: {row.get('result') or row['error']}, {row['elapsed_s']} s", flush=True)
-        append_row(args.rows, row)
+        append_row(args.rows, row | json.loads(args.facts.read_text()))
     return int(failed)
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import os
 import signal
 import subprocess
@@ -48,7 +49,7 @@ class Running:
     def __init__(self, part: Part, *, root: Path, environment: Mapping[str, str], say: Callable[[str, str], None]):
         self.part, self.began, self.end_status = part, time.monotonic(), ""
         self.last_lines: list[str] = []
-        self._say = say
+        self._say, self._farewell_ends = say, math.inf
         self.process = subprocess.Popen(
             part.command,
             cwd=root,
@@ -69,11 +70,14 @@ class Running:
             self._say(self.part.name, text)
 
     def stop(self, why: str) -> None:
-        """Interrupt the whole group, kill what is left of it after FAREWELL_S, and remember why."""
-        self.end_status = why
+        """Interrupt the whole group, once, and remember why; after FAREWELL_S it has ended."""
+        self.end_status, self._farewell_ends = why, time.monotonic() + FAREWELL_S
         self._signal(signal.SIGINT)  # pytest then prints what failed so far, a training writes a checkpoint
-        with suppress(subprocess.TimeoutExpired):
-            self.process.wait(FAREWELL_S)
+
+    @property
+    def has_ended(self) -> bool:
+        """Tell whether the process has ended, or was stopped and its farewell took too long."""
+        return self.process.poll() is not None or time.monotonic() >= self._farewell_ends
 
     def outcome(self) -> Outcome:
         """Wait for the end of the output, end what the part left running, and say how it went."""
@@ -126,15 +130,12 @@ def run(  # what a stage needs, by name
         meanwhile()
         for each in list(running):
             end = min(each.began + each.part.limit_s, last)
-            if each.process.poll() is not None:
-                pass
-            elif stopped.is_set():
+            if each.has_ended:
+                outcomes[each.part.name] = each.outcome()
+                running.remove(each)
+            elif not each.end_status and stopped.is_set():
                 each.stop("stopped: a signal came")
-            elif time.monotonic() >= end:
+            elif not each.end_status and time.monotonic() >= end:
                 each.stop(f"failed: stopped after {end - each.began:.0f} s")
-            else:
-                continue
-            outcomes[each.part.name] = each.outcome()
-            running.remove(each)
         time.sleep(POLL_S)
     return [outcomes[part.name] for part in stage]

@@ -83,7 +83,7 @@ def _failures(outcomes: Sequence[Outcome], rows: Sequence[Row]) -> str:
     """List what went wrong, with the end of what it printed; log.txt has it whole."""
     parts = []
     for outcome in outcomes:
-        if not outcome.is_ok:
+        if not outcome.is_ok and not outcome.status.startswith("not run"):
             said = "\n".join(outcome.last_lines)
             parts.append(
                 f"**{outcome.name}**: {outcome.status}; whole: `grep '{outcome.name} |' log.txt`\n\n```\n{said}\n```"
