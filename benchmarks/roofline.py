@@ -112,7 +112,7 @@ def trace(arch: str, stem: str, side: int) -> Network:
         elif isinstance(module, BasicBlock | Bottleneck):
             block_inputs.append(per_image(given[0][0]))
         elif isinstance(module, nn.MaxPool2d):
-            pools.append((per_image(given[0]), per_image(result)))
+            pools.append((per_image(given[0]), per_image(result[0])))
 
     for module in encoder.modules():
         module.register_forward_hook(note)

@@ -65,9 +65,8 @@ def test_it_learns_classes_that_can_be_seen() -> None:
         probe.step(*batch(number), lr=20.0)
         if number == 180:
             probe.take()
-    assert (
-        probe.reading(*probe.take().tolist()).top1 > 75
-    )  # chance is 33; at this rate LARS swings, and rounding decides how far
+    # chance is 33; at this rate LARS swings, and rounding decides how far
+    assert probe.reading(*probe.take().tolist()).top1 > 75
 
 
 def test_it_continues_where_a_checkpoint_left_it() -> None:
