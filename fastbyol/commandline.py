@@ -6,7 +6,9 @@ import argparse
 import sys
 from typing import NoReturn
 
-THREADS = "that compute, on a CPU (default: OMP_NUM_THREADS, which torchrun sets to 1; else the fastest, by measuring)"
+THREADS = (
+    "threads that compute, on a CPU (default: OMP_NUM_THREADS, which torchrun sets; else the fastest, by measuring)"
+)
 DONE, RANK_LOST, BAD_INPUT, DIVERGED, INTERRUPTED = 0, 1, 2, 3, 75
 
 

@@ -137,7 +137,8 @@ def _leave() -> None:
     leaving.start()
     leaving.join(LEAVE_S)
     if leaving.is_alive():
-        print(f"warning: the ranks' connections did not close within {LEAVE_S:g} s and are left open", file=sys.stderr)
+        late = f"did not close within {LEAVE_S:g} s and are left open"
+        print(f"warning: the run is done, but the ranks' connections {late}", file=sys.stderr)
 
 
 @contextmanager

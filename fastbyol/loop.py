@@ -226,6 +226,8 @@ class Loop:
                     self._write(*rows.popleft())
                     intervals.lap("log_s")
                 if now_s - saved_s > (config.checkpoint_s or self.saver.cost.every_s()) and self._has_time(plan, now_s):
+                    while rows and self.world.ranks == 1:  # ranks save by clocks of their own, and rows are of them all
+                        self._write(*rows.popleft())
                     saved_s = now_s if self._save_if_good(output) else saved_s
                     intervals.lap("checkpoint_s")
             self.save()  # before anything is closed, which may take its time

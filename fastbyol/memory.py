@@ -11,6 +11,7 @@ import math
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
@@ -29,6 +30,7 @@ BLOCK_BYTES = 512  # what torch's allocator rounds to
 SHARE = 0.94  # of the free memory: the rest goes in fragments
 WORKSPACE_BYTES = GIB  # for cuDNN and cuBLAS
 VIEW_COPIES = 3.0  # beside the views a step reads: those just made, and the planes they were made from
+RUN_OUT = ("out of memory", "status_alloc_failed", "unable to find an engine")  # the last is cuDNN's search
 RECOMPUTED_LEAST = 0.75  # of a step that keeps everything: 0.85 for a ResNet-50
 PRECISIONS = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
@@ -85,11 +87,14 @@ def _faked(model: nn.Module) -> int:
     return trained
 
 
-def step_bytes(recipe: Recipe, *, images: int, parts: int = 1, precision: str, recomputes: bool = False) -> int:
+def step_bytes(
+    recipe: Recipe, *, images: int, parts: int = 1, precision: str, recomputes: bool = False, ranks: int = 1
+) -> int:
     """Predict the most memory, in bytes, that a step of `images` images takes in `parts` equal micro-batches.
 
-    precision: bfloat16 or float32, that of the activations. recomputes: see batchnorm.then. Weights, target,
-    gradients and momenta are in it. Takes a second or two for a ResNet-50.
+    precision: bfloat16 or float32, that of the activations. recomputes: see batchnorm.then. ranks: where there are
+    more, each has a second copy of its gradients in buckets. Weights, target, gradients and momenta are in it. Takes a
+    second or two for a ResNet-50.
     """
     with torch.device("meta"):
         model = BYOL(
@@ -108,16 +113,21 @@ def step_bytes(recipe: Recipe, *, images: int, parts: int = 1, precision: str, r
         with torch.autocast("cpu", dtype, enabled=dtype == torch.bfloat16):
             output = model(views)
         output.loss.backward()
-    gradients: int = trained if parts > 1 else 0  # they wait through the next part's forward
+    gradients: int = trained * ((parts > 1) + (ranks > 1))  # they wait through the next part's forward; buckets
     needed: int = live.peak_bytes + trained + gradients + round(VIEW_COPIES * views.nbytes)
     return needed
+
+
+def size(count: int) -> str:
+    """Write a number of bytes in GiB, or MiB below one."""
+    return f"{count / GIB:.1f} GiB" if count >= GIB else f"{count / 2**20:.0f} MiB"
 
 
 @dataclass(frozen=True)
 class Fit:
     """Say how a step is computed: in `parts`, with activations kept or recomputed; and the bytes it needs and may use.
 
-    whole_bytes: what the whole batch in one part would need, everything kept.
+    whole_bytes: what the whole batch in one part would need, everything kept. is_asked: the user chose the parts.
     """
 
     images: int
@@ -126,11 +136,12 @@ class Fit:
     step_bytes: int
     whole_bytes: int
     usable_bytes: int
+    is_asked: bool = False
 
     def __str__(self) -> str:
         """Describe it in one line: what was chosen and what that changes."""
-        needs = f"a step of {self.images} images needs {self.whole_bytes / GIB:.1f} GiB"
-        usable = f"of {self.usable_bytes / GIB:.1f} GiB that it may use"
+        needs = f"a step of {self.images} images needs {size(self.whole_bytes)}"
+        usable = f"of {size(self.usable_bytes)} that it may use"
         if self.parts == 1 and not self.recomputes:
             return f"{needs} {usable} (predicted)"
         each = self.images // self.parts
@@ -138,8 +149,8 @@ class Fit:
         chosen += ["some activations computed again in the backward"] if self.recomputes else []
         changes = f"; batch norm's population is {each} images, not {self.images}" if self.parts > 1 else ""
         return (
-            f"{needs} {usable}; so {' with '.join(chosen)}: {self.step_bytes / GIB:.1f} GiB (predicted){changes}; "
-            "--micro-batches N chooses otherwise"
+            f"{needs} {usable}; so {' with '.join(chosen)}: {size(self.step_bytes)} (predicted){changes}"
+            f"{'' if self.is_asked else '; --micro-batches N chooses otherwise'}"
         )
 
 
@@ -148,7 +159,7 @@ def divisors(images: int, *, above: int = 0) -> Iterator[int]:
     return (parts for parts in range(above + 1, images // 2 + 1) if images % parts == 0)
 
 
-def fit(
+def fit(  # noqa: PLR0913  # what a choice of this kind rests on, all by name
     recipe: Recipe,
     *,
     images: int,
@@ -157,34 +168,33 @@ def fit(
     least_parts: int = 1,
     only_parts: int | None = None,
     can_split: bool = True,
+    can_recompute: bool = True,
+    ranks: int = 1,
 ) -> Fit:
     """Choose the fewest micro-batches, from `least_parts` or only so many, in which a step of `images` images fits.
 
     Activations are recomputed only where that saves a micro-batch, since they cost time. Raises ConfigError where not
     even micro-batches of 2 images fit, or where the recipe cannot be split (a lagged target).
     """
-    whole = step_bytes(recipe, images=images, precision=precision)
-    counts = [parts for parts in divisors(images) if parts >= least_parts and parts == (only_parts or parts)]
+    count = partial(step_bytes, recipe, images=images, precision=precision, ranks=ranks)
+    whole = count()
+    counts = [parts for parts in divisors(images) if parts >= least_parts and only_parts in (None, parts)]
     if not can_split or recipe.lagged_target:
         counts = [parts for parts in counts if parts == 1]
     for parts in counts:
         if RECOMPUTED_LEAST * whole / parts > usable_bytes:
             continue
-        for recomputes in (False, True):
+        for recomputes in (False, True)[: 1 + can_recompute]:
             is_whole = parts == 1 and not recomputes
-            needed = (
-                whole
-                if is_whole
-                else step_bytes(recipe, images=images, parts=parts, precision=precision, recomputes=recomputes)
-            )
+            needed = whole if is_whole else count(parts=parts, recomputes=recomputes)
             if needed <= usable_bytes:
-                return Fit(images, parts, recomputes, needed, whole, usable_bytes)
-    why = f" in {only_parts} micro-batches" if only_parts else ""
+                return Fit(images, parts, recomputes, needed, whole, usable_bytes, is_asked=only_parts is not None)
+    why = "" if only_parts is None else f" in {only_parts} micro-batches"
     if recipe.lagged_target or not can_split:
         why = ", and a lagged target, or DALI's crops, cannot be split"
     raise ConfigError(
-        f"a step of {images} images of {recipe.crop_px} px needs {whole / GIB:.1f} GiB of the "
-        f"{usable_bytes / GIB:.1f} GiB that it may use on this GPU{why}; give a smaller --batch-size or encoder"
+        f"a step of {images} images of {recipe.crop_px} px needs {size(whole)} of the "
+        f"{size(usable_bytes)} that it may use on this GPU{why}; give a smaller --batch-size or encoder"
     )
 
 
@@ -199,6 +209,11 @@ def usable_bytes(free_bytes: int) -> int:
     return max(int(SHARE * free_bytes) - WORKSPACE_BYTES, 0)
 
 
-def is_out_of_memory(error: RuntimeError) -> bool:
-    """Tell whether an error says that a GPU's memory has run out; its libraries have words of their own for it."""
-    return isinstance(error, torch.OutOfMemoryError) or "STATUS_ALLOC_FAILED" in str(error)
+def is_out_of_memory(error: BaseException | None) -> bool:
+    """Tell whether an error, or what it came from, says that a GPU's memory has run out, in any library's words."""
+    while error is not None:
+        said = str(error).lower()
+        if isinstance(error, torch.OutOfMemoryError) or any(words in said for words in RUN_OUT):
+            return True
+        error = error.__cause__ or error.__context__
+    return False

@@ -62,29 +62,38 @@ def run(
         with locked(folder) if world.is_main else nullcontext():
             begun = folder.read_config() if state == "begun" and world.is_main else None
             chosen = fitting.settled(config, train=train, world=world, recorded=begun)
+            if begun is not None and chosen.parts != begun.parts:
+                atomic.write(folder.config, to_json(chosen))
             start = partial(Run, folder=folder, train=train, val=val, world=world, stopwatch=stopwatch, stop=stop)
             has_finished = _carry_out(start, config, chosen, has_begun=state == "begun")
             world.from_main(None)  # rank 0 may still be at its closing work
             return has_finished
 
 
-def _carry_out(start: Callable[[Config], Run], asked: Config, chosen: Config, *, has_begun: bool) -> bool:
+def _carry_out(start: partial[Run], asked: Config, chosen: Config, *, has_begun: bool) -> bool:
     """Take a run to its end; where the GPU's memory runs out, take up its newest checkpoint in smaller parts."""
     used_before_s: float | None = None
+    lines: list[str] = []
     while True:
-        this = start(chosen)
-        if has_begun:
-            this.take_up(used_before_s)
+        this: Run | None = None
         try:
+            this = start(chosen)
+            if has_begun:
+                this.take_up(used_before_s)
+            if lines:
+                this.tell_of_parts(lines)
             return this.go(is_new=not has_begun)
         except RuntimeError as error:
             if not memory.is_out_of_memory(error):
                 raise
             failure = " ".join(str(error).partition("\n")[0].split())
-        has_begun, used_before_s = this.has_begun, this.used_before_s
-        images, folder, ranks = fitting.images_of_rank(chosen, this.train, this.world), this.folder, this.world.ranks
+        if this is not None:
+            has_begun, used_before_s = this.has_begun, this.used_before_s
         del this  # and all that it holds on the GPU
-        chosen = fitting.split_further(asked, chosen, images=images, ranks=ranks, failure=failure)
+        train, world, folder = (start.keywords[name] for name in ("train", "world", "folder"))
+        images = fitting.images_of_rank(chosen, train, world)
+        chosen, line = fitting.split_further(asked, chosen, images=images, ranks=world.ranks, failure=failure)
+        lines = [*lines, line]
         if has_begun:
             atomic.write(folder.config, to_json(chosen))
 
@@ -188,6 +197,11 @@ class Run:
         if used_before_s is None:
             self.stopwatch.add(self.used_before_s)
 
+    def tell_of_parts(self, lines: list[str]) -> None:
+        """Warn of how a step is computed since memory ran out, and keep it for the result: from which step on."""
+        self.loop.teller.warn(lines[-1])
+        self.loop.notes.setdefault("micro_batches_from_step", []).append([self.loop.position.step, self.config.parts])
+
     def go(self, *, is_new: bool) -> bool:
         """Plan, train and close; True when finished, False when a signal came first."""
         deadline_s, score_until_s = self._deadline_s(), None
@@ -201,6 +215,7 @@ class Run:
                     return False
                 if isinstance(planned[0], ClockPlan):
                     score_until_s = planned[0].score_until_s
+        self.loop.engine.release()
         if self.world.is_main:
             self.closing.carry_out(deadline_s=deadline_s, score_until_s=score_until_s)
         return True

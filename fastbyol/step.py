@@ -69,6 +69,9 @@ class Eager:
         self._move()
         return output._replace(loss=torch.stack(losses).mean(), representations=torch.cat(seen))
 
+    def release(self) -> None:
+        """Give back the memory that only further steps would need."""
+
     def _step(self, views: Tensor) -> Output:
         """Do what a graph can hold: everything but setting the rates, which live on the device."""
         self.optimizer.zero_grad()
@@ -154,8 +157,8 @@ class Graph(Eager):
         torch._foreach_zero_([p.grad for p in self.model.parameters() if p.grad is not None])
         losses, seen = [], []
         for views in chain([first], coming):
-            output = self._replayed(views, partial(self._backward, share=1 / of))
-            losses.append(output.loss.detach().clone())  # the next replay writes where this one did
+            output = self._replayed(views, partial(self._part, share=1 / of))
+            losses.append(output.loss.clone())  # the next replay writes where this one did
             seen.append(output.representations.clone())
         self._move()
         return output._replace(loss=torch.stack(losses).mean(), representations=torch.cat(seen))
@@ -164,11 +167,21 @@ class Graph(Eager):
         """Tell whether the coming step runs eagerly; let the graph of another kind of step go first."""
         if self._kind != (parts, shape):
             self._kind, self._warm_ups = (parts, shape), 0
-            if self._captured is not None:
-                self._captured = None
-                self._free_memory()
+            self.release()
         self._warm_ups += 1
         return self._warm_ups <= WARM_UP
+
+    def release(self) -> None:
+        """Let the graph go, and its memory, gradients included."""
+        if self._captured is not None:
+            self._captured = None
+            self.optimizer.zero_grad()
+            self._free_memory()
+
+    def _part(self, views: Tensor, *, share: float) -> Output:
+        """Do what the graph of a micro-batch holds; what it returns keeps nothing else alive."""
+        output = self._backward(views, share=share)
+        return output._replace(loss=output.loss.detach())
 
     def _replayed(self, views: Tensor, work: Callable[[Tensor], Output]) -> Output:
         if self._captured is None:

@@ -197,7 +197,7 @@ class Threads:
         if work.number < most and most in work.tried and not self._has_said:
             self._has_said = True
             self.say(
-                f"{work.number} of {most} threads compute: a unit of work takes {1000 * work.pace_s:.3g} ms with "
+                f"{work.number} of {most} threads compute: a step, or batch, takes {1000 * work.pace_s:.3g} ms with "
                 f"{work.number} and {1000 * work.tried[most]:.3g} ms with {most}, as beside other programs; the number "
                 "follows the pace, and --threads fixes it"
             )

@@ -122,7 +122,9 @@ def build_parser() -> argparse.ArgumentParser:
         "--stop-on-collapse", action="store_true", help="end with status 3 when the embeddings collapse"
     )
     parser.add_argument(
-        "--deterministic", action="store_true", help="the same bits on every run also on a GPU, where it is slower"
+        "--deterministic",
+        action="store_true",
+        help="the same bits on every run also on a GPU, where it is slower; what has no such form warns",
     )
     parser.add_argument(
         "--plan",
@@ -163,15 +165,22 @@ def memory_plan(args: argparse.Namespace) -> str:
     if not args.plan:
         choose("cuda")
     free = memory.free_bytes() if not args.plan else round((args.plan - memory.CONTEXT_GIB) * memory.GIB)
-    images = recipe.batch_size
+    images, parts = recipe.batch_size // share, args.micro_batches
+    if parts is not None and (parts < 1 or images % parts or images < 2 * parts):
+        raise ConfigError(
+            f"{images} images do not make {parts} equal micro-batches of 2 images or more; give another number"
+        )
     found = memory.fit(
         recipe,
-        images=images // share,
+        images=images,
         precision=args.precision or "bfloat16",
         usable_bytes=memory.usable_bytes(free),
-        only_parts=args.micro_batches,
+        only_parts=parts,
+        can_split=args.crop == "kernels",
+        can_recompute=args.engine != "compile",
+        ranks=share,
     )
-    return f"{args.recipe}: {found}"
+    return f"{args.recipe}: {found}; images that wait to become views come on top"
 
 
 def recipe_of(args: argparse.Namespace) -> Recipe:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import pytest
+import torch
 
 from fastbyol.threads import AS_IS, Threads, candidates, choose
 
@@ -77,13 +80,21 @@ def test_loops_are_paced_as_blocks_are() -> None:
     assert machine.number == 1
 
 
+@pytest.fixture(autouse=True)
+def _threads_as_before() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
 def test_nothing_is_tried_where_the_number_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
     def settings(asked: int | None, device: str) -> tuple[int, ...]:
         return choose(asked, device).numbers
 
     assert settings(1, "cpu") == (1,)
     assert settings(2, "cpu") == (2,)
-    assert settings(None, "cpu") == (2,)  # OMP_NUM_THREADS of these tests
+    torch.set_num_threads(2)
+    assert settings(None, "cpu") == (2,)  # OMP_NUM_THREADS is set for these tests
     monkeypatch.delenv("OMP_NUM_THREADS")
     assert len(settings(None, "cuda")) == 1
     assert len(choose(None, "cpu", processes=2).numbers) == 1

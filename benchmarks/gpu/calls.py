@@ -30,7 +30,7 @@ Stage = tuple[Part, ...]  # parts that run beside one another
 
 @dataclass(frozen=True)
 class Where:
-    """What the parts of a call are told: the device, folders and files, the commit for rows, the call's seconds."""
+    """The command lines of a call's parts: the device, folders and files, the commit for rows, the call's seconds."""
 
     device: str
     work: Path
