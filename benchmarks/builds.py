@@ -206,27 +206,24 @@ def _batchnorm_tiles(dtype: str, width: int, *, packing: dict[str, int]) -> list
 
 
 def pool_builds() -> tuple[Build, ...]:
-    """Build the stem's pooling, forward with and without its places, and backward for one and two gradients.
-
-    Places are bytes beside bfloat16: their layout changes through shared memory, once, behind a barrier.
-    """
+    """Build the stem's pooling, forward with and without its places, and backward for one and two gradients."""
     sides = dict.fromkeys(("height", "width", "out_height", "out_width", "channels", "pixels"), "i32")
     forward = {"x_ptr": "*bf16", "z_ptr": "*bf16"}
     backward = {"dz_ptr": "*bf16", "place_ptr": "*u8", "dx_ptr": "*bf16"}
     shape: dict[str, Any] = {"BM": max_pool.TILE // 64, "BC": 64}
-    common: dict[str, Any] = {"num_warps": max_pool.WARPS, "divisible": ("channels",), "barriers": 1, "shared": 4096}
+    common: dict[str, Any] = {"num_warps": max_pool.WARPS, "divisible": ("channels",)}
     kernels = max_pool.max_pool_kernel, max_pool.max_pool_backward_kernel
     return (
-        Build("max_pool bf16", kernels[0], forward | {"place_ptr": "*u8"} | sides, shape, registers=128, **common),
+        Build("max_pool bf16", kernels[0], forward | {"place_ptr": "*u8"} | sides, shape, registers=96, **common),
         Build(
-            "max_pool target bf16", kernels[0], forward | sides, {**shape, "place_ptr": None}, registers=128, **common
+            "max_pool target bf16", kernels[0], forward | sides, {**shape, "place_ptr": None}, registers=96, **common
         ),
         Build(
             "max_pool backward bf16",
             kernels[1],
             backward | sides,
             {**shape, "other_dz_ptr": None},
-            registers=128,
+            registers=96,
             **common,
         ),
         Build(
@@ -234,7 +231,7 @@ def pool_builds() -> tuple[Build, ...]:
             kernels[1],
             backward | {"other_dz_ptr": "*bf16"} | sides,
             shape,
-            registers=128,
+            registers=96,
             **common,
         ),
     )
