@@ -9,6 +9,7 @@ from typing import NoReturn
 THREADS = (
     "threads that compute, on a CPU (default: OMP_NUM_THREADS, which torchrun sets; else the fastest, by measuring)"
 )
+WORKERS = "decoding threads (default: the cores of this rank less 2 on cuda, 2 on a CPU)"
 DONE, RANK_LOST, BAD_INPUT, DIVERGED, INTERRUPTED = 0, 1, 2, 3, 75
 
 

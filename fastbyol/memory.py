@@ -23,6 +23,7 @@ from torch.utils._pytree import tree_leaves
 from fastbyol.byol import BYOL, VIEWS
 from fastbyol.config import ConfigError, Recipe
 from fastbyol.kernels.dispatch import only_allocating
+from fastbyol.step import PRECISIONS
 
 GIB = 2**30
 CONTEXT_GIB = 1.5  # of a card that CUDA and the driver take before anything else
@@ -32,7 +33,6 @@ WORKSPACE_BYTES = GIB  # for cuDNN and cuBLAS
 VIEW_COPIES = 3.0  # beside the views a step reads: those just made, and the planes they were made from
 RUN_OUT = ("out of memory", "status_alloc_failed", "unable to find an engine")  # the last is cuDNN's search
 RECOMPUTED_LEAST = 0.75  # of a step that keeps everything: 0.85 for a ResNet-50
-PRECISIONS = {"bfloat16": torch.bfloat16, "float32": torch.float32}
 
 
 class _Peak(TorchDispatchMode):  # type: ignore[no-untyped-call]

@@ -10,7 +10,7 @@ from statistics import median
 EXIT_S = 0.5  # kept for the end of the process, unhindered; it takes about .05
 LEAVE_S = 0.2  # of it, when a score would have to be given up for it
 MARGIN = 1.15  # of the closing work as measured; its time scatters
-PACE_MAX = 6.0  # times its best is what the closing work is given at most, on two cores beside eight processes
+PACE_MAX = 6.0  # times its best is what the closing work is given at most
 IDLE_SHARE = 0.04  # of the budget is kept at most for hindrance, which may pass: 93 % are to be used
 SCORE_PACE_MAX = 2.5  # times their best are report and result given after a score
 RECENT = 16  # steps whose median tells today's pace

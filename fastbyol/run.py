@@ -65,23 +65,35 @@ def run(
             if begun is not None and chosen.parts != begun.parts:
                 atomic.write(folder.config, to_json(chosen))
             start = partial(Run, folder=folder, train=train, val=val, world=world, stopwatch=stopwatch, stop=stop)
-            has_finished = _carry_out(start, config, chosen, has_begun=state == "begun")
+            images, ranks = fitting.images_of_rank(chosen, train, world), world.ranks
+            split = partial(fitting.split_further, config, images=images, ranks=ranks)
+            has_finished = _carry_out(start, chosen, folder, split=split, has_begun=state == "begun")
             world.from_main(None)  # rank 0 may still be at its closing work
             return has_finished
 
 
-def _carry_out(start: partial[Run], asked: Config, chosen: Config, *, has_begun: bool) -> bool:
-    """Take a run to its end; where the GPU's memory runs out, take up its newest checkpoint in smaller parts."""
+def _carry_out(
+    start: Callable[[Config], Run],
+    config: Config,
+    folder: RunFolder,
+    *,
+    split: Callable[..., tuple[Config, str]],
+    has_begun: bool,
+) -> bool:
+    """Take a run to its end; where the GPU's memory runs out, take up its newest checkpoint in smaller parts.
+
+    split: what fitting.split_further does to a configuration and the words of a failure.
+    """
     used_before_s: float | None = None
-    lines: list[str] = []
+    line = ""
     while True:
         this: Run | None = None
         try:
-            this = start(chosen)
+            this = start(config)
             if has_begun:
                 this.take_up(used_before_s)
-            if lines:
-                this.tell_of_parts(lines)
+            if line:
+                this.note_parts(line)
             return this.go(is_new=not has_begun)
         except RuntimeError as error:
             if not memory.is_out_of_memory(error):
@@ -90,12 +102,9 @@ def _carry_out(start: partial[Run], asked: Config, chosen: Config, *, has_begun:
         if this is not None:
             has_begun, used_before_s = this.has_begun, this.used_before_s
         del this  # and all that it holds on the GPU
-        train, world, folder = (start.keywords[name] for name in ("train", "world", "folder"))
-        images = fitting.images_of_rank(chosen, train, world)
-        chosen, line = fitting.split_further(asked, chosen, images=images, ranks=world.ranks, failure=failure)
-        lines = [*lines, line]
+        config, line = split(config, failure=failure)
         if has_begun:
-            atomic.write(folder.config, to_json(chosen))
+            atomic.write(folder.config, to_json(config))
 
 
 def check_data(config: Config, train: Reader, val: Reader | None, world: World) -> None:
@@ -197,9 +206,9 @@ class Run:
         if used_before_s is None:
             self.stopwatch.add(self.used_before_s)
 
-    def tell_of_parts(self, lines: list[str]) -> None:
+    def note_parts(self, line: str) -> None:
         """Warn of how a step is computed since memory ran out, and keep it for the result: from which step on."""
-        self.loop.teller.warn(lines[-1])
+        self.loop.teller.warn(line)
         self.loop.notes.setdefault("micro_batches_from_step", []).append([self.loop.position.step, self.config.parts])
 
     def go(self, *, is_new: bool) -> bool:

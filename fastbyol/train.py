@@ -17,7 +17,7 @@ from fastbyol.beton import BetonError
 from fastbyol.budget import Length, Stopwatch, parse_budget, parse_duration, process_age_s
 from fastbyol.cgroups import available_cores
 from fastbyol.checkpoint import CheckpointError
-from fastbyol.commandline import BAD_INPUT, DIVERGED, DONE, INTERRUPTED, RANK_LOST, THREADS, Parser, fail, seed
+from fastbyol.commandline import BAD_INPUT, DIVERGED, DONE, INTERRUPTED, RANK_LOST, THREADS, WORKERS, Parser, fail, seed
 from fastbyol.config import (
     CROPS,
     LOADERS,
@@ -111,8 +111,7 @@ def build_parser() -> argparse.ArgumentParser:
         help="move the target in the launch of the loss, one step later than the paper",
     )
     parser.add_argument("--seed", type=seed, default=0, metavar="N")
-    decoding = "decoding threads (default: cores of this rank less 2 on cuda, 2 on cpu)"
-    parser.add_argument("--workers", type=int, metavar="N", help=decoding)
+    parser.add_argument("--workers", type=int, metavar="N", help=WORKERS)
     parser.add_argument("--threads", type=int, metavar="N", help=THREADS)
     parser.add_argument("--log-every", type=int, default=20, metavar="N", help="steps from row to row of metrics.jsonl")
     parser.add_argument(

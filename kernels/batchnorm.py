@@ -296,6 +296,25 @@ class _BatchNorm(torch.autograd.Function):
         return dx, g, dweight, dbias, None, None, None, None
 
 
+def _prepared(
+    x: Tensor,
+    weight: Tensor,
+    running_mean: Tensor,
+    running_var: Tensor,
+    num_batches_tracked: Tensor | None,
+    *,
+    views: int,
+    momentum: float,
+    eps: float,
+    group: dist.ProcessGroup | None,
+) -> tuple[Tensor, Tensor]:
+    """Check x and return it in channels-last memory, with mean and rstd [2, G, C]; move the running statistics."""
+    reference.check_views(x, weight, views=views, is_alone=group is None)
+    x = _channels_last(x, "x")
+    options: dict[str, Any] = {"views": views, "momentum": momentum, "eps": eps, "group": group}
+    return x, batch_statistics(x, running_mean, running_var, num_batches_tracked, **options)
+
+
 def _batch_norm(
     x: Tensor,
     residual: Tensor | None,
@@ -311,11 +330,8 @@ def _batch_norm(
     eps: float,
     group: dist.ProcessGroup | None,
 ) -> Any:
-    reference.check_views(x, weight, views=views, is_alone=group is None)
-    x = _channels_last(x, "x")
-    statistics = batch_statistics(
-        x, running_mean, running_var, num_batches_tracked, views=views, momentum=momentum, eps=eps, group=group
-    )
+    options: dict[str, Any] = {"views": views, "momentum": momentum, "eps": eps, "group": group}
+    x, statistics = _prepared(x, weight, running_mean, running_var, num_batches_tracked, **options)
     keep_mask = residual is not None and torch.is_grad_enabled()
     return _BatchNorm.apply(x, residual, weight, bias, statistics, relu, keep_mask, group)
 
@@ -363,11 +379,8 @@ def batch_norm_act_then(
     x is kept anyway, for batch norm's own backward. Costs one read and one write of x's size, saves as much memory;
     the results are the same bits. For x that the kernels take, see dispatch.runs_triton.
     """
-    reference.check_views(x, weight, views=views, is_alone=group is None)
-    x = _channels_last(x, "x")
-    statistics = batch_statistics(
-        x, running_mean, running_var, num_batches_tracked, views=views, momentum=momentum, eps=eps, group=group
-    )
+    options: dict[str, Any] = {"views": views, "momentum": momentum, "eps": eps, "group": group}
+    x, statistics = _prepared(x, weight, running_mean, running_var, num_batches_tracked, **options)
     z: Tensor = _BatchNorm.apply(x, None, weight, bias, statistics, relu, False, group)
     place, kept = z.untyped_storage()._cdata, x.detach()
 

@@ -7,7 +7,7 @@ import math
 from collections.abc import Callable
 from pathlib import Path
 
-from fastbyol.commandline import THREADS, Parser, seed, whole_number
+from fastbyol.commandline import THREADS, WORKERS, Parser, seed, whole_number
 from fastbyol.evaluate import dense, finetune, knn, linear, semi
 from fastbyol.evaluate.metrics import METRICS
 from fastbyol.formats import FORMATS
@@ -65,8 +65,7 @@ def build_parser() -> argparse.ArgumentParser:
 def _files(command: argparse.ArgumentParser) -> None:
     command.add_argument("--train", required=True, metavar="F.beton", help="labelled images to learn from")
     command.add_argument("--val", required=True, metavar="F.beton", help="labelled images to score on")
-    told = "decoding threads (default: cores less 2 on cuda, 2 on cpu)"
-    command.add_argument("--workers", type=whole_number, metavar="N", help=told)
+    command.add_argument("--workers", type=whole_number, metavar="N", help=WORKERS)
     _device(command)
 
 
