@@ -15,6 +15,8 @@ from fastbyol.beton import JPEG, StoredImage
 THREADS = os.environ.setdefault("OMP_NUM_THREADS", "2")  # of the processes that tests start, too: bits depend on it
 torch.set_num_threads(int(THREADS))
 signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which who begins the tests may ignore, as nohup does
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as a shell's background does, and processes pass on
+    signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class Betons(NamedTuple):
