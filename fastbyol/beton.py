@@ -1,9 +1,9 @@
-"""Know every byte of a .beton file (FFCV format 2): header, fields, index, and a reader that trusts none of them.
+"""Layout of a .beton file (FFCV format 2), and a reader that checks every claim the file makes.
 
     header 24 B | F descriptors of 1041 B | N records | zeros to a page | pages | allocation table to the end
 
-Little endian throughout. An image's record holds its mode, size and place; its length in bytes is in the
-allocation table only.
+Everything is little endian. An image's record holds its mode, its height and width and its position; its length in
+bytes is only in the allocation table.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from numpy.typing import NDArray
 
 VERSION = 2
 JPEG, RAW = 0, 1  # image modes
-FLOAT, INT, IMAGE, BYTES, NDARRAY, JSON, TENSOR = range(7)  # field types; 255 marks a custom one
+FLOAT, INT, IMAGE, BYTES, NDARRAY, JSON, TENSOR = range(7)  # field types; 255 is a custom one
 PAGE_BYTES_MIN, PAGE_BYTES_DEFAULT, PAGE_BYTES_MAX = 1 << 21, 1 << 23, 1 << 31  # FFCV: powers of two, under 4 GiB
 SIDE_MAX = 65535  # width and height are u2
 
@@ -50,16 +50,16 @@ _RECORD_OF_TYPE = {
     TENSOR: np.dtype("<u8"),
 }
 _SIDECAR_TYPES = {"source": str, "settings": dict, "skipped": list, "checksum": dict}
-_REWRITE = "write the file again, or copy it again from where it is whole"
+_REWRITE = "write the file again, or copy it again from an intact copy"
 
 
 class BetonError(ValueError):
-    """Tell in one line which file and field is wrong, what came, what was wanted and what to do."""
+    """A .beton file that cannot be used; the message names file and field, what came, what was wanted, what to do."""
 
 
 @dataclass(frozen=True)
 class StoredImage:
-    """Hold one image as the file holds it: JPEG bytes, or height x width x 3 bytes of RGB in mode RAW."""
+    """An image as stored in the file: JPEG bytes, or height x width x 3 bytes of RGB in mode RAW."""
 
     mode: int
     width: int
@@ -68,46 +68,46 @@ class StoredImage:
 
 
 def sidecar_path(path: str | os.PathLike[str]) -> Path:
-    """Name the sidecar of a .beton: NAME.beton.json, beside it."""
+    """Return the path of a .beton file's sidecar: NAME.beton.json in the same folder."""
     return Path(f"{os.fspath(path)}.json")
 
 
 def record_dtype(type_ids: list[int]) -> np.dtype[Any]:
-    """Build the record of one sample from its field types; members are f0, f1, ... aligned as a C struct is."""
+    """Build the record dtype of one sample from its field types: members f0, f1, ... aligned as in a C struct."""
     return np.dtype([(f"f{i}", _RECORD_OF_TYPE[type_id]) for i, type_id in enumerate(type_ids)], align=True)
 
 
 def round_up(count: int, multiple: int) -> int:
-    """Return the smallest multiple that is at least count."""
+    """Round `count` up to a multiple."""
     return -(-count // multiple) * multiple
 
 
 @dataclass(frozen=True)
 class _File:
-    """Hold the bytes of a file and its name for messages."""
+    """The bytes of a file, and its path for messages."""
 
     path: Path
     data: mmap.mmap
 
     def require(self, claim: bool | np.bool_, field: str, came: object, wanted: str, remedy: str = _REWRITE) -> None:
-        """Raise BetonError unless the claim about the field holds."""
+        """Raise BetonError about the field unless the claim holds."""
         if not claim:
             raise BetonError(f"{self.path}: {field} is {came}; wanted {wanted}; {remedy}")
 
     def require_each(self, good: NDArray[np.bool_], field: str, values: NDArray[Any], wanted: str) -> None:
-        """Raise BetonError that names the first entry for which the claim fails."""
+        """Raise BetonError about the first entry that is not good."""
         if not good.all():
             first = int(np.argmin(good))
             count = int(good.size - np.count_nonzero(good))
-            self.require(False, f"{field} of entry {first} ({count} such of {good.size})", values[first], wanted)
+            self.require(False, f"{field} of entry {first} ({count} bad of {good.size})", values[first], wanted)
 
     def array(self, dtype: np.dtype[Any], count: int, offset: int) -> NDArray[Any]:
-        """Copy count items out of the file; the caller has checked that they lie inside it."""
+        """Copy `count` items out of the file; the caller must have checked that they lie inside it."""
         return np.frombuffer(self.data, dtype, count, offset).copy()
 
 
 def _read_header(file: _File) -> tuple[int, int, int, int]:
-    """Return num_fields, page_size, num_samples, alloc_table_ptr, each possible for a file of this size."""
+    """Return num_fields, page_size, num_samples and alloc_table_ptr, checked against the size of the file."""
     size = len(file.data)
     file.require(size >= HEADER.itemsize, "size", size, f"at least {HEADER.itemsize} bytes", "is it a .beton file?")
     version, num_fields, page_size, num_samples, table_ptr = map(int, file.array(HEADER, 1, 0)[0].item())
@@ -138,7 +138,7 @@ def _read_header(file: _File) -> tuple[int, int, int, int]:
 
 
 def _read_fields(file: _File, num_fields: int) -> tuple[list[int], list[str]]:
-    """Return type and name of each field; refuse the types whose record size is unknown."""
+    """Return the type and name of each field; raise BetonError for a type of unknown record size."""
     descriptors = file.array(DESCRIPTOR, num_fields, HEADER.itemsize)
     names = [bytes(raw).rstrip(b"\0").decode("utf-8", "replace") for raw in descriptors["name"]]
     type_ids = [int(type_id) for type_id in descriptors["type_id"]]
@@ -148,18 +148,17 @@ def _read_fields(file: _File, num_fields: int) -> tuple[list[int], list[str]]:
     return type_ids, names
 
 
-def _pick(file: _File, fields: tuple[list[int], list[str]], type_id: int, name: str) -> int | None:
-    """Return the position of the field of this type: the one of this name, else the only one; None without any."""
-    found = [i for i, of_type in enumerate(fields[0]) if of_type == type_id]
-    named = [i for i in found if fields[1][i] == name]
-    choice = named or found
-    came = ", ".join(repr(fields[1][i]) for i in choice)  # a damaged name may hold anything
-    file.require(len(choice) <= 1, f"set of {name} fields", came, "one", f"name one of them {name!r} when writing")
-    return choice[0] if choice else None
+def _find_field(file: _File, fields: tuple[list[int], list[str]], type_id: int, name: str) -> int | None:
+    """Return the index of the field with this type and name, else of the only one with this type, else None."""
+    with_type = [i for i, field_type in enumerate(fields[0]) if field_type == type_id]
+    matches = [i for i in with_type if fields[1][i] == name] or with_type
+    came = ", ".join(repr(fields[1][i]) for i in matches)  # a damaged name may hold anything
+    file.require(len(matches) <= 1, f"set of {name} fields", came, "one", f"name one of them {name!r} when writing")
+    return matches[0] if matches else None
 
 
 def _read_allocations(file: _File, pages_ptr: int, page_size: int, table_ptr: int) -> NDArray[Any]:
-    """Return the non-empty allocations sorted by position, each inside one page and disjoint from the others."""
+    """Return the non-empty allocations by position, after checking that each lies in one page and none overlap."""
     table = file.array(ALLOCATION, (len(file.data) - table_ptr) // ALLOCATION.itemsize, table_ptr)
     table = table[table["size"] > 0]
     ptr, size = table["ptr"], table["size"]
@@ -176,7 +175,7 @@ def _read_allocations(file: _File, pages_ptr: int, page_size: int, table_ptr: in
 
 
 def _locate(file: _File, records: NDArray[Any], table: NDArray[Any]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Return offset and size in bytes of each image, from the allocation that belongs to its sample."""
+    """Return the offset and size in bytes of each image, from its sample's allocation."""
     ptr = records["data_ptr"].astype(np.uint64)
     file.require(len(table) > 0, "allocation table", "empty", "an allocation for each image")
     place = np.minimum(np.searchsorted(table["ptr"], ptr), len(table) - 1)
@@ -191,7 +190,7 @@ def _locate(file: _File, records: NDArray[Any], table: NDArray[Any]) -> tuple[ND
 
 
 def _read_sidecar(path: Path, num_samples: int) -> dict[str, Any]:
-    """Return the parsed sidecar, {} when there is none; refuse one that is broken or describes another file."""
+    """Return the parsed sidecar, {} without one; raise BetonError if it is broken or describes another file."""
     try:
         text = path.read_bytes()
     except FileNotFoundError:
@@ -215,11 +214,12 @@ def _read_sidecar(path: Path, num_samples: int) -> dict[str, Any]:
 
 
 class Reader:
-    """Map a .beton file into memory and hand out its images without copying.
+    """A memory-mapped .beton file whose images are read without copying.
 
-    Everything the file claims is checked when it is opened, vectorised over the samples; BetonError names what fails.
-    `labels` [N] int64 is None without an int field; `widths`, `heights`, `offsets`, `sizes` are [N] int64; `modes` [N]
-    uint8 is JPEG or RAW; `class_names` is None and `sidecar` {} without a sidecar. Any number of threads may read.
+    Opening it checks everything the file claims, vectorised over the samples, and raises BetonError at the first claim
+    that fails. `labels` [N] int64 is None without an int field; `widths`, `heights` (pixels), `offsets`, `sizes`
+    (bytes) are [N] int64; `modes` [N] uint8 is JPEG or RAW. Without a sidecar `class_names` is None and `sidecar` {}.
+    Any number of threads may read at once.
     """
 
     def __init__(self, path: str | os.PathLike[str]) -> None:
@@ -240,12 +240,12 @@ class Reader:
             raise
 
     def _read_index(self) -> None:
-        """Fill the public arrays from header, fields, records and allocation table."""
+        """Fill the public arrays from the header, fields, records and allocation table."""
         file = _File(self.path, self._map)
         num_fields, self.page_bytes, num_samples, table_ptr = _read_header(file)
         fields = _read_fields(file, num_fields)
         self.field_names = fields[1]
-        image, label = _pick(file, fields, IMAGE, "image"), _pick(file, fields, INT, "label")
+        image, label = _find_field(file, fields, IMAGE, "image"), _find_field(file, fields, INT, "label")
         file.require(image is not None, "set of fields", fields[1], "an RGBImage", "write the file with one")
         dtype = record_dtype(fields[0])
         records_ptr = HEADER.itemsize + num_fields * DESCRIPTOR.itemsize
@@ -277,7 +277,7 @@ class Reader:
         return self._bytes[offset : offset + int(self.sizes[index])]
 
     def close(self) -> None:
-        """Release the mapping; slices still held keep it alive until the last of them goes."""
+        """Release the memory map; it stays alive until the last payload still in use is gone."""
         self._bytes.release()
         with contextlib.suppress(BufferError):
             self._map.close()

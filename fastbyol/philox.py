@@ -1,7 +1,7 @@
-"""Know Philox4x32-10: random bits that are a pure function of a counter and a key, the same on every machine.
+"""Philox4x32-10: random bits as a pure function of a counter and a key, the same on every machine.
 
-Each round multiplies two of the four words to 64 bits, swaps the halves across and mixes in the key, which advances by
-a Weyl sequence. Source: Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
+Each round multiplies two of the four words to 64 bits, exchanges the halves and mixes in the key, which advances by a
+Weyl sequence. Source: Salmon, Moraes, Dror, Shaw, "Parallel random numbers: as easy as 1, 2, 3", SC 2011.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ def philox4x32(counter: NDArray[np.uint32], key: NDArray[np.uint32]) -> NDArray[
 
 
 def key_of(seed: int) -> NDArray[np.uint32]:
-    """Return the [2] uint32 key of a seed in [0, 2**64)."""
+    """Return the key of a seed in [0, 2**64), [2] uint32."""
     if not 0 <= seed < 2**64:
         raise ValueError(f"seed is {seed}; give an integer from 0 to 2**64 - 1")
     return np.array([seed & 0xFFFFFFFF, seed >> 32], dtype=np.uint32)
 
 
 def uniform(words: NDArray[np.uint32]) -> NDArray[np.float32]:
-    """Map uint32 words to float32 in [0, 1), each a multiple of 2**-24: exact in float32, so 1 never occurs."""
+    """Map uint32 words to float32 in [0, 1), multiples of 2**-24: exact in float32, so 1 never occurs."""
     return (words >> np.uint32(8)).astype(np.float32) * np.float32(2.0**-24)
