@@ -1,6 +1,6 @@
-"""Know which pieces of NVIDIA apex are installed, and how BYOL trains under apex's LARC.
+"""Optional NVIDIA apex: which of its pieces are installed, and BYOL trained with apex's LARC.
 
-apex drops pieces from release to release, so each is probed by import. It is never required.
+apex removes pieces from release to release, so each is found by importing it. It is never required.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from fastbyol.config import ConfigError, OptimConfig
 from fastbyol.kernels import reference
 from fastbyol.optim import parameter_groups
 
-PIECES = {  # where a piece is, and which builds of apex have it
+PIECES = {  # module, and the builds of apex that have it
     "LARC": ("apex.parallel", "25.05 and older"),
     "SyncBatchNorm": ("apex.parallel", "25.05 and older, built with --cuda_ext"),
     "FusedSGD": ("apex.optimizers", "any version built with --cuda_ext"),
@@ -24,36 +24,36 @@ PIECES = {  # where a piece is, and which builds of apex have it
 }
 
 
-def piece(name: str) -> Any:
-    """Import one of PIECES; raise ConfigError saying why it is missing and which builds of apex have it."""
+def import_piece(name: str) -> Any:
+    """Import one of PIECES; raise ConfigError with the reason if it is missing, and with the builds that have it."""
     module, builds = PIECES[name]
     try:
         return getattr(import_module(module), name)
     except (ImportError, AttributeError) as error:
         raise ConfigError(
-            f"{module}.{name} cannot be imported ({error}). NVIDIA apex has it: {builds}. Build that from source "
+            f"{module}.{name} cannot be imported ({error}); NVIDIA apex has it in {builds}; build that from source "
             "(PyPI's `apex` is another project)"
         ) from error
 
 
-def installed() -> dict[str, bool]:
-    """Tell of each of PIECES whether it can be imported."""
+def find_installed() -> dict[str, bool]:
+    """Map each of PIECES to whether it can be imported."""
 
-    def is_there(name: str) -> bool:
+    def can_import(name: str) -> bool:
         try:
-            piece(name)
+            import_piece(name)
         except ConfigError:
             return False
         return True
 
-    return {name: is_there(name) for name in PIECES}
+    return {name: can_import(name) for name in PIECES}
 
 
 class LARC:
-    """Step weights under apex's LARC in scaling mode, biases and batch norm plainly, then move the targets.
+    """apex's LARC in scaling mode for weights, SGD for biases and batch norm; each step also moves the targets.
 
-    Not the paper's LARS: LARC divides by |g| + wd * |p| instead of |g + wd * p|. It reads every norm on the host, so it
-    cannot be captured in a CUDA graph. Raises ConfigError where apex has no LARC.
+    This is not the paper's LARS: LARC divides by |g| + wd * |p| instead of |g + wd * p|. It reads every norm on the
+    host, so it cannot be captured in a CUDA graph. Raises ConfigError if apex or its LARC is missing.
     """
 
     def __init__(self, module: nn.Module, target_of: Mapping[nn.Parameter, Tensor], config: OptimConfig) -> None:
@@ -62,46 +62,46 @@ class LARC:
             weights["params"], lr=0.0, momentum=config.momentum, weight_decay=config.weight_decay
         )
         plain = torch.optim.SGD(others["params"], lr=0.0, momentum=config.momentum)
-        self.optimizers = (piece("LARC")(adaptive, trust_coefficient=config.trust, clip=False, eps=0.0), plain)
+        self.optimizers = (import_piece("LARC")(adaptive, trust_coefficient=config.trust, clip=False, eps=0.0), plain)
         self.params, self.targets = list(target_of), list(target_of.values())
         device = weights["params"][0].device
         self.tau = torch.ones((), device=device)
-        self._ema_rate = 1.0
+        self._tau = 1.0
         self.skipped = torch.zeros(2, dtype=torch.int32, device=device)  # LARC skips no step
 
     @property
     def state(self) -> dict[torch.Tensor, dict[str, Any]]:
-        """Give the momenta by parameter, as torch's optimisers do."""
+        """The momenta by parameter, as in torch's optimisers."""
         return {p: entry for optimizer in self.optimizers for p, entry in optimizer.state.items()}
 
     def zero_grad(self) -> None:
-        """Drop every gradient."""
+        """Set every gradient to None."""
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 for parameter in group["params"]:
                     parameter.grad = None
 
     def set_rates(self, *, lr: float, tau: float) -> None:
-        """Set the learning rate and the EMA rate for the next step."""
+        """Set the learning rate and tau for the next step."""
         self.tau.fill_(tau)
-        self._ema_rate = tau
+        self._tau = tau
         for optimizer in self.optimizers:
             for group in optimizer.param_groups:
                 group["lr"] = lr
 
     def step(self) -> None:
-        """Update momenta, parameters and targets in place (host sync for every tensor: LARC's)."""
+        """Update momenta, parameters and targets in place. LARC syncs with the host for every tensor."""
         for optimizer in self.optimizers:
             optimizer.step()
         if self.targets:
             with torch.no_grad():
-                reference.ema_(self.targets, self.params, tau=self._ema_rate)
+                reference.ema_(self.targets, self.params, tau=self._tau)
 
     def state_dict(self) -> dict[str, Any]:
-        """Gather the momenta, as plain values and tensors."""
+        """Return the momenta as plain values and tensors."""
         return {"adaptive": self.optimizers[0].state_dict(), "plain": self.optimizers[1].state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
-        """Take up what state_dict gathered."""
+        """Restore the state that state_dict returned."""
         self.optimizers[0].load_state_dict(state["adaptive"])
         self.optimizers[1].load_state_dict(state["plain"])

@@ -1,4 +1,4 @@
-"""Know batch norm per view: each view of a batch is its own population, as if the network ran once a view."""
+"""Batch norm per view: each view of a batch is a population of its own, as if the network ran once per view."""
 
 from __future__ import annotations
 
@@ -18,9 +18,9 @@ MOMENTUM = 0.1
 
 
 class _PerView(nn.modules.batchnorm._BatchNorm):
-    """Batch norm over [V*B, ...] whose training statistics are taken per view; names and buffers are torch's own.
+    """Batch norm over [V*B, ...] with training statistics per view; parameter and buffer names are torch's own.
 
-    Attribute `group`: the process group whose ranks share statistics, or None; see synchronize_.
+    Attribute `group`: the process group that shares its statistics, or None; see synchronize_.
     """
 
     def __init__(self, channels: int, *, views: int = 2) -> None:
@@ -59,14 +59,14 @@ class BatchNormAct1d(_Act, nn.BatchNorm1d):
 class BatchNormAct2d(_Act, nn.BatchNorm2d):
     """Per-view batch norm and ReLU of feature maps [V*B, C, H, W].
 
-    Attribute `recomputes`: whether what `then` hands on is computed again in the backward; see there.
+    Attribute `recomputes`: whether normalize_then computes this layer's output again in the backward.
     """
 
     recomputes = False
 
 
 class BatchNormAddReLU2d(_PerView, nn.BatchNorm2d):
-    """Per-view batch norm of feature maps [V*B, C, H, W], a residual sum and ReLU: the end of a residual block."""
+    """Per-view batch norm of feature maps [V*B, C, H, W], residual sum and ReLU: the end of a residual block."""
 
     def forward(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]  # two inputs
         """Return the result twice, once for each consumer, so that the kernel can add their gradients."""
@@ -76,11 +76,11 @@ class BatchNormAddReLU2d(_PerView, nn.BatchNorm2d):
         return batch_norm_add_relu(x, residual, *self._tensors(), self.num_batches_tracked, **self._options())
 
 
-def then(norm: nn.Module, x: Tensor, consumer: nn.Module) -> Tensor:
-    """Return consumer(norm(x)); where `norm.recomputes`, what it keeps of norm(x) for its backward is computed again.
+def normalize_then(norm: nn.Module, x: Tensor, consumer: nn.Module) -> Tensor:
+    """Return consumer(norm(x)); with `norm.recomputes`, norm(x) is not kept but computed again in the backward.
 
-    The results are the same bits. On a GPU it saves memory of x's size and costs a read and a write of it; where the
-    kernels do not run, nothing is recomputed.
+    The result is the same, bit for bit. On a GPU this saves memory of x's size and costs one read and one write of it.
+    Where the Triton kernels do not run, nothing is recomputed.
     """
     if not (
         isinstance(norm, BatchNormAct2d)
@@ -97,7 +97,7 @@ def then(norm: nn.Module, x: Tensor, consumer: nn.Module) -> Tensor:
 
 
 def synchronize_(module: nn.Module, group: dist.ProcessGroup | None) -> None:
-    """Let every batch norm inside the module share its statistics with the ranks of a group; None ends that."""
+    """Share the statistics of every batch norm in the module among the ranks of a group; None stops sharing."""
     for layer in module.modules():
         if isinstance(layer, _PerView):
             layer.group = group
@@ -107,11 +107,11 @@ def synchronize_(module: nn.Module, group: dist.ProcessGroup | None) -> None:
 def recalibrate_(
     module: nn.Module, batches: Iterable[Tensor], *, autocast: AbstractContextManager[Any] | None = None
 ) -> None:
-    """Renew the running statistics inside a module: about their mean over these batches [V*B, ...], equally weighted.
+    """Replace a module's running statistics by about their mean over these batches [V*B, ...], equally weighted.
 
-    For weights that have moved faster, or views that have changed, than running statistics of momentum .1 follow.
-    autocast: the precision to compute in. The module is left in evaluation mode, and no longer shares its statistics
-    with other ranks.
+    Use it where the weights have moved, or the views have changed, faster than running statistics of momentum 0.1
+    follow. autocast: the precision to compute in. Leaves the module in evaluation mode, no longer sharing its
+    statistics with other ranks.
     """
     synchronize_(module, None)
     layers = [layer for layer in module.modules() if isinstance(layer, _PerView)]

@@ -1,4 +1,4 @@
-"""Know the clock: durations, deadlines and Slurm's time left as text, and the seconds a run has used."""
+"""Time budgets: durations, deadlines and Slurm's time limit read from text, and the stopwatch of a run."""
 
 from __future__ import annotations
 
@@ -16,38 +16,38 @@ from fastbyol.config import ConfigError
 UNITS_S = {"d": 86_400, "h": 3_600, "m": 60, "s": 1}
 DURATION = re.compile(r"(?:(\d+(?:\.\d+)?)d)?(?:(\d+(?:\.\d+)?)h)?(?:(\d+(?:\.\d+)?)m)?(?:(\d+(?:\.\d+)?)s)?")
 TIME_LEFT = re.compile(r"(?:(\d+)-)?(?:(\d+):)?(\d+):(\d+)")  # of squeue: days-hours:minutes:seconds
-SLURM_MARGIN_S = 15.0  # to be gone before Slurm ends the job itself
+SLURM_MARGIN_S = 15.0  # to exit before Slurm ends the job
 SQUEUE_TIMEOUT_S = 10.0
 
 
 class Length(NamedTuple):
-    """Say how long a run may take: `budget_s` seconds of its own over all its processes, or until a Unix time."""
+    """The time a run may take: `budget_s` seconds over all its processes, or until a Unix time, `deadline`."""
 
     budget_s: float | None = None
     deadline: float | None = None
 
 
 def parse_duration(text: str, *, flag: str = "--budget") -> float:
-    """Read a duration such as 90s, 5m, 8h or 1d12h into seconds, more than 0; ConfigError names the flag otherwise."""
+    """Convert a duration such as 90s, 5m, 8h or 1d12h to seconds; raise ConfigError unless it is above 0."""
     match = DURATION.fullmatch(text.strip().lower())
     parts = match.groups() if match else ()
     seconds = sum(float(part) * unit for part, unit in zip(parts, UNITS_S.values(), strict=False) if part)
     if seconds <= 0:
         raise ConfigError(
-            f"{flag} {text!r} is not a duration; give days, hours, minutes, seconds such as 90s, 8h or 1d12h"
+            f"{flag} {text!r} is not a duration; give days, hours, minutes and seconds, such as 90s, 8h or 1d12h"
         )
     return seconds
 
 
 def parse_budget(text: str, environment: Mapping[str, str] = os.environ) -> Length:
-    """Read --budget: a duration, "until 2026-12-01T08:00" (local time, or with an offset), or "slurm".
+    """Parse --budget: a duration, "until 2026-12-01T08:00" (local time, or with an offset), or "slurm".
 
-    Raises ConfigError for anything else and for "slurm" outside a Slurm job. A moment may have passed: a run that has
-    trained is then only closed.
+    Raises ConfigError for anything else, and for "slurm" outside a Slurm job. The deadline may lie in the past: a run
+    that has already trained then only does its closing work.
     """
     word, _, rest = text.strip().partition(" ")
     if word == "until":
-        return Length(deadline=_moment(rest.strip()))
+        return Length(deadline=_unix_time(rest.strip()))
     if word == "slurm" and not rest:
         return Length(deadline=_end_of_slurm_job(environment) - SLURM_MARGIN_S)
     try:
@@ -56,7 +56,7 @@ def parse_budget(text: str, environment: Mapping[str, str] = os.environ) -> Leng
         raise ConfigError(f"{error}; or 'until 2026-12-01T08:00', or slurm") from None
 
 
-def _moment(text: str) -> float:
+def _unix_time(text: str) -> float:
     try:
         return datetime.fromisoformat(text).timestamp()
     except ValueError:
@@ -64,31 +64,29 @@ def _moment(text: str) -> float:
 
 
 def _end_of_slurm_job(environment: Mapping[str, str]) -> float:
-    """Give the Unix time at which Slurm ends this job: from its environment, else from squeue."""
+    """Return the Unix time at which Slurm ends this job, from its environment or else from squeue."""
     if "SLURM_JOB_ID" not in environment:
-        raise ConfigError(
-            "--budget slurm, but this is no Slurm job (SLURM_JOB_ID is not set); give a duration such as 8h"
-        )
+        raise ConfigError("--budget slurm outside a Slurm job (SLURM_JOB_ID is not set); give a duration such as 8h")
     if "SLURM_JOB_END_TIME" in environment:
         return float(environment["SLURM_JOB_END_TIME"])
     command = ["squeue", "--noheader", "--jobs", environment["SLURM_JOB_ID"], "--format", "%L"]
     try:
-        asked = subprocess.run(command, check=True, capture_output=True, text=True, timeout=SQUEUE_TIMEOUT_S)
+        squeue = subprocess.run(command, check=True, capture_output=True, text=True, timeout=SQUEUE_TIMEOUT_S)
     except (OSError, subprocess.SubprocessError) as error:
         raise ConfigError(
             f"--budget slurm: {' '.join(command)} failed ({error}); give a duration such as 8h"
         ) from error
-    match = TIME_LEFT.fullmatch(asked.stdout.strip())
+    match = TIME_LEFT.fullmatch(squeue.stdout.strip())
     if match is None:
         raise ConfigError(
-            f"--budget slurm: the job has time limit {asked.stdout.strip()!r}; give a duration such as 8h"
+            f"--budget slurm: the job has time limit {squeue.stdout.strip()!r}; give a duration such as 8h"
         )
     left = sum(int(part) * unit for part, unit in zip(match.groups("0"), UNITS_S.values(), strict=True))
     return time.time() + left
 
 
 def format_duration(seconds: float) -> str:
-    """Write seconds as the two largest units that matter: 95 -> '1m35s'."""
+    """Format seconds in the two largest units that are not 0: 95 -> '1m35s'."""
     left = round(seconds)
     parts = []
     for name, unit in UNITS_S.items():
@@ -99,35 +97,34 @@ def format_duration(seconds: float) -> str:
 
 
 def process_age_s() -> float:
-    """Measure seconds since this process was started, interpreter start and imports included (Linux: /proc)."""
+    """Return the seconds since this process started, interpreter start and imports included (Linux: /proc)."""
     stat = Path("/proc/self/stat").read_text()
     started_ticks = int(stat.rpartition(")")[2].split()[19])
     return _now_s() - started_ticks / os.sysconf("SC_CLK_TCK")
 
 
 def _now_s() -> float:
-    """Read a clock that no one sets and that goes on while the machine sleeps."""
+    """Read a monotonic clock that also runs while the machine sleeps."""
     return time.clock_gettime(time.CLOCK_BOOTTIME)
 
 
 class Stopwatch:
-    """Count the seconds of a run: this process's, plus what earlier processes of the same run used.
+    """The seconds a run has used: those of this process plus those of its earlier processes.
 
-    `age_s` is what this process has used already: its whole age on a command line, nothing inside a program that has
-    lived for other ends.
+    `age_s`: seconds this process has used already; process_age_s() on a command line, 0 inside another program.
     """
 
     def __init__(self, *, age_s: float) -> None:
         self._origin = _now_s() - age_s
 
     def elapsed_s(self) -> float:
-        """Give the seconds the run has used so far."""
+        """Return the seconds the run has used so far."""
         return _now_s() - self._origin
 
-    def add(self, used_before_s: float) -> None:
-        """Count what earlier processes of the run used."""
+    def add_earlier(self, used_before_s: float) -> None:
+        """Add the seconds that earlier processes of the run used."""
         self._origin -= used_before_s
 
-    def at(self, moment: float) -> float:
-        """Give what the stopwatch will show at a Unix time."""
-        return self.elapsed_s() + moment - time.time()
+    def elapsed_at(self, unix_time: float) -> float:
+        """Return the seconds the run will have used at a Unix time."""
+        return self.elapsed_s() + unix_time - time.time()

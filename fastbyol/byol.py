@@ -1,4 +1,4 @@
-"""Know BYOL's networks: online (encoder, projector, predictor), target (encoder, projector), and what joins them."""
+"""BYOL's networks: online (encoder, projector, predictor) and target (encoder, projector), and their forward."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ VIEWS = 2
 class MLP(nn.Sequential):
     """Projector or predictor: depth - 1 times Linear(hidden, bias) -> BN -> ReLU, then Linear(out, no bias).
 
-    [N, inputs] to [N, out]; a depth of 0 passes its input.
+    Maps [N, inputs] to [N, out]; depth 0 is the identity.
     """
 
     def __init__(self, inputs: int, config: HeadConfig, *, depth: int) -> None:
@@ -32,7 +32,7 @@ class MLP(nn.Sequential):
             layers += [
                 nn.Linear(inputs, config.hidden),
                 BatchNormAct1d(config.hidden, views=VIEWS),
-                nn.Identity(),  # the ReLU's place: it happens in the batch norm, and the layers keep their names
+                nn.Identity(),  # stands for the ReLU, which the batch norm computes: layers keep their numbers
             ]
             inputs = config.hidden
         if depth:
@@ -41,7 +41,7 @@ class MLP(nn.Sequential):
 
 
 class Branch(nn.Module):
-    """Encoder and projector: what online and target share. Images [N, 3, H, W] to projections [N, D]."""
+    """Encoder and projector, the part that online and target network have in common."""
 
     def __init__(self, encoder: ResNet, projector: MLP) -> None:
         super().__init__()
@@ -55,9 +55,9 @@ class Branch(nn.Module):
 
 
 class Output(NamedTuple):
-    """What one forward yields: the loss, a float32 scalar with its graph, and two that have none.
+    """The result of one forward: the loss, a float32 scalar, and two detached tensors.
 
-    Those are the projections predictions are compared with [2B, D], and the first view's representations [B, F].
+    target_projections [2B, D]: what the predictions are compared with; representations [B, F]: the first view's.
     """
 
     loss: Tensor
@@ -66,11 +66,11 @@ class Output(NamedTuple):
 
 
 class BYOL(nn.Module):
-    """Online and target networks. The target starts as a copy, stays in train mode and never sees a gradient.
+    """Online and target networks. The target starts as a copy, stays in train mode and gets no gradient.
 
-    Both weights depend only on (encoder, head, seed). The EMA that moves the target belongs to the optimiser, or with
-    a lagged target to the loss. With target_statistics "running" the target's batch norms run in evaluation mode, on
-    statistics that `follow_statistics` moves. Objectives whose targets are the online network's have no target network.
+    The initial weights depend only on (encoder, head, seed). The optimiser computes the EMA that moves the target, or,
+    with a lagged target, the loss does. With target_statistics "running" the target's batch norms are in evaluation
+    mode, on statistics that update_target_statistics moves. `target` is None for objectives without a target network.
     """
 
     def __init__(
@@ -94,30 +94,31 @@ class BYOL(nn.Module):
         self.predictor = predictor
         self.target = copy.deepcopy(self.online).requires_grad_(False) if objective.has_target else None
         self.objective = Objective(objective, dimensions=head.out, seed=seed + 2)
-        self._workspace = Workspace()  # of a lagged target
+        self._workspace = Workspace()  # for a lagged target
 
     def forward(self, views: Tensor, *, tau: Tensor | None = None) -> Output:
-        """Compute the loss of views [2B, 3, H, W], view-major (byol-spec, steps 1 and 2).
+        """Compute the loss of views [2B, 3, H, W], view-major (paper, section 3.1 and eq. 2).
 
-        With tau, a scalar on the views' device, the launch that computes the loss also moves the target towards the
-        parameters of this forward: one step later than the paper.
+        With tau, a scalar on the views' device, the kernel launch that computes the loss also moves the target towards
+        the parameters of this forward: one step later than in the paper.
         """
-        goals = self._target_projections(views)  # first, while no activation is kept: its own are let go
+        # the target first: it keeps no activations, and the online network has none yet
+        targets = self._project_by_target(views)
         representations = self.online.encoder(views)
         projections = self.online.projector(representations)
         predictions = self.predictor(projections)
-        if goals is None:
-            goals = projections if self.objective.config.target == "online" else projections.detach()
-        shown = representations.detach().chunk(VIEWS)[0]
+        if targets is None:
+            targets = projections if self.objective.config.target == "online" else projections.detach()
+        first_view = representations.detach().chunk(VIEWS)[0]
         if tau is None:
-            return Output(self.objective(predictions, goals), goals.detach(), shown)
-        assert self.target is not None  # Recipe refuses a lagged target without one
-        targets, params = list(self.target.parameters()), list(self.online.parameters())
-        loss = ema_loss(predictions, goals, targets, params, tau=tau, workspace=self._workspace)
-        return Output(loss, goals, shown)
+            return Output(self.objective(predictions, targets), targets.detach(), first_view)
+        assert self.target is not None  # Recipe rejects a lagged target without a target network
+        target_params, online_params = list(self.target.parameters()), list(self.online.parameters())
+        loss = ema_loss(predictions, targets, target_params, online_params, tau=tau, workspace=self._workspace)
+        return Output(loss, targets, first_view)
 
-    def _target_projections(self, views: Tensor) -> Tensor | None:
-        """Project views by the target network [2B, D]; None where the objective has none."""
+    def _project_by_target(self, views: Tensor) -> Tensor | None:
+        """Return the target network's projections of the views [2B, D], None without a target network."""
         if self.target is None:
             return None
         with torch.no_grad():
@@ -125,20 +126,20 @@ class BYOL(nn.Module):
         return projections
 
     def train(self, mode: bool = True) -> BYOL:
-        """Set the mode; a target on running statistics stays in evaluation mode."""
+        """Set train or evaluation mode; a target on running statistics stays in evaluation mode."""
         super().train(mode)
         if self.target is not None:
             self.target.train(mode and self.target_statistics == "batch")
         return self
 
     def synchronize_(self, group: dist.ProcessGroup | None) -> None:
-        """Share batch-norm statistics and negatives with the ranks of a group, which hold as many images each."""
+        """Share batch-norm statistics and negatives among the ranks of a group, each with equally many images."""
         batchnorm.synchronize_(self, group)
         self.objective.group = group
 
-    def follow_statistics(self, tau: Tensor) -> None:
-        """Move the target's running statistics towards the online network's: an EMA at the rate of the weights."""
-        assert self.target is not None  # Recipe refuses running statistics without one
+    def update_target_statistics(self, tau: Tensor) -> None:
+        """Move the target's running statistics towards the online network's by the EMA, at the weights' tau."""
+        assert self.target is not None  # Recipe rejects running statistics without a target network
         targets, sources = (
             [buffer for buffer in branch.buffers() if buffer.is_floating_point()]
             for branch in (self.target, self.online)
@@ -146,16 +147,16 @@ class BYOL(nn.Module):
         reference.ema_(targets, sources, tau=tau)
 
     def target_of(self) -> dict[nn.Parameter, Tensor]:
-        """Pair every online parameter that has a target with that target tensor, for the EMA; {} where none moves."""
+        """Map each online parameter to the target parameter that follows it; {} where the target does not move."""
         if self.target is None or self.objective.config.target == "constant":
             return {}
         return dict(zip(self.online.parameters(), self.target.parameters(), strict=True))
 
 
 def embedding_std(projections: Tensor) -> Tensor:
-    """Measure collapse: the std over images of one view's unit-length projections, averaged over D; a scalar, no sync.
+    """Return the std over images of one view's unit-length projections, averaged over D: a measure of collapse.
 
-    projections [2B, D], view-major. About 1/sqrt(D) when healthy, 0 when every image maps to one point.
+    projections: [2B, D], view-major. About 1/sqrt(D) when healthy, 0 when every image maps to one point. No host sync.
     """
     first = reference.normalize_rows(projections.chunk(VIEWS)[0].float())
     return first.std(0, correction=0).mean()

@@ -1,4 +1,4 @@
-"""Know the work after the last step: encoder, score, report, result; and what each piece of it costs."""
+"""Closing work after the last step: encoder, score, report and result, and the measured time of each piece."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ SHOWN_QUERIES, SHOWN_NEIGHBOURS = 8, 5  # in the report
 
 
 class Closing:
-    """Carry out the closing work of a run, or rehearse it; `seconds` holds what each piece took last."""
+    """The closing work of a run and its rehearsal; `seconds` holds what each piece took last."""
 
     def __init__(self, config: Config, folder: RunFolder, *, train: Reader, val: Reader | None, loop: Loop) -> None:
         self.config, self.folder, self.train, self.val, self.loop = config, folder, train, val, loop
@@ -45,17 +45,17 @@ class Closing:
         self.seconds[piece] = max(time.monotonic() - began_s - (threads.lost_s - lost_s), 0.0)
 
     def rehearse(self) -> None:
-        """Do it all once, in a folder of its own, before anything of an earlier run is touched.
+        """Do all closing work once, in a folder of its own, before anything of an earlier run is overwritten.
 
-        It measures what to keep in reserve, scores the encoder as it starts, and lets a full disk fail now and not
-        after the night.
+        This measures the time to reserve, scores the encoder before training, and makes a full disk fail now and not
+        after hours of training.
         """
         loop, cost = self.loop, self.loop.saver.cost
         self._warm_up()
         score = self.knn_top1()
         if loop.position.step == 0:
             loop.notes["knn_top1_random_init"] = score
-        stage = RunFolder(self.folder.path / "rehearsal")
+        rehearsal = RunFolder(self.folder.path / "rehearsal")
         try:
             with self._timed("checkpoint"):
                 began_s = time.monotonic()
@@ -63,18 +63,18 @@ class Closing:
                 if self.config.device == "cuda":
                     torch.cuda.synchronize()  # the copies are only queued
                 cost.copy_s = time.monotonic() - began_s
-                checkpoint.save(stage.checkpoints, taken, step=0)
+                checkpoint.save(rehearsal.checkpoints, taken, step=0)
                 cost.write_s = time.monotonic() - began_s - cost.copy_s
-            self._export(stage)
+            self._export(rehearsal)
             rows = [dict.fromkeys(report.SERIES, 1.0 + number) for number in range(2)]
             result = {"images_per_s": 1.0, "epochs": 1.0, "train_s": 1.0, "knn_top1": score, **loop.notes}
-            self.report(result, folder=stage, rows=rows)
-            self._result(stage, result)
+            self.report(result, folder=rehearsal, rows=rows)
+            self._write_result(rehearsal, result)
         finally:
-            shutil.rmtree(stage.path, ignore_errors=True)
+            shutil.rmtree(rehearsal.path, ignore_errors=True)
 
     def _warm_up(self) -> None:
-        """Evaluate one batch: the first compiles and chooses algorithms, for which the end needs no time again."""
+        """Evaluate one batch: the first compiles and chooses algorithms, which must not count as closing work."""
         if self.val is not None:
             self._extract(self.val, limit=BATCH)
 
@@ -82,7 +82,7 @@ class Closing:
         with self._timed("export"):
             save_encoder(folder.encoder, self.loop.model.online.encoder, self.config.recipe.encoder)
 
-    def _result(self, folder: RunFolder, result: dict[str, Any]) -> None:
+    def _write_result(self, folder: RunFolder, result: dict[str, Any]) -> None:
         with self._timed("result"):
             write_result(folder, result)
 
@@ -93,16 +93,16 @@ class Closing:
         folder: RunFolder | None = None,
         rows: list[dict[str, Any]] | None = None,
     ) -> None:
-        """Write the report, from the rows of the run unless others are given."""
+        """Write the report, from the run's rows unless `rows` are given."""
         to = folder or self.folder
         with self._timed("report"):
-            known = read_metrics(self.folder.metrics) if rows is None else rows
+            rows = read_metrics(self.folder.metrics) if rows is None else rows
             report.write(
                 to.report,
                 self.config,
                 train=self.train,
                 val=self.val,
-                rows=known,
+                rows=rows,
                 result=result,
                 neighbours=self.neighbours,
                 plan=self.loop.notes.get("plan"),
@@ -110,9 +110,9 @@ class Closing:
             )
 
     def knn_top1(self, stop: Callable[[], bool] | None = None) -> float | None:
-        """Score the online encoder with a bank of up to `knn_bank` training images; training does not notice.
+        """Return the online encoder's kNN top-1 in percent, with up to `knn_bank` training images as the bank.
 
-        None without a validation file, and when `stop` says that there is no time left to finish.
+        Training state does not change. None without a validation file, or when `stop` returns True before the end.
         """
         if self.val is None:
             return None
@@ -128,7 +128,7 @@ class Closing:
             return knn.top1(bank, queries, k=min(knn.K, len(bank.labels)), device=self.config.device)
 
     def _extract(self, reader: Reader, *, limit: int | None = None, stop: Callable[[], bool] | None = None) -> Features:
-        """Represent the images of a file by the online encoder."""
+        """Compute the online encoder's representations of a file's images."""
         config, recipe = self.config, self.config.recipe
         lens = Lens(
             recipe.eval_px, recipe.eval_margin, config.workers, config.device, config.on_error, self.loop.threads
@@ -137,7 +137,7 @@ class Closing:
         return features.represent(self.loop.model.online.encoder, reader, chosen, lens, stop=stop)
 
     def recalibrate(self) -> None:
-        """Renew the encoder's running statistics on views of full size, as many batches as the recipe says."""
+        """Recompute the encoder's running statistics on the recipe's number of batches, with views of full size."""
         loop, recipe = self.loop, self.config.recipe
         if not recipe.recalibrate:
             return
@@ -149,11 +149,11 @@ class Closing:
             )
             recalibrate_(loop.model.online.encoder, views, autocast=loop.engine.autocast())
 
-    def _is_past(self, moment_s: float) -> bool:
-        return self.loop.stopwatch.elapsed_s() > moment_s
+    def _is_past(self, time_s: float) -> bool:
+        return self.loop.stopwatch.elapsed_s() > time_s
 
-    def carry_out(self, *, deadline_s: float | None, score_until_s: float | None) -> None:
-        """Export, score, and write report and result.json; give the score up where it would last longer than that."""
+    def finish(self, *, deadline_s: float | None, score_until_s: float | None) -> None:
+        """Export and score the encoder, write report and result.json; give up the score after `score_until_s`."""
         loop, at = self.loop, self.loop.position
         self.recalibrate()
         self._export(self.folder)
@@ -179,4 +179,4 @@ class Closing:
         result["elapsed_s"] = elapsed_s = loop.stopwatch.elapsed_s()
         if deadline_s is not None:
             result["overrun_s"] = max(elapsed_s - deadline_s, 0.0)
-        self._result(self.folder, result)
+        self._write_result(self.folder, result)

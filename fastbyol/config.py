@@ -1,4 +1,4 @@
-"""Know what a run is made of: frozen, narrow dataclasses, checked when they are built."""
+"""Configuration of a run: frozen dataclasses that check their values when they are built."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from typing import Any
 
 
 class ConfigError(ValueError):
-    """Tell the user which setting is wrong: what came, what was wanted and what to do."""
+    """A setting that cannot be used; the message says what came, what was wanted and what to do."""
 
 
 TARGET_STATISTICS = ("batch", "running")
 OPTIMIZERS = ("lars", "apex-larc")
 LOADERS = ("native", "memory", "ffcv", "dali")
 CROPS = ("kernels", "dali")
-ON_ERROR = ("fail", "skip")  # of a sample that does not decode
+ON_ERROR = ("fail", "skip")  # for a sample that does not decode
 TARGETS = ("ema", "constant", "stop-gradient", "online")
 NORMALIZATIONS = ("l2", "layernorm", "batchnorm", "none")
 
@@ -30,7 +30,7 @@ def require(claim: bool, message: str) -> None:
 
 @dataclass(frozen=True)
 class ViewConfig:
-    """Describe the distribution of one view; the defaults are T of the paper (appendix B).
+    """The distribution of one view; the defaults are T of the paper (appendix B).
 
     Probabilities lie in [0, 1]; `area` is a fraction of the image; `ratio` is width / height, drawn log-uniformly;
     strengths are half-widths of uniform distributions; `sigma` is in pixels of the output view.
@@ -64,7 +64,7 @@ class ViewConfig:
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """Name a ResNet: a key of encoder.ARCHS, a multiplier of every layer's channels, a key of encoder.STEMS."""
+    """A ResNet: a key of encoder.ARCHS, a multiplier of every layer's channels, a key of encoder.STEMS."""
 
     arch: str = "resnet50"
     width: float = 1
@@ -76,9 +76,9 @@ class EncoderConfig:
 
 @dataclass(frozen=True)
 class HeadConfig:
-    """Give the sizes of projector and predictor: depth - 1 times Linear(hidden) -> BN -> ReLU, then Linear(out).
+    """The sizes of projector and predictor: depth - 1 times Linear(hidden) -> BN -> ReLU, then Linear(out).
 
-    The depths count linear layers (paper, appendix F.1): 1 to 3; a predictor of depth 0 is no predictor.
+    The depths count linear layers (paper, appendix F.1), 1 to 3; predictor depth 0 means no predictor.
     """
 
     hidden: int = 4096
@@ -97,13 +97,14 @@ class HeadConfig:
 
 @dataclass(frozen=True)
 class ObjectiveConfig:
-    """Say what is minimised; the defaults are BYOL's. Source: paper, section 5 and appendix F.4 to F.6.
+    """The loss to minimise; the defaults are BYOL's. Source: paper, section 5 and appendix F.4 to F.6.
 
-    `target`: where the second view's projection comes from. "ema": the target network, which follows the online one;
-    "constant": a target network that never moves; "stop-gradient": the online network itself, without a gradient;
-    "online": the same with its gradient. `normalization`: what makes projections comparable. `beta` weighs the
-    negatives, at `temperature`: the other images of the batch or, with `queue` > 0, that many earlier target
-    projections. Without predictor, beta 1 and target "online" are SimCLR, beta 1, "ema" and a queue MoCo.
+    `target`: where the second view's projection comes from. "ema": the target network, which follows the online
+    network; "constant": a target network that never moves; "stop-gradient": the online network, without a gradient;
+    "online": the online network with its gradient. `normalization`: of the projections, before they are compared.
+    `beta`: weight of the negatives, at `temperature`. Negatives are the other images of the batch or, with `queue` > 0,
+    that many earlier target projections. Without a predictor, beta 1 and target "online" are SimCLR; beta 1, target
+    "ema" and a queue are MoCo.
     """
 
     target: str = "ema"
@@ -127,22 +128,22 @@ class ObjectiveConfig:
         require(self.queue >= 0, f"queue is {self.queue}; give a number of projections, 0 for none")
         require(
             self.queue == 0 or (self.beta > 0 and self.target in ("ema", "constant")),
-            f"a queue of {self.queue} with beta {self.beta:g} and target {self.target} is never used; "
+            f"a queue of {self.queue} is not used with beta {self.beta:g} and target {self.target}; "
             "give beta above 0 and target ema or constant",
         )
 
     @property
     def has_target(self) -> bool:
-        """Tell whether there is a target network beside the online one."""
+        """Tell whether there is a target network besides the online network."""
         return self.target in ("ema", "constant")
 
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """Give the peaks of the schedules and the constants of LARS.
+    """The peaks of the schedules and the constants of LARS.
 
-    `base_lr` is the peak per 256 images of batch; `tau_base` the target rate at the start, which rises to 1 unless
-    `tau_rises` is False; the learning rate rises linearly over `warmup_epochs`.
+    `base_lr`: peak learning rate per 256 images of batch, reached linearly over `warmup_epochs`. `tau_base`: the
+    target's EMA rate at the start, which rises to 1 unless `tau_rises` is False. `trust`: LARS's trust coefficient.
     """
 
     base_lr: float
@@ -158,56 +159,58 @@ class OptimConfig:
             value = getattr(self, name)
             require(0 <= value < math.inf, f"{name} is {value}; give a number from 0")
         require(0 <= self.tau_base <= 1, f"tau_base is {self.tau_base}; give a number from 0 to 1")
-        require(0 < self.trust < math.inf, f"trust is {self.trust}; give a factor of LARS above 0")
+        require(0 < self.trust < math.inf, f"trust is {self.trust}; give a trust coefficient of LARS above 0")
         require(0 <= self.momentum < 1, f"momentum is {self.momentum}; give a number from 0 up to, not including, 1")
 
 
 @dataclass(frozen=True)
 class Preset:
-    """Give the base learning rate and the target's base rate that suit a run of so many epochs."""
+    """The base learning rate and base tau for a run of `epochs` epochs."""
 
     epochs: float
     base_lr: float
     tau_base: float
 
     def __post_init__(self) -> None:
-        require(0 < self.epochs < math.inf, f"a preset for {self.epochs} epochs; give more than 0")
-        require(0 <= self.base_lr < math.inf, f"a preset with base_lr {self.base_lr}; give a number from 0")
-        require(0 <= self.tau_base <= 1, f"a preset with tau_base {self.tau_base}; give a number from 0 to 1")
+        require(0 < self.epochs < math.inf, f"preset epochs is {self.epochs}; give more than 0")
+        require(0 <= self.base_lr < math.inf, f"preset base_lr is {self.base_lr}; give a number from 0")
+        require(0 <= self.tau_base <= 1, f"preset tau_base is {self.tau_base}; give a number from 0 to 1")
 
 
 @dataclass(frozen=True)
 class CropRamp:
-    """Begin with smaller views: `sizes_px` for equal shares of the run up to progress `until`, full size after it."""
+    """Smaller views early on: each of `sizes_px` for an equal share of progress 0 to `until`, then full size."""
 
     sizes_px: tuple[int, ...]
     until: float = 0.6
 
     def __post_init__(self) -> None:
-        require(bool(self.sizes_px), "a crop ramp without sizes; give at least one side in pixels")
-        require(min(self.sizes_px, default=8) >= 8, f"crop ramp {self.sizes_px}; give sides of at least 8 pixels")
-        require(0 < self.until < 1, f"a crop ramp until {self.until}; give a share of the run between 0 and 1")
+        require(bool(self.sizes_px), "crop ramp has no sizes; give at least one side in pixels")
+        require(min(self.sizes_px, default=8) >= 8, f"crop ramp is {self.sizes_px}; give sides of at least 8 pixels")
+        require(0 < self.until < 1, f"crop ramp lasts until {self.until}; give a share of the run between 0 and 1")
 
     @classmethod
     def between(cls, start_px: int, full_px: int) -> CropRamp:
-        """Step from `start_px` to `full_px` in three equal rises, by multiples of 32 px, or of 4 for small views."""
-        require(8 <= start_px < full_px, f"a crop ramp from {start_px} px; give 8 up to, not including, {full_px} px")
+        """Build a ramp from `start_px` to `full_px` in three equal steps, rounded to 32 px, or to 4 for small views."""
+        require(
+            8 <= start_px < full_px, f"crop ramp starts at {start_px} px; give 8 up to, not including, {full_px} px"
+        )
         multiple = 32 if full_px >= 128 else 4
-        rises = (start_px + (full_px - start_px) * number / 3 for number in range(1, 3))
-        between = {round(px / multiple) * multiple for px in rises}
-        return cls((start_px, *sorted(px for px in between if start_px < px < full_px)))
+        thirds = (start_px + (full_px - start_px) * number / 3 for number in range(1, 3))
+        rounded = {round(px / multiple) * multiple for px in thirds}
+        return cls((start_px, *sorted(px for px in rounded if start_px < px < full_px)))
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """Say what is trained: network, views, optimisation and their sizes.
+    """A training recipe: networks, views, loss, optimisation and their sizes.
 
-    `epochs` is the length the constants were chosen for, `presets` what to use for other lengths; `crop_px` the side
-    of a training view, `eval_px` of an evaluation view, which shows the centre square of share `eval_margin` of the
-    short side. Departures from the paper: `target_statistics` "running" lets the target normalise by an EMA of the
-    online network's running statistics instead of its own batches'; `lagged_target` moves the target in the launch of
-    the loss, one step late; `crop_ramp` begins with smaller views; `recalibrate` batches renew the running statistics
-    when training has ended, 0 leaves them.
+    `epochs`: the length the constants were chosen for; `presets`: rates for other lengths. `crop_px`: side of a
+    training view; `eval_px`: side of an evaluation view, the centre square whose side is `eval_margin` times the
+    image's short side. Departures from the paper: with `target_statistics` "running" the target normalises by an EMA of
+    the online network's running statistics instead of its own batch statistics; `lagged_target` moves the target in the
+    kernel launch of the loss, one step late; `crop_ramp` starts with smaller views; `recalibrate`: batches from which
+    the running statistics are computed anew after training, 0 for none.
     """
 
     name: str
@@ -230,47 +233,49 @@ class Recipe:
     def __post_init__(self) -> None:
         require(
             self.target_statistics in TARGET_STATISTICS,
-            f"target statistics {self.target_statistics!r}; choose one of {', '.join(TARGET_STATISTICS)}",
+            f"target_statistics is {self.target_statistics!r}; give one of {', '.join(TARGET_STATISTICS)}",
         )
         require(self.batch_size >= 2, f"batch size is {self.batch_size}; batch norm needs at least 2 images")
         for name in ("crop_px", "eval_px"):
             value = getattr(self, name)
             require(value >= 8, f"{name} is {value}; give at least 8")
         require(0 < self.eval_margin <= 1, f"eval_margin is {self.eval_margin}; give a share of the short side up to 1")
-        require(0 < self.epochs < math.inf, f"a recipe of {self.epochs} epochs; give more than 0")
+        require(0 < self.epochs < math.inf, f"the recipe's epochs is {self.epochs}; give more than 0")
         require(self.recalibrate >= 0, f"recalibrate is {self.recalibrate}; give a number of batches from 0")
-        goal = self.objective
+        objective = self.objective
         require(
-            goal.target == "ema" or not (self.lagged_target or self.target_statistics == "running"),
-            f"target {goal.target} follows nothing; give neither --lagged-target nor --target-statistics running",
+            objective.target == "ema" or not (self.lagged_target or self.target_statistics == "running"),
+            f"target {objective.target} does not follow the online network; give target ema, or neither "
+            "--lagged-target nor --target-statistics running",
         )
         require(
-            (goal.normalization, goal.beta) == ("l2", 0) or not self.lagged_target,
-            "--lagged-target moves the target in the launch of BYOL's own loss; give normalization l2 and beta 0",
+            (objective.normalization, objective.beta) == ("l2", 0) or not self.lagged_target,
+            f"--lagged-target with normalization {objective.normalization} and beta {objective.beta:g}, but it needs "
+            "BYOL's own loss; give normalization l2 and beta 0",
         )
         require(
-            goal.queue == 0 or goal.queue >= 2 * self.batch_size,
-            f"a queue of {goal.queue} holds less than a batch of {self.batch_size} leaves in it; "
+            objective.queue == 0 or objective.queue >= 2 * self.batch_size,
+            f"a queue of {objective.queue} is smaller than the projections of a batch of {self.batch_size}; "
             f"give at least {2 * self.batch_size}",
         )
 
     @property
     def peak_lr(self) -> float:
-        """Scale the base learning rate linearly with the batch: base * batch / 256."""
+        """The peak learning rate, base_lr * batch_size / 256."""
         return self.optim.base_lr * self.batch_size / 256
 
 
 @dataclass(frozen=True)
 class Config:
-    """Say what one run does: the recipe, its data, its length and its place.
+    """The settings of one run: its recipe, data, length and hardware.
 
-    The length is one of `budget_s`, seconds over all processes of the run; `deadline`, a Unix time; and `epochs`.
-    `checkpoint_s` None lets the measured cost of a checkpoint decide how often one is written. `knn_at`: shares of the
-    run at which the encoder is scored on `val`, beside those at its start and end. `micro_batches` None lets the GPU's
-    memory decide in how many parts a rank's batch is computed, and whether activations are recomputed (`recomputes`,
-    which changes no bit); on a CPU it is 1. `deterministic`: the same bits again on the same GPU, at a price.
-    `workers`: threads a rank decodes with; fastbyol-train fills in loaders.default_workers, from Python it is 2.
-    `threads` None lets the pace decide how many compute on a CPU.
+    Give exactly one length: `budget_s`, seconds over all processes of the run; `deadline`, a Unix time; or `epochs`.
+    `checkpoint_s` None: the measured cost of a checkpoint decides how often one is written. `knn_at`: shares of the run
+    at which the encoder is scored on `val`, besides its start and end. `micro_batches` None: the GPU's memory decides
+    in how many parts a rank's batch is computed, and whether activations are recomputed (`recomputes`, which does not
+    change the result); on a CPU it means 1. `deterministic`: the same bits again on the same GPU, more slowly.
+    `workers`: decoding threads per rank; fastbyol-train fills in loaders.default_workers. `threads` None: the number of
+    compute threads on a CPU is chosen by measuring.
     """
 
     recipe: Recipe
@@ -306,36 +311,37 @@ class Config:
         lengths = [length for length in (self.budget_s, self.deadline, self.epochs) if length is not None]
         require(
             len(lengths) == 1,
-            "a run needs a budget or a number of epochs, and not both; give --budget 8h or --epochs 100",
+            f"the run has {len(lengths)} lengths; give one, a budget or a number of epochs: --budget 8h, --epochs 100",
         )
         require(self.budget_s is None or 0 < self.budget_s < math.inf, f"budget is {self.budget_s} s; give more than 0")
         require(self.epochs is None or 0 < self.epochs < math.inf, f"epochs is {self.epochs}; give more than 0")
         require(0 <= self.seed < 2**63, f"seed is {self.seed}; give a whole number from 0 to 2^63 - 1")
         require(
             self.epochs is None or self.recipe.optim.warmup_epochs < self.epochs,
-            f"{self.epochs or 0:g} epochs do not outlast the warm-up of "
-            f"{self.recipe.optim.warmup_epochs:g}; give more epochs or a shorter --warmup-epochs",
+            f"epochs is {self.epochs or 0:g}, not more than the {self.recipe.optim.warmup_epochs:g} epochs of warm-up; "
+            "give more --epochs or fewer --warmup-epochs",
         )
-        require(self.optimizer in OPTIMIZERS, f"no optimizer {self.optimizer!r}; choose one of {', '.join(OPTIMIZERS)}")
+        require(self.optimizer in OPTIMIZERS, f"optimizer is {self.optimizer!r}; give one of {', '.join(OPTIMIZERS)}")
         require(self.workers >= 1, f"workers is {self.workers}; give at least 1")
         require(self.threads is None or self.threads >= 1, f"threads is {self.threads}; give at least 1")
         require(self.prefetch >= 1, f"prefetch is {self.prefetch}; give at least 1 batch")
-        require(self.on_error in ON_ERROR, f"on_error is {self.on_error!r}; choose one of {', '.join(ON_ERROR)}")
-        require(self.loader in LOADERS, f"no loader {self.loader!r}; choose one of {', '.join(LOADERS)}")
-        require(self.crop in CROPS, f"no crop by {self.crop!r}; choose one of {', '.join(CROPS)}")
+        require(self.on_error in ON_ERROR, f"on_error is {self.on_error!r}; give one of {', '.join(ON_ERROR)}")
+        require(self.loader in LOADERS, f"loader is {self.loader!r}; give one of {', '.join(LOADERS)}")
+        require(self.crop in CROPS, f"crop is {self.crop!r}; give one of {', '.join(CROPS)}")
         require(
             self.crop == "kernels" or (self.recipe.crop_ramp is None and self.parts == 1),
-            "DALI crops whole batches to one size; give --crop kernels, or neither --crop-ramp nor --micro-batches",
+            "--crop dali crops whole batches to one size; give --crop kernels, or neither --crop-ramp nor "
+            "--micro-batches",
         )
         require(self.log_every >= 1, f"log_every is {self.log_every}; give at least 1")
         require(self.knn_bank >= 1, f"knn_bank is {self.knn_bank}; give at least 1 image")
         for share in self.knn_at:
             require(
-                0 < share < 1, f"a score at {share} of the run; give shares between 0 and 1, as in --knn-at 0.25,0.5"
+                0 < share < 1, f"knn_at has {share}; give shares of the run between 0 and 1, as in --knn-at 0.25,0.5"
             )
         require(
             not self.knn_at or self.val is not None,
-            "scores in the midst of training need labelled images; give --val, or no --knn-at",
+            "--knn-at needs labelled images to score on; give --val, or no --knn-at",
         )
         require(
             self.checkpoint_s is None or self.checkpoint_s > 0,
@@ -348,22 +354,23 @@ class Config:
         )
         require(
             self.parts == 1 or not self.recipe.lagged_target,
-            "a lagged target moves with every forward, which micro-batches repeat; leave one of the two out",
+            f"a lagged target moves with every forward, and a step of {self.parts} micro-batches has {self.parts}; "
+            "leave out --lagged-target or --micro-batches",
         )
 
     @property
     def parts(self) -> int:
-        """Give the number of micro-batches; 1 while it is left open."""
+        """The number of micro-batches; 1 while it has not been chosen."""
         return 1 if self.micro_batches is None else self.micro_batches
 
 
 def to_json(config: Config) -> str:
-    """Write a configuration as JSON, one setting a line."""
+    """Format a configuration as JSON, one setting per line."""
     return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
 
 
 def from_json(text: str) -> Config:
-    """Read what to_json wrote; raise ConfigError where a setting is unknown, missing or out of range."""
+    """Parse the output of to_json; raise ConfigError if a setting is unknown, missing or out of range."""
     try:
         fields = json.loads(text)
         recipe = dict(fields.pop("recipe"))
@@ -374,7 +381,7 @@ def from_json(text: str) -> Config:
                 encoder=EncoderConfig(**recipe.pop("encoder")),
                 head=HeadConfig(**recipe.pop("head")),
                 optim=OptimConfig(**recipe.pop("optim")),
-                objective=ObjectiveConfig(**recipe.pop("objective", {})),  # absent from folders of 0.1
+                objective=ObjectiveConfig(**recipe.pop("objective", {})),  # absent from run folders of version 0.1
                 views=(first, second),
                 presets=tuple(Preset(**preset) for preset in recipe.pop("presets", ())),
                 crop_ramp=None if ramp is None else CropRamp(**_tuples(ramp)),
@@ -383,7 +390,7 @@ def from_json(text: str) -> Config:
             **_tuples(fields),
         )
     except (TypeError, KeyError, ValueError, AttributeError) as error:
-        raise ConfigError(f"this is not a configuration of this version of fastbyol: {error}") from error
+        raise ConfigError(f"not a configuration of this version of fastbyol: {error}") from error
 
 
 def _tuples(settings: dict[str, Any]) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Know the ResNet family: post-activation, stride on the 3x3, torchvision's parameter names, batch norm per view."""
+"""ResNets with per-view batch norm: post-activation, stride on the 3x3, torchvision's parameter names."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from fastbyol.batchnorm import BatchNormAct2d, BatchNormAddReLU2d, then
+from fastbyol.batchnorm import BatchNormAct2d, BatchNormAddReLU2d, normalize_then
 from fastbyol.config import EncoderConfig, require
 from fastbyol.kernels.max_pool import max_pool
 
-Twins = tuple[Tensor, Tensor]  # one feature map for two consumers: a block's convolutions and its shortcut
+Twins = tuple[Tensor, Tensor]  # a feature map, once for a block's convolutions and once for its shortcut
 
 
 class BasicBlock(nn.Module):
-    """Two 3x3 convolutions with a residual sum."""
+    """Residual block of two 3x3 convolutions."""
 
     expansion = 1
 
@@ -32,12 +32,12 @@ class BasicBlock(nn.Module):
         x, shortcut = twins
         if self.downsample is not None:
             shortcut = self.downsample(shortcut)
-        z: Twins = self.bn2(then(self.bn1, self.conv1(x), self.conv2), shortcut)
+        z: Twins = self.bn2(normalize_then(self.bn1, self.conv1(x), self.conv2), shortcut)
         return z
 
 
 class Bottleneck(nn.Module):
-    """1x1 down, 3x3 with the stride, 1x1 up to four times the planes, with a residual sum."""
+    """Residual block of a 1x1 convolution down, a strided 3x3 and a 1x1 up to four times the planes."""
 
     expansion = 4
 
@@ -57,7 +57,7 @@ class Bottleneck(nn.Module):
         x, shortcut = twins
         if self.downsample is not None:
             shortcut = self.downsample(shortcut)
-        x = then(self.bn2, then(self.bn1, self.conv1(x), self.conv2), self.conv3)
+        x = normalize_then(self.bn2, normalize_then(self.bn1, self.conv1(x), self.conv2), self.conv3)
         z: Twins = self.bn3(x, shortcut)
         return z
 
@@ -82,7 +82,7 @@ ARCHS: dict[str, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, ...]]] = 
 
 
 class TwinMaxPool(nn.MaxPool2d):
-    """Max pooling 3x3, stride 2, padding 1, whose result [N, C, H/2, W/2] comes twice, once for each consumer."""
+    """Max pooling 3x3, stride 2, padding 1, that returns its result [N, C, H/2, W/2] twice, once per consumer."""
 
     def __init__(self) -> None:
         super().__init__(3, 2, 1)
@@ -93,10 +93,10 @@ class TwinMaxPool(nn.MaxPool2d):
 
 
 class NoPool(nn.Identity):
-    """Its input twice: the stem of small images, which does not pool."""
+    """The stem of small images, which does not pool: returns its input twice, once per consumer."""
 
     def forward(self, x: Tensor) -> Twins:  # type: ignore[override]  # two results
-        """Pass [N, C, H, W] on to both consumers."""
+        """Return [N, C, H, W] twice."""
         return x, x
 
 
@@ -110,15 +110,15 @@ STEMS: dict[str, Callable[[int], tuple[nn.Conv2d, nn.Module]]] = {
 class ResNet(nn.Module):
     """A ResNet without its classifier: images [N, 3, H, W] to representations [N, features].
 
-    Attributes: `config`; `features`, the length of a representation. In training, N is views*B, view-major, and every
-    batch norm keeps the views apart. The width multiplies the stem and every group (paper, section 3.2), unlike
-    torchvision's wide ResNets. Source: He et al. 2015, stride placement as in torchvision.
+    Attributes: `config`; `features`, the length of a representation. In training N is views*B, view-major, and every
+    batch norm takes statistics per view. The width multiplies the channels of the stem and of every stage (paper,
+    section 3.2), unlike torchvision's wide ResNets. Source: He et al. 2015; stride placement as in torchvision.
     """
 
     def __init__(self, config: EncoderConfig, *, views: int = 2) -> None:
         super().__init__()
-        require(config.arch in ARCHS, f"no encoder {config.arch!r}; choose one of {', '.join(ARCHS)}")
-        require(config.stem in STEMS, f"no stem {config.stem!r}; choose one of {', '.join(STEMS)}")
+        require(config.arch in ARCHS, f"encoder is {config.arch!r}; give one of {', '.join(ARCHS)}")
+        require(config.stem in STEMS, f"stem is {config.stem!r}; give one of {', '.join(STEMS)}")
         stem_planes = round(64 * config.width)
         require(stem_planes >= 1, f"encoder width {config.width} leaves no channels; give 1/64 or more")
         block, depths = ARCHS[config.arch]
@@ -136,19 +136,19 @@ class ResNet(nn.Module):
             self.stages.append(f"layer{number + 1}")
             self.add_module(self.stages[-1], nn.Sequential(*blocks))
         self.config, self.features = config, inputs
-        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch types only devices and dtypes
+        self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs know only devices and dtypes
 
-    def recomputes(self, claim: bool) -> None:
-        """Let the backward compute again what lies between the convolutions of a block, or keep it."""
+    def set_recompute(self, enabled: bool) -> None:
+        """Choose whether the backward recomputes the batch norms between a block's convolutions, or keeps them."""
         for layer in self.modules():
             if isinstance(layer, BatchNormAct2d):
-                layer.recomputes = claim
+                layer.recomputes = enabled
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images [N, 3, H, W] to pooled representations [N, features]."""
-        return self.maps(images).mean((2, 3))
+        return self.feature_map(images).mean((2, 3))
 
-    def maps(self, images: Tensor) -> Tensor:
+    def feature_map(self, images: Tensor) -> Tensor:
         """Map images [N, 3, H, W] to the last feature map [N, features, h, w]."""
         twins: Twins = self.maxpool(self.bn1(self.conv1(images)))
         for stage in self.stages:
@@ -157,7 +157,7 @@ class ResNet(nn.Module):
 
 
 def init_(module: nn.Module, generator: torch.Generator) -> None:
-    """Draw convolution and linear weights from a normal of std 1/sqrt(fan_in) cut at 2 std; set their biases to 0."""
+    """Draw convolution and linear weights from a normal of std 1/sqrt(fan_in), truncated at 2 std; zero the biases."""
     for layer in module.modules():
         if isinstance(layer, nn.Conv2d | nn.Linear):
             std = layer.weight[0].numel() ** -0.5

@@ -1,4 +1,4 @@
-"""Micro-batches of a run: settled by the GPU's memory before anything is spent, raised where it runs out."""
+"""Number of micro-batches of a run: chosen by the GPU's memory at the start, raised when it runs out."""
 
 from __future__ import annotations
 
@@ -13,57 +13,57 @@ from fastbyol.beton import Reader
 from fastbyol.config import Config, ConfigError
 from fastbyol.distributed import World
 from fastbyol.loaders.memory import GPU_SHARE
-from fastbyol.order import global_batch, share
+from fastbyol.order import global_batch, rows_of_rank
 
-QUEUED_BATCHES = 2.0  # decoded images on the GPU: those of this step and those copied ahead
+QUEUED_BATCHES = 2.0  # batches of decoded images on the GPU: this step's and the one copied ahead
 
 
 def images_of_rank(config: Config, train: Reader, world: World) -> int:
-    """Count the images of a batch that fall to this rank."""
+    """Return the number of images of a global batch on this rank."""
     first = global_batch(0, batch_size=config.recipe.batch_size, count=len(train), seed=config.seed)
-    return len(share(first, rank=world.rank, ranks=world.ranks).indices)
+    return len(rows_of_rank(first, rank=world.rank, ranks=world.ranks).indices)
 
 
 def can_split(config: Config) -> bool:
-    """Tell whether a step may be computed in micro-batches."""
+    """Tell whether a step can be computed in micro-batches."""
     return not config.recipe.lagged_target and config.crop == "kernels"
 
 
-def settled(config: Config, *, train: Reader, world: World, recorded: Config | None) -> Config:
-    """Settle the micro-batches of a run: as asked for, else as its memory allows, and say in one line what was chosen.
+def choose_micro_batches(config: Config, *, train: Reader, world: World, recorded: Config | None) -> Config:
+    """Set a run's micro-batches as the user asked or else as the memory allows, and print one line about the choice.
 
-    recorded: the configuration of a run that is taken up; it is not computed in fewer parts than before. Rank 0's GPU
-    decides for all. Raises ConfigError where a step fits in no way.
+    recorded: the configuration of a run to resume, which never gets fewer parts than before. Rank 0's GPU decides for
+    all ranks. Raises ConfigError if a step cannot be made to fit.
     """
     if config.device == "cpu":
         before = world.from_main(1 if recorded is None else recorded.parts)
         return replace(config, micro_batches=before if config.micro_batches is None else config.micro_batches)
-    found, said = world.from_main(_found(config, train, world, recorded) if world.is_main else None)
+    fit, message = world.from_main(_predict_fit(config, train, world, recorded) if world.is_main else None)
     if world.is_main:
-        print(f"memory: {said}", file=sys.stderr)
-    if found is None:
+        print(f"memory: {message}", file=sys.stderr)
+    if fit is None:
         return replace(config, recomputes=can_recompute(config))
-    return replace(config, micro_batches=found.parts, recomputes=found.recomputes)
+    return replace(config, micro_batches=fit.parts, recomputes=fit.recomputes)
 
 
 def can_recompute(config: Config) -> bool:
-    """Tell whether activations can be computed again: torch.compile decides for itself what it keeps."""
+    """Tell whether activations can be recomputed; torch.compile decides for itself what it keeps."""
     return config.device == "cuda" and config.engine != "compile"
 
 
-def _found(config: Config, train: Reader, world: World, recorded: Config | None) -> tuple[memory.Fit | None, str]:
-    """Predict, and say so; None where the number of micro-batches was asked for and is predicted not to fit."""
+def _predict_fit(config: Config, train: Reader, world: World, recorded: Config | None) -> tuple[memory.Fit | None, str]:
+    """Predict how a step fits, with a message; None if the user's number of micro-batches is predicted not to fit."""
     images, free = images_of_rank(config, train, world), memory.free_bytes()
-    area = 3 * int((train.heights * train.widths).mean())
-    pixels, whole_set = int(QUEUED_BATCHES * images * area), len(train) * area
-    if config.loader == "memory" and whole_set <= GPU_SHARE * free:
-        pixels = whole_set
+    image_bytes = 3 * int((train.heights * train.widths).mean())
+    pixel_bytes, dataset_bytes = int(QUEUED_BATCHES * images * image_bytes), len(train) * image_bytes
+    if config.loader == "memory" and dataset_bytes <= GPU_SHARE * free:
+        pixel_bytes = dataset_bytes
     try:
-        found = memory.fit(
+        fit = memory.fit(
             config.recipe,
             images=images,
             precision=config.precision,
-            usable_bytes=max(memory.usable_bytes(free) - pixels, 0),
+            usable_bytes=max(memory.usable_bytes(free) - pixel_bytes, 0),
             least_parts=1 if recorded is None else recorded.parts,
             only_parts=config.micro_batches,
             can_split=can_split(config),
@@ -73,33 +73,33 @@ def _found(config: Config, train: Reader, world: World, recorded: Config | None)
     except ConfigError as error:
         if config.micro_batches is None:
             raise
-        return None, f"{error}; trying it all the same, with some activations computed again in the backward"
-    return found, str(found)
+        return None, f"{error}; trying it anyway, with some activations recomputed in the backward"
+    return fit, str(fit)
 
 
 def split_further(asked: Config, chosen: Config, *, images: int, ranks: int, failure: str) -> tuple[Config, str]:
-    """Change how a step is computed after the GPU's memory ran out: recompute first, which changes no bit, then split.
+    """Change how a step is computed after the GPU ran out of memory: first recompute (the same result), then split.
 
-    asked: the configuration as the user gave it; images: of a batch, on this rank. Returns the configuration and a line
-    that says what is changed. Raises ConfigError where the user chose, where nothing is left to try, and on several
-    ranks, which have to start anew together.
+    asked: the configuration as the user gave it; images: of a batch, on this rank; failure: the error's message.
+    Returns the new configuration and a line about the change. Raises ConfigError if the user chose the micro-batches,
+    if nothing is left to try, and on several ranks, which must restart together.
     """
     gc.collect()
     torch.cuda.empty_cache()
     if ranks == 1 and can_recompute(chosen) and not chosen.recomputes:
-        line = f"the GPU's memory ran out ({failure}); from here on some activations are computed again in the backward"
+        line = f"the GPU's memory ran out ({failure}); from now on some activations are recomputed in the backward"
         return replace(chosen, recomputes=True), line
-    more = next(memory.divisors(images, above=chosen.parts), None)
+    more = next(memory.micro_batch_counts(images, above=chosen.parts), None)
     if asked.micro_batches is not None or more is None or ranks > 1 or not can_split(asked):
         splits = more is not None and can_split(asked)
         advice = f"--micro-batches {more}, or a smaller --batch-size" if splits else "a smaller --batch-size"
         raise ConfigError(
             f"the GPU's memory ran out in a step of {chosen.parts} x {images // chosen.parts} images ({failure}); "
-            f"give {advice}; what was saved is kept"
+            f"give {advice}; the checkpoints written so far are kept"
         )
     each = images // more
     line = (
-        f"the GPU's memory ran out ({failure}); from here on a step is {more} micro-batches, each of {each} images a "
+        f"the GPU's memory ran out ({failure}); from now on a step is {more} micro-batches of {each} images, each a "
         "population of batch norm"
     )
     return replace(chosen, micro_batches=more, recomputes=False), line

@@ -1,4 +1,4 @@
-"""Know the training loop: batch, views, step, row; checkpoints when due; an end by plan, signal or watchdog."""
+"""Training loop: batch, views, step, metrics row; checkpoints; an end by plan, signal or watchdog."""
 
 from __future__ import annotations
 
@@ -34,20 +34,20 @@ from fastbyol.telemetry import Intervals
 from fastbyol.teller import Teller
 from fastbyol.watchdog import Watchdog
 
-Score = Callable[[Callable[[], bool]], float | None]  # of the model as it is; None once what is given says to stop
+ScoreFunction = Callable[[Callable[[], bool]], float | None]  # of the current model; None if its argument stops it
 
 
 @dataclass(frozen=True)
 class Position:
-    """Say how far a run has come: steps taken, progress in [0, 1], seconds spent in the loop."""
+    """The position of a run: steps taken, progress in [0, 1], seconds spent in the loop."""
 
     step: int = 0
     progress: float = 0.0
     train_s: float = 0.0
 
 
-def _probe_of(config: Config, reader: Reader, world: World, *, features: int) -> Probe | None:
-    """Build the online probe of a labelled file; None for one without labels, or with a label that names no class."""
+def _build_probe(config: Config, reader: Reader, world: World, *, features: int) -> Probe | None:
+    """Build the online probe for a labelled file; None without labels, or with a label outside the classes."""
     if reader.labels is None or reader.labels.min() < 0 or reader.labels.max() >= CLASSES_MAX:
         return None
     classes = int(reader.labels.max()) + 1
@@ -57,9 +57,9 @@ def _probe_of(config: Config, reader: Reader, world: World, *, features: int) ->
 
 
 class Loop:
-    """Train one model from a position to the end of a plan. Moves model, optimiser and `position`.
+    """The training of one model from a position to the end of a plan; updates model, optimiser and `position`.
 
-    On several ranks rank 0 keeps clock, plan, rows and checkpoints; the others learn after every step what it decided.
+    On several ranks, rank 0 keeps clock, plan, rows and checkpoints; the others receive its decisions after every step.
     """
 
     def __init__(
@@ -77,7 +77,7 @@ class Loop:
         self.world, self.stopwatch, self.stop = world, stopwatch, stop
         self.model, self.optimizer = engine.model, engine.optimizer
         self.schedule: Schedule | None = None
-        self.probe = _probe_of(config, reader, world, features=self.model.online.encoder.features)
+        self.probe = _build_probe(config, reader, world, features=self.model.online.encoder.features)
         self.pipeline = Pipeline(config, reader, world, precision=engine.precision)
         self.saver = Saver(folder.checkpoints, device=config.device)
         self.teller = Teller(config, folder, world, reader=reader)
@@ -85,21 +85,21 @@ class Loop:
         self.pace = Pace(config.device)
         self.watchdog = Watchdog(dimensions=config.recipe.head.out, stops_on_collapse=config.stop_on_collapse)
         self.position = Position()
-        self.scored: set[float] = set()  # shares of config.knn_at
+        self.scored_at: set[float] = set()  # the part of config.knn_at that is done
         self.skipped_samples = 0
-        self._skipped_now = 0
+        self._skipped_in_batch = 0
         self.notes: dict[str, Any] = {}
 
     def state(self, *, with_momenta: bool = False) -> dict[str, Any]:
-        """Gather all that a resumed run needs, as tensors and plain values.
+        """Return all that a resumed run needs, as tensors and plain values.
 
-        with_momenta: let the parameters stand for the momenta where the optimiser has none yet, so that a copy of the
-        state is as large as after the first step.
+        with_momenta: include the parameters in place of momenta that the optimiser does not have yet, so that the state
+        is as large as after the first step.
         """
         is_fresh = with_momenta and not self.optimizer.state
-        trained = [parameter.detach() for parameter in self.model.parameters() if parameter.requires_grad]
+        trainable = [parameter.detach() for parameter in self.model.parameters() if parameter.requires_grad]
         return {
-            **({"momenta to come": trained} if is_fresh else {}),
+            **({"momenta to come": trainable} if is_fresh else {}),
             "images": len(self.reader),
             "elapsed_s": self.stopwatch.elapsed_s(),
             "epochs": None if self.schedule is None else self.schedule.epochs,
@@ -108,7 +108,7 @@ class Loop:
             "train_s": self.position.train_s,
             "skipped_steps": self.optimizer.skipped,
             "skipped_samples": self.skipped_samples,
-            "scored": sorted(self.scored),
+            "scored": sorted(self.scored_at),
             "low_since": self.watchdog.low_since,
             "notes": self.notes,
             "model": self.model.state_dict(),
@@ -117,36 +117,36 @@ class Loop:
         }
 
     def restore(self, state: dict[str, Any]) -> None:
-        """Take up what state() gathered; raise ConfigError when the data are no longer the same."""
+        """Restore the state that state() returned; raise ConfigError if the data file has changed."""
         if state["images"] != len(self.reader):
             raise ConfigError(
-                f"{self.reader.path} holds {len(self.reader)} images, {state['images']} when the run began; "
+                f"{self.reader.path} holds {len(self.reader)} images; the run began with {state['images']}; "
                 "give the file it began with, or another --out"
             )
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])
-        if self.probe is not None and state.get("probe") is not None:  # absent from checkpoints of 0.1
+        if self.probe is not None and state.get("probe") is not None:  # absent from checkpoints of version 0.1
             self.probe.load_state_dict(state["probe"])
         self.optimizer.skipped.copy_(state["skipped_steps"])
-        self.scored = set(state.get("scored", ()))  # absent, too
+        self.scored_at = set(state.get("scored", ()))  # likewise
         self.skipped_samples = state["skipped_samples"]
         self.position = Position(state["step"], state["progress"], state["train_s"])
         self.notes = state["notes"]
         self.watchdog.low_since = state["low_since"]
         self.saver.saved_step = state["step"]
 
-    def live(self) -> dict[Hashable, Tensor]:
-        """Name every tensor that a step moves."""
-        named, probe = calibrate.tensors(self.model, self.optimizer), self.probe
+    def trained_tensors(self) -> dict[Hashable, Tensor]:
+        """Return every tensor that a step changes."""
+        tensors, probe = calibrate.trained_tensors(self.model, self.optimizer), self.probe
         if probe is not None:
-            named |= {**calibrate.tensors(probe.classifier, probe.optimizer), "probe sums": probe.sums}
-        return named
+            tensors |= {**calibrate.trained_tensors(probe.classifier, probe.optimizer), "probe sums": probe.sums}
+        return tensors
 
-    def run(self, plan: Plan, schedule: Schedule, *, score: Score) -> bool:
-        """Train until the plan is over: True; or until a signal: False. Either way the position is checkpointed.
+    def run(self, plan: Plan, schedule: Schedule, *, score: ScoreFunction) -> bool:
+        """Train to the end of the plan and return True, or to a signal and return False; checkpoint either way.
 
-        `score` is taken on rank 0 where the configuration says. A signal that comes while the last checkpoint is
-        written counts, too. Raises Diverged where the watchdog sees no use in going on; the checkpoints before it stay.
+        Rank 0 calls `score` at the shares in config.knn_at. A signal during the last checkpoint still returns False.
+        Raises Diverged if the watchdog finds no use in going on; earlier checkpoints stay.
         """
         self.schedule = schedule
         with self.stop.deferred():
@@ -157,17 +157,17 @@ class Loop:
                 raise
             finally:
                 self.saver.wait()
-                self._look_after_saver()
+                self._warn_of_failed_save()
         (stops,) = self.world.total([float(self.stop.arrived)])
         return self.position.progress == 1.0 and not stops
 
     def save(self) -> None:
-        """Begin to write a checkpoint of the position; rank 0 alone does."""
+        """Start writing a checkpoint of the current position, on rank 0 only."""
         if self.world.is_main and self.saver.saved_step != self.position.step:
             self.saver.save(self.state(), step=self.position.step)
 
     def step(self, batches: Iterator[Batch], schedule: Schedule, intervals: Intervals, *, progress: float) -> Output:
-        """Take the next batch through views and engine, at the rates of a progress."""
+        """Take one step on the next batch, with the rates and crop size of a progress in [0, 1]."""
         config = self.config
         with self.stop.waiting(self._save_while_stalled):
             batch = next(batches)
@@ -179,21 +179,21 @@ class Loop:
             if config.parts == 1:
                 output = self.engine(next(parts), **rates)
             else:
-                output = self.engine.accumulate(parts, of=config.parts, **rates)
+                output = self.engine.accumulate(parts, count=config.parts, **rates)
             if self.probe is not None and batch.labels is not None:
                 labels = queue_copy(torch.from_numpy(batch.labels), config.device)
                 self.probe.step(output.representations, labels, lr=rates["lr"])
         self.pace.step_queued()
         intervals.lap("step_s")
         intervals.images += len(batch.indices) * self.world.ranks
-        self._skipped_now = len(batch.skipped)
+        self._skipped_in_batch = len(batch.skipped)
         return output
 
-    def scores_ahead(self) -> int:
-        """Count the scores that the configuration wants and that have not been taken."""
-        return len(set(self.config.knn_at) - self.scored)
+    def remaining_scores(self) -> int:
+        """Return the number of scores in config.knn_at that are not done yet."""
+        return len(set(self.config.knn_at) - self.scored_at)
 
-    def _train(self, plan: Plan, schedule: Schedule, score: Score) -> None:
+    def _train(self, plan: Plan, schedule: Schedule, score: ScoreFunction) -> None:
         config, start = self.config, self.position
         began_s = saved_s = now_s = self.stopwatch.elapsed_s()
         intervals, is_stopped = Intervals(), False
@@ -204,20 +204,20 @@ class Loop:
                 step_began_s = self.stopwatch.elapsed_s()
                 output = self.step(batches, schedule, intervals, progress=self.position.progress)
                 since_s, now_s = now_s, self.stopwatch.elapsed_s()
-                self._look_at_pace(plan, schedule, step_s=now_s - step_began_s)
+                self._update_reserve(plan, schedule, step_s=now_s - step_began_s)
                 progress, is_stopped = self._agree(plan, since_s=since_s, now_s=now_s)
                 self.position = Position(self.position.step + 1, progress, start.train_s + now_s - began_s)
                 intervals.lap("agree_s")
                 self.teller.step()
                 intervals.lap("log_s")
                 is_over = progress == 1.0 or is_stopped
-                due = {share for share in config.knn_at if share <= progress < 1.0} - self.scored
+                due = {share for share in config.knn_at if share <= progress < 1.0} - self.scored_at
                 if is_over or due or self.position.step % config.log_every == 0:
-                    row, numbers = self._row(schedule, elapsed_s=now_s), self._numbers(output)
+                    row, numbers = self._start_row(schedule, elapsed_s=now_s), self._numbers(output)
                     intervals.lap("log_s")
                     if due and not is_stopped:
-                        row |= self._scored(plan, score, due, now_s=now_s)
-                        intervals.skip()  # neither the loop's time nor progress
+                        row |= self._take_score(plan, score, due, now_s=now_s)
+                        intervals.skip()  # a score counts neither as the loop's time nor as progress
                         began_s, now_s = began_s + row["score_s"], now_s + row["score_s"]
                     row |= intervals.take()
                     done = max(progress - start.progress, 1e-9)
@@ -226,73 +226,73 @@ class Loop:
                     self._write(*rows.popleft())
                     intervals.lap("log_s")
                 if now_s - saved_s > (config.checkpoint_s or self.saver.cost.every_s()) and self._has_time(plan, now_s):
-                    while rows and self.world.ranks == 1:  # ranks save by clocks of their own, and rows are of them all
+                    while rows and self.world.ranks == 1:  # ranks save by their own clocks; rows need all ranks
                         self._write(*rows.popleft())
                     saved_s = now_s if self._save_if_good(output) else saved_s
                     intervals.lap("checkpoint_s")
-            self.save()  # before anything is closed, which may take its time
+            self.save()  # before anything is closed, which may be slow
 
-    def _scored(self, plan: Plan, score: Score, due: set[float], *, now_s: float) -> dict[str, float]:
-        """Score the model on rank 0 for shares that are due: what the row tells of it.
+    def _take_score(self, plan: Plan, score: ScoreFunction, due: set[float], *, now_s: float) -> dict[str, float]:
+        """Score the model on rank 0 for the shares that are due; return the row's entries.
 
-        It is given up when half of the time that is left has gone, and left for the resumed run where a signal comes.
+        The score is given up after half of the time left; after a signal it is left to the resumed run.
         """
         until_s = (now_s + plan.end_s) / 2 if isinstance(plan, ClockPlan) else math.inf
-        found = None
+        top1 = None
         if self.world.is_main:
             with self.stop.waiting(self._save_while_stalled):
-                found = score(lambda: self.stop.arrived or self.stopwatch.elapsed_s() > until_s)
-        # the others wait here, as long as it takes, and not in the next step
-        if self.world.from_main(found is not None or not self.stop.arrived):
-            self.scored |= due
+                top1 = score(lambda: self.stop.arrived or self.stopwatch.elapsed_s() > until_s)
+        # the other ranks wait here, as long as it takes, and not in the next step
+        if self.world.from_main(top1 is not None or not self.stop.arrived):
+            self.scored_at |= due
         seconds = self.stopwatch.elapsed_s() - now_s
-        if found is None:
+        if top1 is None:
             if not self.stop.arrived:
                 self.teller.warn(f"no time was left for the score at {max(due):g} of the run")
             return {"score_s": seconds}
         if isinstance(plan, ClockPlan):
-            plan.reserve.note_piece("evaluate", seconds)
-        return {"knn_top1": found, "score_s": seconds}
+            plan.reserve.record_piece("evaluate", seconds)
+        return {"knn_top1": top1, "score_s": seconds}
 
     def _has_time(self, plan: Plan, now_s: float) -> bool:
-        """Tell whether a checkpoint begun now would be written before the last one is due."""
+        """Tell whether a checkpoint started now would be written before the last one is due."""
         return not isinstance(plan, ClockPlan) or now_s + 2 * self.saver.cost.seconds() < plan.end_s
 
-    def _look_at_pace(self, plan: Plan, schedule: Schedule, *, step_s: float) -> None:
-        """Let the reserve follow what steps and checkpoints cost now."""
+    def _update_reserve(self, plan: Plan, schedule: Schedule, *, step_s: float) -> None:
+        """Record the current cost of steps and checkpoints in the reserve."""
         if isinstance(plan, ClockPlan):
-            plan.reserve.note_step(schedule.crop_px(self.position.progress), step_s)
+            plan.reserve.record_step(schedule.crop_px(self.position.progress), step_s)
             if self.saver.take_finished():
-                plan.reserve.note_piece("checkpoint", self.saver.cost.seconds())
+                plan.reserve.record_piece("checkpoint", self.saver.cost.seconds())
 
     def _agree(self, plan: Plan, *, since_s: float, now_s: float) -> tuple[float, bool]:
-        """Let rank 0 say how far the run is, and any rank that it must stop: progress, and whether to stop."""
+        """Return progress by rank 0's plan, and whether a signal on any rank stops the run; alike on all ranks."""
         progress = 0.0
         if self.world.is_main:
             step = self.position.step + 1
             progress = plan.advance(self.position.progress, step=step, since_s=since_s, now_s=now_s)
             if plan.is_over(step, now_s=now_s):
                 progress = 1.0
-        progress, stops, skipped = self.world.total([progress, float(self.stop.arrived), float(self._skipped_now)])
+        progress, stops, skipped = self.world.total([progress, float(self.stop.arrived), float(self._skipped_in_batch)])
         self.skipped_samples += int(skipped)
         return progress, stops > 0
 
     def _numbers(self, output: Output) -> Queued:
-        """Begin to copy what a row needs from the device."""
+        """Start copying the numbers of a row from the device."""
         spread = embedding_std(output.target_projections)
-        probe = [] if self.probe is None else self.probe.take().unbind()
+        probe = [] if self.probe is None else self.probe.take_sums().unbind()
         return Queued(
             torch.stack([x.detach().double() for x in (output.loss, spread, *self.optimizer.skipped, *probe)])
         )
 
     def _write(self, row: dict[str, Any], left_s: float, numbers: Queued) -> None:
-        """Complete a row by its numbers, show it to the watchdog, and write it."""
+        """Complete a row with its numbers, show it to the watchdog, and write it."""
         *local, skipped, skipped_in_a_row = (values := numbers.read())[:4]
         probe = values[4:]
         loss, std = (value / self.world.ranks for value in self.world.total(local))
         row |= {"loss": loss, "embedding_std": std, "skipped_steps": int(skipped)}
         if probe:
-            row |= {f"probe_{name}": x for name, x in Probe.reading(*probe)._asdict().items()}
+            row |= {f"probe_{name}": x for name, x in Probe.metrics(*probe)._asdict().items()}
         warning = self.watchdog.look(
             step=row["step"],
             progress=row["progress"],
@@ -304,8 +304,8 @@ class Loop:
             self.teller.warn(warning)
         self.teller.row(row, left_s=left_s)
 
-    def _row(self, schedule: Schedule, *, elapsed_s: float) -> dict[str, Any]:
-        """Describe the run after a step, but for what is on the device; rates and crop size are of its progress."""
+    def _start_row(self, schedule: Schedule, *, elapsed_s: float) -> dict[str, Any]:
+        """Return the row of the current position without the numbers on the device."""
         at = self.position
         return {
             "step": at.step,
@@ -320,8 +320,8 @@ class Loop:
         }
 
     def _save_if_good(self, output: Output) -> bool:
-        """Save unless a checkpoint is still being written, or the last step was no good (host sync); tell whether."""
-        self._look_after_saver()
+        """Save unless a checkpoint is being written or the last step was not finite (host sync); tell whether."""
+        self._warn_of_failed_save()
         is_good = math.isfinite(output.loss.item()) and int(self.optimizer.skipped[1]) == 0
         if not is_good or self.saver.is_writing:
             return False
@@ -329,17 +329,17 @@ class Loop:
         return True
 
     def _save_while_stalled(self) -> None:
-        """Save what there is when a signal came and no images come: a disk that hangs may never let the loop go on."""
+        """Save the position if a signal arrived while no images come: a disk that hangs may stall the loop forever."""
         if self.position.step:
             self.save()
             self.saver.wait()
-            self._look_after_saver()
+            self._warn_of_failed_save()
         is_saved = self.saver.saved_step == self.position.step
-        told = f"step {self.position.step} is saved" if is_saved else "nothing new is saved"
-        self.teller.warn(f"asked to stop while no images come; {told}, and a second signal ends the run at once")
+        saved = f"step {self.position.step} is saved" if is_saved else "nothing new is saved"
+        self.teller.warn(f"asked to stop while no images come; {saved}; a second signal ends the run at once")
 
-    def _look_after_saver(self) -> None:
+    def _warn_of_failed_save(self) -> None:
         failure = self.saver.failure()
         if failure is not None:
-            kept = "none is" if self.saver.saved_step is None else f"that of step {self.saver.saved_step} is"
-            self.teller.warn(f"a checkpoint could not be written ({failure}); {kept} on disk, and training goes on")
+            newest = "none is" if self.saver.saved_step is None else f"that of step {self.saver.saved_step} is"
+            self.teller.warn(f"a checkpoint could not be written ({failure}); {newest} on disk, and training goes on")

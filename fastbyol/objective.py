@@ -1,4 +1,4 @@
-"""Know what is minimised: how far a prediction lies from the other view's projection, how near to other images'."""
+"""Training losses: BYOL's distance to the other view's projection, and a contrastive term for negatives."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from fastbyol.kernels.byol_loss import byol_loss
 from fastbyol.kernels.reference import NORM_EPS, normalize_rows
 
 
-def normalized(x: Tensor, normalization: str) -> Tensor:
-    """Make rows [2B, D], view-major, comparable; each but "none" leaves them a mean squared length of 1.
+def normalize(x: Tensor, normalization: str) -> Tensor:
+    """Normalise rows [2B, D], view-major; all but "none" give a mean squared length of 1.
 
-    "l2": unit length; "layernorm": the same after the row's mean is taken off; "batchnorm": mean 0 and variance 1 / D
-    of each dimension over a view's B rows of this process. Source: paper, appendix F.6.
+    "l2": unit length; "layernorm": unit length after subtracting the row's mean; "batchnorm": mean 0 and variance 1 / D
+    in each dimension over the B rows of a view in this process. Source: paper, appendix F.6.
     """
     if normalization == "l2":
         return normalize_rows(x)
@@ -32,79 +32,81 @@ def normalized(x: Tensor, normalization: str) -> Tensor:
 
 
 def attraction(q: Tensor, z: Tensor, *, normalization: str = "l2") -> Tensor:
-    """Measure the squared distance of predictions q from projections z of the other view, both [2B, D], view-major.
+    """Compute the squared distance of predictions q to the other view's projections z, both [2B, D], view-major.
 
-    The sum of both directions, averaged over images, in float32 at least; for l2 and a z without gradient it is
-    byol_loss. Gradients reach both. Source: paper, eq. 2 and appendix F.6.
+    The sum of both directions, averaged over images, in float32 at least. With l2 and a z without gradient it equals
+    byol_loss. Gradients reach q and z. Source: paper, eq. 2 and appendix F.6.
     """
     wide = torch.promote_types(q.dtype, torch.float32)
-    other = torch.cat(normalized(z.to(wide), normalization).chunk(2)[::-1])
-    return (normalized(q.to(wide), normalization) - other).square().sum() / (q.shape[0] // 2)
+    other = torch.cat(normalize(z.to(wide), normalization).chunk(2)[::-1])
+    return (normalize(q.to(wide), normalization) - other).square().sum() / (q.shape[0] // 2)
 
 
 def repulsion(q: Tensor, z: Tensor, *, temperature: float, group: dist.ProcessGroup | None = None) -> Tensor:
-    """Measure how near predictions q come to all projections z but their own view's, both [2B, D], view-major.
+    """Compute the similarity of predictions q to all projections z except their own, both [2B, D], view-major.
 
-    2 * temperature times the sum of both directions' mean of ln sum exp(cosine / temperature), in float32 at least.
-    With a group the projections are those of all its ranks, as many on each. Gradients reach both, on other ranks too.
-    Source: paper, eq. 6 and appendix F.4, where it is subtracted from what is maximised.
+    2 * temperature times the mean over images of ln sum exp(cosine / temperature), summed over both directions, in
+    float32 at least. With a group, z is gathered from all its ranks, equally many rows on each. Gradients reach q and
+    z, on other ranks too. Source: paper, eq. 6 and appendix F.4, which subtract it from an objective to maximise.
     """
-    keys, first = normalize_rows(_wide(z)), 0
+    keys, first = normalize_rows(_at_least_float32(z)), 0
     if group is not None:
         first = dist.get_rank(group) * len(keys)
-        keys = _gathered(keys, group)
-    similarities = normalize_rows(_wide(q)) @ keys.T / temperature
+        keys = _all_gather(keys, group)
+    similarities = normalize_rows(_at_least_float32(q)) @ keys.T / temperature
     own = first + torch.arange(len(q), device=q.device)
-    return _log_sums(similarities.scatter(1, own[:, None], -torch.inf), temperature)
+    return _sum_of_logsumexp(similarities.scatter(1, own[:, None], -torch.inf), temperature)
 
 
 def queue_repulsion(q: Tensor, z: Tensor, queue: Tensor, *, temperature: float) -> Tensor:
-    """Measure as repulsion, but against the other view's projection and a queue [K, D] of unit rows.
+    """Compute repulsion against the other view's projection and a queue [K, D] of unit rows.
 
     Source: He et al. 2020, eq. 1, for both directions.
     """
-    queries = normalize_rows(_wide(q))
-    positives = torch.cat(normalize_rows(_wide(z)).chunk(2)[::-1])
+    queries = normalize_rows(_at_least_float32(q))
+    positives = torch.cat(normalize_rows(_at_least_float32(z)).chunk(2)[::-1])
     nearest = torch.cat([(queries * positives).sum(1, keepdim=True), queries @ queue.T], 1)
-    return _log_sums(nearest / temperature, temperature)
+    return _sum_of_logsumexp(nearest / temperature, temperature)
 
 
-def _log_sums(scaled: Tensor, temperature: float) -> Tensor:
+def _sum_of_logsumexp(scaled: Tensor, temperature: float) -> Tensor:
     return 2 * temperature * scaled.logsumexp(1).sum() / (scaled.shape[0] // 2)
 
 
-def _wide(x: Tensor) -> Tensor:
+def _at_least_float32(x: Tensor) -> Tensor:
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
-class _Gathered(torch.autograd.Function):
-    """Join the rows of all ranks, in order of rank; the gradient of a rank's rows is the sum over all ranks'."""
+class _AllGather(torch.autograd.Function):
+    """All-gather of rows in rank order; the gradient of a rank's rows is summed over all ranks."""
 
     @staticmethod
     def forward(ctx: Any, rows: Tensor, group: dist.ProcessGroup) -> Tensor:
         ctx.group, ctx.count = group, len(rows)
-        joined = rows.new_empty(dist.get_world_size(group) * len(rows), rows.shape[1])
-        dist.all_gather_into_tensor(joined, rows.contiguous(), group=group)
-        return joined
+        gathered = rows.new_empty(dist.get_world_size(group) * len(rows), rows.shape[1])
+        dist.all_gather_into_tensor(gathered, rows.contiguous(), group=group)
+        return gathered
 
     @staticmethod
     def backward(ctx: Any, *grads: Tensor) -> tuple[Tensor, None]:
-        total = grads[0].clone(memory_format=torch.contiguous_format)  # the sum overwrites it; autograd's is not ours
+        total = grads[0].clone(
+            memory_format=torch.contiguous_format
+        )  # all_reduce works in place, and autograd owns the original
         dist.all_reduce(total, group=ctx.group)
         return total[dist.get_rank(ctx.group) * ctx.count :][: ctx.count], None
 
 
-def _gathered(rows: Tensor, group: dist.ProcessGroup) -> Tensor:
-    joined: Tensor = _Gathered.apply(rows, group)  # type: ignore[no-untyped-call]
-    return joined
+def _all_gather(rows: Tensor, group: dist.ProcessGroup) -> Tensor:
+    gathered: Tensor = _AllGather.apply(rows, group)  # type: ignore[no-untyped-call]
+    return gathered
 
 
 class Objective(nn.Module):
-    """Compute the loss that a configuration asks for: attraction + beta * repulsion.
+    """The loss of an ObjectiveConfig: attraction + beta * repulsion.
 
-    Without negatives it lies in [0, 8] for l2; with beta 1 it is 4 + 4 * temperature times SimCLR's loss or, with a
-    queue, MoCo's. The queue [K, D] is part of the state: random unit rows at first, from the seed alone, then the
-    newest K projections of the target, those of all ranks where `group` is set.
+    Without negatives and with l2 it lies in [0, 8]. With beta 1 it is 4 + 4 * temperature times SimCLR's loss or, with
+    a queue, MoCo's. The queue [K, D] is part of the state: random unit rows from the seed at first, then the newest K
+    target projections, gathered from all ranks if `group` is set.
     """
 
     _ticket: Tensor
@@ -115,7 +117,7 @@ class Objective(nn.Module):
         super().__init__()
         self.config = config
         self.group: dist.ProcessGroup | None = None
-        self.register_buffer("_ticket", torch.zeros(1, dtype=torch.int32), persistent=False)  # of the loss's launch
+        self.register_buffer("_ticket", torch.zeros(1, dtype=torch.int32), persistent=False)  # for the loss kernel
         if config.queue:
             generator = torch.Generator().manual_seed(seed)
             rows = torch.randn(config.queue, dimensions, generator=generator)
@@ -123,31 +125,31 @@ class Objective(nn.Module):
             self.register_buffer("queue_next", torch.zeros((), dtype=torch.int64))
 
     def forward(self, q: Tensor, z: Tensor) -> Tensor:
-        """Compute the loss of predictions q and projections z [2B, D], view-major; in training z enters the queue."""
+        """Compute the loss of predictions q and projections z [2B, D], view-major; in training enqueue z."""
         config = self.config
         is_attraction_fused = config.normalization == "l2" and config.target != "online"
         if is_attraction_fused and not config.beta:
             return byol_loss(q, z, ticket=self._ticket)
-        with torch.autocast(q.device.type, enabled=False):  # cosines in bfloat16 would be whole hundredths
+        with torch.autocast(q.device.type, enabled=False):  # bfloat16 would round cosines to hundredths
             if is_attraction_fused:
                 loss = byol_loss(q, z, ticket=self._ticket)
             else:
                 loss = attraction(q, z, normalization=config.normalization)
             if config.queue:
-                queue = self.queue.clone()  # the backward reads it after z has entered
+                queue = self.queue.clone()  # the backward reads it after z is enqueued
                 loss = loss + config.beta * queue_repulsion(q, z, queue, temperature=config.temperature)
                 if self.training:
-                    self._enter(z)
+                    self._enqueue(z)
             elif config.beta:
                 loss = loss + config.beta * repulsion(q, z, temperature=config.temperature, group=self.group)
         return loss
 
     @torch.no_grad()
-    def _enter(self, z: Tensor) -> None:
-        """Let projections take the places of the oldest, without a host sync; not if any of them is inf or NaN."""
-        keys = normalize_rows(_wide(z)).to(self.queue.dtype)
+    def _enqueue(self, z: Tensor) -> None:
+        """Replace the oldest rows by projections z, unless any of z is inf or NaN. No host sync."""
+        keys = normalize_rows(_at_least_float32(z)).to(self.queue.dtype)
         if self.group is not None:
-            keys = _gathered(keys, self.group)
+            keys = _all_gather(keys, self.group)
         places = (self.queue_next + torch.arange(len(keys), device=keys.device)) % len(self.queue)
         self.queue[places] = torch.where(keys.isfinite().all(), keys, self.queue[places])
         self.queue_next.copy_((self.queue_next + len(keys)) % len(self.queue))

@@ -1,4 +1,4 @@
-"""Know LARS as BYOL uses it, with the EMA target folded into its step."""
+"""LARS as BYOL uses it, with the EMA update of the target network in the same step."""
 
 from __future__ import annotations
 
@@ -14,15 +14,15 @@ from fastbyol.kernels.reference import LarsGroup, LarsRates
 
 
 class LARS(torch.optim.Optimizer):
-    """Layer-wise adaptive rate scaling; after each update the target of every parameter follows it.
+    """LARS (layer-wise adaptive rate scaling); each step also moves the EMA targets of the parameters.
 
     Group settings: `lr`, `momentum`, `weight_decay`, `trust` (None: ratio 1, for biases and batch norm) and `tau`.
-    `target_of` maps parameters to their EMA targets, same shape; parameters without one are only updated. A parameter
-    without a gradient is an error: its momentum and target would fall behind in silence. Source: the authors' code
-    (byol-spec, LARS).
+    `target_of` maps parameters to their EMA targets of the same shape; parameters without a target are only updated.
+    step() raises RuntimeError for a parameter without a gradient: its momentum and target would fall behind silently.
+    Source: paper, section 3.2; the authors' code.
 
-    A step with inf or NaN in any gradient changes nothing but `skipped` [2] int32, on the parameters' device: such
-    steps in all and in a row.
+    A step with inf or NaN in any gradient changes nothing but `skipped`, [2] int32 on the parameters' device: the
+    number of such steps in all, and in a row up to now.
     """
 
     def __init__(
@@ -44,11 +44,11 @@ class LARS(torch.optim.Optimizer):
         self._write_rates()
 
     def __getstate__(self) -> dict[str, Any]:
-        """Name what copies and pickles hold; the workspace, which is addresses, is made anew."""
+        """Return the state for copies and pickles, without the workspace: it holds addresses and is made anew."""
         return {**super().__getstate__(), "target_of": self.target_of, "skipped": self.skipped}
 
     def __setstate__(self, state: dict[str, Any]) -> None:
-        """Take up a copy's state, or in load_state_dict that of groups and momenta."""
+        """Set the state of a copy or, from load_state_dict, the groups and momenta."""
         super().__setstate__(state)
         self.__dict__.setdefault("_workspace", Workspace())
         self._write_rates()
@@ -61,9 +61,9 @@ class LARS(torch.optim.Optimizer):
 
     @torch.no_grad()
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
-        """Update momenta, parameters and targets in place; return the closure's loss when one is given.
+        """Update momenta, parameters and targets in place; return the closure's loss, if a closure is given.
 
-        No host sync on a GPU. In a captured CUDA graph the rates are those of the last set_rates before a replay.
+        No host sync on a GPU. In a captured CUDA graph a replay uses the rates of the last set_rates.
         """
         loss = None
         if closure is not None:
@@ -97,12 +97,12 @@ class LARS(torch.optim.Optimizer):
         momentum: Tensor | None = state.get("momentum")
         if momentum is None:
             momentum = state["momentum"] = torch.zeros_like(parameter)
-        elif momentum.stride() != parameter.stride():  # loaded, or the model went to channels-last
+        elif momentum.stride() != parameter.stride():  # after load_state_dict, or after the model became channels-last
             momentum = state["momentum"] = torch.empty_like(parameter).copy_(momentum)
         return momentum
 
     def set_rates(self, *, lr: float, tau: float) -> None:
-        """Set the learning rate and the EMA rate of every group for the next step, or the next replay of a graph."""
+        """Set the learning rate and tau of every group for the next step or CUDA graph replay."""
         for group in self.param_groups:
             group["lr"], group["tau"] = lr, tau
         self._write_rates()
@@ -112,7 +112,7 @@ class LARS(torch.optim.Optimizer):
 
     @property
     def tau(self) -> Tensor:
-        """The EMA rate, a float64 scalar on the parameters' device, as of the last set_rates or step."""
+        """The EMA rate of the last set_rates or step, a float64 scalar on the parameters' device."""
         return self._workspace.tau
 
 
@@ -123,14 +123,14 @@ def _rates(group: dict[str, Any]) -> LarsRates:
 def _gradient(parameter: nn.Parameter) -> Tensor:
     if parameter.grad is None:
         raise RuntimeError(
-            f"LARS found no gradient for a parameter of shape {tuple(parameter.shape)}; call backward() first, "
-            "or keep parameters outside the loss out of the optimiser"
+            f"a parameter of shape {tuple(parameter.shape)} has no gradient; LARS needs one for each parameter: call "
+            "backward() first, or leave parameters that the loss does not use out of the optimiser"
         )
     return parameter.grad
 
 
 def parameter_groups(module: nn.Module, *, weight_decay: float, trust: float) -> list[dict[str, Any]]:
-    """Split trainable parameters: weights adapt and decay; biases and batch norm, of one dimension, do neither."""
+    """Split the trainable parameters: weights have trust and decay; biases and batch norm (1-D) have neither."""
     trainable = [p for p in module.parameters() if p.requires_grad]
     return [
         {"params": [p for p in trainable if p.ndim > 1], "weight_decay": weight_decay, "trust": trust},
@@ -139,6 +139,6 @@ def parameter_groups(module: nn.Module, *, weight_decay: float, trust: float) ->
 
 
 def build(module: nn.Module, target_of: Mapping[nn.Parameter, Tensor], config: OptimConfig) -> LARS:
-    """Build LARS over the trainable parameters of a module with the paper's exclusions."""
+    """Build LARS over a module's trainable parameters, with biases and batch norm excluded as in the paper."""
     groups = parameter_groups(module, weight_decay=config.weight_decay, trust=config.trust)
     return LARS(groups, momentum=config.momentum, target_of=target_of)

@@ -1,4 +1,4 @@
-"""Know which sample stands where: global batch k is a pure function of (seed, k), and a rank's rows a slice of it."""
+"""Sample order: global batch k is a pure function of (seed, k), and a rank's rows are a slice of it."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from numpy.typing import NDArray
 from fastbyol.config import ConfigError
 from fastbyol.philox import key_of, philox4x32
 
-ORDER_STREAM = 0xFFFFFFFF  # fourth counter word; the views use small ones
+ORDER_STREAM = 0xFFFFFFFF  # fourth word of the Philox counter; views use small values there
 
 
 class Rows(NamedTuple):
-    """Name the samples of one batch: dataset indices and the epoch each belongs to, both int64 [B]."""
+    """The samples of one batch: dataset indices and the epoch of each, both int64 [B]."""
 
     indices: NDArray[np.int64]
     epochs: NDArray[np.int64]
@@ -24,7 +24,7 @@ class Rows(NamedTuple):
 
 @lru_cache(maxsize=2)
 def permutation(count: int, *, seed: int, epoch: int) -> NDArray[np.int64]:
-    """Shuffle 0..count-1 for one epoch by sorting 64 random bits a sample; read-only int64 [count]."""
+    """Shuffle 0..count-1 for one epoch by sorting 64 random bits per sample; return it read-only, int64 [count]."""
     counter = np.zeros((count, 4), np.uint32)
     counter[:, 0] = np.arange(count, dtype=np.uint32)
     counter[:, 2] = epoch
@@ -37,27 +37,28 @@ def permutation(count: int, *, seed: int, epoch: int) -> NDArray[np.int64]:
 
 
 def global_batch(k: int, *, batch_size: int, count: int, seed: int) -> Rows:
-    """Give batch k of the endless stream of epochs, each a permutation of all samples.
+    """Return batch k of the endless stream of epochs, each a permutation of all samples.
 
-    Epochs follow one another without a gap, so a batch may end one epoch and begin the next, and every sample comes
-    exactly once an epoch whatever the batch size.
+    Epochs follow each other without a gap: a batch may contain the end of one epoch and the start of the next, and
+    every sample occurs exactly once per epoch for any batch size.
     """
     positions = np.arange(k * batch_size, (k + 1) * batch_size, dtype=np.int64)
     epochs, places = np.divmod(positions, count)
     indices = np.empty(batch_size, np.int64)
     for epoch in np.unique(epochs):
-        here = epochs == epoch
-        indices[here] = permutation(count, seed=seed, epoch=int(epoch))[places[here]]
+        in_epoch = epochs == epoch
+        indices[in_epoch] = permutation(count, seed=seed, epoch=int(epoch))[places[in_epoch]]
     return Rows(indices, epochs)
 
 
-def share(rows: Rows, *, rank: int, ranks: int) -> Rows:
-    """Give the rows of one rank, the rank-th of `ranks` equal parts; raise ConfigError when they do not come out equal.
+def rows_of_rank(rows: Rows, *, rank: int, ranks: int) -> Rows:
+    """Return the rows of one rank: the rank-th of `ranks` equal slices of a global batch.
 
-    Global batches therefore do not depend on the number of ranks: joined in order of rank, the parts are the batch.
+    Concatenated in rank order the slices are the batch, so that global batches do not depend on the number of ranks.
+    Raises ConfigError if the batch does not divide evenly.
     """
     if not 0 <= rank < ranks:
-        raise ConfigError(f"rank {rank} of {ranks}; wanted a rank from 0 to {ranks - 1}")
+        raise ConfigError(f"rank is {rank} of {ranks}; wanted 0 to {ranks - 1}")
     local, rest = divmod(len(rows.indices), ranks)
     if rest or not local:
         nearest = " or ".join(str(n * ranks) for n in (local, local + 1) if n)
@@ -69,11 +70,11 @@ def share(rows: Rows, *, rank: int, ranks: int) -> Rows:
 
 
 def stream(start: int, *, batch_size: int, count: int, seed: int, rank: int = 0, ranks: int = 1) -> Iterator[Rows]:
-    """Yield a rank's rows of global batches start, start+1, ... without end; nothing before `start` is computed.
+    """Yield a rank's rows of global batches start, start+1, ... without end; earlier batches are not computed.
 
-    batch_size counts the images of a global batch, over all ranks.
+    batch_size: images of a global batch, over all ranks.
     """
     k = start
     while True:
-        yield share(global_batch(k, batch_size=batch_size, count=count, seed=seed), rank=rank, ranks=ranks)
+        yield rows_of_rank(global_batch(k, batch_size=batch_size, count=count, seed=seed), rank=rank, ranks=ranks)
         k += 1

@@ -1,4 +1,4 @@
-"""Know the way from the file to views: a rank's batches, decoded ahead of the step, their views drawn and made."""
+"""Input pipeline from the file to views: a rank's batches, decoded ahead of the step, and their views."""
 
 from __future__ import annotations
 
@@ -19,13 +19,13 @@ from fastbyol.telemetry import Intervals
 
 
 class Pipeline:
-    """Make the views of one run on one rank, in a floating-point `precision`."""
+    """The input pipeline of one run on one rank; views have dtype `precision`."""
 
     def __init__(self, config: Config, reader: Reader, world: World, *, precision: torch.dtype) -> None:
         self.config, self.reader, self.world, self.precision = config, reader, world, precision
 
     def batches(self, start: int) -> Generator[Batch, None, None]:
-        """Load this rank's part of global batches start, start + 1, ... without end."""
+        """Load this rank's rows of global batches start, start + 1, ... without end."""
         config, world = self.config, self.world
         rows = stream(
             start,
@@ -52,23 +52,23 @@ class Pipeline:
         )
 
     def _draw(self, batch: Batch) -> ViewParams:
-        """Draw both views of a batch's samples, by their sizes before any crop."""
+        """Draw both views of a batch's samples, from the sizes of the uncropped images."""
         config, sizes = self.config, batch.sizes.numpy()[: len(batch.indices)]
         return views.draw(
             config.recipe.views, seed=config.seed, epochs=batch.epochs, indices=batch.indices, sizes=sizes
         )
 
     def views(self, batch: Batch, crop_px: int, intervals: Intervals) -> Iterator[Tensor]:
-        """Make the views of a batch, one micro-batch [2B/n, 3, crop_px, crop_px] at a time."""
+        """Yield the views of a batch, one micro-batch [2B/n, 3, crop_px, crop_px] at a time."""
         device, drawn = self.config.device, self._draw(batch)
         if self.config.crop == "dali":
-            drawn = views.of_crops(drawn, crop_px=crop_px)
+            drawn = views.params_of_crops(drawn, crop_px=crop_px)
         pixels, offsets, sizes, packed = (
             queue_copy(tensor, device) for tensor in (batch.pixels, batch.offsets, batch.sizes, drawn.packed)
         )
         count = len(batch.offsets) // self.config.parts
         for number in range(self.config.parts):
-            intervals.lap("step_s")  # of the micro-batch before
+            intervals.lap("step_s")  # of the previous micro-batch
             part = slice(number * count, (number + 1) * count)
             images = views.apply(
                 pixels,

@@ -1,4 +1,4 @@
-"""Know the online probe: a linear classifier trained beside BYOL, on representations that it cannot change."""
+"""Online linear probe: a classifier trained alongside BYOL on detached representations."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ from fastbyol.config import OptimConfig
 from fastbyol.encoder import init_
 
 
-class Reading(NamedTuple):
-    """Give the mean cross-entropy and the percent of images classified right, over the steps since the last reading."""
+class ProbeMetrics(NamedTuple):
+    """Mean cross-entropy and top-1 accuracy in percent, over the steps since the sums were last taken."""
 
     loss: float
     top1: float
 
 
 class Probe:
-    """Classify the first view's representations [B, F] as the step leaves them, by LARS at BYOL's own rates.
+    """A linear classifier of the first view's representations [B, F], trained by LARS at BYOL's learning rates.
 
-    An image is classified before the step learns from it. Over the ranks of `group` gradients are averaged, so that
-    all ranks hold one classifier; its reading is of this rank's images. Source: the authors' code.
+    Each image is classified before the classifier learns from it. Gradients are averaged over the ranks of `group`, so
+    that all ranks hold the same classifier; the metrics are of this rank's images. Source: the authors' code.
     """
 
     def __init__(
@@ -36,10 +36,10 @@ class Probe:
         init_(self.classifier, torch.Generator().manual_seed(seed))
         self.classifier.to(device)
         self.optimizer = optim.build(self.classifier, {}, config)
-        self.sums = torch.zeros(3, device=device)  # images, their cross-entropy, how many are right
+        self.sums = torch.zeros(3, device=device)  # images, summed cross-entropy, correct images
 
     def step(self, representations: Tensor, labels: Tensor, *, lr: float) -> None:
-        """Learn from representations [B, F] with labels int64 [B], on the probe's device. No host sync."""
+        """Train on representations [B, F] with labels [B] int64, on the probe's device. No host sync."""
         self.optimizer.set_rates(lr=lr, tau=1.0)
         self.optimizer.zero_grad()
         logits = self.classifier(representations.detach().to(self.classifier.weight.dtype))
@@ -51,22 +51,22 @@ class Probe:
                 assert parameter.grad is not None
                 parameter.grad /= dist.get_world_size(self.group)
         self.optimizer.step()
-        right = (logits.argmax(1) == labels).sum()
-        self.sums += torch.stack([torch.ones_like(loss), loss, right / len(labels)]).detach() * len(labels)
+        correct = (logits.argmax(1) == labels).sum()
+        self.sums += torch.stack([torch.ones_like(loss), loss, correct / len(labels)]).detach() * len(labels)
 
-    def take(self) -> Tensor:
-        """Give the sums for `reading` [3], float32 on the probe's device, and begin anew. No host sync."""
+    def take_sums(self) -> Tensor:
+        """Return the sums for metrics(), [3] float32 on the probe's device, and reset them. No host sync."""
         taken = self.sums.clone()
         self.sums.zero_()
         return taken
 
     @staticmethod
-    def reading(images: float, loss: float, right: float) -> Reading:
-        """Turn the sums that `take` gave into a reading; NaN after no step."""
-        return Reading(loss / images, 100 * right / images) if images else Reading(torch.nan, torch.nan)
+    def metrics(images: float, loss: float, correct: float) -> ProbeMetrics:
+        """Compute the metrics from the sums of take_sums(); NaN without a step."""
+        return ProbeMetrics(loss / images, 100 * correct / images) if images else ProbeMetrics(torch.nan, torch.nan)
 
     def state_dict(self) -> dict[str, Any]:
-        """Gather what a resumed run needs."""
+        """Return the state that a resumed run needs."""
         return {
             "classifier": self.classifier.state_dict(),
             "optimizer": self.optimizer.state_dict(),
@@ -74,7 +74,7 @@ class Probe:
         }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Take up what state_dict gathered."""
+        """Restore the state that state_dict returned."""
         self.classifier.load_state_dict(state["classifier"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.sums.copy_(state["sums"])

@@ -1,4 +1,4 @@
-"""Know the schedules: pure functions from progress in [0, 1] to a learning rate, a target rate and a crop size."""
+"""Learning-rate, EMA and crop schedules as pure functions of progress in [0, 1]."""
 
 from __future__ import annotations
 
@@ -8,56 +8,56 @@ from dataclasses import dataclass
 from fastbyol.config import CropRamp, Recipe
 
 
-def _falling_cosine(progress: float) -> float:
+def _cosine_decay(progress: float) -> float:
     return (math.cos(math.pi * progress) + 1) / 2
 
 
 def learning_rate(progress: float, *, peak: float, warmup: float) -> float:
-    """Rise linearly from 0 to `peak` over the share `warmup` of the run, then fall on a cosine to exactly 0."""
+    """Return the learning rate: linear from 0 to `peak` over the share `warmup` of the run, cosine to exactly 0."""
     if progress < warmup:
         return peak * progress / warmup
-    return peak * _falling_cosine((progress - warmup) / (1 - warmup))
+    return peak * _cosine_decay((progress - warmup) / (1 - warmup))
 
 
 def ema_rate(progress: float, *, base: float, rises: bool = True) -> float:
-    """Raise tau from `base` to exactly 1: 1 - (1 - base)(cos(pi * progress) + 1) / 2; or keep it at `base`.
+    """Return tau: 1 - (1 - base)(cos(pi * progress) + 1) / 2, from `base` to exactly 1; or `base` throughout.
 
-    Source: paper, section 3.2; table 5a, whose tau of 0 is kept.
+    Source: paper, section 3.2. Table 5a has a run whose tau stays 0, hence `rises`.
     """
     if not rises:
         return base
-    return 1 - (1 - base) * _falling_cosine(progress)
+    return 1 - (1 - base) * _cosine_decay(progress)
 
 
 def crop_px(progress: float, *, full_px: int, ramp: CropRamp | None) -> int:
-    """Give the side of a training view: the ramp's sizes for equal shares of the run up to `until`, then `full_px`."""
+    """Return the side of a training view in pixels: one of the ramp's sizes up to `ramp.until`, then `full_px`."""
     if ramp is None or progress >= ramp.until:
         return full_px
     return ramp.sizes_px[int(progress / ramp.until * len(ramp.sizes_px))]
 
 
 def peaks(recipe: Recipe, *, epochs: float) -> tuple[float, float]:
-    """Give base learning rate and base tau for a run of that many epochs.
+    """Return the base learning rate and base tau for a run of that many epochs.
 
     Between the recipe's presets both are interpolated over log(epochs), tau as log(1 - tau); outside them the nearest
-    preset holds. A recipe without presets keeps its own.
+    preset applies. A recipe without presets uses its own rates.
     """
-    known = sorted(recipe.presets, key=lambda preset: preset.epochs)
-    if not known:
+    presets = sorted(recipe.presets, key=lambda preset: preset.epochs)
+    if not presets:
         return recipe.optim.base_lr, recipe.optim.tau_base
-    shorter = [preset for preset in known if preset.epochs <= epochs] or known[:1]
-    longer = [preset for preset in known if preset.epochs > epochs] or known[-1:]
+    shorter = [preset for preset in presets if preset.epochs <= epochs] or presets[:1]
+    longer = [preset for preset in presets if preset.epochs > epochs] or presets[-1:]
     below, above = shorter[-1], longer[0]
     span = math.log(above.epochs / below.epochs)
-    share = min(max(math.log(epochs / below.epochs) / span, 0.0), 1.0) if span > 0 else 0.0
-    base_lr = below.base_lr + share * (above.base_lr - below.base_lr)
-    remainder = (1 - below.tau_base) ** (1 - share) * (1 - above.tau_base) ** share
+    weight = min(max(math.log(epochs / below.epochs) / span, 0.0), 1.0) if span > 0 else 0.0
+    base_lr = below.base_lr + weight * (above.base_lr - below.base_lr)
+    remainder = (1 - below.tau_base) ** (1 - weight) * (1 - above.tau_base) ** weight
     return base_lr, 1 - remainder
 
 
 @dataclass(frozen=True)
 class Schedule:
-    """Hold what one run's schedules are made of; `epochs` is the length they were made for."""
+    """The schedules of one run; `epochs` is the length they were built for, `warmup` a share of the run."""
 
     epochs: float
     base_lr: float
@@ -69,20 +69,20 @@ class Schedule:
     tau_rises: bool = True
 
     def learning_rate(self, progress: float) -> float:
-        """Give the learning rate at a progress."""
+        """Return the learning rate at a progress in [0, 1]."""
         return learning_rate(progress, peak=self.peak_lr, warmup=self.warmup)
 
     def tau(self, progress: float) -> float:
-        """Give the target's rate at a progress."""
+        """Return the EMA rate of the target at a progress in [0, 1]."""
         return ema_rate(progress, base=self.tau_base, rises=self.tau_rises)
 
     def crop_px(self, progress: float) -> int:
-        """Give the side of a training view at a progress."""
+        """Return the side of a training view, in pixels, at a progress in [0, 1]."""
         return crop_px(progress, full_px=self.full_px, ramp=self.ramp)
 
 
-def planned(recipe: Recipe, *, epochs: float, warmup_max: float = 1.0) -> Schedule:
-    """Make the schedules of a run of that many epochs: peaks from the presets, a warm-up of at most that share."""
+def build(recipe: Recipe, *, epochs: float, warmup_max: float = 1.0) -> Schedule:
+    """Build the schedules of a run of that many epochs; `warmup_max` limits the warm-up's share of the run."""
     base_lr, tau_base = peaks(recipe, epochs=epochs)
     return Schedule(
         epochs=epochs,
@@ -97,7 +97,7 @@ def planned(recipe: Recipe, *, epochs: float, warmup_max: float = 1.0) -> Schedu
 
 
 def relative_cost(recipe: Recipe) -> float:
-    """Give the mean cost of a step over the run, in (0, 1], against one at full crop size; cost goes as pixels."""
+    """Return the mean cost of a step over the run relative to one at full crop size, in (0, 1]; cost is as pixels."""
     if recipe.crop_ramp is None:
         return 1.0
     early = [(px / recipe.crop_px) ** 2 for px in recipe.crop_ramp.sizes_px]

@@ -1,4 +1,4 @@
-"""Know one training step, from views to EMA, and the three engines that run it: eager, CUDA graph, torch.compile."""
+"""One training step, from views to EMA, and three engines that run it: eager, CUDA graph, torch.compile."""
 
 from __future__ import annotations
 
@@ -20,16 +20,16 @@ from fastbyol.byol import BYOL, Output
 from fastbyol.config import ConfigError
 from fastbyol.optim import LARS
 
-WARM_UP = 3  # eager steps before a capture: cuDNN chooses its algorithms, LARS allocates its momenta
+WARM_UP = 3  # eager steps before a capture, in which cuDNN chooses algorithms and LARS allocates momenta
 Optimizer = LARS | apex.LARC
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
 class Eager:
-    """Run each operation as it comes.
+    """The engine that runs each operation as it comes, and the base of the others.
 
-    precision: the dtype convolutions and linear layers compute in (autocast); parameters, statistics, loss and
-    optimiser stay float32. lagged_target: the loss moves the target, not the optimiser, which must have none.
+    precision: dtype in which convolutions and linear layers compute (autocast); parameters, statistics, loss and
+    optimiser stay float32. lagged_target: the loss moves the target; the optimiser must then have no targets.
     """
 
     def __init__(
@@ -40,79 +40,79 @@ class Eager:
         self.forward: Callable[..., Output] = model
 
     def __call__(self, views: Tensor, *, lr: float, tau: float) -> Output:
-        """Take one step on views [2B, 3, H, W], view-major; move online, momenta, running statistics and target.
+        """Take one step on views [2B, 3, H, W], view-major: update online, momenta, running statistics and target.
 
-        No host sync. The loss returned is that before the step, detached; it is valid until the next step.
+        Returns the detached loss from before the update, valid until the next step. No host sync.
         """
         self.optimizer.set_rates(lr=lr, tau=tau)
         return self._step(views)
 
-    def accumulate(self, parts: Iterable[Tensor], *, of: int, lr: float, tau: float) -> Output:
-        """Take one step on a batch that comes in `of` equal parts, each [2B/of, 3, H, W]: one optimiser step, one EMA.
+    def accumulate(self, parts: Iterable[Tensor], *, count: int, lr: float, tau: float) -> Output:
+        """Take one step on a batch in `count` equal micro-batches, each [2B/count, 3, H, W]: one update, one EMA.
 
-        Each part is a population of its own to batch norm. The loss returned is the mean of the parts', the projections
-        are the last part's. A model whose target moves with the forward cannot be trained so.
+        Each micro-batch is a population of its own for batch norm. Returns the mean loss and the last micro-batch's
+        projections. Not for a lagged target, which would move with every forward.
         """
         self.optimizer.set_rates(lr=lr, tau=tau)
         self.optimizer.zero_grad()
-        losses, seen = [], []
+        losses, representations = [], []
         for number, views in enumerate(parts, start=1):
-            is_last = number == of
+            is_last = number == count
             with (
                 nullcontext()
                 if is_last or not isinstance(self.forward, DistributedDataParallel)
                 else (self.forward.no_sync())
             ):
-                output = self._backward(views, share=1 / of)
+                output = self._backward(views, weight=1 / count)
             losses.append(output.loss.detach())
-            seen.append(output.representations)
-        self._move()
-        return output._replace(loss=torch.stack(losses).mean(), representations=torch.cat(seen))
+            representations.append(output.representations)
+        self._update()
+        return output._replace(loss=torch.stack(losses).mean(), representations=torch.cat(representations))
 
     def release(self) -> None:
-        """Give back the memory that only further steps would need."""
+        """Free the memory that only further steps would need."""
 
     def _step(self, views: Tensor) -> Output:
-        """Do what a graph can hold: everything but setting the rates, which live on the device."""
+        """Run the part of a step that a graph can hold: all but setting the rates, which are on the device."""
         self.optimizer.zero_grad()
         output = self._backward(views)
-        self._move()
+        self._update()
         return output._replace(loss=output.loss.detach())
 
-    def _backward(self, views: Tensor, *, share: float = 1.0) -> Output:
-        """Add the gradients of `share` of the loss."""
+    def _backward(self, views: Tensor, *, weight: float = 1.0) -> Output:
+        """Add the gradients of `weight` times the loss."""
         with self.autocast():
             output = self.forward(views, tau=self.optimizer.tau if self.lagged_target else None)
-        (output.loss if share == 1.0 else output.loss * share).backward()  # type: ignore[no-untyped-call]
+        (output.loss if weight == 1.0 else output.loss * weight).backward()  # type: ignore[no-untyped-call]
         return output
 
     def autocast(self) -> torch.autocast:
-        """Give the context in which networks compute in the engine's precision."""
+        """Return the autocast context of the engine's precision."""
         device = next(self.model.parameters()).device.type
         return torch.autocast(device, self.precision, enabled=self.precision == torch.bfloat16)
 
-    def _move(self) -> None:
-        """Let the optimiser move everything that follows the gradients."""
+    def _update(self) -> None:
+        """Update parameters, targets and the target's running statistics."""
         self.optimizer.step()
         if self.model.target_statistics == "running":
-            self.model.follow_statistics(self.optimizer.tau)
+            self.model.update_target_statistics(self.optimizer.tau)
 
-    def share(self, group: dist.ProcessGroup) -> None:
-        """Let the ranks of a group train one model: they average gradients and share statistics and negatives.
+    def distribute(self, group: dist.ProcessGroup) -> None:
+        """Train one model on all ranks of a group, with averaged gradients and shared statistics and negatives.
 
-        Every rank must hold equal weights, as equal seeds give them.
+        All ranks must start with equal weights, as equal seeds give.
         """
         self.model.synchronize_(group)
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore", FutureWarning)  # torch 2.13 renames broadcast_buffers, 2.10 knows no other
-            # buffers are equal already: batch norm has shared its statistics
-            assert isinstance(self.forward, nn.Module)  # the model, or what torch.compile made of it
+            warnings.simplefilter("ignore", FutureWarning)  # torch 2.13 renames broadcast_buffers, unlike 2.10
+            # no broadcast_buffers: shared statistics already keep the buffers equal
+            assert isinstance(self.forward, nn.Module)  # the model or its torch.compile
             self.forward = DistributedDataParallel(self.forward, process_group=group, broadcast_buffers=False)
 
 
 @dataclass(frozen=True)
-class Captured:
-    """Hold captured work: `replay` reads `views` and writes `output`."""
+class CapturedWork:
+    """Work captured in a CUDA graph: `replay` reads `views` and writes `output`."""
 
     replay: Callable[[], None]
     views: Tensor
@@ -120,80 +120,80 @@ class Captured:
 
 
 class Graph(Eager):
-    """Replay a step as one CUDA graph, or the part of each micro-batch; the first WARM_UP steps of a size run eagerly.
+    """The engine that replays a step, or each of its micro-batches, as one CUDA graph.
 
-    Every warm-up step is a step of the training: nothing is run to be thrown away. A graph holds addresses: load a
-    state into model and optimiser before the first step, not after. One graph is held at a time, since its memory is
-    a whole step's: views of another size, as after each rise of a crop ramp, begin anew.
+    The first WARM_UP steps of each size of views run eagerly; they are real training steps, nothing is thrown away. A
+    graph holds addresses: load a state into model and optimiser before the first step, not after. Only one graph is
+    held at a time, since it keeps the memory of a whole step: another size of views, as along a crop ramp, starts anew.
     """
 
     def __init__(
         self, model: BYOL, optimizer: Optimizer, *, precision: torch.dtype = torch.float32, lagged_target: bool = False
     ) -> None:
         super().__init__(model, optimizer, precision=precision, lagged_target=lagged_target)
-        self._kind: tuple[int, torch.Size] | None = None  # number of parts, shape of views
+        self._shape: tuple[int, torch.Size] | None = None  # number of micro-batches, shape of views
         self._warm_ups = 0
-        self._captured: Captured | None = None
+        self._captured: CapturedWork | None = None
         self._stream: torch.cuda.Stream | None = None
 
     def __call__(self, views: Tensor, *, lr: float, tau: float) -> Output:
         """Take one step; see Eager."""
         self.optimizer.set_rates(lr=lr, tau=tau)
         if self._is_warm_up(1, views.shape):
-            with self._aside():
+            with self._on_capture_stream():
                 return self._step(views)
         if self._captured is None:
-            self.optimizer.zero_grad()  # or the last warm-up's gradients would lie beside the graph's
-        return self._replayed(views, self._step)
+            self.optimizer.zero_grad()  # or the last warm-up's gradients would stay beside the graph's
+        return self._replay(views, self._step)
 
-    def accumulate(self, parts: Iterable[Tensor], *, of: int, lr: float, tau: float) -> Output:
-        """Take one step on `of` micro-batches, a replay each; see Eager. Gradients keep their addresses."""
+    def accumulate(self, parts: Iterable[Tensor], *, count: int, lr: float, tau: float) -> Output:
+        """Take one step on `count` micro-batches, one replay each; see Eager. Gradients keep their addresses."""
         self.optimizer.set_rates(lr=lr, tau=tau)
-        coming = iter(parts)
-        first = next(coming)
-        if self._is_warm_up(of, first.shape):
-            with self._aside():
-                return super().accumulate(chain([first], coming), of=of, lr=lr, tau=tau)
+        rest = iter(parts)
+        first = next(rest)
+        if self._is_warm_up(count, first.shape):
+            with self._on_capture_stream():
+                return super().accumulate(chain([first], rest), count=count, lr=lr, tau=tau)
         torch._foreach_zero_([p.grad for p in self.model.parameters() if p.grad is not None])
-        losses, seen = [], []
-        for views in chain([first], coming):
-            output = self._replayed(views, partial(self._part, share=1 / of))
-            losses.append(output.loss.clone())  # the next replay writes where this one did
-            seen.append(output.representations.clone())
-        self._move()
-        return output._replace(loss=torch.stack(losses).mean(), representations=torch.cat(seen))
+        losses, representations = [], []
+        for views in chain([first], rest):
+            output = self._replay(views, partial(self._micro_batch, weight=1 / count))
+            losses.append(output.loss.clone())  # the next replay overwrites them
+            representations.append(output.representations.clone())
+        self._update()
+        return output._replace(loss=torch.stack(losses).mean(), representations=torch.cat(representations))
 
     def _is_warm_up(self, parts: int, shape: torch.Size) -> bool:
-        """Tell whether the coming step runs eagerly; let the graph of another kind of step go first."""
-        if self._kind != (parts, shape):
-            self._kind, self._warm_ups = (parts, shape), 0
+        """Tell whether the next step runs eagerly; release the graph of another shape first."""
+        if self._shape != (parts, shape):
+            self._shape, self._warm_ups = (parts, shape), 0
             self.release()
         self._warm_ups += 1
         return self._warm_ups <= WARM_UP
 
     def release(self) -> None:
-        """Let the graph go, and its memory, gradients included."""
+        """Free the graph and its memory, gradients included."""
         if self._captured is not None:
             self._captured = None
             self.optimizer.zero_grad()
             self._free_memory()
 
-    def _part(self, views: Tensor, *, share: float) -> Output:
-        """Do what the graph of a micro-batch holds; what it returns keeps nothing else alive."""
-        output = self._backward(views, share=share)
+    def _micro_batch(self, views: Tensor, *, weight: float) -> Output:
+        """Run the work that a micro-batch's graph holds; the output keeps no autograd graph alive."""
+        output = self._backward(views, weight=weight)
         return output._replace(loss=output.loss.detach())
 
-    def _replayed(self, views: Tensor, work: Callable[[Tensor], Output]) -> Output:
+    def _replay(self, views: Tensor, work: Callable[[Tensor], Output]) -> Output:
         if self._captured is None:
             self._captured = self._capture(views, work)
-        step = self._captured
-        step.views.copy_(views)  # 0.3 GB at 224 px and 512 images, against some 500 that the step moves (computed)
-        step.replay()
-        return step.output
+        captured = self._captured
+        captured.views.copy_(views)  # 0.3 GB at 224 px and 512 images, of some 500 GB that the step moves (computed)
+        captured.replay()
+        return captured.output
 
     @contextmanager
-    def _aside(self) -> Iterator[None]:
-        """Run the with-block on the stream of the capture, since autograd's nodes remember their stream."""
+    def _on_capture_stream(self) -> Iterator[None]:
+        """Run the with-block on the stream of the capture, since autograd nodes remember their stream."""
         if self._stream is None:
             self._stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
         self._stream.wait_stream(torch.cuda.current_stream())
@@ -202,23 +202,23 @@ class Graph(Eager):
         torch.cuda.current_stream().wait_stream(self._stream)
 
     def _free_memory(self) -> None:
-        """Give back what no tensor holds (host sync, once a size)."""
+        """Free the memory that no tensor uses (host sync, once per size)."""
         torch.cuda.synchronize()
         gc.collect()
         torch.cuda.empty_cache()
 
-    def _capture(self, views: Tensor, work: Callable[[Tensor], Output]) -> Captured:
-        """Record work without running it (host sync, once a size)."""
+    def _capture(self, views: Tensor, work: Callable[[Tensor], Output]) -> CapturedWork:
+        """Capture work in a graph without running it (host sync, once per size)."""
         static, graph = torch.empty_like(views), torch.cuda.CUDAGraph()
-        self._free_memory()  # of the warm-ups; and what is freed during a capture would record its events into it
-        # thread_local: the loader's threads may pin memory meanwhile
+        self._free_memory()  # of the warm-ups; memory freed during a capture would record events into the graph
+        # thread_local: the loader's threads may pin memory during the capture
         with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
             output = work(static)
-        return Captured(graph.replay, static, output)
+        return CapturedWork(graph.replay, static, output)
 
 
 class Compiled(Eager):
-    """Let torch.compile fuse forward, loss and backward from the reference operations; LARS stays as it is."""
+    """The engine in which torch.compile fuses forward, loss and backward from the reference operations, not LARS."""
 
     def __init__(
         self,
@@ -239,15 +239,16 @@ ENGINES: dict[str, type[Eager]] = {"eager": Eager, "graph": Graph, "compile": Co
 def engine(
     name: str, model: BYOL, optimizer: Optimizer, *, precision: str = "float32", lagged_target: bool = False
 ) -> Eager:
-    """Build the engine of that name, one of ENGINES, in a precision of PRECISIONS.
+    """Build an engine of ENGINES in a precision of PRECISIONS.
 
-    Raises ConfigError for a name it does not know, for graph or compile without a GPU, and for what cannot be captured.
+    Raises ConfigError for an unknown name, for graph or compile without a GPU, and for an optimiser that a CUDA graph
+    cannot capture.
     """
-    for kind, asked, known in (("engine", name, ENGINES), ("precision", precision, PRECISIONS)):
-        if asked not in known:
-            raise ConfigError(f"no {kind} {asked!r}; choose one of {', '.join(known)}")
+    for setting, value, known in (("engine", name, ENGINES), ("precision", precision, PRECISIONS)):
+        if value not in known:
+            raise ConfigError(f"{setting} is {value!r}; give one of {', '.join(known)}")
     if name != "eager" and not next(model.parameters()).is_cuda:
-        raise ConfigError(f"engine {name} needs a GPU and this run is on the CPU; leave --engine out")
+        raise ConfigError(f"engine {name} needs a GPU, and this run is on the CPU; leave --engine out")
     if name == "graph" and isinstance(optimizer, apex.LARC):
         raise ConfigError("apex's LARC reads norms on the host, which a CUDA graph cannot hold; give --engine eager")
     return ENGINES[name](model, optimizer, precision=PRECISIONS[precision], lagged_target=lagged_target)

@@ -1,4 +1,4 @@
-"""Know how a view is drawn (a pure function of seed, epoch, sample and view) and made from packed pixels."""
+"""Random views: parameters drawn as a pure function of (seed, epoch, sample, view), and views of packed pixels."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from fastbyol.config import ViewConfig
 from fastbyol.kernels.augment import augment
 from fastbyol.kernels.view_params import ViewParams
 
-BLOCKS = 4  # Philox calls per view, four words each; word k of a view always decides the same thing
+BLOCKS = 4  # Philox calls per view, four words each; word k of a view always sets the same parameter
 ORDERS = np.array(list(permutations(range(4))))  # [24, 4]
 
 
@@ -29,8 +29,8 @@ def draw(
     """Draw the parameters of the V views of B samples.
 
     epochs: [B] in [0, 2**32); indices: [B] >= 0; sizes: [B, 2] (H, W) pixels; seed in [0, 2**64). A sample's parameters
-    depend on the seed, the view and its own epoch, index and size, never on the batch it came in. The crop's sides are
-    rounded to whole pixels, its position is uniform over all that fit.
+    depend only on the seed, the view and the sample's epoch, index and size, not on the batch it is in. The crop's
+    sides are rounded to whole pixels; its position is uniform over all that fit.
     """
     counter = np.empty((len(views), len(indices), BLOCKS, 4), dtype=np.uint32)
     counter[..., 0] = (indices & 0xFFFFFFFF)[:, None]
@@ -71,19 +71,19 @@ def apply(
     dtype: torch.dtype = torch.float32,
     out: Tensor | None = None,
 ) -> Tensor:
-    """Make the views: crop, flip, jitter, grayscale, blur, solarize, normalise; all but the last keep [0, 1].
+    """Compute the views: crop, flip, jitter, grayscale, blur, solarize, normalise; all but the last stay in [0, 1].
 
-    pixels: [bytes] uint8, RGB images H W C of any sizes; offsets: [B] int64, an image's first byte; sizes: [B, 2]
+    pixels: [bytes] uint8, RGB images HWC of any sizes; offsets: [B] int64, an image's first byte; sizes: [B, 2]
     (H, W); all tensors on one device. Result: [V*B, 3, crop_px, crop_px] channels_last, all of view 0, then all of
-    view 1; written to `out` where given, so that its address stays (CUDA graphs).
+    view 1; written to `out` if given, so that its address stays the same (CUDA graphs).
     """
     return augment(pixels, offsets, sizes, params, crop_px=crop_px, dtype=dtype, out=out)
 
 
-def of_crops(params: ViewParams, *, crop_px: int) -> ViewParams:
-    """Return the parameters that apply() takes for V*B images that are the crops of V views already, not yet flipped.
+def params_of_crops(params: ViewParams, *, crop_px: int) -> ViewParams:
+    """Return the parameters with which apply() finishes V*B images that are already cropped, but not flipped.
 
-    params: [V, B, 18]. Result: [1, V*B, 18], all but the boxes as they were; a box is the whole of its crop.
+    params: [V, B, 18]. Result: [1, V*B, 18], the same except that each box is the whole crop.
     """
     packed = params.packed.flatten(0, 1)[None].clone()
     packed[:, :, :4] = torch.tensor([0, 0, crop_px, crop_px])
@@ -99,10 +99,10 @@ def center_view(
     margin: float,
     dtype: torch.dtype = torch.float32,
 ) -> Tensor:
-    """Make the evaluation view [B, 3, crop_px, crop_px], channels_last: the centre square, resampled and normalised.
+    """Compute the evaluation view [B, 3, crop_px, crop_px], channels_last: the centre square, resampled and normalised.
 
-    The square's side is margin * short side, rounded. 224 / 256 is the paper's protocol (short side 256, centre 224) in
-    one resampling; 1 takes the whole centre square. No antialias, as in training and in the authors' evaluation.
+    The square's side is margin * short side, rounded. margin 224 / 256 is the paper's protocol (short side 256, centre
+    224) in one resampling; 1 takes the whole centre square. No antialias, as in training and the authors' evaluation.
     """
     if not 0 < margin <= 1:
         raise ValueError(f"margin is {margin}; give the part of the short side to keep, above 0 and at most 1")

@@ -17,14 +17,14 @@ CONFIG = OptimConfig(base_lr=1.0, weight_decay=0.0, tau_base=0.9)  # without dec
 
 @pytest.mark.parametrize("name", apex.PIECES)
 def test_a_missing_piece_says_which_versions_have_it(name: str) -> None:
-    if apex.installed()[name]:
+    if apex.find_installed()[name]:
         pytest.skip(f"apex has {name} here")
     module, builds = apex.PIECES[name]
-    with pytest.raises(ConfigError, match=f"{module}.{name} cannot.*NVIDIA apex has it: {builds}"):
-        apex.piece(name)
+    with pytest.raises(ConfigError, match=f"{module}.{name} cannot.*NVIDIA apex has it in {builds}"):
+        apex.import_piece(name)
 
 
-@pytest.mark.skipif(not apex.installed()["LARC"], reason="NVIDIA apex with LARC is not installed")
+@pytest.mark.skipif(not apex.find_installed()["LARC"], reason="NVIDIA apex with LARC is not installed")
 def test_larc_without_decay_is_lars() -> None:
     torch.manual_seed(0)
     ours = nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4))

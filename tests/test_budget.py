@@ -24,7 +24,7 @@ def test_durations_are_read(text: str, seconds: float) -> None:
 
 @pytest.mark.parametrize("text", ["8 bananas", "", "8", "0s", "-5m", "5m1h", "h", "1e3s", "nan", "8hh", "∞"])
 def test_anything_else_is_refused_by_name(text: str) -> None:
-    with pytest.raises(ConfigError, match="give days, hours, minutes, seconds"):
+    with pytest.raises(ConfigError, match="give days, hours, minutes and seconds"):
         parse_duration(text)
 
 
@@ -44,9 +44,9 @@ def test_stopwatch_counts_from_the_start_of_the_process() -> None:
 
 def test_stopwatch_adds_earlier_runs() -> None:
     stopwatch = Stopwatch(age_s=5)
-    stopwatch.add(1000)
+    stopwatch.add_earlier(1000)
     assert stopwatch.elapsed_s() == pytest.approx(1005, abs=0.1)
-    assert stopwatch.at(time.time() + 50) == pytest.approx(1055, abs=0.1)
+    assert stopwatch.elapsed_at(time.time() + 50) == pytest.approx(1055, abs=0.1)
 
 
 def test_a_budget_may_be_a_duration_or_a_moment() -> None:

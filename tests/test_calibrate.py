@@ -21,7 +21,7 @@ def engine_of(*, target_statistics: str = "batch") -> step.Eager:
 
 
 def live(engine: step.Eager) -> dict[object, torch.Tensor]:
-    return calibrate.tensors(engine.model, engine.optimizer)
+    return calibrate.trained_tensors(engine.model, engine.optimizer)
 
 
 def take(engine: step.Eager, seed: int) -> float:
@@ -33,7 +33,7 @@ def take(engine: step.Eager, seed: int) -> float:
 
 def calibrated(engine: step.Eager) -> float:
     seeds = iter(range(100, 200))
-    measured = calibrate.measure(
+    measured = calibrate.measure_step(
         lambda: take(engine, next(seeds)), lambda: live(engine), warm_up=0, left_s=0.0, agree=bool
     )
     return measured.step_s
@@ -73,8 +73,8 @@ class Clock:
         self.now_s += took_s
         return took_s
 
-    def measure(self, left_s: float, *, warm_up: int = 0, compiles: bool = True) -> calibrate.Measured:
-        return calibrate.measure(self.step, dict, warm_up=warm_up, left_s=left_s, agree=bool, compiles=compiles)
+    def measure(self, left_s: float, *, warm_up: int = 0, compiles: bool = True) -> calibrate.StepTime:
+        return calibrate.measure_step(self.step, dict, warm_up=warm_up, left_s=left_s, agree=bool, compiles=compiles)
 
 
 @pytest.mark.parametrize(("cold", "warm_up", "least_s"), [(1, 0, 60), (1, 3, 60), (2, 3, 90)])

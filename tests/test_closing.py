@@ -65,6 +65,6 @@ def test_the_rehearsed_checkpoint_is_as_large_as_those_of_training(betons: Beton
     with begun(betons, tmp_path / "run") as run:
         rehearsed = size(run.loop.state(with_momenta=True), 0)
         batches = run.loop.pipeline.batches(0)
-        run.loop.step(batches, schedule.planned(run.config.recipe, epochs=9.0), Intervals(), progress=0.0)
+        run.loop.step(batches, schedule.build(run.config.recipe, epochs=9.0), Intervals(), progress=0.0)
         batches.close()
         assert rehearsed == pytest.approx(size(run.loop.state(), 1), rel=0.05)

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 import torch
 
+from fastbyol import schedule
 from fastbyol.config import (
     Config,
     ConfigError,
@@ -21,7 +22,6 @@ from fastbyol.config import (
 )
 from fastbyol.encoder import ResNet
 from fastbyol.recipes import PAPER_VIEWS, RECIPES, named
-from fastbyol.schedule import planned
 
 
 def config(**changes: Any) -> Config:
@@ -34,7 +34,7 @@ def test_recipes_build_and_end_at_zero_and_one(name: str) -> None:
     assert recipe.name == name
     with torch.device("meta"):
         assert ResNet(recipe.encoder).features > 0
-    made = planned(recipe, epochs=recipe.epochs)
+    made = schedule.build(recipe, epochs=recipe.epochs)
     assert made.learning_rate(made.warmup) == pytest.approx(recipe.peak_lr)
     assert made.learning_rate(1.0) == 0
     assert made.tau(0.0) == pytest.approx(recipe.optim.tau_base)
@@ -54,9 +54,9 @@ def test_imagenet_recipe_is_the_papers() -> None:
 
 def test_warmup_follows_the_length_of_the_run() -> None:
     recipe = named("imagenet_rn50")
-    assert planned(recipe, epochs=1000).warmup == 0.01
-    assert planned(recipe, epochs=20).warmup == 0.5
-    assert planned(recipe, epochs=20, warmup_max=0.25).warmup == 0.25
+    assert schedule.build(recipe, epochs=1000).warmup == 0.01
+    assert schedule.build(recipe, epochs=20).warmup == 0.5
+    assert schedule.build(recipe, epochs=20, warmup_max=0.25).warmup == 0.25
 
 
 @pytest.mark.parametrize("name", RECIPES)

@@ -41,7 +41,7 @@ def test_a_dilated_encoder_adds_positions_and_keeps_the_rest(arch: str, stride: 
     dilated = copy_of(encoder).eval()
     dense.dilate_(dilated, stride)
     images = torch.randn(2, 3, 96, 128)
-    coarse, fine = encoder.eval().maps(images), dilated.maps(images)
+    coarse, fine = encoder.eval().feature_map(images), dilated.feature_map(images)
     assert fine.shape[2:] == (96 // stride, 128 // stride)
     torch.testing.assert_close(fine[:, :, :: 32 // stride, :: 32 // stride], coarse, rtol=1e-4, atol=1e-5)
 

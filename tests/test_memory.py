@@ -106,11 +106,11 @@ def limited(monkeypatch: pytest.MonkeyPatch, *, images: int, first: int = 0) -> 
     """Let every step but the `first` ones run out of memory on more than `images` images, as a GPU's would."""
     backward, sizes = step.Eager._backward, []
 
-    def allocating(engine: step.Eager, views: Tensor, *, share: float = 1.0) -> Output:
+    def allocating(engine: step.Eager, views: Tensor, *, weight: float = 1.0) -> Output:
         sizes.append(len(views) // 2)
         if len(sizes) > first and len(views) > 2 * images:
             raise torch.OutOfMemoryError("CUDA out of memory. Tried to allocate 7.00 GiB.\nmore of it")
-        return backward(engine, views, share=share)
+        return backward(engine, views, weight=weight)
 
     monkeypatch.setattr(step.Eager, "_backward", allocating)
     return sizes
@@ -126,7 +126,7 @@ def test_a_run_that_runs_out_of_memory_goes_on_in_smaller_parts(
     assert set(sizes[first + 3 :]) == {16}
     said = capsys.readouterr().err
     assert "memory ran out (CUDA out of memory. Tried to allocate 7.00 GiB.)" in said
-    assert "3 micro-batches, each of 16 images a population" in said
+    assert "3 micro-batches of 16 images, each a population" in said
     assert RunFolder(tmp_path / "run").read_config().micro_batches == 3
     result = json.loads(RunFolder(tmp_path / "run").result.read_text())
     assert result["micro_batches_from_step"][-1][1] == 3

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fastbyol.config import ObjectiveConfig
 from fastbyol.kernels.byol_loss import byol_loss
-from fastbyol.objective import Objective, _gathered, attraction, normalized, repulsion
+from fastbyol.objective import Objective, _all_gather, attraction, normalize, repulsion
 from tests import ranks
 from tests.tolerances import FLOAT64_ATOL, FLOAT64_RTOL
 
@@ -127,28 +127,28 @@ def test_a_queue_can_be_differentiated_through_after_it_has_moved() -> None:
 def test_normalizations_are_torchs_divided_by_the_root_of_d() -> None:
     x = pair()[0]
     views = x.chunk(2)
-    close(normalized(x, "layernorm"), F.layer_norm(x, [D], eps=0) / math.sqrt(D))
+    close(normalize(x, "layernorm"), F.layer_norm(x, [D], eps=0) / math.sqrt(D))
     close(
-        normalized(x, "batchnorm"),
+        normalize(x, "batchnorm"),
         torch.cat([F.batch_norm(view, None, None, training=True, eps=1e-30) for view in views]) / math.sqrt(D),
     )
-    close(normalized(x, "l2"), F.normalize(x, dim=1))
-    assert torch.equal(normalized(x, "none"), x)
+    close(normalize(x, "l2"), F.normalize(x, dim=1))
+    assert torch.equal(normalize(x, "none"), x)
 
 
 @pytest.mark.parametrize("normalization", ["l2", "layernorm", "batchnorm"])
 def test_normalized_rows_have_a_mean_squared_length_of_one_and_no_scale(normalization: str) -> None:
     x = pair()[0]
-    rows = normalized(x, normalization)
+    rows = normalize(x, normalization)
     close(rows.square().sum(1).mean(), 1.0)
-    close(normalized(3 * x, normalization), rows)
-    assert normalized(torch.ones_like(x), normalization).isfinite().all()
+    close(normalize(3 * x, normalization), rows)
+    assert normalize(torch.ones_like(x), normalization).isfinite().all()
 
 
 @pytest.mark.parametrize("normalization", ["layernorm", "batchnorm", "none"])
 def test_other_normalizations_sum_both_directions(normalization: str) -> None:
     q, z = pair()
-    n, m = normalized(q, normalization), normalized(z, normalization)
+    n, m = normalize(q, normalization), normalize(z, normalization)
     expected = (n[:IMAGES] - m[IMAGES:]).square().sum() + (n[IMAGES:] - m[:IMAGES]).square().sum()
     close(objective_of(normalization=normalization)(q, z), expected / IMAGES)
 
@@ -188,7 +188,7 @@ def rank_main(rank: int, folder: Path) -> dict[str, Tensor]:
 def gradient_main(rank: int, _: Path) -> dict[str, Tensor]:
     """Differentiate through gathered rows; give the gradient that came in, after, and the one that went out."""
     rows = torch.zeros(1, 2, requires_grad=True)
-    joined = _gathered(rows, dist.group.WORLD)
+    joined = _all_gather(rows, dist.group.WORLD)
     given = torch.full_like(joined, 1.0 + rank)
     joined.backward(given)
     return {"given": given, "rows": rows.grad}

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from fastbyol.config import ConfigError
-from fastbyol.order import global_batch, permutation, share, stream
+from fastbyol.order import global_batch, permutation, rows_of_rank, stream
 
 PINNED = [6, 1, 2, 4, 5, 0, 3, 7]  # a change here changes every run: resuming older ones would no longer be exact
 
@@ -64,9 +64,9 @@ def test_ranks_take_equal_slices_of_the_same_global_batch(ranks: int) -> None:
 )
 def test_a_batch_that_ranks_cannot_share_is_refused(batch_size: int, ranks: int, advice: str) -> None:
     with pytest.raises(ConfigError, match=advice):
-        share(global_batch(0, batch_size=batch_size, count=41, seed=0), rank=0, ranks=ranks)
+        rows_of_rank(global_batch(0, batch_size=batch_size, count=41, seed=0), rank=0, ranks=ranks)
 
 
 def test_a_rank_outside_its_ranks_is_refused() -> None:
     with pytest.raises(ConfigError, match="rank 2 of 2"):
-        share(global_batch(0, batch_size=4, count=41, seed=0), rank=2, ranks=2)
+        rows_of_rank(global_batch(0, batch_size=4, count=41, seed=0), rank=2, ranks=2)

@@ -42,31 +42,31 @@ def test_a_pause_is_made_good() -> None:
 
 def test_no_step_begins_that_would_end_late() -> None:
     for step_s, is_over in ((9, False), (11, True)):
-        plan = ClockPlan(110 + EXIT_S, Reserve({}, best={24: step_s}))
-        plan.reserve.note_step(24, step_s)
+        plan = ClockPlan(110 + EXIT_S, Reserve({}, fastest_s={24: step_s}))
+        plan.reserve.record_step(24, step_s)
         assert plan.is_over(0, now_s=100) is is_over
 
 
 def test_steps_in_flight_on_a_gpu_count() -> None:
-    plan = ClockPlan(110 + EXIT_S, Reserve({}, best={24: 4}), in_flight=2)
-    plan.reserve.note_step(24, 4)
+    plan = ClockPlan(110 + EXIT_S, Reserve({}, fastest_s={24: 4}), in_flight=2)
+    plan.reserve.record_step(24, 4)
     assert not plan.is_over(0, now_s=97)
     assert plan.is_over(0, now_s=99)
 
 
 def test_one_pause_does_not_end_a_run() -> None:
-    plan = ClockPlan(110 + EXIT_S, Reserve({}, best={24: 1}))
+    plan = ClockPlan(110 + EXIT_S, Reserve({}, fastest_s={24: 1}))
     for step_s in (1, 1, 1, 40, 1):
-        plan.reserve.note_step(24, step_s)
+        plan.reserve.record_step(24, step_s)
     assert not plan.is_over(0, now_s=100)
 
 
 def test_progress_never_falls_however_the_reserve_changes() -> None:
-    reserve = Reserve({"evaluate": 10.0}, rehearsed_step=(24, 0.1), best={24: 0.1})
+    reserve = Reserve({"evaluate": 10.0}, rehearsed_step=(24, 0.1), fastest_s={24: 0.1})
     plan, progress = ClockPlan(100, reserve), 0.0
     for second in range(100):
         for _ in range(16):
-            reserve.note_step(24, 0.1 if second % 20 < 10 else 0.25)
+            reserve.record_step(24, 0.1 if second % 20 < 10 else 0.25)
         moved = plan.advance(progress, step=0, since_s=second, now_s=second + 1)
         assert moved >= progress
         progress = moved
@@ -75,9 +75,9 @@ def test_progress_never_falls_however_the_reserve_changes() -> None:
 
 def reserve_after(step_s: float, *, rehearsed_s: float = 0.1) -> float:
     """Give the reserve for a second of closing work, rehearsed at one pace, after steps at another; 0.1 is the best."""
-    reserve = Reserve({"evaluate": 1.0}, rehearsed_step=(24, rehearsed_s), best={24: 0.1})
+    reserve = Reserve({"evaluate": 1.0}, rehearsed_step=(24, rehearsed_s), fastest_s={24: 0.1})
     for _ in range(16):
-        reserve.note_step(24, step_s)
+        reserve.record_step(24, step_s)
     return reserve.seconds()
 
 
@@ -88,35 +88,35 @@ def test_the_reserve_follows_the_pace_both_ways() -> None:
 
 
 def test_one_slow_step_changes_no_reserve() -> None:
-    reserve = Reserve({"evaluate": 1.0}, rehearsed_step=(24, 0.1), best={24: 0.1})
+    reserve = Reserve({"evaluate": 1.0}, rehearsed_step=(24, 0.1), fastest_s={24: 0.1})
     for step_s in (0.1, 0.1, 30.0):
-        reserve.note_step(24, step_s)
+        reserve.record_step(24, step_s)
     assert reserve.seconds() == pytest.approx(EXIT_S + MARGIN)
 
 
 def test_smaller_views_are_no_better_pace() -> None:
-    reserve = Reserve({"evaluate": 1.0}, rehearsed_step=(224, 0.4), best={224: 0.4})
+    reserve = Reserve({"evaluate": 1.0}, rehearsed_step=(224, 0.4), fastest_s={224: 0.4})
     for _ in range(16):
-        reserve.note_step(128, 0.1)
+        reserve.record_step(128, 0.1)
     assert reserve.seconds() == pytest.approx(EXIT_S + MARGIN)
 
 
 def test_a_slower_checkpoint_is_reserved_once() -> None:
-    reserve = Reserve({"checkpoint": 1.0}, rehearsed_step=(24, 0.1), best={24: 0.1})
+    reserve = Reserve({"checkpoint": 1.0}, rehearsed_step=(24, 0.1), fastest_s={24: 0.1})
     for step_s in (0.1, 0.2, 0.1):
         for _ in range(16):
-            reserve.note_step(24, step_s)
+            reserve.record_step(24, step_s)
         if step_s == 0.2:
-            reserve.note_piece("checkpoint", 6.0)
-    assert reserve.parts["checkpoint"] == pytest.approx(3.0)
+            reserve.record_piece("checkpoint", 6.0)
+    assert reserve.closing_s["checkpoint"] == pytest.approx(3.0)
 
 
 def test_times_of_mere_launches_set_no_pace() -> None:
     """A GPU's host returns at once where its queue is empty: such a step is no measure of the best."""
-    reserve = Reserve({"evaluate": 1.0}, rehearsed_step=(224, 0.4), best={224: 0.4})
+    reserve = Reserve({"evaluate": 1.0}, rehearsed_step=(224, 0.4), fastest_s={224: 0.4})
     for number in range(160):
-        reserve.note_step(224, 0.005 if number % 20 < 2 else 0.4)
-    assert reserve.pace() == pytest.approx(1.0)
+        reserve.record_step(224, 0.005 if number % 20 < 2 else 0.4)
+    assert reserve.slowdown() == pytest.approx(1.0)
 
 
 def test_an_undisturbed_score_as_long_as_rehearsed_is_never_given_up() -> None:
@@ -130,9 +130,11 @@ def test_an_undisturbed_score_as_long_as_rehearsed_is_never_given_up() -> None:
 def test_what_is_kept_for_hindrance_that_passes_leaves_93_percent_used(budget_s: float) -> None:
     """Hindered to the last step, then alone: the closing work takes what it takes unhindered."""
     for slowdown in (1.0, 2.5, 6.0, 70.0):
-        reserve = Reserve({"evaluate": 2.0, "export": 0.1, "report": 0.2}, rehearsed_step=(24, 0.1), best={24: 0.1})
+        reserve = Reserve(
+            {"evaluate": 2.0, "export": 0.1, "report": 0.2}, rehearsed_step=(24, 0.1), fastest_s={24: 0.1}
+        )
         for _ in range(16):
-            reserve.note_step(24, 0.1 * slowdown)
+            reserve.record_step(24, 0.1 * slowdown)
         plan = ClockPlan(budget_s, reserve)
         last_step_s = plan.end_s - min(reserve.step_s(), 0.3)  # no step as slow as with threads that wait is taken
         assert last_step_s + 2.3 >= 0.93 * budget_s
@@ -144,8 +146,8 @@ def test_a_rehearsal_that_was_hindered_does_not_raise_what_is_kept() -> None:
 
 
 def test_a_long_budget_keeps_enough_for_a_score_beside_six_others() -> None:
-    reserve = Reserve({"evaluate": 2.5}, rehearsed_step=(24, 0.05), best={24: 0.05})
+    reserve = Reserve({"evaluate": 2.5}, rehearsed_step=(24, 0.05), fastest_s={24: 0.05})
     for _ in range(16):
-        reserve.note_step(24, 0.25)
+        reserve.record_step(24, 0.25)
     plan = ClockPlan(300.0, reserve)
     assert plan.end_s + 5 * 2.5 < plan.score_until_s

@@ -53,10 +53,10 @@ def test_a_reading_is_of_all_images_since_the_last_before_they_were_learnt() -> 
     for images in (12, 4):
         probe.step(*batch(0, images=images), lr=0.0)
     y, labels = (torch.cat(parts) for parts in zip(batch(0), batch(0, images=4), strict=True))
-    reading = probe.reading(*probe.take().tolist())
+    reading = probe.metrics(*probe.take_sums().tolist())
     assert reading.loss == pytest.approx(F.cross_entropy(first(y), labels).item(), rel=1e-5)
     assert reading.top1 == pytest.approx(100 * (first(y).argmax(1) == labels).double().mean().item())
-    assert math.isnan(probe.reading(*probe.take().tolist()).loss)
+    assert math.isnan(probe.metrics(*probe.take_sums().tolist()).loss)
 
 
 def test_it_learns_classes_that_can_be_seen() -> None:
@@ -64,9 +64,9 @@ def test_it_learns_classes_that_can_be_seen() -> None:
     for number in range(200):
         probe.step(*batch(number), lr=20.0)
         if number == 180:
-            probe.take()
+            probe.take_sums()
     # chance is 33; at this rate LARS swings, and rounding decides how far
-    assert probe.reading(*probe.take().tolist()).top1 > 75
+    assert probe.metrics(*probe.take_sums().tolist()).top1 > 75
 
 
 def test_it_continues_where_a_checkpoint_left_it() -> None:
@@ -76,7 +76,7 @@ def test_it_continues_where_a_checkpoint_left_it() -> None:
     for probe in (whole, again):
         probe.step(*batch(1), lr=0.5)
     assert torch.equal(whole.classifier.weight, again.classifier.weight)
-    assert torch.equal(whole.take(), again.take())
+    assert torch.equal(whole.take_sums(), again.take_sums())
 
 
 def test_byol_shows_the_first_views_representations_and_feels_no_probe() -> None:

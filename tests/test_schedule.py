@@ -9,7 +9,7 @@ import pytest
 
 from fastbyol.config import CropRamp, Preset
 from fastbyol.recipes import named
-from fastbyol.schedule import crop_px, ema_rate, learning_rate, peaks, planned, relative_cost
+from fastbyol.schedule import build, crop_px, ema_rate, learning_rate, peaks, relative_cost
 
 
 @pytest.mark.parametrize("warmup", [0.0, 0.01, 0.5])
@@ -79,5 +79,5 @@ def test_relative_cost_is_the_mean_of_the_ramps_pixels() -> None:
     recipe = replace(named("demo"), crop_ramp=CropRamp((12,), until=0.5))
     assert relative_cost(recipe) == 0.5 * (12 / 24) ** 2 + 0.5
     assert relative_cost(named("demo")) == 1
-    made = planned(recipe, epochs=2)
+    made = build(recipe, epochs=2)
     assert (made.crop_px(0.0), made.crop_px(0.49), made.crop_px(0.5), made.crop_px(1.0)) == (12, 12, 24, 24)

@@ -194,7 +194,7 @@ def test_a_second_signal_ends_a_run_whose_disk_hangs(
     began = time.monotonic()
     assert main(arguments(betons, tmp_path / "run", "--epochs=30", "--warmup-epochs=1")) == 75
     assert time.monotonic() - began < 40
-    assert "is saved, and a second signal" in capsys.readouterr().err
+    assert "is saved; a second signal" in capsys.readouterr().err
     assert checkpoint.exists(RunFolder(tmp_path / "run").checkpoints)
     hung.set()
 
@@ -299,7 +299,7 @@ def test_resume_refuses_data_that_changed(
     config.write_text(config.read_text().replace(str(betons.train), str(data)))
     asked = arguments(betons, tmp_path / "run", f"--val={betons.val}", "--epochs=3", "--warmup-epochs=1", "--resume")
     assert main([argument.replace(str(betons.train), str(data)) for argument in asked]) == 2
-    assert "holds 150 images, 160 when the run began" in capsys.readouterr().err
+    assert "holds 150 images; the run began with 160" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -363,9 +363,9 @@ BAD = {
     "folder in use": (occupied, "--overwrite"),
     "budget in the past": (lambda b, t: arguments(b, t / "run", "--budget=until 2001-01-01"), "leaves no time"),
     "scores without labels": (lambda b, t: arguments(b, t / "run", "--knn-at=0.5"), "give --val"),
-    "score at the end": (lambda b, t: arguments(b, t / "run", f"--val={b.val}", "--knn-at=0.5,1"), "at 1.0 of the run"),
+    "score at the end": (lambda b, t: arguments(b, t / "run", f"--val={b.val}", "--knn-at=0.5,1"), "knn_at has 1.0"),
     "scores in words": (lambda b, t: arguments(b, t / "run", "--knn-at=often"), "'often'.*0.25,0.5"),
-    "budget of no job": (lambda b, t: arguments(b, t / "run", "--budget=slurm"), "no Slurm job"),
+    "budget of no job": (lambda b, t: arguments(b, t / "run", "--budget=slurm"), "outside a Slurm job"),
     "ramp above full size": (lambda b, t: arguments(b, t / "run", "--crop-ramp=24"), "24 px"),
     "micro-batches of one": (lambda b, t: arguments(b, t / "run", "--micro-batches=32"), "at least 2 images"),
     "unequal micro-batches": (lambda b, t: arguments(b, t / "run", "--micro-batches=3"), "3 equal micro-batches"),

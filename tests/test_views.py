@@ -324,6 +324,6 @@ def test_views_of_crops_are_those_of_the_images_they_were_cut_from() -> None:
     drawn = views.draw((whole, whole), seed=0, epochs=indices, indices=indices, sizes=sizes.numpy())
     wanted = views.apply(pixels, offsets, sizes, drawn, crop_px=side)
     begins = torch.arange(2 * count) * side * side * 3
-    crops = views.of_crops(drawn, crop_px=side)
+    crops = views.params_of_crops(drawn, crop_px=side)
     got = views.apply(pixels.repeat(2), begins, sizes.repeat(2, 1), crops, crop_px=side)
     assert got.equal(wanted)

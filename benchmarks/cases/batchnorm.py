@@ -133,7 +133,7 @@ def _group() -> dist.ProcessGroup:
 def _apex(name: str, problem: Problem) -> Forward:
     """Wrap a batch norm of apex, which fuses ReLU and residual and takes [N, H, W, C]."""
     try:
-        module = apex.piece(name)
+        module = apex.import_piece(name)
     except ConfigError as error:
         raise Absent(str(error)) from error
     synced = {"process_group": _group(), "channel_last": True} if name == "SyncBatchNorm" else {}

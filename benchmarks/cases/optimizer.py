@@ -116,7 +116,7 @@ def _fused_sgd(params: list[nn.Parameter]) -> torch.optim.Optimizer:
 
 def _apex_fused_sgd(params: list[nn.Parameter]) -> torch.optim.Optimizer:
     with _absent():
-        fused: Callable[..., torch.optim.Optimizer] = apex.piece("FusedSGD")
+        fused: Callable[..., torch.optim.Optimizer] = apex.import_piece("FusedSGD")
     return fused(params, lr=1e-3, momentum=0.9, weight_decay=1e-6)
 
 

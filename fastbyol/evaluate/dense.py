@@ -69,7 +69,7 @@ class Segmenter(nn.Module):
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images to logits of every pixel."""
-        logits = self.head(self.encoder.maps(images))
+        logits = self.head(self.encoder.feature_map(images))
         return F.interpolate(logits, images.shape[2:], mode="bilinear", align_corners=False)
 
 

@@ -377,7 +377,7 @@ def test_recomputed_activations_give_the_same_bits_and_are_not_kept(device: str)
     images = channels_last(torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))).to(device)
     for recomputes in (False, True):
         encoder = build(config, seed=0).to(device)
-        encoder.recomputes(recomputes)
+        encoder.set_recompute(recomputes)
         saved: list[Tensor] = []
         block = encoder.layer1[1]
         with torch.autograd.graph.saved_tensors_hooks(lambda t, saved=saved: saved.append(t) or t, lambda t: t):

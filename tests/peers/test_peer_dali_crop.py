@@ -51,7 +51,7 @@ def both(betons: Betons, view: ViewConfig, *, crop_px: int) -> tuple[torch.Tenso
         assert np.array_equal(a.indices, b.indices)
         params, size = draw(view, a), {"crop_px": crop_px}
         ours.append(views.apply(a.pixels, a.offsets, a.sizes, params, **size))
-        theirs.append(views.apply(b.pixels, b.offsets, b.sizes, views.of_crops(params, **size), **size))
+        theirs.append(views.apply(b.pixels, b.offsets, b.sizes, views.params_of_crops(params, **size), **size))
     return torch.cat(ours), torch.cat(theirs)
 
 

@@ -49,7 +49,7 @@ def test_torchvisions_detector_and_segmenter_take_the_encoder(torchvision: Modul
     images = torch.randn(1, 3, 64, 64)
     with torch.inference_mode():
         maps = detector.eval().backbone.body(images)["3"]
-        torch.testing.assert_close(encoder.maps(images), maps, rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(encoder.feature_map(images), maps, rtol=1e-4, atol=1e-4)
         assert segmenter.eval()(images)["out"].shape == (1, 21, 64, 64)
 
 
