@@ -30,7 +30,7 @@ def can_split(config: Config) -> bool:
 
 
 def choose_micro_batches(config: Config, *, train: Reader, world: World, recorded: Config | None) -> Config:
-    """Set a run's micro-batches as the user asked or else as the memory allows, and print one line about the choice.
+    """Set a run's micro-batches as the user requested or else as the memory allows, and print one line about it.
 
     recorded: the configuration of a run to resume, which never gets fewer parts than before. Rank 0's GPU decides for
     all ranks. Raises ConfigError if a step cannot be made to fit.
@@ -77,10 +77,10 @@ def _predict_fit(config: Config, train: Reader, world: World, recorded: Config |
     return fit, str(fit)
 
 
-def split_further(asked: Config, chosen: Config, *, images: int, ranks: int, failure: str) -> tuple[Config, str]:
+def split_further(requested: Config, chosen: Config, *, images: int, ranks: int, failure: str) -> tuple[Config, str]:
     """Change how a step is computed after the GPU ran out of memory: first recompute (the same result), then split.
 
-    asked: the configuration as the user gave it; images: of a batch, on this rank; failure: the error's message.
+    requested: the configuration as the user gave it; images: of a batch, on this rank; failure: the error's message.
     Returns the new configuration and a line about the change. Raises ConfigError if the user chose the micro-batches,
     if nothing is left to try, and on several ranks, which must restart together.
     """
@@ -90,8 +90,8 @@ def split_further(asked: Config, chosen: Config, *, images: int, ranks: int, fai
         line = f"the GPU's memory ran out ({failure}); from now on some activations are recomputed in the backward"
         return replace(chosen, recomputes=True), line
     more = next(memory.micro_batch_counts(images, above=chosen.parts), None)
-    if asked.micro_batches is not None or more is None or ranks > 1 or not can_split(asked):
-        splits = more is not None and can_split(asked)
+    if requested.micro_batches is not None or more is None or ranks > 1 or not can_split(requested):
+        splits = more is not None and can_split(requested)
         advice = f"--micro-batches {more}, or a smaller --batch-size" if splits else "a smaller --batch-size"
         raise ConfigError(
             f"the GPU's memory ran out in a step of {chosen.parts} x {images // chosen.parts} images ({failure}); "
