@@ -10,7 +10,7 @@ from typing import IO
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[IO[bytes]]:
+def replacement(path: Path) -> Iterator[IO[bytes]]:
     """Open a file that takes the name `path`, on disk by then, when the block ends without an exception.
 
     Until then, and after an exception or a kill, what stood under the name stays. Raises OSError if the disk refuses.
@@ -38,5 +38,5 @@ def _sync(folder: Path) -> None:
 
 def write(path: Path, text: str) -> None:
     """Write text as UTF-8, whole or not at all."""
-    with replacing(path) as file:
+    with replacement(path) as file:
         file.write(text.encode())

@@ -32,11 +32,11 @@ def groups(controller: str, *, root: Path = ROOT, own: Path = OWN) -> Iterator[t
 def available_cores() -> int:
     """Count the cores this process may use: its affinity, or less where a control group limits its time."""
     cores = len(os.sched_getaffinity(0))
-    quotas = (quota for group, version in groups("cpu") for quota in cores_of(group, version=version))
+    quotas = (quota for group, version in groups("cpu") for quota in core_quotas(group, version=version))
     return min((cores, *(max(round(quota), 1) for quota in quotas)))
 
 
-def cores_of(group: Path, *, version: int) -> Iterator[float]:
+def core_quotas(group: Path, *, version: int) -> Iterator[float]:
     """Yield how many cores' time a control group allows; nothing where it sets no limit, or does not tell."""
     files = {1: ("cpu.cfs_quota_us", "cpu.cfs_period_us"), 2: ("cpu.max",)}[version]
     try:

@@ -59,7 +59,7 @@ def save(folder: Path, state: dict[str, Any], *, step: int) -> Path:
     folder.mkdir(parents=True, exist_ok=True)
     final = folder / f"step-{step:09d}.pt"
     try:
-        with atomic.replacing(final) as file:
+        with atomic.replacement(final) as file:
             hashed = _Hashed(file)
             torch.save(state, hashed)  # type: ignore[arg-type]  # it needs write and flush alone
             file.write(TRAILER.pack(MAGIC, hashed.size, hashed.hash.digest()))

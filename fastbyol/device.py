@@ -12,7 +12,7 @@ from torch.utils import deterministic
 from fastbyol.config import ConfigError
 
 
-def choose(asked: str | None) -> str:
+def choose_device(asked: str | None) -> str:
     """Return "cuda" or "cpu": what was asked for, else the GPU if there is one; raise ConfigError if it is missing."""
     if asked == "cuda" and not torch.cuda.is_available():
         raise ConfigError("--device cuda, but torch finds no GPU; give --device cpu, or install a CUDA build of torch")
@@ -36,7 +36,7 @@ def make_deterministic() -> None:
     deterministic.fill_uninitialized_memory = False  # type: ignore[attr-defined]  # the kernels write all that they allocate
 
 
-class Queued:
+class HostCopy:
     """Hold numbers on their way from a device: the copy is queued, and `read` waits for it and for nothing after it."""
 
     def __init__(self, numbers: Tensor) -> None:
@@ -55,26 +55,26 @@ class Queued:
         return values
 
 
-AHEAD = 2  # steps
+STEPS_AHEAD = 2  # steps
 
 
-class Pace:
-    """Hold the host at most `ahead` steps before the GPU: it stays ahead, and its clock stays the GPU's.
+class Throttle:
+    """Hold the host at most `steps_ahead` steps before the GPU: it stays ahead, and its clock stays the GPU's.
 
     Without it the host would queue minutes of work, and a deadline read from its clock would be missed by as much.
     """
 
-    def __init__(self, device: str, *, ahead: int = AHEAD) -> None:
+    def __init__(self, device: str, *, steps_ahead: int = STEPS_AHEAD) -> None:
         self._on_gpu = device == "cuda"
-        self._ahead = ahead
+        self._steps_ahead = steps_ahead
         self._ends: deque[torch.cuda.Event] = deque()
 
-    def step_queued(self) -> None:
-        """Take note of a step just queued; wait for the one `ahead` before it, not for this one."""
+    def after_step(self) -> None:
+        """Take note of a step just queued; wait for the one `steps_ahead` before it, not for this one."""
         if not self._on_gpu:
             return
         end = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]  # sleeping, it leaves the core to decoding
         end.record()
         self._ends.append(end)
-        if len(self._ends) > self._ahead:
+        if len(self._ends) > self._steps_ahead:
             self._ends.popleft().synchronize()

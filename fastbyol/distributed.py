@@ -20,10 +20,12 @@ from torch.distributed.rendezvous import rendezvous
 
 from fastbyol.config import ConfigError
 
-PATIENCE = timedelta(days=1)  # of ranks that wait for rank 0's evaluation; a rank that dies is noticed at once
-STUCK = timedelta(minutes=10)  # for the devices, which only wait for one another's steps; compilation is the longest
-MEETING = timedelta(minutes=10)
-LEAVE_S = 1.0
+HOST_TIMEOUT = timedelta(days=1)  # of ranks that wait for rank 0's evaluation; a rank that dies is noticed at once
+DEVICE_TIMEOUT = timedelta(
+    minutes=10
+)  # for the devices, which only wait for one another's steps; compilation is the longest
+RENDEZVOUS_TIMEOUT = timedelta(minutes=10)
+CLOSE_TIMEOUT_S = 1.0
 POLL_S = 0.05
 
 
@@ -69,7 +71,7 @@ class World:
         return carried[0]
 
     @contextmanager
-    def noticing_the_lost(self) -> Iterator[None]:
+    def detect_lost_ranks(self) -> Iterator[None]:
         """Turn what a collective says when a rank has ended into RankLost."""
         try:
             yield
@@ -100,14 +102,14 @@ def local_ranks(environment: Mapping[str, str] = os.environ) -> int:
     return int(environment.get("LOCAL_WORLD_SIZE", "1"))
 
 
-def _meeting(store: Store, place: int, count: int) -> str:
+def _rendezvous_prefix(store: Store, place: int, count: int) -> str:
     """Agree with the ranks that are here now on a name for this meeting.
 
     torchrun keeps one store over its restarts, and with it the addresses of ranks that are gone; its own count of
     restarts can differ from machine to machine. So each rank shows a word that no one else can know, rank 0 collects
     them into a roster, and all go when every rank has found its own word in the same roster.
     """
-    word, deadline_s = uuid4().hex, time.monotonic() + MEETING.total_seconds()
+    word, deadline_s = uuid4().hex, time.monotonic() + RENDEZVOUS_TIMEOUT.total_seconds()
     store.set(f"word-{place}", word)
     words, seen = [f"word-{rank}" for rank in range(count)], [f"seen-{rank}" for rank in range(1, count)]
     roster = ""
@@ -125,24 +127,26 @@ def _meeting(store: Store, place: int, count: int) -> str:
                 if store.check(["go"]) and store.get("go").decode() == roster:
                     return roster
         time.sleep(POLL_S)
-    raise RankLost(f"rank {place} of {count} waited {MEETING} for the others, which did not come; start them all")
+    raise RankLost(
+        f"rank {place} of {count} waited {RENDEZVOUS_TIMEOUT} for the others, which did not come; start them all"
+    )
 
 
-def _leave() -> None:
-    """Close the ranks' connections, but wait for that LEAVE_S at most: NCCL has been seen to hang there.
+def _close_connections() -> None:
+    """Close the ranks' connections, but wait for that CLOSE_TIMEOUT_S at most: NCCL has been seen to hang there.
 
     Source: pytorch issue 115388, after captured collectives. A deadline holds whatever becomes of the connections.
     """
     leaving = threading.Thread(target=dist.destroy_process_group, name="leave", daemon=True)
     leaving.start()
-    leaving.join(LEAVE_S)
+    leaving.join(CLOSE_TIMEOUT_S)
     if leaving.is_alive():
-        late = f"did not close within {LEAVE_S:g} s and are left open"
+        late = f"did not close within {CLOSE_TIMEOUT_S:g} s and are left open"
         print(f"warning: the run is done, but the ranks' connections {late}", file=sys.stderr)
 
 
 @contextmanager
-def joined(device: str, environment: Mapping[str, str] = os.environ) -> Iterator[World]:
+def join_ranks(device: str, environment: Mapping[str, str] = os.environ) -> Iterator[World]:
     """Join the ranks that torchrun started, as its environment variables say; alone without them.
 
     With device "cuda" each rank takes the GPU of its local rank. Raises ConfigError where a machine has fewer GPUs.
@@ -159,16 +163,16 @@ def joined(device: str, environment: Mapping[str, str] = os.environ) -> Iterator
             )
         torch.cuda.set_device(local)
     store, place, count = next(rendezvous("env://"))
-    store = PrefixStore(_meeting(store, place, count), store)
+    store = PrefixStore(_rendezvous_prefix(store, place, count), store)
     backend = "nccl" if device == "cuda" else "gloo"
-    dist.init_process_group(backend, store=store, rank=place, world_size=count, timeout=STUCK)
+    dist.init_process_group(backend, store=store, rank=place, world_size=count, timeout=DEVICE_TIMEOUT)
     world = World(
         place,
         count,
         local_ranks(environment),
         dist.group.WORLD,
-        dist.new_group(backend="gloo", timeout=PATIENCE),
+        dist.new_group(backend="gloo", timeout=HOST_TIMEOUT),
     )
-    with world.noticing_the_lost():
+    with world.detect_lost_ranks():
         yield world
-    _leave()  # not after an error: it could wait for ranks that are gone
+    _close_connections()  # not after an error: it could wait for ranks that are gone

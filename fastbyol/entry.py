@@ -9,7 +9,7 @@ import sys
 from types import FrameType
 from typing import NoReturn
 
-from fastbyol.signals import STOPPING, stopping
+from fastbyol.signals import STOP_SIGNALS, active_stop_signals
 
 INTERRUPTED = 75
 
@@ -32,10 +32,10 @@ def _start(module: str) -> NoReturn:
         os.write(2, f"fastbyol-{module}: interrupted; give the same command again\n".encode())
         os._exit(INTERRUPTED)
 
-    for number in stopping():
+    for number in active_stop_signals():
         signal.signal(number, quit_at_once)
     status: int = importlib.import_module(f"fastbyol.{module}").main()
-    for number in STOPPING:
+    for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)  # all is done and said; the status stands
     sys.stdout.flush()
     sys.stderr.flush()

@@ -15,7 +15,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from fastbyol.growing import Growing
+from fastbyol.growing import RecordFile
 
 POLYNOMIAL = 0x82F63B78  # Castagnoli's, bits reversed
 MASK = 0xA282EAD8
@@ -91,7 +91,7 @@ class EventFile:
     def __init__(self, folder: Path, *, first_step: int, warn: Callable[[str], None]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"events.out.tfevents.{time.time_ns() // 1_000_000:014d}.{os.getpid()}"
-        self._file = Growing(path, warn=warn)
+        self._file = RecordFile(path, warn=warn)
         version = _field(3, BYTES, b"brain.Event:2")
         session = _field(7, BYTES, _field(1, VARINT, _varint(SESSION_START)))
         self._file.append(_event(0, version) + _event(first_step, session))

@@ -21,7 +21,7 @@ def save_encoder(path: Path, encoder: ResNet, config: EncoderConfig) -> None:
     """Write weights and batch-norm buffers, contiguous, with the architecture in the file's metadata; atomic."""
     tensors = {name: value.detach().cpu().contiguous() for name, value in encoder.state_dict().items()}
     metadata = {"format": "pt", "fastbyol": json.dumps(dataclasses.asdict(config))}
-    with atomic.replacing(path) as file:
+    with atomic.replacement(path) as file:
         file.write(save(tensors, metadata=metadata))
 
 

@@ -70,7 +70,7 @@ def write_safetensors(path: Path, encoder: ResNet, config: EncoderConfig, px: in
 def write_pth(path: Path, encoder: ResNet, config: EncoderConfig, px: int) -> None:
     """Write a state dict with torchvision's names, for torch.load(weights_only=True)."""
     del config, px
-    with atomic.replacing(path) as file:
+    with atomic.replacement(path) as file:
         torch.save(_tensors(encoder), file)
 
 
@@ -107,7 +107,7 @@ def write_detectron2(path: Path, encoder: ResNet, config: EncoderConfig, px: int
         for name, value in _tensors(encoder).items()
         if not name.endswith("num_batches_tracked")  # which it does not know
     }
-    with atomic.replacing(path) as file:
+    with atomic.replacement(path) as file:
         pickle.dump({"model": arrays, "__author__": "fastbyol", "matching_heuristics": True}, file)
 
 
@@ -144,7 +144,7 @@ def write_onnx(path: Path, encoder: ResNet, config: EncoderConfig, px: int) -> N
             opset_version=OPSET,
             verbose=False,
         )
-    with atomic.replacing(path) as file:
+    with atomic.replacement(path) as file:
         file.write(program.model_proto.SerializeToString())
 
 

@@ -8,19 +8,19 @@ from collections.abc import Callable
 from pathlib import Path
 
 
-class Growing:
+class RecordFile:
     """Append records to a file, each whole or not at all; what the disk refuses is kept and offered again.
 
-    The file is opened at once and cut to its first `keep` bytes (None: all of it), which needs no room on the disk;
-    raises OSError where it cannot be opened. Later failures are told to `warn`, once until a write succeeds again, and
-    raise nothing.
+    The file is opened at once and cut to its first `keep_bytes` bytes (None: all of it), which needs no room on disk;
+    raises OSError where it cannot be opened. Later failures are told to `warn`, once until a write succeeds again,
+    and raise nothing.
     """
 
-    def __init__(self, path: Path, *, warn: Callable[[str], None], keep: int | None = None) -> None:
+    def __init__(self, path: Path, *, warn: Callable[[str], None], keep_bytes: int | None = None) -> None:
         self.path = path
         self._warn = warn
         self._file = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644)
-        self._end = os.fstat(self._file).st_size if keep is None else keep  # of the last whole record
+        self._end = os.fstat(self._file).st_size if keep_bytes is None else keep_bytes  # of the last whole record
         os.ftruncate(self._file, self._end)
         self._pending: deque[bytes] = deque()
         self._refused = False

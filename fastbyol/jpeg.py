@@ -48,14 +48,14 @@ PILLOW_ERRORS = (
     zlib.error,
 )
 PILLOW_SUBSAMPLING = {"444": "4:4:4", "422": "4:2:2", "420": "4:2:0"}
-_unsaid = threading.Semaphore(1)  # taken by the first thread that says what is missing
+_warn_permit = threading.Semaphore(1)  # taken by the first thread that says what is missing
 
 
 class CodecMissing(BetonError):
     """Tell which package has to be installed before images can be read."""
 
 
-def check_installed() -> None:
+def require_pillow() -> None:
     """Raise CodecMissing where Pillow cannot be imported; simplejpeg may be missing, Pillow may not."""
     try:
         import PIL.Image  # noqa: F401, PLC0415 - commands shall say in one line that it is missing
@@ -75,7 +75,7 @@ def decode(data: bytes | memoryview, colorspace: str = "RGB") -> NDArray[np.uint
     return pixels
 
 
-def check(data: bytes | memoryview) -> None:
+def verify(data: bytes | memoryview) -> None:
     """Raise ValueError unless a whole JPEG decodes to RGB.
 
     It is decoded to about an eighth of each side, which reads every coefficient and so meets every fault a full decode
@@ -118,7 +118,7 @@ def encode(pixels: NDArray[np.uint8], *, quality: int, subsampling: str) -> byte
 
 def _say_once() -> None:
     """Warn, the first time only, that a slower codec is used."""
-    if _unsaid.acquire(blocking=False):
+    if _warn_permit.acquire(blocking=False):
         log.warning(
             "simplejpeg is missing (%s): Pillow decodes and encodes JPEGs, slower; pip install simplejpeg", _reason
         )

@@ -27,7 +27,7 @@ LOADING = {
 PLAIN = 'state = torch.load("{name}", weights_only=True)  # torchvision\'s names; it has no such network itself'
 
 
-def text(
+def render(
     config: Config, result: dict[str, Any], scores: list[dict[str, Any]], *, kind: str, name: str, features: int
 ) -> str:
     """Write a card in Markdown for the file `name` of a format.

@@ -17,13 +17,13 @@ from fastbyol.budget import Stopwatch, format_duration
 from fastbyol.byol import BYOL
 from fastbyol.closing import Closing
 from fastbyol.config import Config, ConfigError, to_json
-from fastbyol.device import AHEAD, make_deterministic
-from fastbyol.distributed import World, joined
+from fastbyol.device import STEPS_AHEAD, make_deterministic
+from fastbyol.distributed import World, join_ranks
 from fastbyol.evaluate import features
-from fastbyol.jpeg import check_installed
+from fastbyol.jpeg import require_pillow
 from fastbyol.loop import Loop
 from fastbyol.plan import ClockPlan, Plan, Reserve, StepPlan
-from fastbyol.runfolder import RunFolder, begin, check_resumable, check_unused, locked
+from fastbyol.runfolder import RunFolder, check_resumable, check_unused, initialize, lock
 from fastbyol.schedule import Schedule
 from fastbyol.signals import StopSignal
 from fastbyol.telemetry import Intervals, read_metrics
@@ -50,16 +50,16 @@ def run(
     `resume` a folder without a run begins one. Raises ConfigError, BetonError or CheckpointError for input that cannot
     be used, before anything is overwritten; OSError where the disk refuses; watchdog.Diverged; distributed.RankLost.
     """
-    check_installed()
+    require_pillow()
     val_reader = nullcontext() if config.val is None else Reader(config.val)
-    with joined(config.device) as world, Reader(config.data) as train, val_reader as val:
+    with join_ranks(config.device) as world, Reader(config.data) as train, val_reader as val:
         check_data(config, train, val, world)
         state = world.from_main(_state_of(folder, config, resume=resume, overwrite=overwrite) if world.is_main else "")
         if state == "finished":
             if world.is_main:
                 print(f"{folder.path} has already finished", file=sys.stderr)
             return True
-        with locked(folder) if world.is_main else nullcontext():
+        with lock(folder) if world.is_main else nullcontext():
             begun = folder.read_config() if state == "begun" and world.is_main else None
             chosen = fitting.settled(config, train=train, world=world, recorded=begun)
             if begun is not None and chosen.parts != begun.parts:
@@ -198,7 +198,7 @@ class Run:
             self.epochs = state["epochs"]
             used_s.append(state["elapsed_s"])
         for line in damaged:
-            self.loop.teller.warn(line)
+            self.loop.logger.warn(line)
         if damaged:
             checkpoint.drop_after(self.folder.checkpoints, self.loop.position.step)
         self.has_begun = True
@@ -208,7 +208,7 @@ class Run:
 
     def note_parts(self, line: str) -> None:
         """Warn of how a step is computed since memory ran out, and keep it for the result: from which step on."""
-        self.loop.teller.warn(line)
+        self.loop.logger.warn(line)
         self.loop.notes.setdefault("micro_batches_from_step", []).append([self.loop.position.step, self.config.parts])
 
     def go(self, *, is_new: bool) -> bool:
@@ -218,7 +218,7 @@ class Run:
             planned = self.plan(deadline_s)
             if planned is not None:
                 if is_new and self.world.is_main:
-                    begin(self.folder, self.config)
+                    initialize(self.folder, self.config)
                 self.has_begun = True
                 if not self.fit(*planned):
                     return False
@@ -256,7 +256,7 @@ class Run:
     ) -> tuple[ClockPlan, Schedule] | None:
         """Measure a step, and plan for the clock; see plan."""
         recipe = self.config.recipe
-        in_flight = AHEAD if self.config.device == "cuda" else 0
+        in_flight = STEPS_AHEAD if self.config.device == "cuda" else 0
         plan = ClockPlan(deadline_s, Reserve(dict(self.closing.seconds)), in_flight)
         if not self._has_time(plan, step_s=0.0):
             return None
@@ -314,7 +314,7 @@ class Run:
         finally:
             batches.close()
         if measured.is_cold:
-            loop.teller.warn(
+            loop.logger.warn(
                 f"the first step, which compiles and chooses algorithms, took {measured.step_s:.0f} of the "
                 f"{left_s:.0f} s that were left; the plan takes it for a usual one, so give a longer --budget"
             )
@@ -346,7 +346,7 @@ class Run:
                 f"a budget of {given} leaves no time to train: {elapsed_s:.0f} s are used, a step takes "
                 f"{step_s:.1f} s, and {closing_s:.0f} s are needed to evaluate and save; give a longer --budget"
             )
-        self.loop.teller.warn(f"no time is left to train; the run is closed at {at.progress:.0%} of its way")
+        self.loop.logger.warn(f"no time is left to train; the run is closed at {at.progress:.0%} of its way")
         return False
 
     def fit(self, plan: Plan, made: Schedule) -> bool:
@@ -366,7 +366,7 @@ class Run:
             try:
                 self.closing.report(None)
             except OSError as error:
-                self.loop.teller.warn(f"the report could not be written: {error}")
+                self.loop.logger.warn(f"the report could not be written: {error}")
         self.world.from_main(None)
 
 

@@ -104,7 +104,7 @@ def check_unused(folder: RunFolder, *, overwrite: bool) -> None:
 
 
 @contextmanager
-def locked(folder: RunFolder) -> Iterator[None]:
+def lock(folder: RunFolder) -> Iterator[None]:
     """Keep other processes of this machine out of a run for the with-block; raise ConfigError where one is in it.
 
     The lock goes with the process, however that ends. Where the file system has none, everybody is let in.
@@ -125,7 +125,7 @@ def _lock(descriptor: int, path: Path) -> None:
             raise ConfigError(f"another process trains in {path}; wait for its end, or give another --out") from None
 
 
-def begin(folder: RunFolder, config: Config) -> None:
+def initialize(folder: RunFolder, config: Config) -> None:
     """Clear the folder of an earlier run and write the new one's configuration."""
     for path in (folder.config, folder.metrics, folder.encoder, folder.report, folder.result):
         path.unlink(missing_ok=True)

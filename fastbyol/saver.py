@@ -24,21 +24,21 @@ class Cost:
         self.copy_s = 0.0
         self.write_s = 0.0
 
-    def every_s(self) -> float:
+    def interval_s(self) -> float:
         """Give the interval at which checkpoints cost their shares of the time at most; from 10 s to 15 minutes."""
         return min(max(self.copy_s / COPY_SHARE, self.write_s / WRITE_SHARE, EVERY_MIN_S), EVERY_MAX_S)
 
-    def seconds(self) -> float:
+    def total_s(self) -> float:
         """Give the seconds from the call to the file."""
         return self.copy_s + self.write_s
 
 
-def copied(value: Any) -> Any:
+def copy_to_host(value: Any) -> Any:
     """Copy the tensors of a nested state to the host; from a GPU the copies are only queued, into pinned memory."""
     if isinstance(value, dict):
-        return {name: copied(entry) for name, entry in value.items()}
+        return {name: copy_to_host(entry) for name, entry in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(copied(entry) for entry in value)
+        return type(value)(copy_to_host(entry) for entry in value)
     if not isinstance(value, Tensor):
         return value
     host = torch.empty_like(value, device="cpu", pin_memory=value.is_cuda)
@@ -65,7 +65,7 @@ class Saver:
         """Copy the state and begin to write it; waits first for the write before."""
         self.wait()
         began_s = time.monotonic()
-        taken = copied(state)
+        taken = copy_to_host(state)
         queued = None
         if self.device == "cuda":
             queued = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
@@ -86,7 +86,7 @@ class Saver:
         self.cost.write_s = time.monotonic() - began_s
         self._has_finished = True
 
-    def take_finished(self) -> bool:
+    def pop_finished(self) -> bool:
         """Tell whether a write has finished since the last call."""
         finished, self._has_finished = self._has_finished, False
         return finished
@@ -101,7 +101,7 @@ class Saver:
         """Wait for nothing any more: the write under way ends with the process, and leaves no file under a name."""
         self._thread = None
 
-    def failure(self) -> OSError | None:
+    def pop_failure(self) -> OSError | None:
         """Give the error of the last finished write, once."""
         if self.is_writing:
             return None

@@ -13,7 +13,7 @@ from fastbyol.runfolder import RunFolder
 Scores = dict[str, Any]
 
 
-def keep(folder: RunFolder, scores: Scores) -> None:
+def save_scores(folder: RunFolder, scores: Scores) -> None:
     """Keep what fastbyol-eval scored, in place of an earlier score of the same protocol on the same training file.
 
     scores: "protocol", "train" and "val", the paths of the data, and what was scored; "fraction" where only a part of
@@ -28,7 +28,7 @@ def keep(folder: RunFolder, scores: Scores) -> None:
     atomic.write(folder.scores / f"{name}.json", json.dumps(scores, indent=2) + "\n")
 
 
-def kept(folder: RunFolder) -> list[Scores]:
+def load_scores(folder: RunFolder) -> list[Scores]:
     """Read every score kept in a run folder; raise ConfigError where a file holds none."""
     found: list[Scores] = []
     for path in sorted(folder.scores.glob("*.json")):

@@ -8,12 +8,12 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)  # Slurm warns by SIGUSR1 where asked to
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)  # Slurm warns by SIGUSR1 where asked to
 
 
-def stopping() -> list[signal.Signals]:
-    """List the signals that stop a run: those of STOPPING, but for SIGHUP where nohup has it ignored."""
-    return [number for number in STOPPING if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN]
+def active_stop_signals() -> list[signal.Signals]:
+    """List the signals that stop a run: those of STOP_SIGNALS, but for SIGHUP where nohup has it ignored."""
+    return [number for number in STOP_SIGNALS if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN]
 
 
 STALLED_S = 4.0  # after which who waits for something is not expected to look for the signal soon
@@ -27,12 +27,12 @@ class StopSignal:
     """
 
     def __init__(self) -> None:
-        self.arrived = False
+        self.has_arrived = False
         self._is_deferred = False
         self._when_stalled: Callable[[], None] | None = None
 
     def _note(self, _number: int, _frame: FrameType | None) -> None:
-        is_first, self.arrived = not self.arrived, True
+        is_first, self.has_arrived = not self.has_arrived, True
         if not (is_first and self._is_deferred):
             raise KeyboardInterrupt
         signal.setitimer(signal.ITIMER_REAL, STALLED_S)
@@ -42,12 +42,12 @@ class StopSignal:
             self._when_stalled()
 
     @contextmanager
-    def heard(self) -> Iterator[None]:
+    def catch(self) -> Iterator[None]:
         """Catch the signals inside the with-block; restore what was there after it. Only a main thread hears any."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = {number: signal.signal(number, self._note) for number in stopping()}
+        before = {number: signal.signal(number, self._note) for number in active_stop_signals()}
         before[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._ring)
         try:
             yield
@@ -57,10 +57,10 @@ class StopSignal:
                 signal.signal(number, handler)
 
     @contextmanager
-    def waiting(self, when_stalled: Callable[[], None]) -> Iterator[None]:
+    def on_stall(self, when_stalled: Callable[[], None]) -> Iterator[None]:
         """Call `when_stalled` in the midst of the with-block, if it still waits STALLED_S after a first signal."""
         self._when_stalled = when_stalled
-        if self.arrived:
+        if self.has_arrived:
             signal.setitimer(signal.ITIMER_REAL, STALLED_S)
         try:
             yield
@@ -68,7 +68,7 @@ class StopSignal:
             self._when_stalled = None
 
     @contextmanager
-    def deferred(self) -> Iterator[None]:
+    def defer(self) -> Iterator[None]:
         """Let the first signal inside the with-block be only remembered; the second interrupts."""
         self._is_deferred = True
         try:

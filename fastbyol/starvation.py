@@ -36,7 +36,7 @@ class Usage:
 
 
 @dataclass(frozen=True)
-class Shares:
+class Utilization:
     """Describe a stretch of training: shares in [0, 1] of its time, or of its cores' time, and faults per image."""
 
     waiting: float
@@ -68,13 +68,13 @@ def _stalled_s() -> float:
     return int(some.rpartition("total=")[2]) / 1e6
 
 
-def shares(before: Usage, after: Usage, *, wait_s: float, loop_s: float, images: float, cores: int) -> Shares:
+def utilization(before: Usage, after: Usage, *, wait_s: float, loop_s: float, images: float, cores: int) -> Utilization:
     """Relate what happened between two readings to the time, cores and images between them."""
     span_s = max(after.at_s - before.at_s, 1e-9)
     machine = os.cpu_count() or cores
     by_us = (after.cpu_s - before.cpu_s) / (span_s * cores)
     by_all = (after.machine_cpu_s - before.machine_cpu_s) / (span_s * machine)
-    return Shares(
+    return Utilization(
         waiting=min(wait_s / max(loop_s, 1e-9), 1.0),
         cores_busy=min(max(by_us, by_all), 1.0),
         cores_busy_by_us=min(by_us, 1.0),
@@ -83,13 +83,13 @@ def shares(before: Usage, after: Usage, *, wait_s: float, loop_s: float, images:
     )
 
 
-def judged(readings: Sequence[tuple[Usage, dict[str, float]]], *, cores: int, ranks: int) -> Shares:
+def utilization_over(readings: Sequence[tuple[Usage, dict[str, float]]], *, cores: int, ranks: int) -> Utilization:
     """Relate the first reading to the last, by the rows of all but the first, which ended a stretch before it.
 
     ranks: how many processes load the images of a row; a reading is of one of them.
     """
     rows = [row for _, row in readings[1:]]
-    return shares(
+    return utilization(
         readings[0][0],
         readings[-1][0],
         wait_s=sum(row["loader_wait_s"] for row in rows),
@@ -99,7 +99,7 @@ def judged(readings: Sequence[tuple[Usage, dict[str, float]]], *, cores: int, ra
     )
 
 
-def advice(seen: Shares, *, threads: int | None, cores: int, loader: str) -> str | None:
+def advice(seen: Utilization, *, threads: int | None, cores: int, loader: str) -> str | None:
     """Say in one line how much time is lost and the likely cause with its remedy; None where little is lost.
 
     threads: how many decode, None where more would not help; loader: the one in use, of config.LOADERS.
@@ -122,7 +122,7 @@ def advice(seen: Shares, *, threads: int | None, cores: int, loader: str) -> str
     return f"{lost}, though neither cores nor disk are busy: {memory}give a larger --prefetch"
 
 
-class Watch:
+class StarvationMonitor:
     """Look at the rows of a run and say, once, that it starves; threads and loader as advice takes them.
 
     local_ranks: the processes of the run that share this machine's cores; ranks: those that share a row's images.
@@ -134,7 +134,7 @@ class Watch:
         self._seen: deque[tuple[Usage, dict[str, float]]] = deque(maxlen=ROWS + 1)
         self._said = False
 
-    def look(self, row: dict[str, float]) -> str | None:
+    def update(self, row: dict[str, float]) -> str | None:
         """Take a row in; return the warning when the last ROWS of them call for it, the first time they do.
 
         The rows before the first reading, in which the loader fills its queue, never count. Readings begin anew with a
@@ -147,7 +147,7 @@ class Watch:
         self._seen.append((usage(), row))
         if len(self._seen) <= ROWS:
             return None
-        seen = judged(list(self._seen), cores=self.cores, ranks=self._ranks)
+        seen = utilization_over(list(self._seen), cores=self.cores, ranks=self._ranks)
         said = advice(seen, threads=self._threads, cores=self.cores, loader=self._loader)
         self._said = said is not None
         return said

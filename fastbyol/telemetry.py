@@ -16,9 +16,9 @@ from tqdm import tqdm
 from fastbyol.budget import format_duration
 from fastbyol.config import ConfigError
 from fastbyol.events import EventFile
-from fastbyol.growing import Growing
+from fastbyol.growing import RecordFile
 
-PIECES = ("loader_wait_s", "views_s", "step_s", "agree_s", "log_s", "checkpoint_s")  # of the loop's time
+LAPS = ("loader_wait_s", "views_s", "step_s", "agree_s", "log_s", "checkpoint_s")  # of the loop's time
 LINE_EVERY_S = 30.0  # without a terminal
 LEARNING = (
     "loss",
@@ -58,13 +58,13 @@ def peak_gib(device: str) -> float:
 
 
 class Intervals:
-    """Add up where the loop's time goes between two rows, in seconds of each of PIECES.
+    """Add up where the loop's time goes between two rows, in seconds of each of LAPS.
 
     Host time: on a GPU, work that is only launched shows where the host next waits for it.
     """
 
     def __init__(self) -> None:
-        self.seconds = dict.fromkeys(PIECES, 0.0)
+        self.seconds = dict.fromkeys(LAPS, 0.0)
         self.images = 0
         self._began = self._lap = time.perf_counter()
 
@@ -129,8 +129,8 @@ class Telemetry:
     """Write the rows of one run and show its progress; a context manager, on the one process that writes.
 
     path: metrics.jsonl; rows of steps after `from_step` are dropped first: those steps are taken again. tensorboard:
-    the folder of event files, None for none. also: a further sink, closed with this one. untold: warnings that no row
-    holds yet, those from before and, when all is closed, those that came after the last row. Raises OSError where a
+    the folder of event files, None for none. extra_sink: a further sink, closed with this one. pending_warnings: warnings
+    that no row holds yet, those from before and, when all is closed, those that came after the last row. Raises OSError where a
     file cannot be opened; a disk that fills up later costs warnings, not the run.
     """
 
@@ -140,13 +140,13 @@ class Telemetry:
         *,
         from_step: int,
         tensorboard: Path | None = None,
-        also: Sink | None = None,
-        untold: list[str] | None = None,
+        extra_sink: Sink | None = None,
+        pending_warnings: list[str] | None = None,
     ) -> None:
-        self._untold = [] if untold is None else untold
+        self._pending_warnings = [] if pending_warnings is None else pending_warnings
         kept = [end for row, end in _rows_and_ends(path) if row["step"] <= from_step]
-        self._rows = Growing(path, warn=self.warn, keep=max(kept, default=0))
-        self._sinks: list[Sink] = [] if also is None else [also]
+        self._rows = RecordFile(path, warn=self.warn, keep_bytes=max(kept, default=0))
+        self._sinks: list[Sink] = [] if extra_sink is None else [extra_sink]
         if tensorboard is not None:
             self._sinks.append(_TensorBoard(EventFile(tensorboard, first_step=from_step + 1, warn=self.warn)))
         self._bar = tqdm(total=1.0, bar_format="{percentage:3.0f}%|{bar}| {desc}", disable=None, file=sys.stderr)
@@ -155,13 +155,13 @@ class Telemetry:
     def warn(self, text: str) -> None:
         """Say something at once, in one line, and keep it in the next row (`warnings`) for the report."""
         tqdm.write(f"warning: {text}", file=sys.stderr)
-        self._untold.append(text)
+        self._pending_warnings.append(text)
 
-    def row(self, row: dict[str, Any], *, left_s: float) -> None:
+    def write_row(self, row: dict[str, Any], *, left_s: float) -> None:
         """Append one row and show it."""
-        if self._untold:
-            row = {**row, "warnings": [*self._untold]}
-            self._untold.clear()
+        if self._pending_warnings:
+            row = {**row, "warnings": [*self._pending_warnings]}
+            self._pending_warnings.clear()
         self._rows.append(json.dumps(row).encode() + b"\n")
         for sink in self._sinks:
             sink.write(row)

@@ -28,7 +28,7 @@ TRIALS_SHARE = 0.02  # of the time may be lost in trials made without a cause
 SLOW_SHARE = 0.1  # in those made because work became slow
 EVERY_S = 5.0  # from trial to trial at least
 ROOM, ROOM_EVERY_S = 0.6, 1.0  # cores that must be idle for another thread; how often they are counted
-Say = Callable[[str], None]
+Notify = Callable[[str], None]
 Item = TypeVar("Item")
 
 
@@ -38,7 +38,7 @@ def candidates(limit: int) -> tuple[int, ...]:
     return tuple(sorted({*powers, max(limit - 1, 1), limit}))
 
 
-def others_s() -> float:
+def read_other_cpu_s() -> float:
     """Read the CPU time that all other processes of the machine have used, in seconds."""
     now = usage()
     return now.machine_cpu_s - now.cpu_s
@@ -62,7 +62,7 @@ class _Work:
     room: float = 0.0
 
 
-class Threads:
+class ThreadTuner:
     """Let loops of like units of work run with the number of threads that is fastest now.
 
     numbers: what may be chosen, rising; with fewer than two, nothing is measured or changed. say: take the one line
@@ -74,18 +74,18 @@ class Threads:
         self,
         numbers: Sequence[int] = (),
         *,
-        say: Say = lambda _: None,
+        notify: Notify = lambda _: None,
         clock: Callable[[], float] = time.perf_counter,
-        use: Callable[[int], None] = torch.set_num_threads,
-        others: Callable[[], float] = others_s,
+        set_threads: Callable[[int], None] = torch.set_num_threads,
+        other_cpu_s: Callable[[], float] = read_other_cpu_s,
     ) -> None:
-        self.numbers, self.say = tuple(numbers), say
+        self.numbers, self.notify = tuple(numbers), notify
         self.lost_s = 0.0  # in trials, against the number they chose
-        self._clock, self._use, self._others = clock, use, others
+        self._clock, self._set_threads, self._other_cpu_s = clock, set_threads, other_cpu_s
         self._works: dict[Hashable, _Work] = {}
-        self._has_said = False
+        self._has_notified = False
         self._last: _Work | None = None
-        self._room, self._counted = 0.0, (clock(), others() if len(self.numbers) > 1 else 0.0)
+        self._room, self._counted = 0.0, (clock(), other_cpu_s() if len(self.numbers) > 1 else 0.0)
 
     @contextmanager
     def unit(self, work: Hashable) -> Iterator[None]:
@@ -94,7 +94,7 @@ class Threads:
         yield
         self._end(work, began_s)
 
-    def paced(self, items: Iterable[Item], work: Hashable) -> Generator[Item, None, None]:
+    def units(self, items: Iterable[Item], work: Hashable) -> Generator[Item, None, None]:
         """Yield the items; a unit is what happens from one to the next, getting it included.
 
         It begins with the number chosen last for other work, and tries others when that is due.
@@ -128,7 +128,7 @@ class Threads:
                 next_s = 0.0 if last is None else max(last.next_s, self._clock() + EVERY_S)
                 self._works[work] = _Work(number, to_try, next_s=next_s, room=self._room)
             own = self._works[work]
-            self._use(own.to_try[0] if own.to_try else own.number)
+            self._set_threads(own.to_try[0] if own.to_try else own.number)
         return self._clock()
 
     def _end(self, name: Hashable, began_s: float) -> None:
@@ -155,9 +155,9 @@ class Threads:
         fitting = [number for number in work.to_try if number <= max(self._room + 1 - ROOM, 1)]
         if self._room and len(fitting) < len(work.to_try):
             work.to_try = fitting
-            if not self._has_said:
-                self._has_said = True
-                self.say(
+            if not self._has_notified:
+                self._has_notified = True
+                self.notify(
                     f"other programs leave {self._room:.1f} cores: at most {fitting[-1]} of {self.numbers[-1]} threads "
                     "compute for now; the number follows the pace, and --threads fixes it"
                 )
@@ -192,11 +192,11 @@ class Threads:
         work.room = self._room
         work.recent.clear()
         self._last = work
-        self._use(work.number)
+        self._set_threads(work.number)
         most = self.numbers[-1]
-        if work.number < most and most in work.tried and not self._has_said:
-            self._has_said = True
-            self.say(
+        if work.number < most and most in work.tried and not self._has_notified:
+            self._has_notified = True
+            self.notify(
                 f"{work.number} of {most} threads compute: a step, or batch, takes {1000 * work.pace_s:.3g} ms with "
                 f"{work.number} and {1000 * work.tried[most]:.3g} ms with {most}, as beside other programs; the number "
                 "follows the pace, and --threads fixes it"
@@ -220,24 +220,24 @@ class Threads:
         """Count now and then the cores that other processes leave."""
         before_s, used_s = self._counted
         if now_s - before_s >= every_s:
-            others = self._others()
+            others = self._other_cpu_s()
             self._room = (os.cpu_count() or 1) - (others - used_s) / (now_s - before_s)
             self._counted = now_s, others
 
 
-AS_IS = Threads()
+NO_TUNING = ThreadTuner()
 
 
-def choose(asked: int | None, device: str, *, processes: int = 1, say: Say = lambda _: None) -> Threads:
+def make_tuner(asked: int | None, device: str, *, processes: int = 1, notify: Notify = lambda _: None) -> ThreadTuner:
     """Say how the number of threads is found: as asked, as OMP_NUM_THREADS says, or by measuring, on a CPU alone.
 
     processes: how many of one run share the cores; where there are more, each has its share.
     """
     if asked is not None:
         torch.set_num_threads(asked)
-        return Threads((asked,), say=say)
+        return ThreadTuner((asked,), notify=notify)
     if "OMP_NUM_THREADS" in os.environ:
-        return Threads((torch.get_num_threads(),), say=say)
+        return ThreadTuner((torch.get_num_threads(),), notify=notify)
     limit = max(available_cores() // processes, 1)
     torch.set_num_threads(limit)
-    return Threads(candidates(limit) if device == "cpu" and processes == 1 else (limit,), say=say)
+    return ThreadTuner(candidates(limit) if device == "cpu" and processes == 1 else (limit,), notify=notify)

@@ -29,16 +29,16 @@ from fastbyol.config import (
     CropRamp,
     Recipe,
 )
-from fastbyol.device import choose
+from fastbyol.device import choose_device
 from fastbyol.distributed import RankLost, local_ranks, rank, ranks
 from fastbyol.loaders import default_workers
 from fastbyol.recipes import RECIPES, named
 from fastbyol.recipes.change import with_peaks
-from fastbyol.run import run as carry_out
+from fastbyol.run import run as run_training
 from fastbyol.runfolder import RunFolder
 from fastbyol.signals import StopSignal
 from fastbyol.step import ENGINES, PRECISIONS
-from fastbyol.wandb_run import check_installed
+from fastbyol.wandb_run import require_wandb
 from fastbyol.watchdog import Diverged
 
 RECALIBRATE = 50  # batches after a crop ramp
@@ -162,7 +162,7 @@ def memory_plan(args: argparse.Namespace) -> str:
     """Say in one line how a step of the recipe would use a GPU's memory; raise ConfigError where it fits in no way."""
     recipe, share = recipe_of(args), ranks()
     if not args.plan:
-        choose("cuda")
+        choose_device("cuda")
     free = memory.free_bytes() if not args.plan else round((args.plan - memory.CONTEXT_GIB) * memory.GIB)
     images, parts = recipe.batch_size // share, args.micro_batches
     if parts is not None and (parts < 1 or images % parts or images < 2 * parts):
@@ -205,13 +205,13 @@ def config_of(args: argparse.Namespace, folder: RunFolder) -> Config:
             raise ConfigError(f"recipe {args.recipe} needs images; give --data F.beton, written by fastbyol-prep write")
         data, val = (folder.path / "data" / name for name in ("train.beton", "val.beton"))
     length = Length() if args.budget is None else parse_budget(args.budget)
-    device = choose(args.device)
+    device = choose_device(args.device)
     runs_graph = device == "cuda" and ranks() == 1
     every, workers = args.checkpoint_every, args.workers
     if workers is None:
         workers = default_workers(device, cores=available_cores(), local_ranks=local_ranks())
     if args.wandb is not None:
-        check_installed()
+        require_wandb()
     return Config(
         recipe=recipe,
         data=str(data),
@@ -259,8 +259,8 @@ def run(config: Config, out: Path | str, *, resume: bool = False, overwrite: boo
     OSError, watchdog.Diverged.
     """
     folder, stopwatch, stop = RunFolder(Path(out)), Stopwatch(age_s=0.0), StopSignal()
-    with stop.heard():
-        if not carry_out(config, folder, stopwatch=stopwatch, stop=stop, resume=resume, overwrite=overwrite):
+    with stop.catch():
+        if not run_training(config, folder, stopwatch=stopwatch, stop=stop, resume=resume, overwrite=overwrite):
             return None
     result: dict[str, Any] = json.loads(folder.result.read_text())
     return result
@@ -286,11 +286,11 @@ def main(argv: Sequence[str] | None = None) -> int:
         if args.plan is not None:
             print(memory_plan(args))
             return DONE
-        with stop.heard():
+        with stop.catch():
             config = config_of(args, folder)
             if args.data is None:
                 draw_demo_set(config)
-            finished = carry_out(
+            finished = run_training(
                 config, folder, stopwatch=stopwatch, stop=stop, resume=args.resume, overwrite=args.overwrite
             )
     except KeyboardInterrupt:

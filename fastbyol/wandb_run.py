@@ -18,7 +18,7 @@ UPLOAD_S = 8.0  # that wandb's own process may take for what it still holds, als
 FINISH_S = 10.0  # that ours waits for it: budgets and SIGTERM count on an end
 
 
-def check_installed(package: str = PACKAGE) -> None:
+def require_wandb(package: str = PACKAGE) -> None:
     """Raise ConfigError unless the package is installed; it is not imported."""
     if importlib.util.find_spec(package) is None:
         raise ConfigError(f"--wandb needs the package {package}; pip install 'fastbyol[wandb]', or leave --wandb out")
@@ -46,7 +46,7 @@ class WandbRun:
     """
 
     def __init__(self, project: str, *, folder: Path, name: str, settings: dict[str, Any], is_new: bool) -> None:
-        check_installed()
+        require_wandb()
         self._wandb: Any = importlib.import_module(PACKAGE)
         self._warned = False
         if "finish_timeout" not in self._wandb.Settings.model_fields:

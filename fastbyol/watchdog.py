@@ -25,7 +25,7 @@ class Watchdog:
         self.low_since: float | None = None
         self._has_warned = False
 
-    def look(
+    def inspect(
         self, *, step: int, progress: float, loss: float, embedding_std: float, skipped_in_a_row: int | None
     ) -> str | None:
         """Return a warning, or None; raise Diverged where going on is of no use.
@@ -40,9 +40,9 @@ class Watchdog:
                 f"{skipped_in_a_row} steps in a row up to step {step} had no finite gradient, and were skipped; the "
                 "checkpoints are from before; lower --base-lr and start anew"
             )
-        return self._look_for_collapse(step, progress, embedding_std)
+        return self._inspect_collapse(step, progress, embedding_std)
 
-    def _look_for_collapse(self, step: int, progress: float, embedding_std: float) -> str | None:
+    def _inspect_collapse(self, step: int, progress: float, embedding_std: float) -> str | None:
         if embedding_std >= self._threshold:
             self.low_since = None
             return None

@@ -19,7 +19,7 @@ from fastbyol.kernels.view_params import ViewParams
 from fastbyol.order import Rows
 
 PACKAGES = {"native": None, "memory": None, "ffcv": "ffcv", "dali": "nvidia.dali"}  # what a loader needs beside ours
-AHEAD = 2  # batches decoded before they are asked for
+PREFETCH = 2  # batches decoded before they are asked for
 OTHER_THREADS = 2  # of a rank beside its decoders: the one that feeds the GPU and the one that copies to it
 FEW_WORKERS = 2  # enough on a CPU, where a step outlasts the decoding of its batch many times over
 
@@ -49,25 +49,25 @@ def load(
     batches: Iterable[Rows],
     *,
     workers: int,
-    ahead: int = AHEAD,
+    prefetch: int = PREFETCH,
     on_error: str = "fail",
     device: torch.device | str = "cpu",
     processes: int = 1,
 ) -> Generator[Batch, None, None]:
     """Yield the decoded batches in the order given, each with its pixels on `device`, through the loader of this name.
 
-    `workers` threads decode up to `ahead` batches in advance. A sample that does not decode raises BetonError with its
+    `workers` threads decode up to `prefetch` batches in advance. A sample that does not decode raises BetonError with its
     index at its batch (on_error "fail"), or is replaced by the next of the file that does ("skip"). `processes` of this
     machine load at the same time; loader memory keeps the file in each. Closing the generator ends the threads. Raises
     ConfigError for what cannot be used, a missing package included, before anything is decoded.
     """
-    _check(name, workers=workers, ahead=ahead, on_error=on_error, processes=processes)
+    _check(name, workers=workers, prefetch=prefetch, on_error=on_error, processes=processes)
     module = _imported(name, package=PACKAGES[name], extra=name, flag="--loader")
     place = _place(device)
     loader: Callable[..., Generator[Batch, None, None]] = module.load
     if name == "memory":
         loader = partial(loader, processes=processes)
-    return _moved(loader(reader, batches, workers=workers, ahead=ahead, on_error=on_error, device=place), place)
+    return _moved(loader(reader, batches, workers=workers, prefetch=prefetch, on_error=on_error, device=place), place)
 
 
 def default_workers(device: str, *, cores: int, local_ranks: int = 1) -> int:
@@ -82,17 +82,17 @@ def default_workers(device: str, *, cores: int, local_ranks: int = 1) -> int:
     return max(share - OTHER_THREADS, few) if device == "cuda" else few
 
 
-def threads(name: str, reader: Reader, *, workers: int) -> int | None:
+def decoding_threads(name: str, reader: Reader, *, workers: int) -> int | None:
     """Return how many threads the loader of this name decodes a file with; None where asking for more changes nothing.
 
     Raises ConfigError where its package is missing.
     """
     module = _imported(name, package=PACKAGES[name], extra=name, flag="--loader")
-    count: int | None = module.threads(reader, workers=workers)
+    count: int | None = module.decoding_threads(reader, workers=workers)
     return count
 
 
-def cropped_by_dali(
+def crop_by_dali(
     batches: Generator[Batch, None, None],
     draw: Callable[[Batch], ViewParams],
     *,
@@ -106,7 +106,7 @@ def cropped_by_dali(
     """
     module = _imported("dali_crop", package="nvidia.dali", extra="dali", flag="--crop")
     place = _place(device)
-    return _moved(module.cropped(batches, draw, crop_px=crop_px, workers=workers, device=place), place)
+    return _moved(module.crop(batches, draw, crop_px=crop_px, workers=workers, device=place), place)
 
 
 def _place(device: torch.device | str) -> torch.device:
@@ -139,11 +139,11 @@ def _imported(name: str, *, package: str | None, extra: str, flag: str) -> Modul
         ) from error
 
 
-def _check(name: str, *, workers: int, ahead: int, on_error: str, processes: int) -> None:
+def _check(name: str, *, workers: int, prefetch: int, on_error: str, processes: int) -> None:
     if name not in LOADERS:
         raise ConfigError(f"no loader {name!r}; choose one of {', '.join(LOADERS)}")
     if on_error not in ON_ERROR:
         raise ConfigError(f"on_error is {on_error!r}; choose one of {', '.join(ON_ERROR)}")
-    for setting, value in (("workers", workers), ("ahead", ahead), ("processes", processes)):
+    for setting, value in (("workers", workers), ("prefetch", prefetch), ("processes", processes)):
         if value < 1:
             raise ConfigError(f"{setting} is {value}; give at least 1")

@@ -11,15 +11,15 @@ import torch
 from fastbyol.loaders import Batch
 
 
-def run_aside(
-    batches: Generator[Batch, None, None], *, ahead: int, device: torch.device | str
+def prefetch_in_thread(
+    batches: Generator[Batch, None, None], *, prefetch: int, device: torch.device | str
 ) -> Generator[Batch, None, None]:
-    """Yield the batches, up to `ahead` of them made in advance by another thread; raise here what it raises.
+    """Yield the batches, up to `prefetch` of them made in advance by another thread; raise here what it raises.
 
     Closing closes `batches` in that thread, and ends it.
     """
     with ThreadPoolExecutor(1, "assemble", _use, (torch.device(device),)) as thread:
-        pending = deque(thread.submit(next, batches, None) for _ in range(ahead))
+        pending = deque(thread.submit(next, batches, None) for _ in range(prefetch))
         try:
             while (batch := pending.popleft().result()) is not None:
                 pending.append(thread.submit(next, batches, None))

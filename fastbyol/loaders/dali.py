@@ -19,11 +19,11 @@ from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
 from fastbyol.beton import JPEG, BetonError, Reader
-from fastbyol.loaders import AHEAD, Batch
-from fastbyol.loaders.aside import run_aside
-from fastbyol.loaders.faults import Faults, StandIns
+from fastbyol.loaders import PREFETCH, Batch
+from fastbyol.loaders.aside import prefetch_in_thread
+from fastbyol.loaders.faults import BadSamples, StandIns
 from fastbyol.loaders.packing import Packing, pack
-from fastbyol.loaders.stored import decode_to, other_size
+from fastbyol.loaders.stored import decode_to_tensor, size_mismatch
 from fastbyol.order import Rows
 
 CHUNK_IMAGES = 64  # a run of the pipeline
@@ -37,21 +37,23 @@ def load(
     batches: Iterable[Rows],
     *,
     workers: int,
-    ahead: int = AHEAD,
+    prefetch: int = PREFETCH,
     on_error: str = "fail",
     device: torch.device | str = "cpu",
 ) -> Generator[Batch, None, None]:
-    """Yield the decoded batches in the order given, by DALI with `workers` threads, up to `ahead` in advance.
+    """Yield the decoded batches in the order given, by DALI with `workers` threads, up to `prefetch` in advance.
 
     On the CPU the pixels are native's. On a GPU DALI's mixed decoder leaves them there. Beside the batches, memory
     holds the images of CHUNKS runs. DALI takes some JPEGs with a few wrong bits as they come, where the other loaders
     raise; what it refuses is tried by libjpeg.
     """
     stand_ins = StandIns(reader, on_error=on_error)
-    return run_aside(_assembled(reader, batches, stand_ins, workers, torch.device(device)), ahead=ahead, device=device)
+    return prefetch_in_thread(
+        _assembled(reader, batches, stand_ins, workers, torch.device(device)), prefetch=prefetch, device=device
+    )
 
 
-def threads(reader: Reader, *, workers: int) -> int | None:  # noqa: ARG001
+def decoding_threads(reader: Reader, *, workers: int) -> int | None:  # noqa: ARG001
     """Return how many threads decode when `workers` are asked for; None where more would not help."""
     return workers
 
@@ -68,7 +70,7 @@ class _Chunk(NamedTuple):
 def _chunks(reader: Reader, batches: Iterable[Rows], stand_ins: StandIns) -> Iterator[_Chunk]:
     """Split batches into runs of the pipeline; none spans two batches."""
     for asked in batches:
-        rows, skipped = stand_ins.put(asked)
+        rows, skipped = stand_ins.substitute(asked)
         packing = pack(reader, rows)
         places = np.flatnonzero(reader.modes[rows.indices] == JPEG)
         parts = np.array_split(places, max(-(-len(places) // CHUNK_IMAGES), 1))
@@ -90,7 +92,7 @@ def _assembled(
     coming = deque(islice(chunks, CHUNKS))
     for chunk in coming:
         decoder.begin(chunk)
-    pixels, faults = None, Faults()
+    pixels, faults = None, BadSamples()
     with torch.cuda.stream(stream):  # copies wait for no step of the training; nothing without a GPU
         while coming:
             chunk = coming.popleft()
@@ -102,10 +104,10 @@ def _assembled(
                 decoder.begin(chunk_after)
             if chunk.is_last:
                 _put_raw(reader, chunk.packing, pixels)
-                batch = stand_ins.finish(chunk.packing, pixels, faults, empty=empty, skipped=chunk.skipped)
+                batch = stand_ins.make_batch(chunk.packing, pixels, faults, empty=empty, skipped=chunk.skipped)
                 if stream is not None:
                     stream.synchronize()
-                pixels, faults = None, Faults()
+                pixels, faults = None, BadSamples()
                 yield batch
                 del batch  # while the next is made, its memory is the caller's to free
 
@@ -113,7 +115,7 @@ def _assembled(
 def _put_raw(reader: Reader, packing: Packing, pixels: Tensor) -> None:
     for index, begin, end in packing.places():
         if reader.modes[index] != JPEG:
-            decode_to(pixels[begin:end], reader, index)
+            decode_to_tensor(pixels[begin:end], reader, index)
 
 
 class _Decoder:
@@ -132,7 +134,7 @@ class _Decoder:
             self.pipeline.feed_input("payloads", payloads)
             self.pipeline.schedule_run()
 
-    def end(self, chunk: _Chunk, pixels: Tensor, under_way: Iterable[_Chunk]) -> Faults:
+    def end(self, chunk: _Chunk, pixels: Tensor, under_way: Iterable[_Chunk]) -> BadSamples:
         """Copy the images of the oldest chunk to their places in `pixels`; return those that do not decode."""
         if not len(chunk.places):
             return []
@@ -145,10 +147,10 @@ class _Decoder:
             self.begin(after)
         return faults
 
-    def _take(self, chunk: _Chunk, pixels: Tensor) -> Faults:
+    def _take(self, chunk: _Chunk, pixels: Tensor) -> BadSamples:
         """Copy the images of the oldest run; raise RuntimeError where DALI refuses one, and does not say which."""
         (images,) = self.pipeline.share_outputs()
-        faults: Faults = []
+        faults: BadSamples = []
         shapes = images.shape()
         for number, place in enumerate(chunk.places.tolist()):
             packing, (height, width, _) = chunk.packing, shapes[number]
@@ -160,13 +162,13 @@ class _Decoder:
                 else:  # torch would split each image between its threads, which the decoders keep busy
                     np.copyto(target.numpy(), np.asarray(images[number]))
             else:
-                faults.append((index, other_size(self.reader, index, height=height, width=width)))
+                faults.append((index, size_mismatch(self.reader, index, height=height, width=width)))
         if pixels.is_cuda:
             torch.cuda.current_stream().synchronize()  # DALI takes its buffers back
         self.pipeline.release_outputs()
         return faults
 
-    def _alone(self, packing: Packing, place: np.int64, pixels: Tensor) -> Faults:
+    def _alone(self, packing: Packing, place: np.int64, pixels: Tensor) -> BadSamples:
         """Decode one image of a refused run, so that no image's pixels depend on its neighbours.
 
         Where DALI refuses it, libjpeg decodes it, or says what is wrong with it.
@@ -179,7 +181,7 @@ class _Decoder:
             self.pipeline = build(workers=self.workers, device=self.device)
             index = int(packing.rows.indices[place])
             try:
-                decode_to(pixels[packing.begins[place] : packing.ends[place]], self.reader, index)
+                decode_to_tensor(pixels[packing.begins[place] : packing.ends[place]], self.reader, index)
             except BetonError as fault:
                 return [(index, BetonError(str(fault)))]  # one without frames, which would keep the pixels alive
             if not self._told:

@@ -18,25 +18,25 @@ from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
 from fastbyol.kernels.view_params import ViewParams
-from fastbyol.loaders import AHEAD, Batch
-from fastbyol.loaders.aside import run_aside
-from fastbyol.loaders.packing import on_host
+from fastbyol.loaders import PREFETCH, Batch
+from fastbyol.loaders.aside import prefetch_in_thread
+from fastbyol.loaders.packing import host_tensor
 
 VIEWS = 2
 
 Draw = Callable[[Batch], ViewParams]
 
 
-def cropped(
+def crop(
     batches: Generator[Batch, None, None],
     draw: Draw,
     *,
     crop_px: int,
     workers: int,
     device: torch.device | str,
-    ahead: int = AHEAD,
+    prefetch: int = PREFETCH,
 ) -> Generator[Batch, None, None]:
-    """Yield the batches with the crops of both views in place of their B images, up to `ahead` made in advance.
+    """Yield the batches with the crops of both views in place of their B images, up to `prefetch` made in advance.
 
     Another thread makes them, on a GPU on a stream of its own: there the host waits for DALI, and no step does. `draw`,
     called there, too, gives the parameters of a batch's views. pixels: uint8 [2B * crop_px * crop_px * 3], all of view
@@ -44,7 +44,9 @@ def cropped(
     those that finish such a batch.
     """
     place = torch.device(device)
-    return run_aside(_cropped(batches, draw, crop_px=crop_px, workers=workers, device=place), ahead=ahead, device=place)
+    return prefetch_in_thread(
+        _cropped(batches, draw, crop_px=crop_px, workers=workers, device=place), prefetch=prefetch, device=place
+    )
 
 
 def _cropped(
@@ -85,7 +87,7 @@ def _images(batch: Batch) -> list[Tensor] | list[NDArray[np.uint8]]:
 def _batch(batch: Batch, crops: Tensor, *, crop_px: int) -> Batch:
     count, length = len(crops) // (crop_px * crop_px * 3), crop_px * crop_px * 3
     offsets, sizes = np.arange(count) * length, np.full((count, 2), crop_px, np.int64)
-    return replace(batch, pixels=crops, offsets=on_host(offsets, like=crops), sizes=on_host(sizes, like=crops))
+    return replace(batch, pixels=crops, offsets=host_tensor(offsets, like=crops), sizes=host_tensor(sizes, like=crops))
 
 
 def build(*, batch_size: int, crop_px: int, workers: int, device: torch.device) -> Pipeline:

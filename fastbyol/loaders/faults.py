@@ -11,10 +11,10 @@ from torch import Tensor
 from fastbyol.beton import BetonError, Reader
 from fastbyol.loaders import Batch
 from fastbyol.loaders.packing import Packing, pack
-from fastbyol.loaders.stored import decode_into, decode_to
+from fastbyol.loaders.stored import decode_into, decode_to_tensor
 from fastbyol.order import Rows
 
-Faults = list[tuple[int, BetonError]]  # index and error of each sample that does not decode
+BadSamples = list[tuple[int, BetonError]]  # index and error of each sample that does not decode
 
 
 class StandIns:
@@ -57,7 +57,7 @@ class StandIns:
             return False
         return True
 
-    def put(self, rows: Rows) -> tuple[Rows, NDArray[np.int64]]:
+    def substitute(self, rows: Rows) -> tuple[Rows, NDArray[np.int64]]:
         """Return the rows with known bad samples replaced, and those samples."""
         if not self._stand_ins:
             return rows, rows.indices[:0]
@@ -65,11 +65,11 @@ class StandIns:
         indices = np.array([self._stand_ins.get(index, index) for index in asked], np.int64)
         return Rows(indices, rows.epochs), rows.indices[indices != rows.indices]
 
-    def finish(
+    def make_batch(
         self,
         packing: Packing,
         pixels: Tensor,
-        faults: Faults,
+        faults: BadSamples,
         *,
         empty: Callable[[Packing], Tensor],
         skipped: NDArray[np.int64],
@@ -82,12 +82,12 @@ class StandIns:
             return packing.batch(self.reader, pixels, skipped=skipped)
         for index, error in faults:
             self.find(index, error)
-        rows, now = self.put(packing.rows)
+        rows, now = self.substitute(packing.rows)
         repaired = pack(self.reader, rows)
         out = empty(repaired)
         for place, (index, begin, end) in enumerate(repaired.places()):
             if index == packing.rows.indices[place]:
                 out[begin:end] = pixels[packing.begins[place] : packing.ends[place]]
             else:
-                decode_to(out[begin:end], self.reader, index)
+                decode_to_tensor(out[begin:end], self.reader, index)
         return repaired.batch(self.reader, out, skipped=np.concatenate([skipped, now]))

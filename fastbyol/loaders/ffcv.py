@@ -30,11 +30,11 @@ from ffcv.pipeline.compiler import Compiler  # noqa: E402
 from ffcv.reader import Reader as FieldReader  # noqa: E402
 
 from fastbyol.beton import JPEG, BetonError, Reader  # noqa: E402
-from fastbyol.loaders import AHEAD, Batch  # noqa: E402
-from fastbyol.loaders.aside import run_aside  # noqa: E402
+from fastbyol.loaders import PREFETCH, Batch  # noqa: E402
+from fastbyol.loaders.aside import prefetch_in_thread  # noqa: E402
 from fastbyol.loaders.faults import StandIns  # noqa: E402
 from fastbyol.loaders.packing import pack  # noqa: E402
-from fastbyol.loaders.stored import unreadable  # noqa: E402
+from fastbyol.loaders.stored import unreadable_jpeg  # noqa: E402
 from fastbyol.order import Rows  # noqa: E402
 
 torch.set_num_threads(TORCH_THREADS)
@@ -52,20 +52,20 @@ def load(
     batches: Iterable[Rows],
     *,
     workers: int,
-    ahead: int = AHEAD,
+    prefetch: int = PREFETCH,
     on_error: str = "fail",
     device: torch.device | str = "cpu",
 ) -> Generator[Batch, None, None]:
-    """Yield the decoded batches in the order given, by `workers` threads of ffcv's, up to `ahead` in advance.
+    """Yield the decoded batches in the order given, by `workers` threads of ffcv's, up to `prefetch` in advance.
 
     Pixels are those of libjpeg-turbo's fast DCT, which ffcv asks for: a few levels from the other loaders'. Beside the
     batches, memory holds CHUNKS of ffcv's buffers, CHUNK_BYTES each or one image a worker where that is more.
     """
     stand_ins = StandIns(reader, on_error=on_error)
-    return run_aside(_assembled(reader, batches, stand_ins, workers, device), ahead=ahead, device=device)
+    return prefetch_in_thread(_assembled(reader, batches, stand_ins, workers, device), prefetch=prefetch, device=device)
 
 
-def threads(reader: Reader, *, workers: int) -> int | None:  # noqa: ARG001
+def decoding_threads(reader: Reader, *, workers: int) -> int | None:  # noqa: ARG001
     """Return how many threads decode when `workers` are asked for; None where more would not help: numba's all."""
     return workers if workers < numba.config.NUMBA_NUM_THREADS else None
 
@@ -79,7 +79,7 @@ def _assembled(
     several: list[Rows] = []
     while several := several or list(islice(source, BATCHES_AT_ONCE)):
         known, done = len(stand_ins), 0
-        asked = [stand_ins.put(rows) for rows in several]
+        asked = [stand_ins.substitute(rows) for rows in several]
         order = np.concatenate([rows.indices for rows, _ in asked]).astype(np.uint64)
         with closing(_images(loader, order)) as images:
             for rows, skipped in asked:
@@ -111,12 +111,12 @@ def _batch(
             target[begin:end] = image[: end - begin]
         else:
             faults.append((index, _error(reader, index, code)))
-    return stand_ins.finish(packing, pixels, faults, empty=lambda packing: packing.empty(device), skipped=skipped)
+    return stand_ins.make_batch(packing, pixels, faults, empty=lambda packing: packing.empty(device), skipped=skipped)
 
 
 def _error(reader: Reader, index: int, code: int) -> BetonError:
     reason = "its size is not that of its record" if code == OTHER_SIZE else "refused by libjpeg-turbo"
-    return unreadable(reader, index, reason)
+    return unreadable_jpeg(reader, index, reason)
 
 
 def _loader(reader: Reader, *, workers: int) -> Any:

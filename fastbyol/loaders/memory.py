@@ -16,8 +16,8 @@ from torch import Tensor
 
 from fastbyol.beton import Reader
 from fastbyol.config import ConfigError
-from fastbyol.loaders import AHEAD, Batch, native
-from fastbyol.loaders.packing import Packing, batch_bytes, pack
+from fastbyol.loaders import PREFETCH, Batch, native
+from fastbyol.loaders.packing import Packing, max_batch_bytes, pack
 from fastbyol.loaders.ram import available_bytes
 from fastbyol.order import Rows
 
@@ -34,7 +34,7 @@ def load(
     batches: Iterable[Rows],
     *,
     workers: int,
-    ahead: int = AHEAD,
+    prefetch: int = PREFETCH,
     on_error: str = "fail",
     device: torch.device | str = "cpu",
     processes: int = 1,
@@ -49,23 +49,23 @@ def load(
     source = iter(batches)
     first = next(source, None)
     rows = source if first is None else chain([first], source)
-    place, kept = torch.device(device), RESIDENTS.get(reader, {})
+    place, kept = torch.device(device), DECODED_FILES.get(reader, {})
     if place not in kept:
-        resident = _Resident(reader, place)
+        resident = _DecodedFile(reader, place)
         batch_size = 1 if first is None else len(first.indices)
-        resident.find_room(reader, batch_size=batch_size, ahead=ahead, processes=processes)
-        kept = RESIDENTS.setdefault(reader, kept)
+        resident.find_room(reader, batch_size=batch_size, prefetch=prefetch, processes=processes)
+        kept = DECODED_FILES.setdefault(reader, kept)
         kept[place] = resident
-    return _served(kept[place], reader, iter(rows), workers=workers, ahead=ahead, on_error=on_error)
+    return _served(kept[place], reader, iter(rows), workers=workers, prefetch=prefetch, on_error=on_error)
 
 
-def threads(reader: Reader, *, workers: int) -> int | None:  # noqa: ARG001
+def decoding_threads(reader: Reader, *, workers: int) -> int | None:  # noqa: ARG001
     """Return None: once every sample is there, no number of threads brings the next batch sooner."""
     return None
 
 
 def _served(
-    resident: _Resident, reader: Reader, batches: Iterator[Rows], *, workers: int, ahead: int, on_error: str
+    resident: _DecodedFile, reader: Reader, batches: Iterator[Rows], *, workers: int, prefetch: int, on_error: str
 ) -> Generator[Batch, None, None]:
     """Decode what each batch is the first to ask for, until all samples are there; then only serve."""
     waiting: deque[tuple[Rows, Rows]] = deque()
@@ -79,7 +79,7 @@ def _served(
             yield waiting[-1][1]
 
     native_batches = native.load(
-        reader, missing(), workers=workers, ahead=ahead, on_error=on_error, device=resident.place
+        reader, missing(), workers=workers, prefetch=prefetch, on_error=on_error, device=resident.place
     )
     with closing(native_batches) as decoded:
         for batch in decoded:
@@ -91,7 +91,7 @@ def _served(
         yield resident.batch(reader, rows)
 
 
-class _Resident:
+class _DecodedFile:
     """Hold the decoded file, as far as it has been asked for, for batches to `device`; not its reader, which owns it.
 
     packing: where each sample of the file lies; sources: int64 [N], the sample that stands for each, itself or, where
@@ -106,7 +106,7 @@ class _Resident:
         self.is_there = np.zeros(len(reader), bool)
         self.has_one_size = bool((self.packing.sizes == self.packing.sizes[0]).all())
 
-    def find_room(self, reader: Reader, *, batch_size: int, ahead: int, processes: int) -> None:
+    def find_room(self, reader: Reader, *, batch_size: int, prefetch: int, processes: int) -> None:
         """Choose where the pixels rest: the device, else the host; raise ConfigError when they fit on neither."""
         size = self.packing.buffer_bytes()
         if self.device.type == "cuda":
@@ -119,9 +119,9 @@ class _Resident:
                 *(reader.path, size / GIB, 100 * GPU_SHARE, free / GIB, self.device),
             )
             self.place = torch.device("cpu")
-        beside = min(native.ceiling_bytes(reader, batch_size=batch_size, ahead=ahead), size)  # each image once
+        beside = min(native.max_load_bytes(reader, batch_size=batch_size, prefetch=prefetch), size)  # each image once
         if self.place != self.device:
-            beside += GATHERED * batch_bytes(reader, batch_size=batch_size)
+            beside += GATHERED * max_batch_bytes(reader, batch_size=batch_size)
         available = available_bytes()
         if processes * (size + beside) > RAM_SHARE * available:
             each = "" if processes == 1 else f" in each of {processes} processes"
@@ -183,4 +183,4 @@ def _gather(pixels: Tensor, whole: Packing, part: Packing, out: Tensor) -> None:
 
 
 # What rests of each file: calibration, training and recalibration load one after the other.
-RESIDENTS: WeakKeyDictionary[Reader, dict[torch.device, _Resident]] = WeakKeyDictionary()
+DECODED_FILES: WeakKeyDictionary[Reader, dict[torch.device, _DecodedFile]] = WeakKeyDictionary()

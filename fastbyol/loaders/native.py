@@ -14,9 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastbyol.beton import BetonError, Reader
-from fastbyol.loaders import AHEAD, Batch
-from fastbyol.loaders.faults import Faults, StandIns
-from fastbyol.loaders.packing import Packing, batch_bytes, pack
+from fastbyol.loaders import PREFETCH, Batch
+from fastbyol.loaders.faults import BadSamples, StandIns
+from fastbyol.loaders.packing import Packing, max_batch_bytes, pack
 from fastbyol.loaders.stored import decode_into
 from fastbyol.order import Rows
 
@@ -30,7 +30,7 @@ class _Decoding(NamedTuple):
     packing: Packing
     skipped: NDArray[np.int64]
     pixels: Tensor
-    parts: list[Future[Faults]]
+    parts: list[Future[BadSamples]]
 
 
 def load(
@@ -38,17 +38,17 @@ def load(
     batches: Iterable[Rows],
     *,
     workers: int,
-    ahead: int = AHEAD,
+    prefetch: int = PREFETCH,
     on_error: str = "fail",
     device: torch.device | str = "cpu",
 ) -> Generator[Batch, None, None]:
-    """Yield the decoded batches in the order given, while `workers` threads decode up to `ahead` in advance.
+    """Yield the decoded batches in the order given, while `workers` threads decode up to `prefetch` in advance.
 
-    Beside the batches the caller still holds, memory holds at most the one handed out and `ahead` more, whatever the
-    number of threads and also while one of them is repaired: ceiling_bytes(). An error is raised at its batch's turn.
+    Beside the batches the caller still holds, memory holds at most the one handed out and `prefetch` more, whatever the
+    number of threads and also while one of them is repaired: max_load_bytes(). An error is raised at its batch's turn.
     """
     source = iter(batches)
-    count = threads(reader, workers=workers) or 1
+    count = decoding_threads(reader, workers=workers) or 1
     stand_ins = StandIns(reader, on_error=on_error)
 
     def empty(packing: Packing) -> Tensor:
@@ -59,14 +59,14 @@ def load(
 
     def begin(batches: int) -> None:
         for rows in islice(source, batches):
-            pending.append(_submit(pool, reader, stand_ins.put(rows), parts=PARTS_PER_WORKER * count, to=device))
+            pending.append(_submit(pool, reader, stand_ins.substitute(rows), parts=PARTS_PER_WORKER * count, to=device))
 
     try:
-        begin(ahead)
+        begin(prefetch)
         while pending:
             packing, skipped, pixels, parts = pending.popleft()
             faults = [fault for part in parts for fault in part.result()]
-            batch = stand_ins.finish(packing, pixels, faults, empty=empty, skipped=skipped)
+            batch = stand_ins.make_batch(packing, pixels, faults, empty=empty, skipped=skipped)
             del pixels  # of a batch that was repaired, the damaged copy
             begin(1)
             yield batch
@@ -78,17 +78,17 @@ def load(
         pool.shutdown(wait=waits, cancel_futures=True)
 
 
-def threads(reader: Reader, *, workers: int) -> int | None:
+def decoding_threads(reader: Reader, *, workers: int) -> int | None:
     """Return how many threads decode when `workers` are asked for; None where it is one whatever is asked for."""
     return None if np.mean(reader.heights * reader.widths) < SMALL_PIXELS else workers
 
 
-def ceiling_bytes(reader: Reader, *, batch_size: int, ahead: int) -> int:
+def max_load_bytes(reader: Reader, *, batch_size: int, prefetch: int) -> int:
     """Return the most that the decoded batches of load() take, the one handed out among them.
 
     Pinned memory comes on top of it: torch's allocator rounds each buffer up to a power of two and keeps what it had.
     """
-    return (ahead + 1) * batch_bytes(reader, batch_size=batch_size)
+    return (prefetch + 1) * max_batch_bytes(reader, batch_size=batch_size)
 
 
 def _submit(
@@ -110,9 +110,9 @@ def _submit(
     )
 
 
-def decode_part(reader: Reader, packing: Packing, pixels: NDArray[np.uint8], places: range) -> Faults:
+def decode_part(reader: Reader, packing: Packing, pixels: NDArray[np.uint8], places: range) -> BadSamples:
     """Decode the images at these places of the batch into its buffer; return those that do not decode."""
-    faults: Faults = []
+    faults: BadSamples = []
     for index, begin, end in packing.places(places.start, places.stop):
         try:
             decode_into(pixels[begin:end], reader, index)

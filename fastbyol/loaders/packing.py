@@ -58,7 +58,7 @@ class Packing(NamedTuple):
     def batch(self, reader: Reader, pixels: Tensor, *, skipped: NDArray[np.int64]) -> Batch:
         """Describe the filled buffer as a Batch; `rows` holds the samples that are in it."""
         labels = None if reader.labels is None else reader.labels[self.rows.indices]
-        offsets, sizes = on_host(self.begins, like=pixels), on_host(self.sizes, like=pixels)
+        offsets, sizes = host_tensor(self.begins, like=pixels), host_tensor(self.sizes, like=pixels)
         return Batch(self.rows.indices, self.rows.epochs, labels, pixels, offsets, sizes, skipped)
 
 
@@ -70,7 +70,7 @@ def pack(reader: Reader, rows: Rows) -> Packing:
     return Packing(rows, sizes, ends - lengths, ends)
 
 
-def batch_bytes(reader: Reader, *, batch_size: int) -> int:
+def max_batch_bytes(reader: Reader, *, batch_size: int) -> int:
     """Return the most that the buffer of a batch takes, were the largest images of the file to meet in it.
 
     A batch that ends one epoch and begins the next may hold an image twice.
@@ -82,7 +82,7 @@ def batch_bytes(reader: Reader, *, batch_size: int) -> int:
     return 3 * (times * int(largest.sum()) + int(reader.widths.max()))
 
 
-def on_host(values: NDArray[np.int64], *, like: Tensor) -> Tensor:
+def host_tensor(values: NDArray[np.int64], *, like: Tensor) -> Tensor:
     """Return the values as a tensor on the host, pinned if `like` is bound for, or on, a GPU."""
     tensor = torch.from_numpy(values)
     return tensor.pin_memory() if like.is_cuda or like.is_pinned() else tensor

@@ -20,12 +20,12 @@ def decode_into(out: NDArray[np.uint8], reader: Reader, index: int) -> None:
     try:
         height, width = jpeg.decode_into(out, payload)
     except ValueError as error:
-        raise unreadable(reader, index, str(error)) from error
+        raise unreadable_jpeg(reader, index, str(error)) from error
     if (height, width) != (reader.heights[index], reader.widths[index]):
-        raise other_size(reader, index, height=height, width=width)
+        raise size_mismatch(reader, index, height=height, width=width)
 
 
-def decode_to(out: Tensor, reader: Reader, index: int) -> None:
+def decode_to_tensor(out: Tensor, reader: Reader, index: int) -> None:
     """Do as decode_into for a tensor on any device."""
     host = out if out.device.type == "cpu" else torch.empty_like(out, device="cpu")
     decode_into(host.numpy(), reader, index)
@@ -33,7 +33,7 @@ def decode_to(out: Tensor, reader: Reader, index: int) -> None:
         out.copy_(host)
 
 
-def unreadable(reader: Reader, index: int, reason: str) -> BetonError:
+def unreadable_jpeg(reader: Reader, index: int, reason: str) -> BetonError:
     """Say that a sample is not a readable JPEG."""
     return BetonError(
         f"{reader.path}: sample {index} is not a readable JPEG ({reason}); "
@@ -41,7 +41,7 @@ def unreadable(reader: Reader, index: int, reason: str) -> BetonError:
     )
 
 
-def other_size(reader: Reader, index: int, *, height: int, width: int) -> BetonError:
+def size_mismatch(reader: Reader, index: int, *, height: int, width: int) -> BetonError:
     """Say that a JPEG is not of the size its record gives."""
     recorded = (int(reader.heights[index]), int(reader.widths[index]))
     return BetonError(
