@@ -119,7 +119,7 @@ def test_a_file_too_large_for_the_memory_is_refused_with_the_numbers(tmp_path: P
             writer.append(StoredImage(JPEG, side, side, b"a record that claims a huge image"))
     gib = 3 * side * side * count / 2**30
     with Reader(path) as reader:
-        message = rf"takes {gib:.1f} GiB, and decoding it up to .* GiB of RAM are available"
+        message = rf"takes {gib:.1f} GiB, and decoding it up to .* GiB of RAM that are available"
         with pytest.raises(ConfigError, match=message):
             loaders.load("memory", reader, [], workers=1)
 
