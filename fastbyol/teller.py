@@ -1,4 +1,4 @@
-"""Know who tells of a run while it trains: on rank 0 its rows, warnings and profile, on the others nothing."""
+"""Logger of a training run: rows, warnings and profile, written by rank 0 alone."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ from fastbyol.wandb_run import WandbRun
 
 
 class RunLogger:
-    """Write the rows of one run, with what only the host measures, and warn; open() it to train.
+    """The logger of one run, on every rank; only rank 0 writes, and only inside open().
 
-    `pending_warnings`: warnings that no row holds, for the report. reader: the training images, which tell how many
-    threads decode.
+    `pending_warnings` holds the warnings that no row holds, for the report. reader: the training images; their size
+    decides how many threads decode.
     """
 
     def __init__(self, config: Config, folder: RunFolder, world: World, *, reader: Reader) -> None:
@@ -46,7 +46,7 @@ class RunLogger:
 
     @contextmanager
     def open(self, *, from_step: int) -> Iterator[None]:
-        """Open the files of rank 0 for the with-block; rows of later steps are dropped, since they are taken again."""
+        """Open the files of rank 0 for the with-block; drop rows after `from_step`, whose steps are taken again."""
         if not self.world.is_main:
             yield
             return
@@ -77,7 +77,7 @@ class RunLogger:
                 self._telemetry = self._profile = None
 
     def warn(self, text: str) -> None:
-        """Tell the user once, from rank 0; the next row or, after the last, the report tells it, too."""
+        """Print a warning on rank 0 and keep it for the next row or, after the last row, for the report."""
         if self._telemetry is not None:
             self._telemetry.warn(text)
         elif self.world.is_main:
@@ -85,15 +85,15 @@ class RunLogger:
             self.pending_warnings.append(text)
 
     def log_row(self, row: dict[str, Any], *, left_s: float) -> None:
-        """Write a row."""
+        """Write a row, completed by peak memory and utilisation; warn where training waits for data."""
         if self._telemetry is None:
             return
-        if said := self._starvation.update(row):
-            self.warn(said)
+        if warning := self._starvation.update(row):
+            self.warn(warning)
         measured = self._meter.read(row["images_per_s"], crop_px=row["crop_px"])
         self._telemetry.write_row({**row, "peak_gib": peak_gib(self.config.device), **measured}, left_s=left_s)
 
     def step(self) -> None:
-        """Take note that a step has ended."""
+        """Advance the profiler after a step."""
         if self._profile is not None:
             self._profile.step()

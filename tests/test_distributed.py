@@ -132,7 +132,7 @@ def test_connections_that_do_not_close_hold_nobody(
     never = threading.Event()
     monkeypatch.setattr(dist, "destroy_process_group", never.wait)
     began = time.monotonic()
-    distributed._leave()
-    assert time.monotonic() - began < distributed.LEAVE_S + 1
+    distributed._close_connections()
+    assert time.monotonic() - began < distributed.CLOSE_TIMEOUT_S + 1
     assert "did not close" in capsys.readouterr().err
     never.set()

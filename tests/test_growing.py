@@ -24,7 +24,7 @@ def test_a_refused_record_leaves_no_part_and_comes_later_in_its_place(tmp_path: 
             assert (tmp_path / "rows").read_bytes() == RECORDS[0]
             assert file.pending == count
     assert len(said) == 1
-    assert "rows does not grow" in said[0]
+    assert "rows cannot be written" in said[0]
     file.append(RECORDS[4])
     assert file.pending == 0
     assert (tmp_path / "rows").read_bytes() == b"".join(RECORDS[:5])

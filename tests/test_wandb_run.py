@@ -70,5 +70,5 @@ def test_a_wandb_that_never_finishes_does_not_keep_the_run_from_ending(tmp_path:
         timeout=FINISH_S + 60,
     )
     assert ran.returncode == 0, ran.stderr
-    assert "wandb did not finish (it took more than 10 s); metrics.jsonl has every row" in ran.stderr
+    assert "wandb did not finish (it took more than 10 s); metrics.jsonl holds every row" in ran.stderr
     assert time.monotonic() - began >= FINISH_S
