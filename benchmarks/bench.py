@@ -106,7 +106,7 @@ def main() -> int:
         print("TRITON_INTERPRET is set: an interpreter's times say nothing; unset it", file=sys.stderr)
         return 2
     deadline = time.monotonic() + args.limit
-    where = device.choose(args.device)
+    where = device.choose_device(args.device)
     if where == "cpu" and args.group not in HOST_GROUPS:
         print(f"{args.group}: no GPU is used; this is the reduced CPU form: small shapes, plain torch on both sides")
     torch.backends.cudnn.benchmark = True  # as training sets it

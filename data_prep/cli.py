@@ -21,7 +21,7 @@ from fastbyol.data_prep.interrupt import signals_interrupt
 from fastbyol.data_prep.settings import SettingsError
 from fastbyol.data_prep.sources.source import SourceError
 from fastbyol.data_prep.verify import has_checksum, verify
-from fastbyol.jpeg import check_installed
+from fastbyol.jpeg import require_pillow
 
 BAD_INPUT, INTERRUPTED = 2, 75
 FAULTS_SHOWN = 20
@@ -47,7 +47,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         build_parser().parse_args(argv, arguments)
-        check_installed()
+        require_pillow()
         with signals_interrupt(), warnings.catch_warnings():
             silence_pillow()
             status: int = arguments.run(arguments)

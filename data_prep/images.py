@@ -170,7 +170,7 @@ def _check_jpeg(data: bytes | memoryview, header: _JpegHeader) -> None:
     if header.components not in (1, 3):
         raise ImageError(f"the JPEG has {header.components} components; loaders decode gray and colour")
     try:
-        jpeg.check(data)
+        jpeg.verify(data)
     except ValueError as error:
         raise ImageError(f"damaged JPEG: {error}") from error
 

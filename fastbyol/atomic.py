@@ -1,4 +1,4 @@
-"""Know how a file appears whole or not at all."""
+"""Atomic replacement of files."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from typing import IO
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[IO[bytes]]:
-    """Open a file that takes the name `path`, on disk by then, when the block ends without an exception.
+def replacement(path: Path) -> Iterator[IO[bytes]]:
+    """Open a new file that replaces `path`, synced to disk, when the with-block ends without an exception.
 
-    Until then, and after an exception or a kill, what stood under the name stays. Raises OSError if the disk refuses.
+    Until then, and after an exception or a kill, the old file stays. Raises OSError where the disk refuses.
     """
     partial = path.with_name(f"{path.name}.partial")
     try:
@@ -22,13 +22,13 @@ def replacing(path: Path) -> Iterator[IO[bytes]]:
             file.flush()
             os.fsync(file.fileno())
         partial.replace(path)
-        _sync(path.parent)
+        _sync_folder(path.parent)
     finally:
         partial.unlink(missing_ok=True)
 
 
-def _sync(folder: Path) -> None:
-    """Put a folder's names on disk, so that a power cut does not bring an old one back."""
+def _sync_folder(folder: Path) -> None:
+    """Sync a folder's entries to disk, so that a power cut does not bring the old file back."""
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     try:
         os.fsync(descriptor)
@@ -37,6 +37,6 @@ def _sync(folder: Path) -> None:
 
 
 def write(path: Path, text: str) -> None:
-    """Write text as UTF-8, whole or not at all."""
-    with replacing(path) as file:
+    """Replace `path` by text as UTF-8, atomically."""
+    with replacement(path) as file:
         file.write(text.encode())

@@ -1,4 +1,4 @@
-"""Know which control groups hold this process back, and how many cores they leave it; version 2 or 1 (Linux)."""
+"""Control groups of this process, version 1 or 2, and the cores they allow it (Linux)."""
 
 from __future__ import annotations
 
@@ -11,9 +11,9 @@ OWN = Path("/proc/self/cgroup")
 
 
 def groups(controller: str, *, root: Path = ROOT, own: Path = OWN) -> Iterator[tuple[Path, int]]:
-    """Yield the folder of each group that a controller, such as "memory", may limit, and 1 or 2, its version.
+    """Yield the folder and the version, 1 or 2, of each group in which a controller, such as "memory", may set a limit.
 
-    root: where the groups are mounted; own: the file that says which the process is in. Nothing where there is none.
+    root: where the groups are mounted; own: the file that lists the groups of the process. Yields nothing without it.
     """
     for line in own.read_text().splitlines() if own.exists() else ():
         _, controllers, path = line.split(":", 2)
@@ -30,14 +30,14 @@ def groups(controller: str, *, root: Path = ROOT, own: Path = OWN) -> Iterator[t
 
 
 def available_cores() -> int:
-    """Count the cores this process may use: its affinity, or less where a control group limits its time."""
+    """Count the cores this process may use: its affinity, or fewer where a control group limits its CPU time."""
     cores = len(os.sched_getaffinity(0))
-    quotas = (quota for group, version in groups("cpu") for quota in cores_of(group, version=version))
+    quotas = (quota for group, version in groups("cpu") for quota in core_quotas(group, version=version))
     return min((cores, *(max(round(quota), 1) for quota in quotas)))
 
 
-def cores_of(group: Path, *, version: int) -> Iterator[float]:
-    """Yield how many cores' time a control group allows; nothing where it sets no limit, or does not tell."""
+def core_quotas(group: Path, *, version: int) -> Iterator[float]:
+    """Yield the CPU time a control group allows, in cores; nothing where it sets no limit."""
     files = {1: ("cpu.cfs_quota_us", "cpu.cfs_period_us"), 2: ("cpu.max",)}[version]
     try:
         quota, period = " ".join((group / name).read_text() for name in files).split()

@@ -1,4 +1,4 @@
-"""Know how a run survives: checkpoints whole or absent, checked by size and checksum, the two newest kept."""
+"""Checkpoint files: written atomically, verified by size and checksum, the two newest kept."""
 
 from __future__ import annotations
 
@@ -14,18 +14,18 @@ import torch
 
 from fastbyol import atomic
 
-KEPT = 2
+KEEP = 2  # newest checkpoints
 NAME = re.compile(r"step-(\d+)\.pt")
 TRAILER = struct.Struct("<8sQ32s")  # magic, bytes before the trailer, their SHA-256
 MAGIC = b"FASTBYOL"
 
 
 class CheckpointError(ValueError):
-    """Tell the user that no checkpoint of a run can be loaded, and what to do."""
+    """No checkpoint of a run can be loaded; the message says what to do."""
 
 
-class _Hashed:
-    """Pass what is written on to a file; count and hash it."""
+class _HashingWriter:
+    """A writer to a file that counts and hashes the bytes."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self._file = file
@@ -47,42 +47,42 @@ def _steps(folder: Path) -> list[tuple[int, Path]]:
 
 
 def exists(folder: Path) -> bool:
-    """Tell whether any checkpoint was written, readable or not."""
+    """Tell whether the folder holds a checkpoint, readable or not."""
     return bool(_steps(folder))
 
 
 def save(folder: Path, state: dict[str, Any], *, step: int) -> Path:
-    """Write `state` as checkpoint `step`; keep it and the one before, drop all others.
+    """Write `state` as the checkpoint of `step`; keep it and the one before, remove all others.
 
-    The file appears under its name only when it is complete and on disk. Raises OSError where the disk refuses.
+    The file takes its name only when it is complete and on disk. Raises OSError where it cannot be written.
     """
     folder.mkdir(parents=True, exist_ok=True)
     final = folder / f"step-{step:09d}.pt"
     try:
-        with atomic.replacing(final) as file:
-            hashed = _Hashed(file)
+        with atomic.replacement(final) as file:
+            hashed = _HashingWriter(file)
             torch.save(state, hashed)  # type: ignore[arg-type]  # it needs write and flush alone
             file.write(TRAILER.pack(MAGIC, hashed.size, hashed.hash.digest()))
-    except RuntimeError as error:  # how torch's archive writer reports a failed write
-        if isinstance(error.__context__, KeyboardInterrupt):  # it was a signal that broke it
+    except RuntimeError as error:  # torch's archive writer reports a failed write so
+        if isinstance(error.__context__, KeyboardInterrupt):  # a signal interrupted the write
             raise KeyboardInterrupt from error
         raise OSError(f"{final} cannot be written: {str(error).partition(chr(10))[0]}; is the disk full?") from error
-    drop_after(folder, step)  # damaged, else the run would stand there
+    drop_after(folder, step)  # newer ones are damaged: otherwise the run would have resumed from them
     older = [path for number, path in _steps(folder) if number < step]
-    for path in older[: 1 - KEPT]:
+    for path in older[: 1 - KEEP]:
         path.unlink()
     return final
 
 
 def drop_after(folder: Path, step: int) -> None:
-    """Remove the checkpoints after a step: those that did not load, so that the good one before them is kept."""
+    """Remove the checkpoints after a step: they did not load, and count against the good one before them."""
     for number, path in _steps(folder):
         if number > step:
             path.unlink()
 
 
-def _checked(path: Path) -> bytes:
-    """Read a checkpoint's archive; raise EOFError where size or checksum differ from the trailer's."""
+def _read_archive(path: Path) -> bytes:
+    """Read a checkpoint's archive; raise EOFError where its size or checksum differs from the trailer's."""
     data = path.read_bytes()
     if len(data) < TRAILER.size:
         raise EOFError(f"{len(data)} bytes")
@@ -96,18 +96,18 @@ def _checked(path: Path) -> bytes:
 
 
 def load_newest(folder: Path) -> tuple[dict[str, Any], list[str]]:
-    """Load the newest checkpoint that reads, with one line for each newer one that did not.
+    """Load the newest checkpoint that is whole; return it and one line for each newer one that is damaged.
 
-    Only tensors and plain values are unpickled (weights_only). Raises CheckpointError when none reads.
+    Only tensors and plain values are unpickled (weights_only). Raises CheckpointError when none is whole.
     """
     damaged: list[str] = []
     for _, path in reversed(_steps(folder)):
         try:
-            archive = io.BytesIO(_checked(path))
+            archive = io.BytesIO(_read_archive(path))
             state: dict[str, Any] = torch.load(archive, map_location="cpu", weights_only=True)
             return state, damaged
         except (RuntimeError, pickle.UnpicklingError, EOFError, OSError) as error:
             reason = str(error).partition("\n")[0] or type(error).__name__
             damaged.append(f"{path} does not load ({reason}); trying the one before")
-    said = f": {damaged[0]}" if damaged else ""
-    raise CheckpointError(f"{folder} holds no checkpoint to resume from{said}; start anew without --resume")
+    reason = f": {damaged[0]}" if damaged else ""
+    raise CheckpointError(f"{folder} holds no checkpoint to resume from{reason}; start anew without --resume")

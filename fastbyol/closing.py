@@ -23,7 +23,7 @@ from fastbyol.evaluate.neighbours import Neighbours
 from fastbyol.export import save_encoder
 from fastbyol.loop import Loop
 from fastbyol.runfolder import RunFolder, write_result
-from fastbyol.saver import copied
+from fastbyol.saver import copy_to_host
 from fastbyol.telemetry import Intervals, read_metrics
 
 SHOWN_QUERIES, SHOWN_NEIGHBOURS = 8, 5  # in the report
@@ -59,7 +59,7 @@ class Closing:
         try:
             with self._timed("checkpoint"):
                 began_s = time.monotonic()
-                taken = copied(loop.state(with_momenta=True))
+                taken = copy_to_host(loop.state(with_momenta=True))
                 if self.config.device == "cuda":
                     torch.cuda.synchronize()  # the copies are only queued
                 cost.copy_s = time.monotonic() - began_s
@@ -106,7 +106,7 @@ class Closing:
                 result=result,
                 neighbours=self.neighbours,
                 plan=self.loop.notes.get("plan"),
-                warnings=self.loop.teller.untold,
+                warnings=self.loop.logger.pending_warnings,
             )
 
     def knn_top1(self, stop: Callable[[], bool] | None = None) -> float | None:
@@ -159,7 +159,7 @@ class Closing:
         self._export(self.folder)
         score = self.knn_top1(None if score_until_s is None else partial(self._is_past, score_until_s))
         if score is None and self.val is not None:
-            loop.teller.warn("no time was left to score the encoder; fastbyol-eval knn does")
+            loop.logger.warn("no time was left to score the encoder; fastbyol-eval knn does")
         images = at.step * self.config.recipe.batch_size
         result: dict[str, Any] = {
             "steps": at.step,

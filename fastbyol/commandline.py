@@ -1,4 +1,4 @@
-"""Know how our commands speak: one clear line for every error, and the exit statuses they share."""
+"""Shared parts of the command lines: one-line errors, exit statuses, argument types and help texts."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ class Parser(argparse.ArgumentParser):
     """An ArgumentParser whose errors are one line and exit status 2."""
 
     def error(self, message: str) -> NoReturn:
-        """Print the error and exit."""
+        """Print the error as one line and exit."""
         self.exit(BAD_INPUT, f"{self.prog}: error: {message}; see {self.prog} --help\n")
 
 
@@ -28,14 +28,14 @@ def fail(command: str, error: Exception, *, status: int) -> int:
 
 
 def seed(text: str) -> int:
-    """Read a seed, from 0 to 2^63 - 1, for argparse."""
+    """Parse a seed, from 0 to 2^63 - 1."""
     if not text.isdecimal() or int(text) >= 2**63:
         raise argparse.ArgumentTypeError(f"{text!r} given; wanted a whole number from 0 to 2^63 - 1")
     return int(text)
 
 
 def whole_number(text: str) -> int:
-    """Read a whole number from 1 for argparse."""
+    """Parse a whole number of at least 1."""
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} given; wanted a whole number from 1")
     return int(text)

@@ -1,4 +1,4 @@
-"""Know the ranks of a run: who this process is among those torchrun started, and how they agree."""
+"""Ranks of a distributed run: the process groups, the rendezvous, and detection of lost ranks."""
 
 from __future__ import annotations
 
@@ -20,24 +20,24 @@ from torch.distributed.rendezvous import rendezvous
 
 from fastbyol.config import ConfigError
 
-PATIENCE = timedelta(days=1)  # of ranks that wait for rank 0's evaluation; a rank that dies is noticed at once
-STUCK = timedelta(minutes=10)  # for the devices, which only wait for one another's steps; compilation is the longest
-MEETING = timedelta(minutes=10)
-LEAVE_S = 1.0
+HOST_TIMEOUT = timedelta(days=1)  # rank timeout: hosts wait for rank 0's evaluation; a dead rank is detected at once
+DEVICE_TIMEOUT = timedelta(minutes=10)  # rank timeout: devices only wait for steps, of which compilation is longest
+RENDEZVOUS_TIMEOUT = timedelta(minutes=10)
+CLOSE_TIMEOUT_S = 1.0
 POLL_S = 0.05
 
 
 class RankLost(RuntimeError):
-    """Tell that another rank has ended, so that this one cannot go on."""
+    """Another rank has ended, so that this one cannot continue."""
 
 
 @dataclass(frozen=True)
 class World:
-    """Say which of how many ranks this process is; the default is one process alone.
+    """The rank of this process and the process groups of the run; the default is a single process.
 
-    `local_ranks` of them run on this machine. `group` joins the ranks' devices: gradients and batch-norm statistics;
-    `control` joins their hosts (gloo): the clock and every decision that all must take alike. Both are None for one
-    process.
+    local_ranks: the ranks on this machine. group: the ranks' devices, for gradients and batch-norm statistics. control:
+    their hosts (gloo), for the clock and every decision that must be the same on all ranks. Both groups are None for a
+    single process.
     """
 
     rank: int = 0
@@ -48,11 +48,11 @@ class World:
 
     @property
     def is_main(self) -> bool:
-        """Tell whether this rank writes, measures and decides."""
+        """Tell whether this is rank 0, which writes, measures and decides."""
         return self.rank == 0
 
     def total(self, values: Sequence[float]) -> list[float]:
-        """Give the sum of each value over all ranks (the hosts wait for one another; at once for one process)."""
+        """Sum each value over all ranks; the hosts wait for one another."""
         if self.control is None:
             return list(values)
         tensor = torch.tensor(values, dtype=torch.float64)
@@ -61,91 +61,96 @@ class World:
         return totals
 
     def from_main(self, value: Any) -> Any:
-        """Give rank 0's value to all ranks; the others wait for it and ignore their own."""
+        """Broadcast rank 0's value; the other ranks wait for it and ignore their own."""
         if self.control is None:
             return value
-        carried = [value]
-        dist.broadcast_object_list(carried, src=0, group=self.control)
-        return carried[0]
+        values = [value]
+        dist.broadcast_object_list(values, src=0, group=self.control)
+        return values[0]
 
     @contextmanager
-    def noticing_the_lost(self) -> Iterator[None]:
-        """Turn what a collective says when a rank has ended into RankLost."""
+    def detect_lost_ranks(self) -> Iterator[None]:
+        """Raise RankLost in place of a collective's error when another rank has ended."""
         try:
             yield
         except RuntimeError as error:
             if isinstance(error, dist.DistError) or "gloo" in str(error):  # gloo raises RuntimeError, named by its path
-                raise self._lost(error) from error
+                raise self._rank_lost(error) from error
             raise
 
-    def _lost(self, error: RuntimeError) -> RankLost:
+    def _rank_lost(self, error: RuntimeError) -> RankLost:
         reason = str(error).partition("\n")[0]
         return RankLost(
-            f"rank {self.rank} of {self.ranks} stops, since another rank has ended: see its error ({reason})"
+            f"rank {self.rank} of {self.ranks} stops because another rank has ended ({reason}); see that rank's error"
         )
 
 
 def ranks(environment: Mapping[str, str] = os.environ) -> int:
-    """Give the number of ranks torchrun started, 1 without it."""
+    """Return the number of ranks that torchrun started, 1 without it."""
     return int(environment.get("WORLD_SIZE", "1"))
 
 
 def rank(environment: Mapping[str, str] = os.environ) -> int:
-    """Give this process's place among the ranks, 0 without torchrun."""
+    """Return the rank of this process, 0 without torchrun."""
     return int(environment.get("RANK", "0"))
 
 
 def local_ranks(environment: Mapping[str, str] = os.environ) -> int:
-    """Give the number of ranks torchrun started on this machine, 1 without it."""
+    """Return the number of ranks that torchrun started on this machine, 1 without it."""
     return int(environment.get("LOCAL_WORLD_SIZE", "1"))
 
 
-def _meeting(store: Store, place: int, count: int) -> str:
-    """Agree with the ranks that are here now on a name for this meeting.
+def _rendezvous_prefix(store: Store, rank: int, ranks: int) -> str:
+    """Agree on a key prefix with the ranks that are alive now.
 
-    torchrun keeps one store over its restarts, and with it the addresses of ranks that are gone; its own count of
-    restarts can differ from machine to machine. So each rank shows a word that no one else can know, rank 0 collects
-    them into a roster, and all go when every rank has found its own word in the same roster.
+    torchrun keeps one store over its restarts, and with it the addresses of ranks that have ended; its own count of
+    restarts can differ from machine to machine. So each rank publishes a random word, rank 0 collects the words into a
+    roster, and all continue once every rank has found its own word in the same roster.
     """
-    word, deadline_s = uuid4().hex, time.monotonic() + MEETING.total_seconds()
-    store.set(f"word-{place}", word)
-    words, seen = [f"word-{rank}" for rank in range(count)], [f"seen-{rank}" for rank in range(1, count)]
+    word, deadline_s = uuid4().hex, time.monotonic() + RENDEZVOUS_TIMEOUT.total_seconds()
+    store.set(f"word-{rank}", word)
+    words, seen = [f"word-{n}" for n in range(ranks)], [f"seen-{n}" for n in range(1, ranks)]
     roster = ""
     while time.monotonic() < deadline_s:
-        if place == 0 and store.check(words):
+        if rank == 0 and store.check(words):
             roster = ",".join(store.get(name).decode() for name in words)
             store.set("roster", roster)
             if store.check(seen) and all(store.get(name).decode() == roster for name in seen):
                 store.set("go", roster)
                 return roster
-        elif place and store.check(["roster"]):
+        elif rank and store.check(["roster"]):
             roster = store.get("roster").decode()
-            if roster.split(",")[place : place + 1] == [word]:
-                store.set(f"seen-{place}", roster)
+            if roster.split(",")[rank : rank + 1] == [word]:
+                store.set(f"seen-{rank}", roster)
                 if store.check(["go"]) and store.get("go").decode() == roster:
                     return roster
         time.sleep(POLL_S)
-    raise RankLost(f"rank {place} of {count} waited {MEETING} for the others, which did not come; start them all")
+    raise RankLost(
+        f"rank {rank} of {ranks} waited {RENDEZVOUS_TIMEOUT} for the other ranks, which did not start; start them all"
+    )
 
 
-def _leave() -> None:
-    """Close the ranks' connections, but wait for that LEAVE_S at most: NCCL has been seen to hang there.
+def _close_connections() -> None:
+    """Close the ranks' connections, waiting at most CLOSE_TIMEOUT_S: NCCL can hang there, and the deadline must hold.
 
-    Source: pytorch issue 115388, after captured collectives. A deadline holds whatever becomes of the connections.
+    Source: pytorch issue 115388 (after captured collectives).
     """
-    leaving = threading.Thread(target=dist.destroy_process_group, name="leave", daemon=True)
-    leaving.start()
-    leaving.join(LEAVE_S)
-    if leaving.is_alive():
-        late = f"did not close within {LEAVE_S:g} s and are left open"
-        print(f"warning: the run is done, but the ranks' connections {late}", file=sys.stderr)
+    thread = threading.Thread(target=dist.destroy_process_group, name="close connections", daemon=True)
+    thread.start()
+    thread.join(CLOSE_TIMEOUT_S)
+    if thread.is_alive():
+        print(
+            f"warning: the run is done, but the ranks' connections did not close within {CLOSE_TIMEOUT_S:g} s and are "
+            "left open",
+            file=sys.stderr,
+        )
 
 
 @contextmanager
-def joined(device: str, environment: Mapping[str, str] = os.environ) -> Iterator[World]:
-    """Join the ranks that torchrun started, as its environment variables say; alone without them.
+def join_ranks(device: str, environment: Mapping[str, str] = os.environ) -> Iterator[World]:
+    """Join the ranks that torchrun started, as its environment variables say; without them, yield a single process.
 
-    With device "cuda" each rank takes the GPU of its local rank. Raises ConfigError where a machine has fewer GPUs.
+    With device "cuda" each rank uses the GPU of its local rank. Raises ConfigError where the machine has fewer GPUs.
     """
     if ranks(environment) == 1:
         yield World()
@@ -154,21 +159,21 @@ def joined(device: str, environment: Mapping[str, str] = os.environ) -> Iterator
         local = int(environment["LOCAL_RANK"])
         if local >= torch.cuda.device_count():
             raise ConfigError(
-                f"local rank {local}, but this machine has {torch.cuda.device_count()} GPUs; "
+                f"local rank {local} needs a GPU of its own, but this machine has {torch.cuda.device_count()}; "
                 "give torchrun --nproc-per-node that number"
             )
         torch.cuda.set_device(local)
-    store, place, count = next(rendezvous("env://"))
-    store = PrefixStore(_meeting(store, place, count), store)
+    store, own_rank, world_size = next(rendezvous("env://"))
+    store = PrefixStore(_rendezvous_prefix(store, own_rank, world_size), store)
     backend = "nccl" if device == "cuda" else "gloo"
-    dist.init_process_group(backend, store=store, rank=place, world_size=count, timeout=STUCK)
+    dist.init_process_group(backend, store=store, rank=own_rank, world_size=world_size, timeout=DEVICE_TIMEOUT)
     world = World(
-        place,
-        count,
+        own_rank,
+        world_size,
         local_ranks(environment),
         dist.group.WORLD,
-        dist.new_group(backend="gloo", timeout=PATIENCE),
+        dist.new_group(backend="gloo", timeout=HOST_TIMEOUT),
     )
-    with world.noticing_the_lost():
+    with world.detect_lost_ranks():
         yield world
-    _leave()  # not after an error: it could wait for ranks that are gone
+    _close_connections()  # not after an error: it could wait for ranks that have ended

@@ -15,20 +15,20 @@ from fastbyol.beton import BetonError, Reader
 from fastbyol.cgroups import available_cores
 from fastbyol.commandline import BAD_INPUT, DONE, INTERRUPTED, fail
 from fastbyol.config import Config, ConfigError, require
-from fastbyol.device import choose
+from fastbyol.device import choose_device
 from fastbyol.encoder import ResNet, build
 from fastbyol.evaluate import dense, finetune, knn, linear, masks, semi, splits, transfer
 from fastbyol.evaluate.arguments import build_parser
 from fastbyol.evaluate.features import Features, check, check_classes, labels_of, represent, spread
 from fastbyol.evaluate.images import Lens
 from fastbyol.export import load_encoder
-from fastbyol.jpeg import check_installed
+from fastbyol.jpeg import require_pillow
 from fastbyol.loaders import default_workers
 from fastbyol.runfolder import RunFolder
-from fastbyol.scores import Scores, keep, kept
+from fastbyol.scores import Scores, load_scores, save_scores
 from fastbyol.signals import StopSignal
 from fastbyol.tables import command as tables
-from fastbyol.threads import Threads
+from fastbyol.threads import ThreadTuner
 
 Files = tuple[Reader, Reader]
 Job = Callable[[ResNet, str], Scores]  # of an encoder and a name for its progress bars
@@ -49,12 +49,14 @@ def score(args: argparse.Namespace) -> Scores:
     """
     folder = RunFolder(args.run_dir)
     config, trained = _open(folder)
-    device, asked = choose(args.device), vars(args)
+    device, asked = choose_device(args.device), vars(args)
     encoders = {"trained": trained}
     if asked.get("from_scratch", True) and not (asked.get("skip_random_init") or asked.get("skip_supervised")):
         second = "supervised" if args.protocol == "semi" else "random_init"
         encoders[second] = build(config.recipe.encoder, seed=config.seed)
-    chosen = threads.choose(args.threads, device, say=lambda text: print(f"fastbyol-eval: {text}", file=sys.stderr))
+    chosen = threads.make_tuner(
+        args.threads, device, notify=lambda text: print(f"fastbyol-eval: {text}", file=sys.stderr)
+    )
     with ExitStack() as stack:
         if args.protocol == "segment":
             facts, job = _segment(args, device, chosen)
@@ -70,7 +72,7 @@ def score(args: argparse.Namespace) -> Scores:
         for name, encoder in encoders.items():
             scores[name] = job(encoder.to(device), f"{args.protocol} {name.replace('_', ' ')}")
             try:
-                keep(folder, scores)
+                save_scores(folder, scores)
             except OSError as error:
                 print(f"fastbyol-eval: warning: the score is not kept beside the run: {error}", file=sys.stderr)
     return scores
@@ -154,7 +156,7 @@ def _finetune(args: argparse.Namespace, files: Files, lens: Lens) -> tuple[Score
     return {}, job
 
 
-def _segment(args: argparse.Namespace, device: str, chosen: Threads) -> tuple[Scores, Job]:
+def _segment(args: argparse.Namespace, device: str, chosen: ThreadTuner) -> tuple[Scores, Job]:
     require(
         (args.val_images is None) == (args.val_masks is None),
         "one of --val-images and --val-masks; give both, or neither to score on a fifth of --images",
@@ -207,10 +209,10 @@ def export(args: argparse.Namespace) -> Scores:
     )
     formats.write(args.format, args.out, encoder, config.recipe.encoder, px=config.recipe.eval_px)
     card = args.out.with_name("model-card.md")
-    written = modelcard.text(
+    written = modelcard.render(
         config,
         json.loads(folder.result.read_text()),
-        kept(folder),
+        load_scores(folder),
         kind=args.format,
         name=args.out.name,
         features=encoder.features,
@@ -236,8 +238,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run fastbyol-eval; return the exit status: 0 done, 2 bad usage or input, 75 interrupted."""
     args = build_parser().parse_args(argv)
     try:
-        with StopSignal().heard():
-            check_installed()
+        with StopSignal().catch():
+            require_pillow()
             if args.protocol == "table":
                 return tables.main(args)
             scores = export(args) if args.protocol == "export" else score(args)

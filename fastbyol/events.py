@@ -1,9 +1,10 @@
-"""Know TensorBoard's event file: scalars as protobuf messages in TFRecord frames, written without its package.
+"""TensorBoard event files: scalars as protobuf messages in TFRecord frames, written without its package.
 
-A frame is the length (uint64), its checksum, the message, its checksum; checksums are CRC-32C, rotated and moved by a
-constant so that a frame within a frame does not check by chance. Sources: TensorFlow's "TFRecords format details";
-fields 1, 2, 3, 5, 7 of tensorflow/core/util/event.proto, 1 and 2 of Summary.Value, 1 of SessionLog; protobuf's wire
-format. torch.utils.tensorboard would cost .2 s at the start of every run, a thread, and seven packages.
+A frame is the message's length (uint64), the length's checksum, the message and its checksum. Checksums are CRC-32C,
+rotated and offset by a constant, so that a frame inside a frame is not valid by chance. Sources: TensorFlow's
+"TFRecords format details"; fields 1, 2, 3, 5, 7 of tensorflow/core/util/event.proto, 1 and 2 of Summary.Value, 1 of
+SessionLog; protobuf's wire format. torch.utils.tensorboard would cost 0.2 s at the start of every run, a thread and
+seven packages.
 """
 
 from __future__ import annotations
@@ -15,7 +16,7 @@ import time
 from collections.abc import Callable, Mapping
 from pathlib import Path
 
-from fastbyol.growing import Growing
+from fastbyol.growing import RecordFile
 
 POLYNOMIAL = 0x82F63B78  # Castagnoli's, bits reversed
 MASK = 0xA282EAD8
@@ -77,30 +78,30 @@ def _event(step: int, *parts: bytes) -> bytes:
 def _scalar(tag: str, value: float) -> bytes:
     try:
         packed = struct.pack("<f", value)
-    except OverflowError:  # beyond float32, as the loss of a run that diverges may be
+    except OverflowError:  # beyond float32, as the loss of a diverging run may be
         packed = struct.pack("<f", math.copysign(math.inf, value))
     return _field(1, BYTES, _field(1, BYTES, tag.encode()) + _field(2, FIXED32, packed))
 
 
 class EventFile:
-    """Write scalars for TensorBoard into a new file of `folder`, made where it is missing; raises OSError.
+    """A new event file of scalars in `folder`, which is created if missing; raises OSError.
 
-    TensorBoard is told to forget what earlier files of the folder say of steps from `first_step` on.
+    It makes TensorBoard discard what earlier files of the folder hold of steps from `first_step` on.
     """
 
     def __init__(self, folder: Path, *, first_step: int, warn: Callable[[str], None]) -> None:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / f"events.out.tfevents.{time.time_ns() // 1_000_000:014d}.{os.getpid()}"
-        self._file = Growing(path, warn=warn)
+        self._file = RecordFile(path, warn=warn)
         version = _field(3, BYTES, b"brain.Event:2")
         session = _field(7, BYTES, _field(1, VARINT, _varint(SESSION_START)))
         self._file.append(_event(0, version) + _event(first_step, session))
 
     def write(self, step: int, scalars: Mapping[str, float]) -> None:
-        """Append one event: the scalars by their tags at a step."""
+        """Append one event: the scalars of a step, by tag."""
         values = b"".join(_scalar(tag, value) for tag, value in scalars.items())
         self._file.append(_event(step, _field(5, BYTES, values)))
 
     def close(self) -> None:
-        """Write what waited for room and close."""
+        """Write the events that a full disk held back, and close."""
         self._file.close()

@@ -1,4 +1,4 @@
-"""Know how an encoder leaves a run: safetensors with torchvision's names, and back."""
+"""Encoder file of a run: safetensors with torchvision's parameter names."""
 
 from __future__ import annotations
 
@@ -18,17 +18,17 @@ NAME = "encoder.safetensors"  # in a run folder
 
 
 def save_encoder(path: Path, encoder: ResNet, config: EncoderConfig) -> None:
-    """Write weights and batch-norm buffers, contiguous, with the architecture in the file's metadata; atomic."""
+    """Write weights and batch-norm buffers, with the architecture in the file's metadata; atomic."""
     tensors = {name: value.detach().cpu().contiguous() for name, value in encoder.state_dict().items()}
     metadata = {"format": "pt", "fastbyol": json.dumps(dataclasses.asdict(config))}
-    with atomic.replacing(path) as file:
+    with atomic.replacement(path) as file:
         file.write(save(tensors, metadata=metadata))
 
 
 def load_encoder(path: str | os.PathLike[str]) -> ResNet:
-    """Read what save_encoder wrote, or the encoder of a run folder, in evaluation mode.
+    """Load an encoder from a file of save_encoder or from a run folder, in evaluation mode.
 
-    Raises ConfigError when the file is none of ours.
+    Raises ConfigError when the file is not one of save_encoder's.
     """
     if Path(path).is_dir():
         path = Path(path) / NAME

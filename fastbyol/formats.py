@@ -1,6 +1,6 @@
-"""Know the files in which others expect a ResNet: torchvision's, timm's, detectron2's and ONNX.
+"""Writers of encoders in the formats of torchvision, timm, detectron2 and ONNX.
 
-torchvision and timm name its parameters alike. detectron2 calls the stem `stem.conv1`, layer1..4 `res2..5`, a batch
+torchvision and timm use the same parameter names. detectron2 calls the stem `stem.conv1`, layer1..4 `res2..5`, a batch
 norm `convN.norm` and the projection `shortcut`. Source: the loaders of torchvision 0.28, timm 1.0 and detectron2 0.6.
 """
 
@@ -26,7 +26,7 @@ from fastbyol.encoder import ResNet
 from fastbyol.export import save_encoder
 from fastbyol.kernels.reference import IMAGENET_MEAN, IMAGENET_STD
 
-IN_DETECTRON2 = (  # in this order
+DETECTRON2_NAMES = (  # applied in this order
     (re.compile(r"^(conv1|bn1)\b"), r"stem.\1"),
     (re.compile(r"^layer([1-4])\b"), lambda match: f"res{int(match[1]) + 1}"),
     (re.compile(r"\bdownsample\.0\b"), "shortcut"),
@@ -37,8 +37,8 @@ OPSET = 18  # torch's own default for ONNX
 
 
 def detectron2_name(name: str) -> str:
-    """Turn torchvision's name of a parameter into detectron2's."""
-    for pattern, replacement in IN_DETECTRON2:
+    """Convert torchvision's name of a parameter to detectron2's."""
+    for pattern, replacement in DETECTRON2_NAMES:
         name = pattern.sub(replacement, name)
     return name
 
@@ -48,7 +48,7 @@ def _tensors(encoder: ResNet) -> dict[str, Tensor]:
 
 
 def is_standard(config: EncoderConfig) -> bool:
-    """Tell whether torchvision and timm can build this network from its name alone."""
+    """Tell whether torchvision and timm can build the network from its name alone."""
     return config.width == 1 and config.stem == "imagenet" and config.arch != "resnet8"
 
 
@@ -56,13 +56,13 @@ def _require_standard(config: EncoderConfig, kind: str) -> None:
     """Raise ConfigError for a network that the other library has no name for."""
     require(
         is_standard(config),
-        f"{kind} has no {config.arch} of width {config.width:g} with stem {config.stem}, "
-        "only whole ResNets with the ImageNet stem; give --format safetensors, pth or onnx",
+        f"the encoder is a {config.arch} of width {config.width:g} with stem {config.stem}; {kind} only has ResNets of "
+        "width 1 with the ImageNet stem; give --format safetensors, pth or onnx",
     )
 
 
 def write_safetensors(path: Path, encoder: ResNet, config: EncoderConfig, px: int) -> None:
-    """Write what fastbyol.load_encoder reads; the names are torchvision's."""
+    """Write safetensors for fastbyol.load_encoder, with torchvision's names."""
     del px
     save_encoder(path, encoder, config)
 
@@ -70,7 +70,7 @@ def write_safetensors(path: Path, encoder: ResNet, config: EncoderConfig, px: in
 def write_pth(path: Path, encoder: ResNet, config: EncoderConfig, px: int) -> None:
     """Write a state dict with torchvision's names, for torch.load(weights_only=True)."""
     del config, px
-    with atomic.replacing(path) as file:
+    with atomic.replacement(path) as file:
         torch.save(_tensors(encoder), file)
 
 
@@ -78,7 +78,7 @@ def write_timm(path: Path, encoder: ResNet, config: EncoderConfig, px: int) -> N
     """Write a state dict for timm.create_model(arch, num_classes=0), and timm's config.json beside it."""
     _require_standard(config, "timm")
     write_pth(path, encoder, config, px)
-    described = {
+    model_config = {
         "architecture": config.arch,
         "num_classes": 0,
         "num_features": encoder.features,
@@ -91,13 +91,13 @@ def write_timm(path: Path, encoder: ResNet, config: EncoderConfig, px: int) -> N
             "classifier": "fc",
         },
     }
-    atomic.write(path.with_name("config.json"), json.dumps(described, indent=2) + "\n")
+    atomic.write(path.with_name("config.json"), json.dumps(model_config, indent=2) + "\n")
 
 
 def write_detectron2(path: Path, encoder: ResNet, config: EncoderConfig, px: int) -> None:
-    """Write the pickle that detectron2's checkpointer takes as MODEL.WEIGHTS.
+    """Write the pickle that detectron2's checkpointer loads as MODEL.WEIGHTS.
 
-    The model wants RGB images, PIXEL_MEAN [123.675, 116.28, 103.53], PIXEL_STD [58.395, 57.12, 57.375] and
+    The model expects RGB images, PIXEL_MEAN [123.675, 116.28, 103.53], PIXEL_STD [58.395, 57.12, 57.375] and
     RESNETS.STRIDE_IN_1X1 False.
     """
     del px
@@ -105,14 +105,14 @@ def write_detectron2(path: Path, encoder: ResNet, config: EncoderConfig, px: int
     arrays = {
         detectron2_name(name): value.numpy()
         for name, value in _tensors(encoder).items()
-        if not name.endswith("num_batches_tracked")  # which it does not know
+        if not name.endswith("num_batches_tracked")  # detectron2 has no such buffer
     }
-    with atomic.replacing(path) as file:
+    with atomic.replacement(path) as file:
         pickle.dump({"model": arrays, "__author__": "fastbyol", "matching_heuristics": True}, file)
 
 
 @contextmanager
-def _quiet() -> Iterator[None]:
+def _mute_logging() -> Iterator[None]:
     before = logging.root.manager.disable
     logging.disable(logging.WARNING)
     try:
@@ -122,7 +122,7 @@ def _quiet() -> Iterator[None]:
 
 
 def write_onnx(path: Path, encoder: ResNet, config: EncoderConfig, px: int) -> None:
-    """Write an ONNX graph, float32 images [N, 3, H, W] to representations [N, features], N, H and W free.
+    """Write an ONNX graph from float32 images [N, 3, H, W] to representations [N, features], with N, H and W dynamic.
 
     Raises ConfigError where the package onnxscript is missing.
     """
@@ -132,8 +132,8 @@ def write_onnx(path: Path, encoder: ResNet, config: EncoderConfig, px: int) -> N
         "--format onnx needs the package onnxscript; pip install 'fastbyol[onnx]', or choose another --format",
     )
     images = torch.zeros(2, 3, px, px, device=encoder.conv1.weight.device)
-    with warnings.catch_warnings(), _quiet():
-        warnings.simplefilter("ignore")  # of torch about its own exporter, and that torchvision is not installed
+    with warnings.catch_warnings(), _mute_logging():
+        warnings.simplefilter("ignore")  # torch warns of its own exporter and of a missing torchvision
         program: Any = torch.onnx.export(
             encoder.eval(),
             (images,),
@@ -144,7 +144,7 @@ def write_onnx(path: Path, encoder: ResNet, config: EncoderConfig, px: int) -> N
             opset_version=OPSET,
             verbose=False,
         )
-    with atomic.replacing(path) as file:
+    with atomic.replacement(path) as file:
         file.write(program.model_proto.SerializeToString())
 
 
@@ -159,9 +159,9 @@ FORMATS: dict[str, Writer] = {
 
 
 def write(kind: str, path: Path, encoder: ResNet, config: EncoderConfig, *, px: int) -> None:
-    """Write an encoder in the format of this name; px is the side of an evaluation view, an example for the reader.
+    """Write an encoder in format `kind`; px: side of an evaluation view, written as the input size.
 
-    Raises ConfigError where the format does not exist or cannot hold the encoder.
+    Raises ConfigError where the format does not exist or cannot represent the encoder.
     """
     if kind not in FORMATS:
         raise ConfigError(f"no format {kind!r}; choose one of {', '.join(FORMATS)}")

@@ -1,11 +1,11 @@
 """JPEG decoding and encoding by simplejpeg, or by Pillow where it is missing.
 
-Both are libjpeg-turbo with the accurate transform and smooth chroma upsampling, so decoded pixels are the same. Either
-releases the GIL meanwhile; Pillow takes longer an image (docs/log.md). What differs without simplejpeg:
+Both use libjpeg-turbo with the accurate transform and smooth chroma upsampling, so their decoded pixels are the same.
+Both release the GIL while they work; Pillow is slower (docs/log.md). The differences without simplejpeg:
 
-- Pillow hides libjpeg's warnings: a file cut short is an error with both, but data damaged in a way that libjpeg
+- Pillow hides libjpeg's warnings: a truncated file is an error with both, but data damaged in a way that libjpeg
   repairs decodes, with wrong pixels from the damage on.
-- Four-component JPEGs, which fastbyol-prep never stores, are refused as RGB.
+- Four-component JPEGs, which fastbyol-prep never stores, do not decode as RGB.
 - Below quality 96 simplejpeg encodes by the fast transform and Pillow by the accurate one: the coefficients differ by
   their rounding, and the pixels are as far from the original within 3 % (root mean square).
 """
@@ -48,84 +48,87 @@ PILLOW_ERRORS = (
     zlib.error,
 )
 PILLOW_SUBSAMPLING = {"444": "4:4:4", "422": "4:2:2", "420": "4:2:0"}
-_unsaid = threading.Semaphore(1)  # taken by the first thread that says what is missing
+_warn_permit = threading.Semaphore(1)  # acquired by the first thread to warn
 
 
 class CodecMissing(BetonError):
-    """Tell which package has to be installed before images can be read."""
+    """A package that reads images is missing; the message names it."""
 
 
-def check_installed() -> None:
-    """Raise CodecMissing where Pillow cannot be imported; simplejpeg may be missing, Pillow may not."""
+def require_pillow() -> None:
+    """Raise CodecMissing where Pillow cannot be imported; simplejpeg is optional."""
     try:
-        import PIL.Image  # noqa: F401, PLC0415 - commands shall say in one line that it is missing
+        import PIL.Image  # noqa: F401, PLC0415 - so that commands report a missing Pillow in one line
     except ImportError as error:
-        raise CodecMissing(f"Pillow reads and writes images and is missing ({error}); pip install pillow") from error
+        raise CodecMissing(
+            f"Pillow, which reads and writes images, cannot be imported ({error}); pip install pillow"
+        ) from error
 
 
 def decode(data: bytes | memoryview, colorspace: str = "RGB") -> NDArray[np.uint8]:
-    """Decode a whole JPEG to pixels [H, W, C], C as "RGB" or "CMYK" says; raise ValueError where it is damaged.
+    """Decode a JPEG to pixels [H, W, C] in colour space "RGB" or "CMYK"; raise ValueError where it is damaged.
 
-    CMYK is given as stored, which is inverted in Adobe's files.
+    CMYK is returned as stored, which is inverted in Adobe's files.
     """
     if simplejpeg is None:
-        _say_once()
-        return _pixels(_opened(data, colorspace), colorspace)
+        _warn_once()
+        return _decode_image(_open(data, colorspace), colorspace)
     pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(data, colorspace, strict=True)
     return pixels
 
 
-def check(data: bytes | memoryview) -> None:
-    """Raise ValueError unless a whole JPEG decodes to RGB.
+def verify(data: bytes | memoryview) -> None:
+    """Raise ValueError unless a JPEG decodes to RGB.
 
-    It is decoded to about an eighth of each side, which reads every coefficient and so meets every fault a full decode
-    meets (1500 damaged files: no difference) at 0.6 of its cost.
+    It is decoded at about an eighth of each side, which reads every coefficient and so finds every error that a full
+    decode finds (1500 damaged files: no difference) at 0.6 of its cost.
     """
     if simplejpeg is None:
-        _say_once()
-        image = _opened(data, "RGB")
+        _warn_once()
+        image = _open(data, "RGB")
         image.draft(None, (1, 1))
-        _pixels(image, "RGB")
+        _decode_image(image, "RGB")
     else:
         simplejpeg.decode_jpeg(data, "RGB", strict=True, min_height=1, min_width=1, min_factor=8)
 
 
 def decode_into(out: NDArray[np.uint8], data: bytes | memoryview) -> tuple[int, int]:
-    """Decode a JPEG to the first bytes of out, uint8 [N], as RGB rows without gaps; return its height and width.
+    """Decode a JPEG as contiguous RGB rows into the start of out, uint8 [N]; return its height and width.
 
     Raises ValueError where it is damaged or larger than out.
     """
     if simplejpeg is not None:
         height, width, _ = simplejpeg.decode_jpeg(data, "RGB", buffer=out).shape
         return height, width
-    _say_once()
-    image = _opened(data, "RGB")
+    _warn_once()
+    image = _open(data, "RGB")
     count = image.height * image.width * 3
     if count > out.size:
-        raise ValueError(f"{image.width}x{image.height} pixels need {count} bytes, {out.size} are there")
-    out[:count] = _pixels(image, "RGB").reshape(-1)
+        raise ValueError(f"{image.width}x{image.height} pixels need {count} bytes, the buffer has {out.size}")
+    out[:count] = _decode_image(image, "RGB").reshape(-1)
     return image.height, image.width
 
 
 def encode(pixels: NDArray[np.uint8], *, quality: int, subsampling: str) -> bytes:
     """Encode RGB pixels [H, W, 3] as a baseline JPEG; quality 1 to 100, chroma subsampling "444", "422" or "420"."""
     if simplejpeg is None:
-        _say_once()
+        _warn_once()
         return _encode_by_pillow(pixels, quality=quality, subsampling=subsampling)
     encoded: bytes = simplejpeg.encode_jpeg(pixels, quality, "RGB", subsampling)
     return encoded
 
 
-def _say_once() -> None:
-    """Warn, the first time only, that a slower codec is used."""
-    if _unsaid.acquire(blocking=False):
+def _warn_once() -> None:
+    """Warn, the first time only, that the slower codec is used."""
+    if _warn_permit.acquire(blocking=False):
         log.warning(
-            "simplejpeg is missing (%s): Pillow decodes and encodes JPEGs, slower; pip install simplejpeg", _reason
+            "simplejpeg is missing (%s): Pillow, which is slower, decodes and encodes JPEGs; pip install simplejpeg",
+            _reason,
         )
 
 
-def _opened(data: bytes | memoryview, colorspace: str) -> Image.Image:
-    """Read the header of a JPEG that decodes to this colour space; raise ValueError otherwise, as simplejpeg does."""
+def _open(data: bytes | memoryview, colorspace: str) -> Image.Image:
+    """Read a JPEG's header; raise ValueError, as simplejpeg does, where it does not decode to the colour space."""
     from PIL.JpegImagePlugin import JpegImageFile  # noqa: PLC0415 - only where simplejpeg is missing
 
     try:
@@ -137,13 +140,13 @@ def _opened(data: bytes | memoryview, colorspace: str) -> Image.Image:
     return image
 
 
-def _pixels(image: Image.Image, colorspace: str) -> NDArray[np.uint8]:
+def _decode_image(image: Image.Image, colorspace: str) -> NDArray[np.uint8]:
     try:
         image.load()
     except PILLOW_ERRORS as error:
         raise ValueError(str(error)) from error
     pixels: NDArray[np.uint8] = np.asarray(image if image.mode == colorspace else image.convert(colorspace))
-    return 255 - pixels if colorspace == "CMYK" else pixels  # Pillow inverts all, in the belief that Adobe stored them
+    return 255 - pixels if colorspace == "CMYK" else pixels  # Pillow inverts every CMYK file, as if it were Adobe's
 
 
 def _encode_by_pillow(pixels: NDArray[np.uint8], *, quality: int, subsampling: str) -> bytes:

@@ -17,7 +17,7 @@ from fastbyol.beton import Reader
 from fastbyol.budget import Stopwatch
 from fastbyol.byol import Output, embedding_std
 from fastbyol.config import Config, ConfigError
-from fastbyol.device import AHEAD, Pace, Queued, queue_copy
+from fastbyol.device import STEPS_AHEAD, HostCopy, Throttle, queue_copy
 from fastbyol.distributed import World
 from fastbyol.evaluate.features import CLASSES_MAX
 from fastbyol.loaders import Batch
@@ -31,7 +31,7 @@ from fastbyol.schedule import Schedule
 from fastbyol.signals import StopSignal
 from fastbyol.step import Eager
 from fastbyol.telemetry import Intervals
-from fastbyol.teller import Teller
+from fastbyol.logger import RunLogger
 from fastbyol.watchdog import Watchdog
 
 ScoreFunction = Callable[[Callable[[], bool]], float | None]  # of the current model; None if its argument stops it
@@ -80,9 +80,11 @@ class Loop:
         self.probe = _build_probe(config, reader, world, features=self.model.online.encoder.features)
         self.pipeline = Pipeline(config, reader, world, precision=engine.precision)
         self.saver = Saver(folder.checkpoints, device=config.device)
-        self.teller = Teller(config, folder, world, reader=reader)
-        self.threads = threads.choose(config.threads, config.device, processes=world.local_ranks, say=self.teller.warn)
-        self.pace = Pace(config.device)
+        self.logger = RunLogger(config, folder, world, reader=reader)
+        self.threads = threads.make_tuner(
+            config.threads, config.device, processes=world.local_ranks, notify=self.logger.warn
+        )
+        self.throttle = Throttle(config.device)
         self.watchdog = Watchdog(dimensions=config.recipe.head.out, stops_on_collapse=config.stop_on_collapse)
         self.position = Position()
         self.scored_at: set[float] = set()  # the part of config.knn_at that is done
@@ -149,7 +151,7 @@ class Loop:
         Raises Diverged if the watchdog finds no use in going on; earlier checkpoints stay.
         """
         self.schedule = schedule
-        with self.stop.deferred():
+        with self.stop.defer():
             try:
                 self._train(plan, schedule, score)
             except KeyboardInterrupt:  # a second signal: quit at once
@@ -158,7 +160,7 @@ class Loop:
             finally:
                 self.saver.wait()
                 self._warn_of_failed_save()
-        (stops,) = self.world.total([float(self.stop.arrived)])
+        (stops,) = self.world.total([float(self.stop.has_arrived)])
         return self.position.progress == 1.0 and not stops
 
     def save(self) -> None:
@@ -169,7 +171,7 @@ class Loop:
     def step(self, batches: Iterator[Batch], schedule: Schedule, intervals: Intervals, *, progress: float) -> Output:
         """Take one step on the next batch, with the rates and crop size of a progress in [0, 1]."""
         config = self.config
-        with self.stop.waiting(self._save_while_stalled):
+        with self.stop.on_stall(self._save_while_stalled):
             batch = next(batches)
         intervals.lap("loader_wait_s")
         rates = {"lr": schedule.learning_rate(progress), "tau": schedule.tau(progress)}
@@ -183,7 +185,7 @@ class Loop:
             if self.probe is not None and batch.labels is not None:
                 labels = queue_copy(torch.from_numpy(batch.labels), config.device)
                 self.probe.step(output.representations, labels, lr=rates["lr"])
-        self.pace.step_queued()
+        self.throttle.after_step()
         intervals.lap("step_s")
         intervals.images += len(batch.indices) * self.world.ranks
         self._skipped_in_batch = len(batch.skipped)
@@ -197,9 +199,11 @@ class Loop:
         config, start = self.config, self.position
         began_s = saved_s = now_s = self.stopwatch.elapsed_s()
         intervals, is_stopped = Intervals(), False
-        rows: deque[tuple[dict[str, Any], float, Queued]] = deque()  # whose numbers may still be on their way
-        behind = AHEAD if config.device == "cuda" else 0  # steps, after which a GPU has them: nothing waits for a row
-        with self.teller.open(from_step=start.step), closing(self.pipeline.batches(start.step)) as batches:
+        rows: deque[tuple[dict[str, Any], float, HostCopy]] = deque()  # whose numbers may still be on their way
+        behind = (
+            STEPS_AHEAD if config.device == "cuda" else 0
+        )  # steps, after which a GPU has them: nothing waits for a row
+        with self.logger.open(from_step=start.step), closing(self.pipeline.batches(start.step)) as batches:
             while self.position.progress < 1.0 and not is_stopped:
                 step_began_s = self.stopwatch.elapsed_s()
                 output = self.step(batches, schedule, intervals, progress=self.position.progress)
@@ -208,7 +212,7 @@ class Loop:
                 progress, is_stopped = self._agree(plan, since_s=since_s, now_s=now_s)
                 self.position = Position(self.position.step + 1, progress, start.train_s + now_s - began_s)
                 intervals.lap("agree_s")
-                self.teller.step()
+                self.logger.step()
                 intervals.lap("log_s")
                 is_over = progress == 1.0 or is_stopped
                 due = {share for share in config.knn_at if share <= progress < 1.0} - self.scored_at
@@ -225,7 +229,7 @@ class Loop:
                 while rows and (is_over or rows[0][0]["step"] <= self.position.step - behind):
                     self._write(*rows.popleft())
                     intervals.lap("log_s")
-                if now_s - saved_s > (config.checkpoint_s or self.saver.cost.every_s()) and self._has_time(plan, now_s):
+                if now_s - saved_s > (config.checkpoint_s or self.saver.cost.interval_s()) and self._has_time(plan, now_s):
                     while rows and self.world.ranks == 1:  # ranks save by their own clocks; rows need all ranks
                         self._write(*rows.popleft())
                     saved_s = now_s if self._save_if_good(output) else saved_s
@@ -240,15 +244,15 @@ class Loop:
         until_s = (now_s + plan.end_s) / 2 if isinstance(plan, ClockPlan) else math.inf
         top1 = None
         if self.world.is_main:
-            with self.stop.waiting(self._save_while_stalled):
-                top1 = score(lambda: self.stop.arrived or self.stopwatch.elapsed_s() > until_s)
+            with self.stop.on_stall(self._save_while_stalled):
+                top1 = score(lambda: self.stop.has_arrived or self.stopwatch.elapsed_s() > until_s)
         # the other ranks wait here, as long as it takes, and not in the next step
-        if self.world.from_main(top1 is not None or not self.stop.arrived):
+        if self.world.from_main(top1 is not None or not self.stop.has_arrived):
             self.scored_at |= due
         seconds = self.stopwatch.elapsed_s() - now_s
         if top1 is None:
-            if not self.stop.arrived:
-                self.teller.warn(f"no time was left for the score at {max(due):g} of the run")
+            if not self.stop.has_arrived:
+                self.logger.warn(f"no time was left for the score at {max(due):g} of the run")
             return {"score_s": seconds}
         if isinstance(plan, ClockPlan):
             plan.reserve.record_piece("evaluate", seconds)
@@ -256,14 +260,14 @@ class Loop:
 
     def _has_time(self, plan: Plan, now_s: float) -> bool:
         """Tell whether a checkpoint started now would be written before the last one is due."""
-        return not isinstance(plan, ClockPlan) or now_s + 2 * self.saver.cost.seconds() < plan.end_s
+        return not isinstance(plan, ClockPlan) or now_s + 2 * self.saver.cost.total_s() < plan.end_s
 
     def _update_reserve(self, plan: Plan, schedule: Schedule, *, step_s: float) -> None:
         """Record the current cost of steps and checkpoints in the reserve."""
         if isinstance(plan, ClockPlan):
             plan.reserve.record_step(schedule.crop_px(self.position.progress), step_s)
-            if self.saver.take_finished():
-                plan.reserve.record_piece("checkpoint", self.saver.cost.seconds())
+            if self.saver.pop_finished():
+                plan.reserve.record_piece("checkpoint", self.saver.cost.total_s())
 
     def _agree(self, plan: Plan, *, since_s: float, now_s: float) -> tuple[float, bool]:
         """Return progress by rank 0's plan, and whether a signal on any rank stops the run; alike on all ranks."""
@@ -273,19 +277,19 @@ class Loop:
             progress = plan.advance(self.position.progress, step=step, since_s=since_s, now_s=now_s)
             if plan.is_over(step, now_s=now_s):
                 progress = 1.0
-        progress, stops, skipped = self.world.total([progress, float(self.stop.arrived), float(self._skipped_in_batch)])
+        progress, stops, skipped = self.world.total([progress, float(self.stop.has_arrived), float(self._skipped_in_batch)])
         self.skipped_samples += int(skipped)
         return progress, stops > 0
 
-    def _numbers(self, output: Output) -> Queued:
+    def _numbers(self, output: Output) -> HostCopy:
         """Start copying the numbers of a row from the device."""
         spread = embedding_std(output.target_projections)
         probe = [] if self.probe is None else self.probe.take_sums().unbind()
-        return Queued(
+        return HostCopy(
             torch.stack([x.detach().double() for x in (output.loss, spread, *self.optimizer.skipped, *probe)])
         )
 
-    def _write(self, row: dict[str, Any], left_s: float, numbers: Queued) -> None:
+    def _write(self, row: dict[str, Any], left_s: float, numbers: HostCopy) -> None:
         """Complete a row with its numbers, show it to the watchdog, and write it."""
         *local, skipped, skipped_in_a_row = (values := numbers.read())[:4]
         probe = values[4:]
@@ -293,7 +297,7 @@ class Loop:
         row |= {"loss": loss, "embedding_std": std, "skipped_steps": int(skipped)}
         if probe:
             row |= {f"probe_{name}": x for name, x in Probe.metrics(*probe)._asdict().items()}
-        warning = self.watchdog.look(
+        warning = self.watchdog.inspect(
             step=row["step"],
             progress=row["progress"],
             loss=loss,
@@ -301,8 +305,8 @@ class Loop:
             skipped_in_a_row=int(skipped_in_a_row) if isinstance(self.optimizer, LARS) else None,
         )
         if warning:
-            self.teller.warn(warning)
-        self.teller.row(row, left_s=left_s)
+            self.logger.warn(warning)
+        self.logger.log_row(row, left_s=left_s)
 
     def _start_row(self, schedule: Schedule, *, elapsed_s: float) -> dict[str, Any]:
         """Return the row of the current position without the numbers on the device."""
@@ -336,10 +340,10 @@ class Loop:
             self._warn_of_failed_save()
         is_saved = self.saver.saved_step == self.position.step
         saved = f"step {self.position.step} is saved" if is_saved else "nothing new is saved"
-        self.teller.warn(f"asked to stop while no images come; {saved}; a second signal ends the run at once")
+        self.logger.warn(f"asked to stop while no images come; {saved}; a second signal ends the run at once")
 
     def _warn_of_failed_save(self) -> None:
-        failure = self.saver.failure()
+        failure = self.saver.pop_failure()
         if failure is not None:
             newest = "none is" if self.saver.saved_step is None else f"that of step {self.saver.saved_step} is"
-            self.teller.warn(f"a checkpoint could not be written ({failure}); {newest} on disk, and training goes on")
+            self.logger.warn(f"a checkpoint could not be written ({failure}); {newest} on disk, and training goes on")

@@ -1,4 +1,4 @@
-"""Know what stands in a model card: what was trained, on what, for how long, how it scored and how to load it."""
+"""Model card of an exported encoder: network, data, length of training, scores and how to load it."""
 
 from __future__ import annotations
 
@@ -24,15 +24,17 @@ LOADING = {
     "onnx": 'onnxruntime.InferenceSession("{name}").run(None, {{"images": images}})',
 }
 
-PLAIN = 'state = torch.load("{name}", weights_only=True)  # torchvision\'s names; it has no such network itself'
+STATE_DICT_LOADING = (
+    'state = torch.load("{name}", weights_only=True)  # torchvision\'s names, though it has no such network'
+)
 
 
-def text(
+def render(
     config: Config, result: dict[str, Any], scores: list[dict[str, Any]], *, kind: str, name: str, features: int
 ) -> str:
-    """Write a card in Markdown for the file `name` of a format.
+    """Return the card, in Markdown, of the file `name` in format `kind`.
 
-    result: what result.json holds; scores: what fastbyol-eval kept, an object a protocol.
+    result: the content of result.json; scores: the score files of fastbyol-eval; features: length of a representation.
     """
     encoder = config.recipe.encoder
     length = f"{result['epochs']:.4g} epochs, {result['images']} images, {format_duration(result['elapsed_s'])}"
@@ -47,8 +49,8 @@ def text(
         "versions": f"fastbyol {_version()}, torch {torch.__version__}, Python {platform.python_version()}",
     }
     table = "\n".join(f"| {key} | {value} |" for key, value in rows.items())
-    plain = kind == "pth" and not is_standard(encoder)
-    how = (PLAIN if plain else LOADING[kind]).format(name=name, arch=encoder.arch)
+    is_state_dict_only = kind == "pth" and not is_standard(encoder)
+    loading = (STATE_DICT_LOADING if is_state_dict_only else LOADING[kind]).format(name=name, arch=encoder.arch)
     return f"""# {name}
 
 | | |
@@ -57,7 +59,7 @@ def text(
 
 ## Load
 ```
-{how}
+{loading}
 ```
 
 ## Scores
@@ -96,15 +98,17 @@ def _scores(result: dict[str, Any], scores: list[dict[str, Any]]) -> str:
         )
     for row in scores:
         reference = next(
-            (f"{_percent(_headline(row[k]))} ({k})" for k in ("random_init", "supervised") if k in row), ""
+            (f"{_percent(_headline_score(row[k]))} ({k})" for k in ("random_init", "supervised") if k in row), ""
         )
         part = f", {row['fraction']:.3g} of the labels" if "fraction" in row else ""
         protocol = row["protocol"] + part + (f", {row['views']}" if "views" in row else "")
-        lines.append(f"| {protocol} | {_percent(_headline(row['trained']))} | {reference} | {Path(row['val']).name} |")
+        lines.append(
+            f"| {protocol} | {_percent(_headline_score(row['trained']))} | {reference} | {Path(row['val']).name} |"
+        )
     return "\n".join(lines)
 
 
-def _headline(scored: dict[str, Any]) -> float | None:
+def _headline_score(scored: dict[str, Any]) -> float | None:
     return next((scored[key] for key in ("score", "miou", "top1") if key in scored), None)
 
 

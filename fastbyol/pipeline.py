@@ -13,7 +13,7 @@ from fastbyol.config import Config
 from fastbyol.device import queue_copy
 from fastbyol.distributed import World
 from fastbyol.kernels.view_params import ViewParams
-from fastbyol.loaders import Batch, cropped_by_dali, load
+from fastbyol.loaders import Batch, crop_by_dali, load
 from fastbyol.order import stream
 from fastbyol.telemetry import Intervals
 
@@ -40,14 +40,14 @@ class Pipeline:
             self.reader,
             rows,
             workers=config.workers,
-            ahead=config.prefetch,
+            prefetch=config.prefetch,
             on_error=config.on_error,
             device=config.device,
             processes=world.local_ranks,
         )
         if config.crop == "kernels":
             return loaded
-        return cropped_by_dali(
+        return crop_by_dali(
             loaded, self._draw, crop_px=config.recipe.crop_px, workers=config.workers, device=config.device
         )
 

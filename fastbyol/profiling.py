@@ -1,4 +1,4 @@
-"""Know how to profile ten steps of a run: a trace for a browser and a table of the costliest operations."""
+"""Profile of ten steps of a run: a trace for the browser and a table of the costliest operations."""
 
 from __future__ import annotations
 
@@ -9,17 +9,17 @@ from types import TracebackType
 import torch
 from torch.profiler import ProfilerActivity, profile, schedule
 
-WARM_UP = 10  # steps before: captures, cuDNN's choices and allocations are over
+WARM_UP = 10  # steps before the trace, in which graphs are captured, cuDNN chooses algorithms and memory is allocated
 STEPS = 10
-TRACED_AHEAD = 2  # last steps of the warm-up that are traced and dropped: the tracer's own start is in them
+TRACER_WARM_UP = 2  # last steps of the warm-up, traced and dropped: they contain the tracer's own start
 TABLE_ROWS = 40
 
 
 class Profile:
-    """Trace the steps from WARM_UP to WARM_UP + STEPS of a loop that calls step() after each; a context manager.
+    """A profile of steps WARM_UP to WARM_UP + STEPS of a loop that calls step() after each; a context manager.
 
-    Writes `folder`/trace.json (for chrome://tracing or ui.perfetto.dev) and operations.txt as soon as the last of them
-    is done. What goes wrong, a full disk or a loop that ends too soon, is told to `warn` and raises nothing.
+    Writes `folder`/trace.json (for chrome://tracing or ui.perfetto.dev) and operations.txt after the last of them.
+    Failures, a full disk or a loop that ends too soon, go to `warn`; none raises.
     """
 
     def __init__(self, folder: Path, *, device: str, warn: Callable[[str], None]) -> None:
@@ -28,38 +28,38 @@ class Profile:
         activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device == "cuda" else [])]
         self._profiler = profile(
             activities=activities,
-            schedule=schedule(wait=WARM_UP - TRACED_AHEAD, warmup=TRACED_AHEAD, active=STEPS, repeat=1),
+            schedule=schedule(wait=WARM_UP - TRACER_WARM_UP, warmup=TRACER_WARM_UP, active=STEPS, repeat=1),
             on_trace_ready=self._write,
             record_shapes=True,
         )
         self._steps = 0
 
     def step(self) -> None:
-        """Take note that a step has ended."""
+        """Advance the profiler after a step."""
         if self._steps < WARM_UP + STEPS:
             self._steps += 1
             self._profiler.step()
 
-    def _write(self, done: profile) -> None:
+    def _write(self, profiler: profile) -> None:
         if self._steps < WARM_UP + STEPS:
             return
         try:
             self._folder.mkdir(parents=True, exist_ok=True)
-            self._export(done)
-            table = done.key_averages().table(sort_by=self._sort_by, row_limit=TABLE_ROWS)
+            self._export(profiler)
+            table = profiler.key_averages().table(sort_by=self._sort_by, row_limit=TABLE_ROWS)
             heading = f"{STEPS} steps, torch {torch.__version__}; sums over all of them\n"
             (self._folder / "operations.txt").write_text(heading + table)
         except (OSError, RuntimeError) as error:
             self._warn(f"the profile could not be written to {self._folder}: {error}")
 
-    def _export(self, done: profile) -> None:
-        """Write trace.json; raise OSError where torch, which only prints it, could not."""
+    def _export(self, profiler: profile) -> None:
+        """Write trace.json; raise OSError on a failure, which torch only prints."""
         trace = self._folder / "trace.json"
         trace.unlink(missing_ok=True)
-        done.export_chrome_trace(str(trace))
+        profiler.export_chrome_trace(str(trace))
         if not trace.exists():
-            trace.with_name("trace.json.tmp").unlink(missing_ok=True)  # the part that torch leaves
-            raise OSError("trace.json did not fit; is the disk full?")
+            trace.with_name("trace.json.tmp").unlink(missing_ok=True)  # torch leaves the unfinished file
+            raise OSError("trace.json could not be written; is the disk full?")
 
     def __enter__(self) -> Profile:
         self._profiler.start()
@@ -71,6 +71,6 @@ class Profile:
         self._profiler.stop()
         if self._steps < WARM_UP + STEPS:
             self._warn(
-                f"no profile: the run took {self._steps} of the {WARM_UP + STEPS} steps that --profile needs; "
-                "give a longer --budget or more --epochs"
+                f"no profile was written: the run took {self._steps} of the {WARM_UP + STEPS} steps that --profile "
+                "needs; give a longer --budget or more --epochs"
             )

@@ -17,13 +17,13 @@ from fastbyol.budget import Stopwatch, format_duration
 from fastbyol.byol import BYOL
 from fastbyol.closing import Closing
 from fastbyol.config import Config, ConfigError, to_json
-from fastbyol.device import AHEAD, make_deterministic
-from fastbyol.distributed import World, joined
+from fastbyol.device import STEPS_AHEAD, make_deterministic
+from fastbyol.distributed import World, join_ranks
 from fastbyol.evaluate import features
-from fastbyol.jpeg import check_installed
+from fastbyol.jpeg import require_pillow
 from fastbyol.loop import Loop
 from fastbyol.plan import ClockPlan, Plan, Reserve, StepPlan
-from fastbyol.runfolder import RunFolder, begin, check_resumable, check_unused, locked
+from fastbyol.runfolder import RunFolder, check_resumable, check_unused, initialize, lock
 from fastbyol.schedule import Schedule
 from fastbyol.signals import StopSignal
 from fastbyol.telemetry import Intervals, read_metrics
@@ -51,9 +51,9 @@ def run(
     CheckpointError for unusable input, before anything is overwritten; OSError from the disk; watchdog.Diverged;
     distributed.RankLost.
     """
-    check_installed()
+    require_pillow()
     val_reader = nullcontext() if config.val is None else Reader(config.val)
-    with joined(config.device) as world, Reader(config.data) as train, val_reader as val:
+    with join_ranks(config.device) as world, Reader(config.data) as train, val_reader as val:
         check_data(config, train, val, world)
         state = world.from_main(
             _folder_state(folder, config, resume=resume, overwrite=overwrite) if world.is_main else ""
@@ -62,7 +62,7 @@ def run(
             if world.is_main:
                 print(f"{folder.path} has already finished", file=sys.stderr)
             return True
-        with locked(folder) if world.is_main else nullcontext():
+        with lock(folder) if world.is_main else nullcontext():
             recorded = folder.read_config() if state == "started" and world.is_main else None
             chosen = fitting.choose_micro_batches(config, train=train, world=world, recorded=recorded)
             if recorded is not None and chosen.parts != recorded.parts:
@@ -202,7 +202,7 @@ class Run:
             self.epochs = state["epochs"]
             used_s.append(state["elapsed_s"])
         for line in damaged:
-            self.loop.teller.warn(line)
+            self.loop.logger.warn(line)
         if damaged:
             checkpoint.drop_after(self.folder.checkpoints, self.loop.position.step)
         self.has_started = True
@@ -212,7 +212,7 @@ class Run:
 
     def record_micro_batches(self, line: str) -> None:
         """Warn how a step is computed since memory ran out, and record from which step on in the result."""
-        self.loop.teller.warn(line)
+        self.loop.logger.warn(line)
         self.loop.notes.setdefault("micro_batches_from_step", []).append([self.loop.position.step, self.config.parts])
 
     def execute(self, *, is_new: bool) -> bool:
@@ -222,7 +222,7 @@ class Run:
             planned = self.plan(deadline_s)
             if planned is not None:
                 if is_new and self.world.is_main:
-                    begin(self.folder, self.config)
+                    initialize(self.folder, self.config)
                 self.has_started = True
                 if not self.train_to_end(*planned):
                     return False
@@ -260,7 +260,7 @@ class Run:
     ) -> tuple[ClockPlan, Schedule] | None:
         """Measure a step and plan by the clock; see plan."""
         recipe = self.config.recipe
-        in_flight = AHEAD if self.config.device == "cuda" else 0
+        in_flight = STEPS_AHEAD if self.config.device == "cuda" else 0
         plan = ClockPlan(deadline_s, Reserve(dict(self.closing.seconds)), in_flight)
         if not self._has_time(plan, step_s=0.0):
             return None
@@ -319,7 +319,7 @@ class Run:
         finally:
             batches.close()
         if measured.is_cold:
-            loop.teller.warn(
+            loop.logger.warn(
                 f"the first step, which compiles and chooses algorithms, took {measured.step_s:.0f} of the "
                 f"{left_s:.0f} s left; the plan assumes that every step takes as long; give a longer --budget"
             )
@@ -351,7 +351,7 @@ class Run:
                 f"a budget of {given} leaves no time to train: {elapsed_s:.0f} s are used, a step takes "
                 f"{step_s:.1f} s, and {closing_s:.0f} s are needed to evaluate and save; give a longer --budget"
             )
-        self.loop.teller.warn(f"no time is left to train; the run ends at {at.progress:.0%} of its progress")
+        self.loop.logger.warn(f"no time is left to train; the run ends at {at.progress:.0%} of its progress")
         return False
 
     def train_to_end(self, plan: Plan, schedules: Schedule) -> bool:
@@ -371,7 +371,7 @@ class Run:
             try:
                 self.closing.report(None)
             except OSError as error:
-                self.loop.teller.warn(f"the report could not be written: {error}")
+                self.loop.logger.warn(f"the report could not be written: {error}")
         self.world.from_main(None)
 
 

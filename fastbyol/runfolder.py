@@ -1,4 +1,4 @@
-"""Know what lies where in a run folder, and when a folder may be used for a run."""
+"""Layout of a run folder, its lock, and the checks before a run may use it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from typing import Any
 from fastbyol import atomic
 from fastbyol.config import Config, ConfigError, from_json, to_json
 
-FREE_ON_RESUME = {  # they move no weight of a step
+FREE_ON_RESUME = {  # settings that change no weight of a step
     "budget_s",
     "deadline",
     "device",
@@ -35,23 +35,23 @@ FREE_ON_RESUME = {  # they move no weight of a step
     "tensorboard",
     "wandb",
 }
-FREE_OF_RECIPE = {"eval_px", "eval_margin"}
+FREE_IN_RECIPE = {"eval_px", "eval_margin"}  # the same, among the recipe's settings
 
 
 @dataclass(frozen=True)
 class RunFolder:
-    """Name the files of one run."""
+    """The paths in one run's folder."""
 
     path: Path
 
     @property
     def config(self) -> Path:
-        """What was asked for."""
+        """The configuration."""
         return self.path / "config.json"
 
     @property
     def metrics(self) -> Path:
-        """One JSON object a line, a line every log_every steps."""
+        """The rows: one JSON object a line, every log_every steps."""
         return self.path / "metrics.jsonl"
 
     @property
@@ -71,7 +71,7 @@ class RunFolder:
 
     @property
     def result(self) -> Path:
-        """The outcome; there only when the run has finished."""
+        """The result; it exists only once the run has finished."""
         return self.path / "result.json"
 
     @property
@@ -86,7 +86,7 @@ class RunFolder:
 
     @property
     def scores(self) -> Path:
-        """The folder of what fastbyol-eval scored."""
+        """The folder of fastbyol-eval's scores."""
         return self.path / "scores"
 
     def read_config(self) -> Config:
@@ -97,36 +97,36 @@ class RunFolder:
 
 
 def check_unused(folder: RunFolder, *, overwrite: bool) -> None:
-    """Make the folder; raise ConfigError when it holds a run that may not be overwritten."""
+    """Create the folder; raise ConfigError when it holds a run that may not be overwritten."""
     if folder.config.exists() and not overwrite:
         raise ConfigError(f"{folder.path} already holds a run; give --resume, --overwrite or another --out")
     folder.path.mkdir(parents=True, exist_ok=True)
 
 
 @contextmanager
-def locked(folder: RunFolder) -> Iterator[None]:
-    """Keep other processes of this machine out of a run for the with-block; raise ConfigError where one is in it.
+def lock(folder: RunFolder) -> Iterator[None]:
+    """Lock a run folder against other processes of this machine; raise ConfigError where one holds the lock.
 
-    The lock goes with the process, however that ends. Where the file system has none, everybody is let in.
+    The lock ends with the process, however that ends. On a file system without locks nothing is locked.
     """
     descriptor = os.open(folder.path, os.O_RDONLY | os.O_DIRECTORY)
     try:
-        _lock(descriptor, folder.path)
+        _flock(descriptor, folder.path)
         yield
     finally:
         os.close(descriptor)
 
 
-def _lock(descriptor: int, path: Path) -> None:
+def _flock(descriptor: int, path: Path) -> None:
     with suppress(OSError):
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            raise ConfigError(f"another process trains in {path}; wait for its end, or give another --out") from None
+            raise ConfigError(f"another process trains in {path}; wait until it ends, or give another --out") from None
 
 
-def begin(folder: RunFolder, config: Config) -> None:
-    """Clear the folder of an earlier run and write the new one's configuration."""
+def initialize(folder: RunFolder, config: Config) -> None:
+    """Remove the files of an earlier run and write the new run's configuration."""
     for path in (folder.config, folder.metrics, folder.encoder, folder.report, folder.result):
         path.unlink(missing_ok=True)
     for path in (folder.checkpoints, folder.tensorboard, folder.profile, folder.scores):
@@ -136,19 +136,19 @@ def begin(folder: RunFolder, config: Config) -> None:
 
 
 def check_resumable(folder: RunFolder, config: Config) -> None:
-    """Raise ConfigError when `config` would not continue the run of the folder, naming every setting that differs."""
+    """Raise ConfigError, naming every setting that differs, unless `config` continues the run in the folder."""
     recorded = folder.read_config()
-    if config.micro_batches is None:  # left open: as the run began
+    if config.micro_batches is None:  # not given: as the run started
         config = dataclasses.replace(config, micro_batches=recorded.micro_batches)
     before, now = (dataclasses.asdict(c) for c in (recorded, config))
     for settings in (before, now):
-        settings["recipe"] = {name: x for name, x in settings["recipe"].items() if name not in FREE_OF_RECIPE}
+        settings["recipe"] = {name: x for name, x in settings["recipe"].items() if name not in FREE_IN_RECIPE}
     differing = [name for name in before if before[name] != now[name] and name not in FREE_ON_RESUME]
     if differing:
-        told = "; ".join(f"{name} was {before[name]}, is {now[name]}" for name in differing)
-        raise ConfigError(f"--resume continues the same run, but {told}; give the old settings, or another --out")
+        changes = "; ".join(f"{name} was {before[name]}, is {now[name]}" for name in differing)
+        raise ConfigError(f"--resume continues the same run, but {changes}; give the old settings, or another --out")
 
 
 def write_result(folder: RunFolder, result: dict[str, Any]) -> None:
-    """Write result.json; atomic, so that its presence means the run has finished."""
+    """Write result.json atomically: where it exists, the run has finished."""
     atomic.write(folder.result, json.dumps(result, indent=2) + "\n")

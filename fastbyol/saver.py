@@ -1,4 +1,4 @@
-"""Know how to save while training goes on: a copy of the state now, the file from a thread of its own."""
+"""Background checkpointing: the state is copied at once and written to disk by a thread."""
 
 from __future__ import annotations
 
@@ -12,33 +12,33 @@ from torch import Tensor
 
 from fastbyol import checkpoint
 
-COPY_SHARE = 0.005  # of the time, at most, may go into copies, which hold up the step
-WRITE_SHARE = 0.01  # into writing, which takes a core
+COPY_SHARE = 0.005  # most of the time that copies, which block the step, may take
+WRITE_SHARE = 0.01  # the same for writing, which takes a core
 EVERY_MIN_S, EVERY_MAX_S = 10.0, 900.0
 
 
 class Cost:
-    """Measure what a checkpoint costs: `copy_s` that the step waits, `write_s` in the background."""
+    """The measured cost of a checkpoint: `copy_s` in which the step waits, `write_s` in the background."""
 
     def __init__(self) -> None:
         self.copy_s = 0.0
         self.write_s = 0.0
 
-    def every_s(self) -> float:
-        """Give the interval at which checkpoints cost their shares of the time at most; from 10 s to 15 minutes."""
+    def interval_s(self) -> float:
+        """Return the shortest interval at which both costs stay within their shares, from 10 s to 15 minutes."""
         return min(max(self.copy_s / COPY_SHARE, self.write_s / WRITE_SHARE, EVERY_MIN_S), EVERY_MAX_S)
 
-    def seconds(self) -> float:
-        """Give the seconds from the call to the file."""
+    def total_s(self) -> float:
+        """Return the seconds from the call of save() to the finished file."""
         return self.copy_s + self.write_s
 
 
-def copied(value: Any) -> Any:
-    """Copy the tensors of a nested state to the host; from a GPU the copies are only queued, into pinned memory."""
+def copy_to_host(value: Any) -> Any:
+    """Copy the tensors of a nested state to the host; from a GPU the copies are queued, into pinned memory."""
     if isinstance(value, dict):
-        return {name: copied(entry) for name, entry in value.items()}
+        return {name: copy_to_host(entry) for name, entry in value.items()}
     if isinstance(value, list | tuple):
-        return type(value)(copied(entry) for entry in value)
+        return type(value)(copy_to_host(entry) for entry in value)
     if not isinstance(value, Tensor):
         return value
     host = torch.empty_like(value, device="cpu", pin_memory=value.is_cuda)
@@ -46,7 +46,7 @@ def copied(value: Any) -> Any:
 
 
 class Saver:
-    """Write checkpoints of one run, one at a time. A write that fails is told by `failure`; older files stay."""
+    """A writer of one run's checkpoints, one at a time; pop_failure() reports a failed write, and older files stay."""
 
     def __init__(self, folder: Path, *, device: str) -> None:
         self.folder, self.device = folder, device
@@ -62,16 +62,16 @@ class Saver:
         return self._thread is not None and self._thread.is_alive()
 
     def save(self, state: dict[str, Any], *, step: int) -> None:
-        """Copy the state and begin to write it; waits first for the write before."""
+        """Copy the state and start writing it, after waiting for the previous write."""
         self.wait()
         began_s = time.monotonic()
-        taken = copied(state)
+        copy = copy_to_host(state)
         queued = None
         if self.device == "cuda":
             queued = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]
             queued.record()
         self.cost.copy_s = time.monotonic() - began_s
-        self._thread = threading.Thread(target=self._write, args=(taken, step, queued), name="checkpoint", daemon=True)
+        self._thread = threading.Thread(target=self._write, args=(copy, step, queued), name="checkpoint", daemon=True)
         self._thread.start()
 
     def _write(self, state: dict[str, Any], step: int, queued: torch.cuda.Event | None) -> None:
@@ -86,7 +86,7 @@ class Saver:
         self.cost.write_s = time.monotonic() - began_s
         self._has_finished = True
 
-    def take_finished(self) -> bool:
+    def pop_finished(self) -> bool:
         """Tell whether a write has finished since the last call."""
         finished, self._has_finished = self._has_finished, False
         return finished
@@ -98,12 +98,12 @@ class Saver:
             self._thread = None
 
     def abandon(self) -> None:
-        """Wait for nothing any more: the write under way ends with the process, and leaves no file under a name."""
+        """Stop waiting for the current write: it ends with the process and leaves no checkpoint."""
         self._thread = None
 
-    def failure(self) -> OSError | None:
-        """Give the error of the last finished write, once."""
+    def pop_failure(self) -> OSError | None:
+        """Return the error of the last finished write, once; None where it succeeded or still runs."""
         if self.is_writing:
             return None
-        failed, self._failure = self._failure, None
-        return failed
+        failure, self._failure = self._failure, None
+        return failure

@@ -1,4 +1,4 @@
-"""Know the scores kept in a run folder: a file for each protocol and data set, the latest alone."""
+"""Score files of a run folder: one for each protocol and data set, the latest only."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from fastbyol.runfolder import RunFolder
 Scores = dict[str, Any]
 
 
-def keep(folder: RunFolder, scores: Scores) -> None:
-    """Keep what fastbyol-eval scored, in place of an earlier score of the same protocol on the same training file.
+def save_scores(folder: RunFolder, scores: Scores) -> None:
+    """Write the scores of fastbyol-eval, replacing earlier ones of the same protocol on the same training file.
 
-    scores: "protocol", "train" and "val", the paths of the data, and what was scored; "fraction" where only a part of
-    the labels was learnt from, "views" where a protocol knows several. Raises OSError.
+    scores: "protocol", "train" and "val" (paths of the data), and the results; "fraction" where only part of the labels
+    was used for training, "views" where a protocol has several. Raises OSError.
     """
     path = Path(scores["train"]).resolve()
     words = [scores["protocol"], scores.get("views", ""), path.parent.name, path.stem]
@@ -28,8 +28,8 @@ def keep(folder: RunFolder, scores: Scores) -> None:
     atomic.write(folder.scores / f"{name}.json", json.dumps(scores, indent=2) + "\n")
 
 
-def kept(folder: RunFolder) -> list[Scores]:
-    """Read every score kept in a run folder; raise ConfigError where a file holds none."""
+def load_scores(folder: RunFolder) -> list[Scores]:
+    """Read every score file of a run folder; raise ConfigError where a file holds no scores."""
     found: list[Scores] = []
     for path in sorted(folder.scores.glob("*.json")):
         try:

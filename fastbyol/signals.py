@@ -1,4 +1,4 @@
-"""Know how a run hears that it must stop: SIGINT, SIGTERM, SIGUSR1, or SIGHUP when its terminal goes."""
+"""Signals that stop a run: SIGINT, SIGTERM, SIGUSR1, and SIGHUP when its terminal closes."""
 
 from __future__ import annotations
 
@@ -8,47 +8,47 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from types import FrameType
 
-STOPPING = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)  # Slurm warns by SIGUSR1 where asked to
+STOP_SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGUSR1, signal.SIGHUP)  # Slurm can warn by SIGUSR1
 
 
-def stopping() -> list[signal.Signals]:
-    """List the signals that stop a run: those of STOPPING, but for SIGHUP where nohup has it ignored."""
-    return [number for number in STOPPING if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN]
+def active_stop_signals() -> list[signal.Signals]:
+    """List the signals that stop a run: STOP_SIGNALS, without SIGHUP where nohup ignores it."""
+    return [number for number in STOP_SIGNALS if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN]
 
 
-STALLED_S = 4.0  # after which who waits for something is not expected to look for the signal soon
+STALL_S = 4.0  # a wait that lasts longer after a signal is taken for a stall
 
 
 class StopSignal:
-    """Remember a stopping signal: it interrupts at once, or where deferred waits to be looked for.
+    """A flag that a stop signal sets. The signal also interrupts at once, unless it is deferred.
 
-    It is remembered either way, because Python drops an exception that a signal raises inside a destructor or a
-    callback of the garbage collector: then the loop still stops.
+    The flag is set in both cases, because Python drops an exception that a signal raises inside a destructor or a
+    garbage-collector callback: the loop then still stops.
     """
 
     def __init__(self) -> None:
-        self.arrived = False
+        self.has_arrived = False
         self._is_deferred = False
-        self._when_stalled: Callable[[], None] | None = None
+        self._stall_callback: Callable[[], None] | None = None
 
-    def _note(self, _number: int, _frame: FrameType | None) -> None:
-        is_first, self.arrived = not self.arrived, True
+    def _handle_stop(self, _number: int, _frame: FrameType | None) -> None:
+        is_first, self.has_arrived = not self.has_arrived, True
         if not (is_first and self._is_deferred):
             raise KeyboardInterrupt
-        signal.setitimer(signal.ITIMER_REAL, STALLED_S)
+        signal.setitimer(signal.ITIMER_REAL, STALL_S)
 
-    def _ring(self, _number: int, _frame: FrameType | None) -> None:
-        if self._when_stalled is not None:
-            self._when_stalled()
+    def _handle_alarm(self, _number: int, _frame: FrameType | None) -> None:
+        if self._stall_callback is not None:
+            self._stall_callback()
 
     @contextmanager
-    def heard(self) -> Iterator[None]:
-        """Catch the signals inside the with-block; restore what was there after it. Only a main thread hears any."""
+    def catch(self) -> Iterator[None]:
+        """Handle the signals inside the with-block, then restore the old handlers; only in the main thread."""
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = {number: signal.signal(number, self._note) for number in stopping()}
-        before[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._ring)
+        before = {number: signal.signal(number, self._handle_stop) for number in active_stop_signals()}
+        before[signal.SIGALRM] = signal.signal(signal.SIGALRM, self._handle_alarm)
         try:
             yield
         finally:
@@ -57,19 +57,19 @@ class StopSignal:
                 signal.signal(number, handler)
 
     @contextmanager
-    def waiting(self, when_stalled: Callable[[], None]) -> Iterator[None]:
-        """Call `when_stalled` in the midst of the with-block, if it still waits STALLED_S after a first signal."""
-        self._when_stalled = when_stalled
-        if self.arrived:
-            signal.setitimer(signal.ITIMER_REAL, STALLED_S)
+    def on_stall(self, callback: Callable[[], None]) -> Iterator[None]:
+        """Call `callback` inside the with-block if that still waits STALL_S after the first signal."""
+        self._stall_callback = callback
+        if self.has_arrived:
+            signal.setitimer(signal.ITIMER_REAL, STALL_S)
         try:
             yield
         finally:
-            self._when_stalled = None
+            self._stall_callback = None
 
     @contextmanager
-    def deferred(self) -> Iterator[None]:
-        """Let the first signal inside the with-block be only remembered; the second interrupts."""
+    def defer(self) -> Iterator[None]:
+        """Let the first signal inside the with-block only set the flag; the second interrupts."""
         self._is_deferred = True
         try:
             yield

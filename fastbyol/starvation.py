@@ -1,4 +1,4 @@
-"""Know when training starves for data, and why: saturated cores, a slow disk, or too few decoding threads."""
+"""Detection of data starvation and its likely cause: saturated cores, a slow disk, or too few decoding threads."""
 
 from __future__ import annotations
 
@@ -12,20 +12,20 @@ from pathlib import Path
 
 from fastbyol.cgroups import available_cores
 
-WARN_SHARE = 0.1  # of the loop's time spent waiting
-ROWS = 5  # rows of metrics.jsonl that are judged together
+WARN_FRACTION = 0.1  # of the loop's time spent waiting
+ROWS = 5  # of metrics.jsonl, over which utilization is measured
 SATURATED = 0.9  # of the cores' time
 OTHERS = 0.5  # of the cores' busy time, used by other processes
-FAULTS_PER_IMAGE = 0.25  # a JPEG read from disk faults once or more; one in the page cache never
-STALLED = 0.2  # of the time some task of the machine waited for a disk, as the kernel tells it
+FAULTS_PER_IMAGE = 0.25  # a JPEG read from disk causes one page fault or more, one in the page cache none
+STALLED = 0.2  # of the time, in which the kernel counts some task of the machine as waiting for a disk
 
 
 @dataclass(frozen=True)
 class Usage:
-    """Hold what the machine has done since it, or this process, began: seconds and counts that only grow.
+    """Counters of this process and the machine: seconds and counts that only grow.
 
-    cpu_s: of this process; machine_cpu_s: of all, on all cores; major_faults: pages this process waited for a disk to
-    bring; stalled_s: time in which some task waited for a disk, 0 where the kernel does not tell.
+    cpu_s: of this process; machine_cpu_s: of all processes on all cores; major_faults: pages that this process waited
+    for a disk to load; stalled_s: time in which some task waited for a disk, 0 where the kernel does not count it.
     """
 
     at_s: float
@@ -36,8 +36,8 @@ class Usage:
 
 
 @dataclass(frozen=True)
-class Shares:
-    """Describe a stretch of training: shares in [0, 1] of its time, or of its cores' time, and faults per image."""
+class Utilization:
+    """Utilization over a stretch of training: fractions in [0, 1] of its time or its cores' time; faults per image."""
 
     waiting: float
     cores_busy: float
@@ -48,14 +48,14 @@ class Shares:
 
 def usage() -> Usage:
     """Read the counters of this process and machine (Linux)."""
-    ours = resource.getrusage(resource.RUSAGE_SELF)
+    own = resource.getrusage(resource.RUSAGE_SELF)
     busy = [int(ticks) for ticks in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
     user, nice, system, _idle, _iowait, irq, softirq, steal = busy
     return Usage(
         at_s=time.monotonic(),
-        cpu_s=ours.ru_utime + ours.ru_stime,
+        cpu_s=own.ru_utime + own.ru_stime,
         machine_cpu_s=(user + nice + system + irq + softirq + steal) / os.sysconf("SC_CLK_TCK"),
-        major_faults=ours.ru_majflt,
+        major_faults=own.ru_majflt,
         stalled_s=_stalled_s(),
     )
 
@@ -68,13 +68,13 @@ def _stalled_s() -> float:
     return int(some.rpartition("total=")[2]) / 1e6
 
 
-def shares(before: Usage, after: Usage, *, wait_s: float, loop_s: float, images: float, cores: int) -> Shares:
-    """Relate what happened between two readings to the time, cores and images between them."""
+def utilization(before: Usage, after: Usage, *, wait_s: float, loop_s: float, images: float, cores: int) -> Utilization:
+    """Compute utilization between two readings, from the time, cores and images between them."""
     span_s = max(after.at_s - before.at_s, 1e-9)
     machine = os.cpu_count() or cores
     by_us = (after.cpu_s - before.cpu_s) / (span_s * cores)
     by_all = (after.machine_cpu_s - before.machine_cpu_s) / (span_s * machine)
-    return Shares(
+    return Utilization(
         waiting=min(wait_s / max(loop_s, 1e-9), 1.0),
         cores_busy=min(max(by_us, by_all), 1.0),
         cores_busy_by_us=min(by_us, 1.0),
@@ -83,13 +83,13 @@ def shares(before: Usage, after: Usage, *, wait_s: float, loop_s: float, images:
     )
 
 
-def judged(readings: Sequence[tuple[Usage, dict[str, float]]], *, cores: int, ranks: int) -> Shares:
-    """Relate the first reading to the last, by the rows of all but the first, which ended a stretch before it.
+def utilization_over(readings: Sequence[tuple[Usage, dict[str, float]]], *, cores: int, ranks: int) -> Utilization:
+    """Compute utilization from the first reading to the last; the first row ends where the stretch begins.
 
-    ranks: how many processes load the images of a row; a reading is of one of them.
+    ranks: the number of processes that load the images of a row; a reading is of one of them.
     """
     rows = [row for _, row in readings[1:]]
-    return shares(
+    return utilization(
         readings[0][0],
         readings[-1][0],
         wait_s=sum(row["loader_wait_s"] for row in rows),
@@ -99,19 +99,19 @@ def judged(readings: Sequence[tuple[Usage, dict[str, float]]], *, cores: int, ra
     )
 
 
-def advice(seen: Shares, *, threads: int | None, cores: int, loader: str) -> str | None:
-    """Say in one line how much time is lost and the likely cause with its remedy; None where little is lost.
+def advice(seen: Utilization, *, threads: int | None, cores: int, loader: str) -> str | None:
+    """Return a line with the time lost, its likely cause and the remedy; None where little is lost.
 
-    threads: how many decode, None where more would not help; loader: the one in use, of config.LOADERS.
+    threads: the number that decode, None where more would not help; loader: the one in use, of config.LOADERS.
     """
-    if seen.waiting <= WARN_SHARE:
+    if seen.waiting <= WARN_FRACTION:
         return None
     lost = f"{100 * seen.waiting:.0f} % of the training time is lost waiting for images"
     memory = "" if loader == "memory" else "give --loader memory, or "
     if seen.cores_busy < SATURATED and (seen.faults_per_image >= FAULTS_PER_IMAGE or seen.stalled >= STALLED):
         return f"{lost}; the disk is the likely cause: {memory}copy the file to a local disk"
     if seen.cores_busy >= SATURATED and seen.cores_busy_by_us < OTHERS * seen.cores_busy:
-        return f"{lost}; other processes hold the {cores} cores"
+        return f"{lost}; other processes use the {cores} cores: stop them, or run on an idle machine"
     if seen.cores_busy >= SATURATED:
         return (
             f"{lost}; decoding fills the {cores} cores: {memory}write the file with a smaller --max-side, or ask for "
@@ -119,35 +119,36 @@ def advice(seen: Shares, *, threads: int | None, cores: int, loader: str) -> str
         )
     if threads is not None and threads < cores:
         return f"{lost}, while cores are idle: give --workers {cores}"
-    return f"{lost}, though neither cores nor disk are busy: {memory}give a larger --prefetch"
+    return f"{lost}, though neither the cores nor the disk are busy: {memory}give a larger --prefetch"
 
 
-class Watch:
-    """Look at the rows of a run and say, once, that it starves; threads and loader as advice takes them.
+class StarvationMonitor:
+    """A monitor of the rows of a run, which warns once when training waits for data.
 
-    local_ranks: the processes of the run that share this machine's cores; ranks: those that share a row's images.
+    threads, loader: as in advice(); local_ranks: the processes of the run on this machine's cores; ranks: the processes
+    that load a row's images.
     """
 
     def __init__(self, *, threads: int | None, loader: str, local_ranks: int = 1, ranks: int = 1) -> None:
         self._threads, self._loader, self._ranks = threads, loader, ranks
         self.cores = max(available_cores() // local_ranks, 1)
         self._seen: deque[tuple[Usage, dict[str, float]]] = deque(maxlen=ROWS + 1)
-        self._said = False
+        self._has_warned = False
 
-    def look(self, row: dict[str, float]) -> str | None:
-        """Take a row in; return the warning when the last ROWS of them call for it, the first time they do.
+    def update(self, row: dict[str, float]) -> str | None:
+        """Add a row; return a warning the first time the last ROWS rows call for one.
 
-        The rows before the first reading, in which the loader fills its queue, never count. Readings begin anew with a
-        row whose score took time of its own.
+        The first row is not counted, because the loader fills its queue in it. A row with a score, which took time
+        outside the loop, starts the readings anew.
         """
-        if self._said:
+        if self._has_warned:
             return None
         if "score_s" in row:
             self._seen.clear()
         self._seen.append((usage(), row))
         if len(self._seen) <= ROWS:
             return None
-        seen = judged(list(self._seen), cores=self.cores, ranks=self._ranks)
-        said = advice(seen, threads=self._threads, cores=self.cores, loader=self._loader)
-        self._said = said is not None
-        return said
+        seen = utilization_over(list(self._seen), cores=self.cores, ranks=self._ranks)
+        warning = advice(seen, threads=self._threads, cores=self.cores, loader=self._loader)
+        self._has_warned = warning is not None
+        return warning

@@ -1,4 +1,4 @@
-"""Know what a run tells while it runs: metrics.jsonl, TensorBoard, W&B, a progress bar or a line now and then."""
+"""Live metrics of a run: metrics.jsonl, TensorBoard, W&B, and a progress bar or a line every 30 s."""
 
 from __future__ import annotations
 
@@ -16,22 +16,16 @@ from tqdm import tqdm
 from fastbyol.budget import format_duration
 from fastbyol.config import ConfigError
 from fastbyol.events import EventFile
-from fastbyol.growing import Growing
+from fastbyol.growing import RecordFile
 
-PIECES = ("loader_wait_s", "views_s", "step_s", "agree_s", "log_s", "checkpoint_s")  # of the loop's time
+LAPS = ("loader_wait_s", "views_s", "step_s", "agree_s", "log_s", "checkpoint_s")  # of the loop, in a row
 LINE_EVERY_S = 30.0  # without a terminal
-LEARNING = (
-    "loss",
-    "lr",
-    "tau",
-    "embedding_std",
-    "crop_px",
-    "knn_top1",
-)  # TensorBoard's first group; the rest is the machine's
+# TensorBoard's group "learning"; all other numbers are of group "machine".
+LEARNING = ("loss", "lr", "tau", "embedding_std", "crop_px", "knn_top1")
 
 
 def read_metrics(path: Path) -> list[dict[str, Any]]:
-    """Read every whole row of a metrics.jsonl; a last line cut short by a kill is left out."""
+    """Read every whole row of a metrics.jsonl; leave out a last line cut short by a kill."""
     return [row for row, _ in _rows_and_ends(path)]
 
 
@@ -39,49 +33,49 @@ def _rows_and_ends(path: Path) -> list[tuple[dict[str, Any], int]]:
     """Pair every whole row with the offset of its end in the file."""
     if not path.exists():
         return []
-    found, end = [], 0
+    rows, end = [], 0
     for line in path.read_bytes().split(b"\n")[:-1]:
         end += len(line) + 1
         try:
-            found.append((json.loads(line), end))
+            rows.append((json.loads(line), end))
         except ValueError as error:
             raise ConfigError(f"{path} holds a line that is not JSON ({error}); remove that line") from error
-    return found
+    return rows
 
 
 def peak_gib(device: str) -> float:
-    """Measure the most memory this process has held, GiB: of the GPU as torch counts it, or resident on a CPU."""
+    """Return this process's peak memory in GiB: the GPU's as torch counts it, or resident memory on a CPU."""
     if device == "cuda":
         return torch.cuda.max_memory_allocated() / 2**30
-    status = Path("/proc/self/status").read_text()  # not getrusage, whose peak is also that of whoever began us
+    status = Path("/proc/self/status").read_text()  # not getrusage: its peak includes the parent process's
     return int(status.split("VmHWM:")[1].split()[0]) / 2**20  # KiB
 
 
 class Intervals:
-    """Add up where the loop's time goes between two rows, in seconds of each of PIECES.
+    """Where the loop's time goes between two rows: seconds of each of LAPS, on the host.
 
-    Host time: on a GPU, work that is only launched shows where the host next waits for it.
+    On a GPU the host only launches work: its time shows up where the host next waits.
     """
 
     def __init__(self) -> None:
-        self.seconds = dict.fromkeys(PIECES, 0.0)
+        self.seconds = dict.fromkeys(LAPS, 0.0)
         self.images = 0
         self._began = self._lap = time.perf_counter()
 
     def lap(self, name: str) -> None:
-        """Book the time since the last lap under `name`."""
+        """Add the time since the last lap to `name`, one of LAPS."""
         now = time.perf_counter()
         self.seconds[name] += now - self._lap
         self._lap = now
 
     def skip(self) -> None:
-        """Leave the time since the last lap out: of the sums, and of the interval."""
+        """Leave the time since the last lap out of the sums and of the interval."""
         now = time.perf_counter()
         self._began += now - self._lap
         self._lap = now
 
     def take(self) -> dict[str, float]:
-        """Return the sums, the whole interval, images/s and the share of waiting in [0, 1] since the last call."""
+        """Return and reset the sums, the interval, images/s and the fraction of time spent waiting, in [0, 1]."""
         now = time.perf_counter()
         interval_s = now - self._began
         row = {
@@ -96,13 +90,13 @@ class Intervals:
 
 
 class Sink(Protocol):
-    """Take the rows of a run beside metrics.jsonl; neither call may raise."""
+    """A further destination of rows, beside metrics.jsonl; neither method may raise."""
 
     def write(self, row: dict[str, Any]) -> None:
-        """Take one row."""
+        """Write one row."""
 
     def close(self) -> None:
-        """Take no more."""
+        """Write what is still held, and close."""
 
 
 class _TensorBoard:
@@ -117,7 +111,7 @@ class _TensorBoard:
 
 
 def scalars(row: dict[str, Any]) -> dict[str, float]:
-    """Name the numbers of a row as TensorBoard's tags: learning/loss, machine/images_per_s."""
+    """Return the numbers of a row by their TensorBoard tags: learning/loss, machine/images_per_s."""
     return {
         f"{'learning' if name in LEARNING else 'machine'}/{name}": float(value)
         for name, value in row.items()
@@ -126,12 +120,12 @@ def scalars(row: dict[str, Any]) -> dict[str, float]:
 
 
 class Telemetry:
-    """Write the rows of one run and show its progress; a context manager, on the one process that writes.
+    """The rows and the progress of one run; a context manager, on the one process that writes.
 
-    path: metrics.jsonl; rows of steps after `from_step` are dropped first: those steps are taken again. tensorboard:
-    the folder of event files, None for none. also: a further sink, closed with this one. untold: warnings that no row
-    holds yet, those from before and, when all is closed, those that came after the last row. Raises OSError where a
-    file cannot be opened; a disk that fills up later costs warnings, not the run.
+    path: metrics.jsonl. Rows of steps after `from_step` are dropped first, since those steps are taken again.
+    tensorboard: the folder of event files, None for none. extra_sink: a further sink, closed with this one.
+    pending_warnings: the warnings that no row holds: those from before and, once closed, those after the last row.
+    Raises OSError where a file cannot be opened; a disk that fills up later costs warnings, not the run.
     """
 
     def __init__(
@@ -140,28 +134,28 @@ class Telemetry:
         *,
         from_step: int,
         tensorboard: Path | None = None,
-        also: Sink | None = None,
-        untold: list[str] | None = None,
+        extra_sink: Sink | None = None,
+        pending_warnings: list[str] | None = None,
     ) -> None:
-        self._untold = [] if untold is None else untold
-        kept = [end for row, end in _rows_and_ends(path) if row["step"] <= from_step]
-        self._rows = Growing(path, warn=self.warn, keep=max(kept, default=0))
-        self._sinks: list[Sink] = [] if also is None else [also]
+        self._pending_warnings = [] if pending_warnings is None else pending_warnings
+        ends = [end for row, end in _rows_and_ends(path) if row["step"] <= from_step]
+        self._rows = RecordFile(path, warn=self.warn, keep_bytes=max(ends, default=0))
+        self._sinks: list[Sink] = [] if extra_sink is None else [extra_sink]
         if tensorboard is not None:
             self._sinks.append(_TensorBoard(EventFile(tensorboard, first_step=from_step + 1, warn=self.warn)))
         self._bar = tqdm(total=1.0, bar_format="{percentage:3.0f}%|{bar}| {desc}", disable=None, file=sys.stderr)
         self._next_line_s = -math.inf
 
     def warn(self, text: str) -> None:
-        """Say something at once, in one line, and keep it in the next row (`warnings`) for the report."""
+        """Print a warning of one line at once, and keep it for the next row (`warnings`)."""
         tqdm.write(f"warning: {text}", file=sys.stderr)
-        self._untold.append(text)
+        self._pending_warnings.append(text)
 
-    def row(self, row: dict[str, Any], *, left_s: float) -> None:
-        """Append one row and show it."""
-        if self._untold:
-            row = {**row, "warnings": [*self._untold]}
-            self._untold.clear()
+    def write_row(self, row: dict[str, Any], *, left_s: float) -> None:
+        """Append one row to metrics.jsonl and the sinks, and show progress; left_s: seconds to the end of the run."""
+        if self._pending_warnings:
+            row = {**row, "warnings": [*self._pending_warnings]}
+            self._pending_warnings.clear()
         self._rows.append(json.dumps(row).encode() + b"\n")
         for sink in self._sinks:
             sink.write(row)
@@ -186,7 +180,7 @@ class Telemetry:
 
 
 def describe(row: dict[str, Any], *, left_s: float) -> str:
-    """Say in one line how a run stands; what the row does not hold is left out."""
+    """Return a line of progress, without what the row does not hold."""
     parts = [f"step {row['step']}", f"epoch {row['epoch']:.2f}", f"loss {row['loss']:.3f}"]
     parts.append(f"{row['images_per_s']:.0f} images/s")
     if "loader_wait_share" in row:

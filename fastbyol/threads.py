@@ -1,7 +1,7 @@
-"""The number of threads that torch divides an operation among, chosen by measuring the pace, and changed with it.
+"""Tuning of torch's number of threads, by measuring the pace of the work.
 
-The threads of an operation wait for one another at its end. Where another program holds one of their cores, all wait
-until it is taken off: with two threads beside one busy process a step takes 20 to 70 times as long as with one.
+The threads of an operation wait for one another at its end. Where another program uses one of their cores, all wait
+until the kernel takes it off: with two threads beside one busy process a step takes 20 to 70 times as long as with one.
 """
 
 from __future__ import annotations
@@ -19,85 +19,85 @@ import torch
 from fastbyol.cgroups import available_cores
 from fastbyol.starvation import usage
 
-UNITS, UNITS_S, UNITS_MAX_S = 3, 0.05, 1.0  # a number is tried for so many units and seconds; no longer than the last
-BAD = 3.0  # times the best that ends a trial early
-SLOW = 1.5  # times the pace as chosen: what was chosen is put to the test again
-WINDOW, WINDOW_S = 4, 0.5  # units and seconds that tell the pace
-BETTER = 0.95  # of what is in use, or less, makes a change worth while
-TRIALS_SHARE = 0.02  # of the time may be lost in trials made without a cause
-SLOW_SHARE = 0.1  # in those made because work became slow
-EVERY_S = 5.0  # from trial to trial at least
-ROOM, ROOM_EVERY_S = 0.6, 1.0  # cores that must be idle for another thread; how often they are counted
-Say = Callable[[str], None]
+UNITS, UNITS_S, UNITS_MAX_S = 3, 0.05, 1.0  # units and seconds that a trial takes at least; seconds that end it
+BAD = 3.0  # times the best pace; a trial slower than that ends early
+SLOW = 1.5  # times the pace of the choice; work slower than that starts new trials
+WINDOW, WINDOW_S = 4, 0.5  # units and seconds over which the pace is measured
+BETTER = 0.95  # of the current pace; a faster number replaces the one in use
+TRIALS_SHARE = 0.02  # most of the time that periodic trials may lose
+SLOW_SHARE = 0.1  # the same for trials because work became slow
+EVERY_S = 5.0  # least time between trials
+IDLE_CORES, IDLE_EVERY_S = 0.6, 1.0  # idle cores that one more thread needs; seconds between measurements of them
+Notify = Callable[[str], None]
 Item = TypeVar("Item")
 
 
 def candidates(limit: int) -> tuple[int, ...]:
-    """List the numbers that are tried: powers of two, all cores, and one core left to others."""
+    """List the numbers to try: powers of two, all cores, and all cores but one."""
     powers = (2**n for n in range(limit.bit_length()))
     return tuple(sorted({*powers, max(limit - 1, 1), limit}))
 
 
-def others_s() -> float:
-    """Read the CPU time that all other processes of the machine have used, in seconds."""
+def read_other_cpu_s() -> float:
+    """Return the CPU seconds that all other processes of the machine have used."""
     now = usage()
     return now.machine_cpu_s - now.cpu_s
 
 
 @dataclass
 class _Work:
-    """Follow one kind of work: the number of threads in use, what is still to be tried, and what trials showed."""
+    """State of one kind of work: the number of threads in use, the numbers still to try, and the trials' results."""
 
     number: int
     to_try: list[int]
     is_cold: bool = True
-    units: list[float] = field(default_factory=list)  # seconds, of the number under trial
-    tried: dict[int, float] = field(default_factory=dict)  # mean seconds of a unit
+    units: list[float] = field(default_factory=list)  # seconds, of the number on trial
+    tried: dict[int, float] = field(default_factory=dict)  # number: mean seconds of a unit
     spent_s: float = 0.0  # in this trial
     count: int = 0
-    pace_s: float = 0.0  # of a unit, when last chosen
+    pace_s: float = 0.0  # of a unit, at the last choice
     recent: deque[float] = field(default_factory=lambda: deque(maxlen=256))
     next_s: float = 0.0
     slow_from_s: float = 0.0
-    room: float = 0.0
+    idle_cores: float = 0.0  # at the last choice
 
 
-class Threads:
-    """Let loops of like units of work run with the number of threads that is fastest now.
+class ThreadTuner:
+    """A tuner that runs loops of similar units of work with the number of threads that is fastest now.
 
-    numbers: what may be chosen, rising; with fewer than two, nothing is measured or changed. say: take the one line
-    that tells the user when fewer than all are first chosen. clock, use, others: seconds, what sets the number, and
-    what tells the CPU seconds of other processes.
+    numbers: the candidates, ascending; with fewer than two nothing is measured or changed. notify: called once, with a
+    line for the user, when fewer than all threads are first chosen. clock: seconds; set_threads: sets the number;
+    other_cpu_s: the CPU seconds of other processes.
     """
 
     def __init__(
         self,
         numbers: Sequence[int] = (),
         *,
-        say: Say = lambda _: None,
+        notify: Notify = lambda _: None,
         clock: Callable[[], float] = time.perf_counter,
-        use: Callable[[int], None] = torch.set_num_threads,
-        others: Callable[[], float] = others_s,
+        set_threads: Callable[[int], None] = torch.set_num_threads,
+        other_cpu_s: Callable[[], float] = read_other_cpu_s,
     ) -> None:
-        self.numbers, self.say = tuple(numbers), say
-        self.lost_s = 0.0  # in trials, against the number they chose
-        self._clock, self._use, self._others = clock, use, others
+        self.numbers, self.notify = tuple(numbers), notify
+        self.lost_s = 0.0  # in trials, compared with the number they chose
+        self._clock, self._set_threads, self._other_cpu_s = clock, set_threads, other_cpu_s
         self._works: dict[Hashable, _Work] = {}
-        self._has_said = False
+        self._has_notified = False
         self._last: _Work | None = None
-        self._room, self._counted = 0.0, (clock(), others() if len(self.numbers) > 1 else 0.0)
+        self._idle_cores, self._last_reading = 0.0, (clock(), other_cpu_s() if len(self.numbers) > 1 else 0.0)
 
     @contextmanager
     def unit(self, work: Hashable) -> Iterator[None]:
-        """Run the with-block as one unit of a kind of work; units of a kind take about as long as one another."""
+        """Run the with-block as one unit of a kind of work, whose units all take about the same time."""
         began_s = self._begin(work)
         yield
         self._end(work, began_s)
 
-    def paced(self, items: Iterable[Item], work: Hashable) -> Generator[Item, None, None]:
-        """Yield the items; a unit is what happens from one to the next, getting it included.
+    def units(self, items: Iterable[Item], work: Hashable) -> Generator[Item, None, None]:
+        """Yield the items; a unit lasts from one item to the next, getting it included.
 
-        It begins with the number chosen last for other work, and tries others when that is due.
+        The loop starts with the number last chosen for other work, and tries others when a trial is due.
         """
         left = iter(items)
         while True:
@@ -110,11 +110,11 @@ class Threads:
             self._end(work, began_s)
 
     def is_settled(self, work: Hashable) -> bool:
-        """Tell whether no trial of that work is under way or has still to come first."""
+        """Tell whether the number for that work is chosen: its first trial is over and no other runs."""
         return len(self.numbers) < 2 or (work in self._works and not self._works[work].to_try)
 
     def settle(self) -> None:
-        """End every trial now, with the best that was found."""
+        """End every trial now, with the best number so far."""
         for work in self._works.values():
             if work.to_try:
                 work.to_try, work.units = [], []
@@ -126,9 +126,9 @@ class Threads:
                 last = self._last if inherits else None
                 number, to_try = (self.numbers[-1], list(self.numbers)) if last is None else (last.number, [])
                 next_s = 0.0 if last is None else max(last.next_s, self._clock() + EVERY_S)
-                self._works[work] = _Work(number, to_try, next_s=next_s, room=self._room)
+                self._works[work] = _Work(number, to_try, next_s=next_s, idle_cores=self._idle_cores)
             own = self._works[work]
-            self._use(own.to_try[0] if own.to_try else own.number)
+            self._set_threads(own.to_try[0] if own.to_try else own.number)
         return self._clock()
 
     def _end(self, name: Hashable, began_s: float) -> None:
@@ -138,32 +138,33 @@ class Threads:
         if not work.pace_s and len(work.recent) >= WINDOW:
             work.pace_s = sum(work.recent) / len(work.recent)
         took_s = now_s - began_s
-        if work.is_cold:  # memory is taken, algorithms are chosen
+        if work.is_cold:  # the first unit also allocates memory and chooses algorithms
             work.is_cold = False
-            self._count_room(now_s, every_s=0.1)
-            self._leave_out(work)
+            self._measure_idle_cores(now_s, every_s=0.1)
+            self._limit_to_idle_cores(work)
         elif work.to_try:
             self._try(work, took_s)
         else:
             work.recent.append(took_s)
-            self._count_room(now_s)
+            self._measure_idle_cores(now_s)
             if self._is_due(work, now_s):
                 work.to_try, work.tried, work.units, work.spent_s, work.count = list(self.numbers), {}, [], 0.0, 0
 
-    def _leave_out(self, work: _Work) -> None:
-        """Put off trying more threads than there are idle cores: a unit could take 70 times as long."""
-        fitting = [number for number in work.to_try if number <= max(self._room + 1 - ROOM, 1)]
-        if self._room and len(fitting) < len(work.to_try):
+    def _limit_to_idle_cores(self, work: _Work) -> None:
+        """Postpone trials of more threads than idle cores: a unit could take 70 times as long."""
+        fitting = [number for number in work.to_try if number <= max(self._idle_cores + 1 - IDLE_CORES, 1)]
+        if self._idle_cores and len(fitting) < len(work.to_try):
             work.to_try = fitting
-            if not self._has_said:
-                self._has_said = True
-                self.say(
-                    f"other programs leave {self._room:.1f} cores: at most {fitting[-1]} of {self.numbers[-1]} threads "
-                    "compute for now; the number follows the pace, and --threads fixes it"
+            if not self._has_notified:
+                self._has_notified = True
+                self.notify(
+                    f"other programs leave {self._idle_cores:.1f} cores idle: at most {fitting[-1]} of "
+                    f"{self.numbers[-1]} threads compute for now; the number follows the measured pace, and --threads "
+                    "fixes it"
                 )
 
     def _try(self, work: _Work, took_s: float) -> None:
-        """Take in a unit of the number under trial; go on to the next number, or choose, when it is known well."""
+        """Record a unit of the number on trial; once its pace is known, go on to the next number, or choose."""
         work.units.append(took_s)
         work.spent_s += took_s
         work.count += 1
@@ -177,7 +178,7 @@ class Threads:
                 self._choose(work)
 
     def _choose(self, work: _Work) -> None:
-        """End a trial."""
+        """End the trials and use the fastest number."""
         now_s, before = self._clock(), work.number
         if not work.tried:
             return
@@ -189,21 +190,21 @@ class Threads:
         self.lost_s += lost_s
         work.next_s = now_s + max(EVERY_S, lost_s / TRIALS_SHARE)
         work.slow_from_s = now_s + lost_s / SLOW_SHARE
-        work.room = self._room
+        work.idle_cores = self._idle_cores
         work.recent.clear()
         self._last = work
-        self._use(work.number)
+        self._set_threads(work.number)
         most = self.numbers[-1]
-        if work.number < most and most in work.tried and not self._has_said:
-            self._has_said = True
-            self.say(
+        if work.number < most and most in work.tried and not self._has_notified:
+            self._has_notified = True
+            self.notify(
                 f"{work.number} of {most} threads compute: a step, or batch, takes {1000 * work.pace_s:.3g} ms with "
-                f"{work.number} and {1000 * work.tried[most]:.3g} ms with {most}, as beside other programs; the number "
-                "follows the pace, and --threads fixes it"
+                f"{work.number} and {1000 * work.tried[most]:.3g} ms with {most}, as happens beside other programs; "
+                "the number follows the measured pace, and --threads fixes it"
             )
 
     def _is_due(self, work: _Work, now_s: float) -> bool:
-        """Tell whether to try all numbers again: by time, since work became slow, or since cores became idle."""
+        """Tell whether to try all numbers again: time has passed, the work became slow, or cores became idle."""
         if now_s >= work.next_s:
             return True
         if work.number > self.numbers[0] and now_s >= work.slow_from_s:
@@ -213,31 +214,34 @@ class Threads:
             is_known = len(units) >= 2 and (sum(units) >= UNITS_MAX_S or len(units) >= WINDOW)
             if is_known and sum(units) / len(units) > SLOW * work.pace_s > 0:
                 return True
-        wanted = work.number + ROOM
-        return work.number < self.numbers[-1] and work.room < wanted <= self._room and now_s >= work.slow_from_s
+        wanted = work.number + IDLE_CORES
+        is_new_room = work.idle_cores < wanted <= self._idle_cores
+        return work.number < self.numbers[-1] and is_new_room and now_s >= work.slow_from_s
 
-    def _count_room(self, now_s: float, *, every_s: float = ROOM_EVERY_S) -> None:
-        """Count now and then the cores that other processes leave."""
-        before_s, used_s = self._counted
+    def _measure_idle_cores(self, now_s: float, *, every_s: float = IDLE_EVERY_S) -> None:
+        """Measure the cores that other processes leave idle, unless the last reading is younger than every_s."""
+        before_s, before_cpu_s = self._last_reading
         if now_s - before_s >= every_s:
-            others = self._others()
-            self._room = (os.cpu_count() or 1) - (others - used_s) / (now_s - before_s)
-            self._counted = now_s, others
+            other_cpu_s = self._other_cpu_s()
+            self._idle_cores = (os.cpu_count() or 1) - (other_cpu_s - before_cpu_s) / (now_s - before_s)
+            self._last_reading = now_s, other_cpu_s
 
 
-AS_IS = Threads()
+NO_TUNING = ThreadTuner()  # leaves torch's number of threads as it is
 
 
-def choose(asked: int | None, device: str, *, processes: int = 1, say: Say = lambda _: None) -> Threads:
-    """Say how the number of threads is found: as asked, as OMP_NUM_THREADS says, or by measuring, on a CPU alone.
+def make_tuner(
+    requested: int | None, device: str, *, processes: int = 1, notify: Notify = lambda _: None
+) -> ThreadTuner:
+    """Return a tuner of the requested number of threads, else of OMP_NUM_THREADS, else one that measures on a CPU.
 
-    processes: how many of one run share the cores; where there are more, each has its share.
+    processes: the number of processes of the run on this machine; several divide the cores evenly and measure nothing.
     """
-    if asked is not None:
-        torch.set_num_threads(asked)
-        return Threads((asked,), say=say)
+    if requested is not None:
+        torch.set_num_threads(requested)
+        return ThreadTuner((requested,), notify=notify)
     if "OMP_NUM_THREADS" in os.environ:
-        return Threads((torch.get_num_threads(),), say=say)
+        return ThreadTuner((torch.get_num_threads(),), notify=notify)
     limit = max(available_cores() // processes, 1)
     torch.set_num_threads(limit)
-    return Threads(candidates(limit) if device == "cpu" and processes == 1 else (limit,), say=say)
+    return ThreadTuner(candidates(limit) if device == "cpu" and processes == 1 else (limit,), notify=notify)

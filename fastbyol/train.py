@@ -1,4 +1,4 @@
-"""fastbyol-train: from a recipe and a beton to a run folder with a trained, scored, exported encoder."""
+"""The command fastbyol-train: from a recipe and a .beton file to a run folder with a scored, exported encoder."""
 
 from __future__ import annotations
 
@@ -29,23 +29,23 @@ from fastbyol.config import (
     CropRamp,
     Recipe,
 )
-from fastbyol.device import choose
+from fastbyol.device import choose_device
 from fastbyol.distributed import RankLost, local_ranks, rank, ranks
 from fastbyol.loaders import default_workers
 from fastbyol.recipes import RECIPES, named
 from fastbyol.recipes.change import with_peaks
-from fastbyol.run import run as carry_out
+from fastbyol.run import run as run_training
 from fastbyol.runfolder import RunFolder
 from fastbyol.signals import StopSignal
 from fastbyol.step import ENGINES, PRECISIONS
-from fastbyol.wandb_run import check_installed
+from fastbyol.wandb_run import require_wandb
 from fastbyol.watchdog import Diverged
 
-RECALIBRATE = 50  # batches after a crop ramp
+RECALIBRATE = 50  # batches of batch-norm recalibration after a crop ramp
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Describe the command line (a contract: names and meanings stay)."""
+    """Build the parser; names and meanings of flags are a contract (see CHANGELOG.md)."""
     parser = Parser(prog="fastbyol-train", description="Train a BYOL encoder within a budget.")
     parser.add_argument(
         "recipe", metavar="RECIPE", help=f"one of {', '.join(RECIPES)}; NAME+setting=value+setting=value changes it"
@@ -53,7 +53,11 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--data", metavar="F.beton", help="training images; recipe demo draws its own")
     parser.add_argument("--val", metavar="F.beton", help="labelled images to score with kNN before and after")
     parser.add_argument(
-        "--knn-at", type=shares, default=(), metavar="X,X", help="score at these shares of the run, too: 0.25,0.5,0.75"
+        "--knn-at",
+        type=progress_points,
+        default=(),
+        metavar="X,X",
+        help="score at these shares of the run, too: 0.25,0.5,0.75",
     )
     length = parser.add_mutually_exclusive_group()
     length.add_argument(
@@ -139,37 +143,40 @@ def build_parser() -> argparse.ArgumentParser:
     return parser
 
 
-def shares(text: str) -> tuple[float, ...]:
-    """Read numbers set apart by commas."""
+def progress_points(text: str) -> tuple[float, ...]:
+    """Parse comma-separated points of the run's progress."""
     try:
-        return tuple(sorted({float(share) for share in text.split(",")}))
+        return tuple(sorted({float(point) for point in text.split(",")}))
     except ValueError:
-        raise argparse.ArgumentTypeError(f"{text!r}; give shares of the run, as in 0.25,0.5,0.75") from None
+        raise argparse.ArgumentTypeError(
+            f"{text!r} given; wanted fractions of the run, separated by commas, as in 0.25,0.5,0.75"
+        ) from None
 
 
 def gib(text: str) -> float:
-    """Read the size of a card's memory in GiB."""
+    """Parse the memory size of a GPU, in GiB."""
     try:
         size = float(text)
     except ValueError:
         size = math.nan
     if not 1 <= size <= 10_000:
-        raise argparse.ArgumentTypeError(f"{text!r}; give the memory of a GPU in GiB, as in 80")
+        raise argparse.ArgumentTypeError(f"{text!r} given; wanted the memory of a GPU in GiB, as in 80")
     return size
 
 
 def memory_plan(args: argparse.Namespace) -> str:
-    """Say in one line how a step of the recipe would use a GPU's memory; raise ConfigError where it fits in no way."""
-    recipe, share = recipe_of(args), ranks()
+    """Return a line on how a step of the recipe would use a GPU's memory; raise ConfigError where it cannot fit."""
+    recipe, world_size = recipe_of(args), ranks()
     if not args.plan:
-        choose("cuda")
+        choose_device("cuda")
     free = memory.free_bytes() if not args.plan else round((args.plan - memory.CONTEXT_GIB) * memory.GIB)
-    images, parts = recipe.batch_size // share, args.micro_batches
+    images, parts = recipe.batch_size // world_size, args.micro_batches
     if parts is not None and (parts < 1 or images % parts or images < 2 * parts):
         raise ConfigError(
-            f"{images} images do not make {parts} equal micro-batches of 2 images or more; give another number"
+            f"{images} images do not divide into {parts} equal micro-batches of 2 images or more; give another "
+            "--micro-batches"
         )
-    found = memory.fit(
+    fit = memory.fit(
         recipe,
         images=images,
         precision=args.precision or "bfloat16",
@@ -177,41 +184,43 @@ def memory_plan(args: argparse.Namespace) -> str:
         only_parts=parts,
         can_split=args.crop == "kernels",
         can_recompute=args.engine != "compile",
-        ranks=share,
+        ranks=world_size,
     )
-    return f"{args.recipe}: {found}; images that wait to become views come on top"
+    return f"{args.recipe}: {fit}; decoded images that wait for the step are not included"
 
 
 def recipe_of(args: argparse.Namespace) -> Recipe:
-    """Build the recipe with what the command line changes in it; a peak given there holds for any length."""
+    """Build the recipe with the command line's changes; a peak rate given there applies to runs of any length."""
     recipe = named(args.recipe)
     given = {name: getattr(args, name) for name in ("base_lr", "tau_base", "weight_decay", "warmup_epochs")}
-    changed = {name: value for name, value in given.items() if value is not None}
-    own = {name: getattr(args, name) for name in ("batch_size", "target_statistics", "lagged_target")}
-    own = {name: value for name, value in own.items() if value is not None}
-    if changed.keys() & {"base_lr", "tau_base"}:
-        own["presets"] = with_peaks(recipe.presets, base_lr=args.base_lr, tau_base=args.tau_base)
+    optim_changes = {name: value for name, value in given.items() if value is not None}
+    given = {name: getattr(args, name) for name in ("batch_size", "target_statistics", "lagged_target")}
+    changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    if optim_changes.keys() & {"base_lr", "tau_base"}:
+        changes["presets"] = with_peaks(recipe.presets, base_lr=args.base_lr, tau_base=args.tau_base)
     if args.crop_ramp is not None:
-        own |= {"crop_ramp": CropRamp.between(args.crop_ramp, recipe.crop_px), "recalibrate": RECALIBRATE}
-    return replace(recipe, optim=replace(recipe.optim, **changed), **own)
+        changes |= {"crop_ramp": CropRamp.between(args.crop_ramp, recipe.crop_px), "recalibrate": RECALIBRATE}
+    return replace(recipe, optim=replace(recipe.optim, **optim_changes), **changes)
 
 
 def config_of(args: argparse.Namespace, folder: RunFolder) -> Config:
-    """Build the configuration the command line asks for; recipe demo without files gets those of the run folder."""
+    """Build the configuration from the command line; recipe demo without --data uses files in the run folder."""
     recipe = recipe_of(args)
     data, val = args.data, args.val
     if data is None:
         if args.recipe != "demo" or val is not None or ranks() > 1:
-            raise ConfigError(f"recipe {args.recipe} needs images; give --data F.beton, written by fastbyol-prep write")
+            raise ConfigError(
+                f"recipe {args.recipe} needs images; give --data F.beton, a file written by fastbyol-prep write"
+            )
         data, val = (folder.path / "data" / name for name in ("train.beton", "val.beton"))
     length = Length() if args.budget is None else parse_budget(args.budget)
-    device = choose(args.device)
+    device = choose_device(args.device)
     runs_graph = device == "cuda" and ranks() == 1
     every, workers = args.checkpoint_every, args.workers
     if workers is None:
         workers = default_workers(device, cores=available_cores(), local_ranks=local_ranks())
     if args.wandb is not None:
-        check_installed()
+        require_wandb()
     return Config(
         recipe=recipe,
         data=str(data),
@@ -243,7 +252,7 @@ def config_of(args: argparse.Namespace, folder: RunFolder) -> Config:
 
 
 def draw_demo_set(config: Config) -> None:
-    """Draw the demo set with fastbyol-prep, unless its files are there; raise ConfigError with its line if it fails."""
+    """Draw the demo set with fastbyol-prep, unless its files exist; raise ConfigError with its error where it fails."""
     if Path(config.data).exists() and config.val and Path(config.val).exists():
         return
     command = [sys.executable, "-m", "fastbyol.data_prep.cli", "demo", str(Path(config.data).parent), "--overwrite"]
@@ -253,57 +262,57 @@ def draw_demo_set(config: Config) -> None:
 
 
 def run(config: Config, out: Path | str, *, resume: bool = False, overwrite: bool = False) -> dict[str, Any] | None:
-    """Train from Python: carry out a run in folder `out` and return its result.json, or None when a signal stopped it.
+    """Train in folder `out`; return the content of result.json, or None when a signal stopped the run.
 
-    A budget counts from this call. Raises what fastbyol-train would print: ConfigError, BetonError, CheckpointError,
-    OSError, watchdog.Diverged.
+    A budget counts from this call. Raises the errors that fastbyol-train would print: ConfigError, BetonError,
+    CheckpointError, OSError, watchdog.Diverged.
     """
     folder, stopwatch, stop = RunFolder(Path(out)), Stopwatch(age_s=0.0), StopSignal()
-    with stop.heard():
-        if not carry_out(config, folder, stopwatch=stopwatch, stop=stop, resume=resume, overwrite=overwrite):
+    with stop.catch():
+        if not run_training(config, folder, stopwatch=stopwatch, stop=stop, resume=resume, overwrite=overwrite):
             return None
     result: dict[str, Any] = json.loads(folder.result.read_text())
     return result
 
 
-def _joined_budget(argv: Sequence[str]) -> list[str]:
-    """Let --budget until TIME be written without quotes."""
+def _join_until(argv: Sequence[str]) -> list[str]:
+    """Join `--budget until TIME` to one argument, so that it needs no quotes."""
     words = list(argv)
-    for place, word in enumerate(words[:-1]):
-        if word == "--budget" and words[place + 1] == "until" and len(words) > place + 2:
-            return [*words[: place + 1], f"until {words[place + 2]}", *words[place + 3 :]]
+    for index, word in enumerate(words[:-1]):
+        if word == "--budget" and words[index + 1] == "until" and len(words) > index + 2:
+            return [*words[: index + 1], f"until {words[index + 2]}", *words[index + 3 :]]
         if word == "--budget=until":
-            return [*words[:place], f"--budget=until {words[place + 1]}", *words[place + 2 :]]
+            return [*words[:index], f"--budget=until {words[index + 1]}", *words[index + 2 :]]
     return words
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run fastbyol-train; return 0 when finished, 2 on bad usage or input, 3 when diverged, 75 when interrupted."""
     stopwatch, stop = Stopwatch(age_s=process_age_s()), StopSignal()
-    args = build_parser().parse_args(_joined_budget(sys.argv[1:] if argv is None else argv))
+    args = build_parser().parse_args(_join_until(sys.argv[1:] if argv is None else argv))
     folder = RunFolder(args.out or Path("runs") / args.recipe)
     try:
         if args.plan is not None:
             print(memory_plan(args))
             return DONE
-        with stop.heard():
+        with stop.catch():
             config = config_of(args, folder)
             if args.data is None:
                 draw_demo_set(config)
-            finished = carry_out(
+            has_finished = run_training(
                 config, folder, stopwatch=stopwatch, stop=stop, resume=args.resume, overwrite=args.overwrite
             )
     except KeyboardInterrupt:
-        finished = False
+        has_finished = False
     except Diverged as error:
         return fail("fastbyol-train", error, status=DIVERGED)
     except RankLost as error:
         return fail("fastbyol-train", error, status=RANK_LOST)
     except (ConfigError, BetonError, CheckpointError, OSError) as error:
         return fail("fastbyol-train", error, status=BAD_INPUT)
-    if not finished:
-        how = "the same command and --resume" if folder.config.exists() else "the same command"
-        print(f"fastbyol-train: interrupted; continue with {how}", file=sys.stderr)
+    if not has_finished:
+        command = "the same command and --resume" if folder.config.exists() else "the same command"
+        print(f"fastbyol-train: interrupted; continue with {command}", file=sys.stderr)
         return INTERRUPTED
     if rank() == 0:
         print(f"report: {folder.report}")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from fastbyol.cgroups import available_cores, cores_of, groups
+from fastbyol.cgroups import available_cores, core_quotas, groups
 
 
 def test_a_process_has_one_core_or_more() -> None:
@@ -41,4 +41,4 @@ def test_every_group_above_a_process_may_limit_its_cores(
         (tmp_path / name).write_text(text)
     (tmp_path / "own").write_text(own)
     found = groups("cpu", root=tmp_path, own=tmp_path / "own")
-    assert [quota for group, version in found for quota in cores_of(group, version=version)] == cores
+    assert [quota for group, version in found for quota in core_quotas(group, version=version)] == cores

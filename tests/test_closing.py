@@ -15,12 +15,12 @@ from fastbyol import checkpoint, schedule
 from fastbyol.beton import Reader
 from fastbyol.budget import Stopwatch
 from fastbyol.config import Config
-from fastbyol.distributed import joined
+from fastbyol.distributed import join_ranks
 from fastbyol.evaluate.images import padded
 from fastbyol.recipes import named
 from fastbyol.run import Run
 from fastbyol.runfolder import RunFolder
-from fastbyol.saver import copied
+from fastbyol.saver import copy_to_host
 from fastbyol.signals import StopSignal
 from fastbyol.telemetry import Intervals
 from tests.conftest import Betons
@@ -31,7 +31,7 @@ def begun(betons: Betons, out: Path) -> Iterator[Run]:
     recipe = named("demo+batch_size=32")
     config = Config(recipe, data=str(betons.train), val=str(betons.val), epochs=9.0)
     with ExitStack() as stack:
-        world = stack.enter_context(joined("cpu"))
+        world = stack.enter_context(join_ranks("cpu"))
         train, val = (stack.enter_context(Reader(path)) for path in (betons.train, betons.val))
         watch = Stopwatch(age_s=0.0)
         yield Run(config, RunFolder(out), train=train, val=val, world=world, stopwatch=watch, stop=StopSignal())
@@ -59,7 +59,7 @@ def test_batches_of_a_gpu_have_one_size() -> None:
 
 def test_the_rehearsed_checkpoint_is_as_large_as_those_of_training(betons: Betons, tmp_path: Path) -> None:
     def size(state: dict[str, Any], step: int) -> int:
-        checkpoint.save(tmp_path / "checkpoints", copied(state), step=step)
+        checkpoint.save(tmp_path / "checkpoints", copy_to_host(state), step=step)
         return (tmp_path / "checkpoints" / f"step-{step:09d}.pt").stat().st_size
 
     with begun(betons, tmp_path / "run") as run:

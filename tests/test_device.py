@@ -10,14 +10,14 @@ import pytest
 import torch
 
 from fastbyol.config import ConfigError
-from fastbyol.device import Pace, choose, queue_copy
+from fastbyol.device import Throttle, choose_device, queue_copy
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
 def test_a_missing_gpu_is_refused_and_the_cpu_is_the_default() -> None:
-    assert choose(None) == choose("cpu") == "cpu"
+    assert choose_device(None) == choose_device("cpu") == "cpu"
     with pytest.raises(ConfigError, match="give --device cpu"):
-        choose("cuda")
+        choose_device("cuda")
 
 
 def test_idle_threads_spin_briefly_unless_the_user_chose() -> None:
@@ -32,4 +32,4 @@ def test_idle_threads_spin_briefly_unless_the_user_chose() -> None:
 def test_on_a_cpu_a_copy_is_the_tensor_and_the_pace_is_free() -> None:
     tensor = torch.zeros(3)
     assert queue_copy(tensor, "cpu") is tensor
-    Pace("cpu").step_queued()
+    Throttle("cpu").after_step()

@@ -16,7 +16,7 @@ import torch.distributed as dist
 from torch.distributed import HashStore
 
 from fastbyol import checkpoint, distributed
-from fastbyol.distributed import World, _meeting, joined
+from fastbyol.distributed import World, _rendezvous_prefix, join_ranks
 from fastbyol.runfolder import RunFolder
 from fastbyol.telemetry import read_metrics
 from tests import tolerances
@@ -41,7 +41,7 @@ def alone(betons: Betons, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_one_process_agrees_with_itself() -> None:
-    with joined("cpu", {}) as world:
+    with join_ranks("cpu", {}) as world:
         assert world == World()
         assert world.is_main
         assert world.total([1.0, 2.5]) == [1.0, 2.5]
@@ -116,7 +116,7 @@ def test_ranks_meet_those_that_are_here_now(late: int) -> None:
 
         def meet(rank: int) -> str:
             time.sleep(0.3 * (rank == late))
-            return _meeting(store, rank, 3)
+            return _rendezvous_prefix(store, rank, 3)
 
         with ThreadPoolExecutor(3) as pool:
             met = set(pool.map(meet, range(3)))
@@ -132,7 +132,7 @@ def test_connections_that_do_not_close_hold_nobody(
     never = threading.Event()
     monkeypatch.setattr(dist, "destroy_process_group", never.wait)
     began = time.monotonic()
-    distributed._leave()
-    assert time.monotonic() - began < distributed.LEAVE_S + 1
+    distributed._close_connections()
+    assert time.monotonic() - began < distributed.CLOSE_TIMEOUT_S + 1
     assert "did not close" in capsys.readouterr().err
     never.set()

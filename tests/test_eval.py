@@ -16,7 +16,7 @@ from fastbyol.eval import main
 from fastbyol.evaluate import linear
 from fastbyol.export import load_encoder, save_encoder
 from fastbyol.runfolder import RunFolder
-from fastbyol.scores import keep, kept
+from fastbyol.scores import load_scores, save_scores
 from fastbyol.train import main as train
 from tests.conftest import Betons
 from tests.test_dense import draw
@@ -72,7 +72,7 @@ def test_each_protocol_scores_and_keeps_its_scores(
     protocol, *settings = command.split()
     assert main([protocol, str(run), *files(betons), *settings, "--json"]) == 0
     scores = json.loads(capsys.readouterr().out)
-    assert scores in kept(RunFolder(run))
+    assert scores in load_scores(RunFolder(run))
     assert {"trained", "random_init", "supervised"} & scores.keys() == {"trained", beside} - {None}
     low, high = scores["trained"]["top1_interval"]
     assert 0 <= low <= scores["trained"]["top1"] <= high <= 100
@@ -107,11 +107,11 @@ def test_scores_are_kept_a_file_for_each_protocol_part_and_data_set(tmp_path: Pa
     semi = {"protocol": "semi", "fraction": 0.01, "train": "cars/train.beton", "val": "v", "trained": {"top1": 1.0}}
     others = [{**semi, "fraction": 0.1}, {**semi, "train": "pets/train.beton"}, {**semi, "protocol": "knn"}]
     for scores in (semi, *others, {**semi, "trained": {"top1": 2.0}}):
-        keep(folder, scores)
-    assert sorted(scores["trained"]["top1"] for scores in kept(folder)) == [1.0, 1.0, 1.0, 2.0]
+        save_scores(folder, scores)
+    assert sorted(scores["trained"]["top1"] for scores in load_scores(folder)) == [1.0, 1.0, 1.0, 2.0]
     (folder.scores / "broken.json").write_text("{}")
     with pytest.raises(ConfigError, match=r"broken.json is no score"):
-        kept(folder)
+        load_scores(folder)
 
 
 def test_what_was_scored_before_an_interruption_is_kept(
@@ -129,7 +129,7 @@ def test_what_was_scored_before_an_interruption_is_kept(
 
     monkeypatch.setattr(linear, "score", interrupted)
     assert main(["linear", str(copied), *files(betons), "--cached", "--epochs=1"]) == 75
-    (found,) = kept(RunFolder(copied))
+    (found,) = load_scores(RunFolder(copied))
     assert "trained" in found
     assert "random_init" not in found
 

@@ -22,7 +22,7 @@ from fastbyol.evaluate import knn, linear
 from fastbyol.evaluate.features import Features, OutOfTime, check, check_classes, extract
 from fastbyol.evaluate.images import Lens, cropped, shuffled
 from fastbyol.order import Rows
-from fastbyol.threads import AS_IS
+from fastbyol.threads import NO_TUNING
 from tests.conftest import Betons
 
 
@@ -131,7 +131,7 @@ def heads_of(base_lrs: tuple[float, ...], train: Features, held: torch.Tensor) -
             chosen = torch.from_numpy(rows.indices)
             yield train.values[chosen], train.labels[chosen], held[chosen]
 
-    return linear.fit(learned(), 24, base_lrs, batch=50, classes=7, label="heads", threads=AS_IS)
+    return linear.fit(learned(), 24, base_lrs, batch=50, classes=7, label="heads", threads=NO_TUNING)
 
 
 def test_heads_trained_together_are_those_trained_alone() -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from fastbyol.growing import Growing
+from fastbyol.growing import RecordFile
 from tests.full_disk import files_end_at
 
 RECORDS = [bytes([65 + number]) * 60 + b"\n" for number in range(6)]
@@ -17,14 +17,14 @@ RECORDS = [bytes([65 + number]) * 60 + b"\n" for number in range(6)]
 
 def test_a_refused_record_leaves_no_part_and_comes_later_in_its_place(tmp_path: Path) -> None:
     said: list[str] = []
-    file = Growing(tmp_path / "rows", warn=said.append)
+    file = RecordFile(tmp_path / "rows", warn=said.append)
     with files_end_at(100):
         for count, record in enumerate(RECORDS[:4]):
             file.append(record)
             assert (tmp_path / "rows").read_bytes() == RECORDS[0]
             assert file.pending == count
     assert len(said) == 1
-    assert "rows does not grow" in said[0]
+    assert "rows cannot be written" in said[0]
     file.append(RECORDS[4])
     assert file.pending == 0
     assert (tmp_path / "rows").read_bytes() == b"".join(RECORDS[:5])
@@ -38,7 +38,7 @@ def test_a_refused_record_leaves_no_part_and_comes_later_in_its_place(tmp_path: 
 
 def test_what_the_disk_never_took_is_told_at_the_end(tmp_path: Path) -> None:
     said: list[str] = []
-    file = Growing(tmp_path / "rows", warn=said.append)
+    file = RecordFile(tmp_path / "rows", warn=said.append)
     with files_end_at(100):
         for record in RECORDS:
             file.append(record)
@@ -49,7 +49,7 @@ def test_what_the_disk_never_took_is_told_at_the_end(tmp_path: Path) -> None:
 
 def test_keep_cuts_the_file_and_goes_on_from_there(tmp_path: Path) -> None:
     (tmp_path / "rows").write_bytes(RECORDS[0] + RECORDS[1] + RECORDS[2][:10])
-    file = Growing(tmp_path / "rows", warn=pytest.fail, keep=len(RECORDS[0]))
+    file = RecordFile(tmp_path / "rows", warn=pytest.fail, keep_bytes=len(RECORDS[0]))
     file.append(RECORDS[3])
     file.close()
     assert (tmp_path / "rows").read_bytes() == RECORDS[0] + RECORDS[3]
@@ -57,7 +57,7 @@ def test_keep_cuts_the_file_and_goes_on_from_there(tmp_path: Path) -> None:
 
 def test_a_file_that_cannot_be_closed_is_a_warning(tmp_path: Path) -> None:
     said: list[str] = []
-    file = Growing(tmp_path / "rows", warn=said.append)
+    file = RecordFile(tmp_path / "rows", warn=said.append)
     file.append(RECORDS[0])
     os.close(file._file)  # so that the file's own close is refused, as a network's file system may refuse it
     file.close()
@@ -68,10 +68,10 @@ def test_a_file_that_cannot_be_closed_is_a_warning(tmp_path: Path) -> None:
 FILL = """
 import os, sys
 from pathlib import Path
-from fastbyol.growing import Growing
+from fastbyol.growing import RecordFile
 folder = Path(sys.argv[1])
 said = []
-file = Growing(folder / "rows", warn=said.append)
+file = RecordFile(folder / "rows", warn=said.append)
 ballast = os.open(folder / "ballast", os.O_WRONLY | os.O_CREAT)
 try:
     while True:

@@ -80,7 +80,7 @@ def test_both_decode_to_the_same_pixels(name: str, monkeypatch: pytest.MonkeyPat
         return out.tobytes()
 
     assert by_both(monkeypatch, into) == (first.tobytes() + bytes([7] * 5),) * 2
-    assert by_both(monkeypatch, lambda: jpeg.check(FILES[name])) == (None, None)
+    assert by_both(monkeypatch, lambda: jpeg.verify(FILES[name])) == (None, None)
 
 
 @pytest.mark.parametrize("name", INKS)
@@ -105,10 +105,10 @@ def test_both_encode_alike(quality: int, subsampling: str, monkeypatch: pytest.M
     "call",
     {
         "no bytes": lambda: jpeg.decode(b""),
-        "another format": lambda: jpeg.check(b"GIF89a" + bytes(50)),
+        "another format": lambda: jpeg.verify(b"GIF89a" + bytes(50)),
         "cut in the header": lambda: jpeg.decode(FILES["gray"][:50]),
         "cut in the scan": lambda: jpeg.decode(FILES["gray"][:-2000]),
-        "cut in the scan, checked": lambda: jpeg.check(FILES["baseline 4:2:0"][:-2000]),
+        "cut in the scan, checked": lambda: jpeg.verify(FILES["baseline 4:2:0"][:-2000]),
         "colour as ink": lambda: jpeg.decode(FILES["baseline 4:2:0"], "CMYK"),
         "small buffer": lambda: jpeg.decode_into(np.empty(100, np.uint8), FILES["gray"]),
     }.items(),
@@ -122,7 +122,7 @@ def test_a_missing_codec_is_named_once_by_many_threads(
     monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
     monkeypatch.setattr(jpeg, "simplejpeg", None)
-    monkeypatch.setattr(jpeg, "_unsaid", threading.Semaphore(1))
+    monkeypatch.setattr(jpeg, "_warn_permit", threading.Semaphore(1))
     threads = [threading.Thread(target=jpeg.decode, args=(FILES["gray"],)) for _ in range(8)]
     with caplog.at_level(logging.WARNING):
         for thread in threads:

@@ -279,7 +279,7 @@ def test_a_thread_that_dies_is_an_error_and_no_hang(name: str, mixed: Path, monk
 
 def test_decoding_threads_are_those_asked_for_unless_fixed(name: str, mixed: Path) -> None:
     with Reader(mixed) as reader:
-        assert loaders.threads(name, reader, workers=1) in (1, None)
+        assert loaders.decoding_threads(name, reader, workers=1) in (1, None)
 
 
 def tasks() -> int:

@@ -73,7 +73,7 @@ def test_a_load_that_was_closed_leaves_no_hole(betons: Betons, taken: int) -> No
     """What it had asked for in advance was never kept."""
     with Reader(betons.train) as reader:
         rows = list(islice(stream(0, batch_size=40, count=160, seed=0), 4))
-        with closing(loaders.load("memory", reader, rows, workers=2, ahead=3)) as batches:
+        with closing(loaders.load("memory", reader, rows, workers=2, prefetch=3)) as batches:
             assert len(list(islice(batches, taken))) == taken
         with closing(loaders.load("memory", reader, rows[::-1], workers=2)) as batches:
             check_pixels(reader, list(batches), rows[::-1])
@@ -101,14 +101,14 @@ def test_a_stand_in_is_not_served_to_who_wants_an_error(tmp_path: Path) -> None:
 
 def test_the_pixels_go_with_their_reader(betons: Betons) -> None:
     gc.collect()
-    before = len(memory.RESIDENTS)
+    before = len(memory.DECODED_FILES)
     with Reader(betons.train) as reader:
         rows = list(islice(stream(0, batch_size=48, count=160, seed=0), 1))
         list(loaders.load("memory", reader, rows, workers=1))
-        assert len(memory.RESIDENTS) == before + 1
+        assert len(memory.DECODED_FILES) == before + 1
     del reader
     gc.collect()
-    assert len(memory.RESIDENTS) == before
+    assert len(memory.DECODED_FILES) == before
 
 
 def test_a_file_too_large_for_the_memory_is_refused_with_the_numbers(tmp_path: Path) -> None:
@@ -119,7 +119,7 @@ def test_a_file_too_large_for_the_memory_is_refused_with_the_numbers(tmp_path: P
             writer.append(StoredImage(JPEG, side, side, b"a record that claims a huge image"))
     gib = 3 * side * side * count / 2**30
     with Reader(path) as reader:
-        message = rf"takes {gib:.1f} GiB, and decoding it up to .* GiB of RAM are available"
+        message = rf"takes {gib:.1f} GiB, and decoding it up to .* GiB of RAM that are available"
         with pytest.raises(ConfigError, match=message):
             loaders.load("memory", reader, [], workers=1)
 
@@ -144,7 +144,7 @@ def test_a_batch_comes_before_the_rest_is_decoded(betons: Betons) -> None:
     """There is no start-up: what a signal or a budget would have to wait for is one batch."""
     with Reader(betons.train) as reader:
         rows = islice(stream(0, batch_size=8, count=160, seed=0), 20)
-        with closing(loaders.load("memory", reader, rows, workers=2, ahead=1)) as batches:
+        with closing(loaders.load("memory", reader, rows, workers=2, prefetch=1)) as batches:
             assert len(next(batches).indices) == 8
             reader.close()  # were all decoded, nothing would be missed
             with pytest.raises(ValueError, match="released memoryview"):

@@ -17,8 +17,8 @@ import simplejpeg
 
 from fastbyol.beton import JPEG, RAW, BetonError, Reader, StoredImage
 from fastbyol.data_prep.writer import Writer
-from fastbyol.loaders.native import ceiling_bytes, decode, load
-from fastbyol.loaders.packing import batch_bytes, pack
+from fastbyol.loaders.native import decode, load, max_load_bytes
+from fastbyol.loaders.packing import max_batch_bytes, pack
 from fastbyol.order import Rows, stream
 from tests.conftest import Betons
 
@@ -76,7 +76,7 @@ def test_closing_early_ends_the_threads_and_reads_no_further(betons: Betons) -> 
 
     with Reader(betons.train) as reader:
         before = threading.active_count()
-        with closing(load(reader, endless(), workers=2, ahead=2)) as batches:
+        with closing(load(reader, endless(), workers=2, prefetch=2)) as batches:
             next(batches)
         assert threading.active_count() == before
     assert len(taken) == 3  # the one handed out and two ahead of it
@@ -108,8 +108,8 @@ def test_a_worker_that_dies_raises_in_the_main_thread(betons: Betons) -> None:
 
 
 def test_memory_holds_no_more_than_the_batches_ahead(tmp_path: Path) -> None:
-    """Many threads, large batches, a slow reader: the bound is that of `ahead`, whatever the number of threads."""
-    side, batch_size, ahead = 1000, 8, 2
+    """Many threads, large batches, a slow reader: the bound is that of `prefetch`, whatever the number of threads."""
+    side, batch_size, prefetch = 1000, 8, 2
     batch_bytes = batch_size * side * side * 3
     with Writer(tmp_path / "large.beton", capacity=batch_size, class_names=None) as writer:
         for index in range(batch_size):
@@ -118,23 +118,23 @@ def test_memory_holds_no_more_than_the_batches_ahead(tmp_path: Path) -> None:
     with Reader(tmp_path / "large.beton") as reader:
         rows = stream(0, batch_size=batch_size, count=batch_size, seed=0)
         before = anonymous_bytes()
-        with closing(load(reader, rows, workers=8, ahead=ahead)) as batches:
+        with closing(load(reader, rows, workers=8, prefetch=prefetch)) as batches:
             for batch in islice(batches, 6):
                 time.sleep(0.1)  # all that may be decoded is
                 held.append(anonymous_bytes() - before)
                 del batch
-    assert max(held) < (ahead + 1.5) * batch_bytes  # the one handed out, those ahead, and what numpy takes beside
+    assert max(held) < (prefetch + 1.5) * batch_bytes  # the one handed out, those ahead, and what numpy takes beside
 
 
 def test_the_ceiling_holds_while_batches_are_repaired(tmp_path: Path) -> None:
-    side, batch_size, ahead = 400, 6, 2
+    side, batch_size, prefetch = 400, 6, 2
     good = simplejpeg.encode_jpeg(np.zeros((side, side, 3), np.uint8))
     with Writer(tmp_path / "bad.beton", capacity=60, class_names=None) as writer:
         for index in range(60):
             writer.append(StoredImage(JPEG, side, side, bytes(100) if index % batch_size == 2 else good))
     with Reader(tmp_path / "bad.beton") as reader:
         asked = [rows(*range(first, first + batch_size)) for first in range(0, 60, batch_size)]
-        batches = load(reader, asked, workers=2, ahead=ahead, on_error="skip")
+        batches = load(reader, asked, workers=2, prefetch=prefetch, on_error="skip")
         tracemalloc.start()
         try:
             while (batch := next(batches, None)) is not None:
@@ -144,8 +144,8 @@ def test_the_ceiling_holds_while_batches_are_repaired(tmp_path: Path) -> None:
         finally:
             tracemalloc.stop()
         image = side * side * 3  # decoded once to see that it can stand in
-        ceiling = ceiling_bytes(reader, batch_size=batch_size, ahead=ahead)
-    assert ceiling == (ahead + 1) * (batch_size * image + 3 * side)
+        ceiling = max_load_bytes(reader, batch_size=batch_size, prefetch=prefetch)
+    assert ceiling == (prefetch + 1) * (batch_size * image + 3 * side)
     assert peak < ceiling + 1.5 * image
 
 
@@ -156,7 +156,7 @@ def test_no_batch_takes_more_than_the_largest_images_together(tmp_path: Path) ->
             writer.append(StoredImage(RAW, side, 2 * side, bytes(6 * side * side)))
     with Reader(tmp_path / "raw.beton") as reader:
         for batch_size in range(1, 17):
-            most = batch_bytes(reader, batch_size=batch_size)
+            most = max_batch_bytes(reader, batch_size=batch_size)
             for seed in range(30):
                 order = stream(seed, batch_size=batch_size, count=5, seed=seed)
                 assert all(pack(reader, each).buffer_bytes() <= most for each in islice(order, 5))

@@ -17,7 +17,7 @@ from fastbyol.data_prep.writer import Writer
 from fastbyol.distributed import World
 from fastbyol.recipes import named
 from fastbyol.runfolder import RunFolder
-from fastbyol.teller import Teller
+from fastbyol.teller import RunLogger
 from tests.conftest import Betons
 
 
@@ -26,7 +26,7 @@ from tests.conftest import Betons
     [
         ("nativ", {}, "no loader 'nativ'; choose one of native, memory, ffcv, dali"),
         ("native", {"workers": 0}, "workers is 0; give at least 1"),
-        ("native", {"ahead": 0}, "ahead is 0; give at least 1"),
+        ("native", {"prefetch": 0}, "prefetch is 0; give at least 1"),
         ("memory", {"processes": 0}, "processes is 0; give at least 1"),
         ("native", {"on_error": "ignore"}, "on_error is 'ignore'; choose one of fail, skip"),
     ],
@@ -49,14 +49,16 @@ def test_one_thread_decodes_small_images_and_none_once_all_are_there(betons: Bet
     with Writer(tmp_path / "large.beton", capacity=1, class_names=None) as writer:
         writer.append(large)
     with Reader(betons.train) as small, Reader(tmp_path / "large.beton") as reader:
-        told = [loaders.threads(name, each, workers=7) for name in ("native", "memory") for each in (small, reader)]
+        told = [
+            loaders.decoding_threads(name, each, workers=7) for name in ("native", "memory") for each in (small, reader)
+        ]
     assert told == [None, 7, None, None]
 
 
 def test_who_would_be_no_faster_is_not_told_to_take_more_workers(betons: Betons) -> None:
     config = Config(recipe=named("demo"), data=str(betons.train), epochs=1.0, workers=1)
     with Reader(betons.train) as reader:
-        assert Teller(config, RunFolder(betons.train), World(), reader=reader).decoding_threads is None
+        assert RunLogger(config, RunFolder(betons.train), World(), reader=reader).decoding_threads is None
 
 
 @pytest.mark.parametrize(

@@ -21,7 +21,7 @@ def test_what_is_written_is_the_state_of_the_call(tmp_path: Path) -> None:
     assert not state["weights"].any()
     assert not state["nested"][0]["w"].any()
     assert saver.saved_step == 3
-    assert saver.failure() is None
+    assert saver.pop_failure() is None
 
 
 def test_a_refused_write_is_told_once_and_the_old_file_stays(tmp_path: Path) -> None:
@@ -31,17 +31,17 @@ def test_a_refused_write_is_told_once_and_the_old_file_stays(tmp_path: Path) -> 
     (tmp_path / "step-000000002.pt.partial").mkdir()  # a name that cannot be opened for writing, by root either
     saver.save({"step": 2}, step=2)
     saver.wait()
-    assert isinstance(saver.failure(), OSError)
-    assert saver.failure() is None
+    assert isinstance(saver.pop_failure(), OSError)
+    assert saver.pop_failure() is None
     assert saver.saved_step == 1
     assert load_newest(tmp_path)[0]["step"] == 1
 
 
 def test_the_interval_keeps_copies_and_writes_to_their_shares() -> None:
     cost = Cost()
-    assert cost.every_s() == EVERY_MIN_S
+    assert cost.interval_s() == EVERY_MIN_S
     cost.copy_s, cost.write_s = 0.5, 3.0
-    assert cost.every_s() == max(0.5 / COPY_SHARE, 3.0 / WRITE_SHARE)
+    assert cost.interval_s() == max(0.5 / COPY_SHARE, 3.0 / WRITE_SHARE)
 
 
 @pytest.mark.parametrize("where", ["middle", "trailer"])

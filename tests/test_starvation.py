@@ -1,4 +1,4 @@
-"""Laws of the starvation watch: silent while data come, right about the cause when they do not."""
+"""Laws of the starvation monitor: silent while data come, right about the cause when they do not."""
 
 from __future__ import annotations
 
@@ -21,21 +21,21 @@ from fastbyol.order import stream
 from fastbyol.starvation import (
     ROWS,
     STALLED,
-    Shares,
+    StarvationMonitor,
     Usage,
-    Watch,
+    Utilization,
     advice,
-    judged,
-    shares,
     usage,
+    utilization,
+    utilization_over,
 )
 from fastbyol.telemetry import Intervals
 
-IDLE = Shares(waiting=0.4, cores_busy=0.3, cores_busy_by_us=0.3, stalled=0.0, faults_per_image=0.0)
+IDLE = Utilization(waiting=0.4, cores_busy=0.3, cores_busy_by_us=0.3, stalled=0.0, faults_per_image=0.0)
 
 
 @pytest.mark.parametrize("seen", [IDLE, replace(IDLE, cores_busy=1.0), replace(IDLE, faults_per_image=9.0)])
-def test_nothing_is_said_while_less_than_a_tenth_is_lost(seen: Shares) -> None:
+def test_nothing_is_said_while_less_than_a_tenth_is_lost(seen: Utilization) -> None:
     assert advice(replace(seen, waiting=0.1), threads=1, cores=8, loader="native") is None
     assert advice(replace(seen, waiting=0.11), threads=1, cores=8, loader="native") is not None
 
@@ -53,7 +53,7 @@ def test_nothing_is_said_while_less_than_a_tenth_is_lost(seen: Shares) -> None:
         (IDLE, None, "give --loader memory, or give a larger --prefetch"),
     ],
 )
-def test_each_cause_has_its_remedy(seen: Shares, threads: int | None, remedy: str) -> None:
+def test_each_cause_has_its_remedy(seen: Utilization, threads: int | None, remedy: str) -> None:
     said = advice(seen, threads=threads, cores=8, loader="native")
     assert said is not None
     assert remedy in said
@@ -64,7 +64,7 @@ def test_each_cause_has_its_remedy(seen: Shares, threads: int | None, remedy: st
 @pytest.mark.parametrize(
     "seen", [IDLE, replace(IDLE, stalled=1.0), replace(IDLE, cores_busy=1.0, cores_busy_by_us=1.0)]
 )
-def test_no_one_is_told_to_take_the_loader_he_has(seen: Shares) -> None:
+def test_no_one_is_told_to_take_the_loader_he_has(seen: Utilization) -> None:
     assert "--loader memory" not in str(advice(seen, threads=None, cores=8, loader="memory"))
 
 
@@ -72,8 +72,8 @@ def test_shares_are_of_the_time_the_cores_and_the_images_between_two_readings() 
     machine = os.cpu_count() or 1
     before = Usage(at_s=10.0, cpu_s=5.0, machine_cpu_s=50.0, major_faults=100, stalled_s=1.0)
     after = Usage(at_s=20.0, cpu_s=13.0, machine_cpu_s=50.0 + 9.0 * machine, major_faults=140, stalled_s=4.0)
-    seen = shares(before, after, wait_s=2.0, loop_s=8.0, images=80, cores=2)
-    assert seen == Shares(
+    seen = utilization(before, after, wait_s=2.0, loop_s=8.0, images=80, cores=2)
+    assert seen == Utilization(
         waiting=0.25, cores_busy=pytest.approx(0.9), cores_busy_by_us=0.4, stalled=0.3, faults_per_image=0.5
     )
 
@@ -89,11 +89,11 @@ def test_readings_follow_the_cpu_time_of_this_process() -> None:
 
 
 def test_ranks_share_the_cores_and_the_images() -> None:
-    watches = [Watch(threads=1, loader="native", local_ranks=ranks) for ranks in (1, 2, 1000)]
-    assert [watch.cores for watch in watches] == [available_cores(), max(available_cores() // 2, 1), 1]
+    monitors = [StarvationMonitor(threads=1, loader="native", local_ranks=ranks) for ranks in (1, 2, 1000)]
+    assert [monitor.cores for monitor in monitors] == [available_cores(), max(available_cores() // 2, 1), 1]
     before, after = (Usage(at_s, at_s, at_s, major_faults=int(at_s), stalled_s=0.0) for at_s in (0.0, 32.0))
     row = {"loader_wait_s": 0.5, "interval_s": 1.0, "images_per_s": 64.0}
-    alone, shared = (judged([(before, row), (after, row)], cores=1, ranks=ranks) for ranks in (1, 8))
+    alone, shared = (utilization_over([(before, row), (after, row)], cores=1, ranks=ranks) for ranks in (1, 8))
     assert (alone.faults_per_image, shared.faults_per_image) == (0.5, 4.0)
     assert alone.waiting == shared.waiting == 0.5
 
@@ -123,9 +123,11 @@ def rows(wait_s: float, *, count: int) -> Iterator[dict[str, float]]:
 
 
 def test_a_run_is_warned_once_and_not_for_how_it_began() -> None:
-    watch = Watch(threads=2, loader="native")
-    assert [watch.look(row) for row in (*rows(0.9, count=1), *rows(0.05, count=3 * ROWS))] == [None] * (3 * ROWS + 1)
-    said = [watch.look(row) for row in rows(0.5, count=3 * ROWS)]
+    monitor = StarvationMonitor(threads=2, loader="native")
+    assert [monitor.update(row) for row in (*rows(0.9, count=1), *rows(0.05, count=3 * ROWS))] == [None] * (
+        3 * ROWS + 1
+    )
+    said = [monitor.update(row) for row in rows(0.5, count=3 * ROWS)]
     assert sum(text is not None for text in said) == 1
 
 
@@ -138,7 +140,7 @@ def test_one_decoding_thread_before_idle_cores_is_told_to_be_more(tmp_path: Path
     with Writer(tmp_path / "large.beton", capacity=8, class_names=None) as writer:
         for _ in range(8):
             writer.append(jpeg, label=None)
-    watch, intervals, said = Watch(threads=1, loader="native"), Intervals(), None
+    monitor, intervals, said = StarvationMonitor(threads=1, loader="native"), Intervals(), None
     first = usage()
     with Reader(tmp_path / "large.beton") as reader:
         batches = load(reader, stream(0, batch_size=4, count=8, seed=0), workers=1)
@@ -147,7 +149,7 @@ def test_one_decoding_thread_before_idle_cores_is_told_to_be_more(tmp_path: Path
             time.sleep(0.002)  # a GPU's step: the host's cores are free
             intervals.lap("step_s")
             intervals.images += len(batch.indices)
-            said = said or watch.look(intervals.take())
+            said = said or monitor.update(intervals.take())
         batches.close()
     last = usage()
     others = (last.machine_cpu_s - first.machine_cpu_s) - (last.cpu_s - first.cpu_s)

@@ -17,7 +17,7 @@ import pytest
 from fastbyol.eval import main
 from fastbyol.recipes import named
 from fastbyol.runfolder import RunFolder
-from fastbyol.scores import kept
+from fastbyol.scores import load_scores
 from fastbyol.tables import command
 from fastbyol.tables.cells import Crashed, Job, Outcome, carry_out, outcome
 from fastbyol.tables.page import disagreements, markdown, plot, write
@@ -189,7 +189,7 @@ def test_a_table_runs_what_has_not_ended(
     assert "| all | none | 72.5 |" in page
     assert "linear, %" not in page
     assert main([*asked[:8], "--linear", *asked[8:]]) == 0
-    (found,) = kept(RunFolder(out / "baseline" / "seed0"))
+    (found,) = load_scores(RunFolder(out / "baseline" / "seed0"))
     scored = (out / "table.md").read_text()
     assert "| cell | change | paper, % | kNN, % | linear, % |" in scored
     assert f"| {found['trained']['top1']:.1f} |" in scored.split("| all |")[1].split("\n")[0]

@@ -34,7 +34,7 @@ def tell(path: Path, steps: range, *, from_step: int = 0, tensorboard: Path | No
     """Write a row for each step."""
     with Telemetry(path, from_step=from_step, tensorboard=tensorboard) as telemetry:
         for step in steps:
-            telemetry.row(row(step), left_s=1.0)
+            telemetry.write_row(row(step), left_s=1.0)
 
 
 def test_resume_drops_the_rows_it_writes_again(tmp_path: Path) -> None:
@@ -76,13 +76,13 @@ def test_a_full_disk_costs_a_warning_and_no_row(tmp_path: Path, capsys: pytest.C
     with Telemetry(path, from_step=0, tensorboard=tmp_path / "tensorboard") as telemetry:
         with files_end_at(500):
             for step in range(1, 21):
-                telemetry.row(row(step), left_s=1.0)
+                telemetry.write_row(row(step), left_s=1.0)
         assert 0 < len(read_metrics(path)) < 20
-        telemetry.row(row(21), left_s=1.0)
+        telemetry.write_row(row(21), left_s=1.0)
     rows = read_metrics(path)
     assert [r["step"] for r in rows] == list(range(1, 22))
     assert [step for step, _ in read(tmp_path / "tensorboard")["learning/loss"]] == list(range(1, 22))
-    assert capsys.readouterr().err.count("does not grow") == 2  # one for each file
+    assert capsys.readouterr().err.count("its rows are buffered") == 2  # one for each file
     assert sum(len(r.get("warnings", ())) for r in rows) == 2
 
 
@@ -91,21 +91,21 @@ def test_a_warning_is_said_at_once_and_kept_in_the_next_row_only(
 ) -> None:
     path = tmp_path / "metrics.jsonl"
     with Telemetry(path, from_step=0) as telemetry:
-        telemetry.row(row(1), left_s=1.0)
+        telemetry.write_row(row(1), left_s=1.0)
         telemetry.warn("the sky is falling")
         assert "warning: the sky is falling\n" in capsys.readouterr().err
-        telemetry.row(row(2), left_s=1.0)
-        telemetry.row(row(3), left_s=1.0)
+        telemetry.write_row(row(2), left_s=1.0)
+        telemetry.write_row(row(3), left_s=1.0)
     assert [r.get("warnings") for r in read_metrics(path)] == [None, ["the sky is falling"], None]
 
 
 def test_warnings_before_the_first_row_and_after_the_last_are_not_lost(tmp_path: Path) -> None:
-    untold = ["a checkpoint is damaged"]
-    with Telemetry(tmp_path / "metrics.jsonl", from_step=0, untold=untold) as telemetry:
-        telemetry.row(row(1), left_s=1.0)
+    pending_warnings = ["a checkpoint is damaged"]
+    with Telemetry(tmp_path / "metrics.jsonl", from_step=0, pending_warnings=pending_warnings) as telemetry:
+        telemetry.write_row(row(1), left_s=1.0)
         telemetry.warn("the last checkpoint could not be written")
     assert [r.get("warnings") for r in read_metrics(tmp_path / "metrics.jsonl")] == [["a checkpoint is damaged"]]
-    assert untold == ["the last checkpoint could not be written"]
+    assert pending_warnings == ["the last checkpoint could not be written"]
 
 
 def test_a_further_sink_gets_every_row_and_is_closed(tmp_path: Path) -> None:
@@ -121,9 +121,9 @@ def test_a_further_sink_gets_every_row_and_is_closed(tmp_path: Path) -> None:
             self.is_closed = True
 
     heard = Heard()
-    with Telemetry(tmp_path / "metrics.jsonl", from_step=0, also=heard) as telemetry:
-        telemetry.row(row(1), left_s=1.0)
-        telemetry.row(row(2), left_s=1.0)
+    with Telemetry(tmp_path / "metrics.jsonl", from_step=0, extra_sink=heard) as telemetry:
+        telemetry.write_row(row(1), left_s=1.0)
+        telemetry.write_row(row(2), left_s=1.0)
     assert heard.steps == [1, 2]
     assert heard.is_closed
 

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 import pytest
 import torch
 
-from fastbyol.threads import AS_IS, Threads, candidates, choose
+from fastbyol.threads import NO_TUNING, ThreadTuner, candidates, make_tuner
 
 ALONE, BESIDE_ONE = {1: 0.1, 2: 0.055}, {1: 0.1, 2: 2.7}  # seconds of a step of the demo recipe on two cores
 
@@ -18,8 +18,12 @@ class Machine:
     def __init__(self, pace: dict[int, float], *, others: float = 0.0) -> None:
         self.pace, self.others, self.now_s, self.others_s, self.number = pace, others, 1.0, 0.0, 2
         self.said: list[str] = []
-        self.threads = Threads(
-            (1, 2), say=self.said.append, clock=lambda: self.now_s, use=self.use, others=lambda: self.others_s
+        self.threads = ThreadTuner(
+            (1, 2),
+            notify=self.said.append,
+            clock=lambda: self.now_s,
+            set_threads=self.use,
+            other_cpu_s=lambda: self.others_s,
         )
 
     def use(self, number: int) -> None:
@@ -75,7 +79,7 @@ def test_loops_are_paced_as_blocks_are() -> None:
     def items() -> list[int]:
         return list(range(50))
 
-    for _ in machine.threads.paced(items(), "loop"):
+    for _ in machine.threads.units(items(), "loop"):
         machine.now_s += machine.pace[machine.number]
     assert machine.number == 1
 
@@ -89,7 +93,7 @@ def _threads_as_before() -> Iterator[None]:
 
 def test_nothing_is_tried_where_the_number_is_given(monkeypatch: pytest.MonkeyPatch) -> None:
     def settings(asked: int | None, device: str) -> tuple[int, ...]:
-        return choose(asked, device).numbers
+        return make_tuner(asked, device).numbers
 
     assert settings(1, "cpu") == (1,)
     assert settings(2, "cpu") == (2,)
@@ -97,9 +101,9 @@ def test_nothing_is_tried_where_the_number_is_given(monkeypatch: pytest.MonkeyPa
     assert settings(None, "cpu") == (2,)  # OMP_NUM_THREADS is set for these tests
     monkeypatch.delenv("OMP_NUM_THREADS")
     assert len(settings(None, "cuda")) == 1
-    assert len(choose(None, "cpu", processes=2).numbers) == 1
+    assert len(make_tuner(None, "cpu", processes=2).numbers) == 1
     settings(2, "cpu")
-    for threads in (AS_IS, Threads((2,))):
+    for threads in (NO_TUNING, ThreadTuner((2,))):
         with threads.unit("step"):
             pass
         assert threads.is_settled("step")

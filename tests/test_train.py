@@ -25,8 +25,8 @@ from fastbyol import checkpoint
 from fastbyol.evaluate import features
 from fastbyol.loaders import Batch, native
 from fastbyol.pipeline import Pipeline
-from fastbyol.runfolder import RunFolder, locked
-from fastbyol.telemetry import PIECES, read_metrics
+from fastbyol.runfolder import RunFolder, lock
+from fastbyol.telemetry import LAPS, read_metrics
 from fastbyol.train import main
 from tests import soak
 from tests.conftest import Betons, write_beton
@@ -105,7 +105,7 @@ def test_rows_tell_the_online_probe_of_a_labelled_file(betons: Betons, finished:
 
 def test_rows_account_for_the_time_of_the_loop(finished: Path) -> None:
     for row in read_metrics(RunFolder(finished).metrics):
-        parts = sum(row[name] for name in PIECES)
+        parts = sum(row[name] for name in LAPS)
         assert 0.5 * row["interval_s"] < parts <= row["interval_s"]
 
 
@@ -200,7 +200,9 @@ def test_a_second_signal_ends_a_run_whose_disk_hangs(
 
 
 def test_a_terminal_that_goes_stops_a_run_unless_nohup_ignores_it() -> None:
-    ask = "import signal; from fastbyol.signals import stopping; print(signal.SIGHUP in stopping())"
+    ask = (
+        "import signal; from fastbyol.signals import active_stop_signals; print(signal.SIGHUP in active_stop_signals())"
+    )
     for ignored, told in (("", "True"), ("trap '' HUP; ", "False")):
         asked = ["bash", "-c", f"{ignored}exec {shlex.join([sys.executable, '-c', ask])}"]
         assert subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip() == told
@@ -209,7 +211,7 @@ def test_a_terminal_that_goes_stops_a_run_unless_nohup_ignores_it() -> None:
 def test_a_folder_has_one_run_at_a_time(betons: Betons, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     asked = arguments(betons, tmp_path / "run", "--epochs=2", "--warmup-epochs=1")
     (tmp_path / "run").mkdir()
-    with locked(RunFolder(tmp_path / "run")):
+    with lock(RunFolder(tmp_path / "run")):
         assert main(asked) == 2
     said = capsys.readouterr().err
     assert "another process trains in" in said

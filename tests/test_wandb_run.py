@@ -10,17 +10,17 @@ from pathlib import Path
 import pytest
 
 from fastbyol.config import ConfigError
-from fastbyol.wandb_run import FINISH_S, check_installed, run_id
+from fastbyol.wandb_run import FINISH_S, require_wandb, run_id
 
 
 def test_a_missing_package_is_one_clear_line() -> None:
     with pytest.raises(ConfigError, match=r"--wandb needs the package no_such_wandb; pip install 'fastbyol\[wandb\]'"):
-        check_installed("no_such_wandb")
-    check_installed("json")
+        require_wandb("no_such_wandb")
+    require_wandb("json")
 
 
 def test_wandb_is_not_imported_before_it_is_asked_for() -> None:
-    probe = "import sys, fastbyol.wandb_run as w; w.check_installed('json'); assert 'wandb' not in sys.modules"
+    probe = "import sys, fastbyol.wandb_run as w; w.require_wandb('json'); assert 'wandb' not in sys.modules"
     root = Path(__file__).parents[1]
     assert subprocess.run([sys.executable, "-c", probe], check=False, cwd=root).returncode == 0
 
@@ -70,5 +70,5 @@ def test_a_wandb_that_never_finishes_does_not_keep_the_run_from_ending(tmp_path:
         timeout=FINISH_S + 60,
     )
     assert ran.returncode == 0, ran.stderr
-    assert "wandb did not finish (it took more than 10 s); metrics.jsonl has every row" in ran.stderr
+    assert "wandb did not finish (it took more than 10 s); metrics.jsonl holds every row" in ran.stderr
     assert time.monotonic() - began >= FINISH_S

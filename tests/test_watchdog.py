@@ -14,7 +14,7 @@ HEALTHY = 1 / math.sqrt(256)
 def look(
     dog: Watchdog, progress: float, *, std: float = HEALTHY, loss: float = 1.0, skipped: int | None = 0
 ) -> str | None:
-    return dog.look(
+    return dog.inspect(
         step=int(1000 * progress), progress=progress, loss=loss, embedding_std=std, skipped_in_a_row=skipped
     )
 

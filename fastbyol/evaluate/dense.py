@@ -88,7 +88,7 @@ def confusion_of(network: Segmenter, found: Sequence[Pair], *, classes: int, len
     """Count pixels of whole images by true and guessed class: int64 [C, C]; ignored pixels are left out."""
     counts = torch.zeros(classes * classes, dtype=torch.int64)
     bar = tqdm(found, desc="segment val", unit="images", delay=2, leave=False, disable=None)
-    for pair in lens.threads.paced(bar, "segment val"):
+    for pair in lens.threads.units(bar, "segment val"):
         image, mask = read(pair)
         with lens.precision():
             guessed = network(image[None].to(lens.device))[0].argmax(0).cpu()

@@ -130,7 +130,7 @@ def represent(
     encoder.eval()
     try:
         with bar, lens.precision():
-            for images, here in lens.threads.paced(centred(reader, indices, lens), "represent"):
+            for images, here in lens.threads.units(centred(reader, indices, lens), "represent"):
                 if stop is not None and stop():
                     raise OutOfTime(f"time ran out after {done} of the {len(indices)} images of {reader.path}")
                 values[done : done + len(here)] = encoder(images)[: len(here)]

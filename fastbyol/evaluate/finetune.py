@@ -100,7 +100,7 @@ def descend(
         network.parameters(), lr=plan.lr, momentum=MOMENTUM, nesterov=True, weight_decay=plan.weight_decay
     )
     bar = tqdm(batches, total=plan.steps, desc=label, unit="steps", delay=2, leave=False, disable=None)
-    for step, (images, wanted) in enumerate(lens.threads.paced(bar, ("tune", plan.batch))):
+    for step, (images, wanted) in enumerate(lens.threads.units(bar, ("tune", plan.batch))):
         for group in optimizer.param_groups:
             group["lr"] = plan.lr * (1 + math.cos(math.pi * step / plan.steps)) / 2
         with lens.precision():
@@ -153,7 +153,7 @@ def guess(network: Classifier, reader: Reader, indices: NDArray[np.int64], lens:
         leave=False,
         disable=None,
     )
-    for images, here in lens.threads.paced(bar, "guess"):
+    for images, here in lens.threads.units(bar, "guess"):
         with lens.precision():
             parts.append(network(images)[: len(here)].float().cpu())
     return torch.cat(parts), torch.from_numpy(labels_of(reader)[indices])

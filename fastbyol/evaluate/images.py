@@ -15,7 +15,7 @@ from fastbyol.beton import Reader
 from fastbyol.config import ViewConfig
 from fastbyol.loaders import Batch, load
 from fastbyol.order import Rows, global_batch
-from fastbyol.threads import AS_IS, Threads
+from fastbyol.threads import NO_TUNING, ThreadTuner
 from fastbyol.views import apply, center_view, draw
 
 BATCH = 256  # images of a forward pass that keeps nothing for a backward one
@@ -36,7 +36,7 @@ class Lens:
     workers: int = 2
     device: str = "cpu"
     on_error: str = "fail"
-    threads: Threads = AS_IS
+    threads: ThreadTuner = NO_TUNING
 
     def precision(self) -> AbstractContextManager[None]:
         """Give the context in which networks run: bfloat16 autocast on a GPU, float32 elsewhere."""

@@ -17,7 +17,7 @@ from fastbyol.evaluate import metrics
 from fastbyol.evaluate.features import Features, check, labels_of, represent
 from fastbyol.evaluate.images import Lens, cropped, shuffled
 from fastbyol.evaluate.splits import hold_out
-from fastbyol.threads import AS_IS, Threads
+from fastbyol.threads import NO_TUNING, ThreadTuner
 
 BASE_LRS = (0.4, 0.3, 0.2, 0.1, 0.05)  # paper, appendix C.1; times batch / 256 and a cosine to 0: the authors' code
 BATCH = 1024
@@ -85,7 +85,7 @@ def fit(
     batch: int,
     classes: int,
     label: str,
-    threads: Threads,
+    threads: ThreadTuner,
 ) -> Heads:
     """Train heads on a stream of `steps` batches, the rate falling as a cosine to 0.
 
@@ -95,7 +95,7 @@ def fit(
     rates = [lr * batch / 256 for lr in base_lrs] * (2 if len(base_lrs) > 1 else 1)
     heads: Heads | None = None
     bar = tqdm(learned, total=steps, desc=label, unit="steps", delay=2, leave=False, disable=None)
-    for step, (values, labels, held) in enumerate(threads.paced(bar, label)):
+    for step, (values, labels, held) in enumerate(threads.units(bar, label)):
         if heads is None:
             places = torch.arange(len(rates), device=values.device)
             heads = Heads(
@@ -137,7 +137,7 @@ def score(
     seed: int = 0,
     base_lrs: Sequence[float] = BASE_LRS,
     device: str = "cpu",
-    threads: Threads = AS_IS,
+    threads: ThreadTuner = NO_TUNING,
     label: str = "linear",
 ) -> Score:
     """Fit linear classifiers on cached representations of `train`, on `device`, and score the chosen one on `val`.

@@ -17,7 +17,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fastbyol.evaluate.features import Features
-from fastbyol.threads import AS_IS, Threads
+from fastbyol.threads import NO_TUNING, ThreadTuner
 
 L2_PATH = tuple(float(10**e) for e in torch.linspace(-6, 5, 45, dtype=torch.float64).tolist())  # byol-spec, Evaluation
 ROWS = 1 << 15  # of a gradient at a time: bounds the logits in memory
@@ -49,7 +49,7 @@ class Model(NamedTuple):
 class Problem:
     """Hold centred features in their principal axes; fit a classifier for any penalty, from the last one's place."""
 
-    def __init__(self, train: Features, *, classes: int, device: str = "cpu", threads: Threads = AS_IS) -> None:
+    def __init__(self, train: Features, *, classes: int, device: str = "cpu", threads: ThreadTuner = NO_TUNING) -> None:
         self._threads, values = threads, train.values.to(device)
         self._labels, self._classes = train.labels.to(device), classes
         self._mean = values.mean(0)
@@ -114,7 +114,7 @@ class Problem:
 
 
 def path(
-    train: Features, l2s: Sequence[float], *, classes: int, device: str, label: str, threads: Threads = AS_IS
+    train: Features, l2s: Sequence[float], *, classes: int, device: str, label: str, threads: ThreadTuner = NO_TUNING
 ) -> Iterator[tuple[float, Model]]:
     """Fit every penalty from the largest down, each from the place of the one before: (l2, model)."""
     problem = Problem(train, classes=classes, device=device, threads=threads)

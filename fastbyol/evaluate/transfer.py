@@ -10,7 +10,7 @@ import torch
 from fastbyol.evaluate import logistic, metrics
 from fastbyol.evaluate.features import Features
 from fastbyol.evaluate.splits import hold_out
-from fastbyol.threads import AS_IS, Threads
+from fastbyol.threads import NO_TUNING, ThreadTuner
 
 
 def score(
@@ -20,7 +20,7 @@ def score(
     l2s: Sequence[float] = logistic.L2_PATH,
     metric: str = "top1",
     device: str = "cpu",
-    threads: Threads = AS_IS,
+    threads: ThreadTuner = NO_TUNING,
     seed: int = 0,
     label: str = "transfer",
 ) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""Know what every loader yields, decoded images of one batch in one buffer, and which loader a name means."""
+"""The batch that every loader yields, and the choice of a loader by name."""
 
 from __future__ import annotations
 
@@ -18,20 +18,20 @@ from fastbyol.config import LOADERS, ON_ERROR, ConfigError
 from fastbyol.kernels.view_params import ViewParams
 from fastbyol.order import Rows
 
-PACKAGES = {"native": None, "memory": None, "ffcv": "ffcv", "dali": "nvidia.dali"}  # what a loader needs beside ours
-AHEAD = 2  # batches decoded before they are asked for
-OTHER_THREADS = 2  # of a rank beside its decoders: the one that feeds the GPU and the one that copies to it
-FEW_WORKERS = 2  # enough on a CPU, where a step outlasts the decoding of its batch many times over
+PACKAGES = {"native": None, "memory": None, "ffcv": "ffcv", "dali": "nvidia.dali"}  # that a loader needs
+PREFETCH = 2  # batches decoded in advance
+OTHER_THREADS = 2  # of a rank beside its decoders: one launches the GPU's work, one copies to the GPU
+FEW_WORKERS = 2  # enough on a CPU, where a step takes many times as long as decoding its batch
 
 
 @dataclass(frozen=True)
 class Batch:
-    """Hold B decoded images of any sizes.
+    """B decoded images of any sizes, in one buffer.
 
-    indices, epochs: int64 [B]; labels: int64 [B], or None where the file has none; pixels: uint8 [bytes], RGB rows of
-    every image without gaps inside it, to be read only; offsets: int64 [B], where in `pixels` each image begins; sizes:
-    int64 [B, 2], height and width, on the host as offsets are; skipped: int64 [S], the samples asked for that do not
-    decode: the next of the file that does stands in the place of each.
+    indices, epochs: int64 [B]; labels: int64 [B], or None where the file has none; pixels: uint8 [bytes], read-only,
+    the contiguous RGB rows of every image; offsets: int64 [B], the first byte of each image in `pixels`; sizes: int64
+    [B, 2], height and width; offsets and sizes are on the host. skipped: int64 [S], the requested samples that do not
+    decode, each replaced by the next sample of the file that does.
     """
 
     indices: NDArray[np.int64]
@@ -49,50 +49,52 @@ def load(
     batches: Iterable[Rows],
     *,
     workers: int,
-    ahead: int = AHEAD,
+    prefetch: int = PREFETCH,
     on_error: str = "fail",
     device: torch.device | str = "cpu",
     processes: int = 1,
 ) -> Generator[Batch, None, None]:
-    """Yield the decoded batches in the order given, each with its pixels on `device`, through the loader of this name.
+    """Yield the decoded batches in the given order, with their pixels on `device`, by the loader of this name.
 
-    `workers` threads decode up to `ahead` batches in advance. A sample that does not decode raises BetonError with its
-    index at its batch (on_error "fail"), or is replaced by the next of the file that does ("skip"). `processes` of this
-    machine load at the same time; loader memory keeps the file in each. Closing the generator ends the threads. Raises
-    ConfigError for what cannot be used, a missing package included, before anything is decoded.
+    `workers` threads decode up to `prefetch` batches in advance. A sample that does not decode raises BetonError with
+    its index when its batch is due (on_error "fail"), or is replaced by the next sample of the file that does ("skip").
+    processes: the number of processes on this machine that load at the same time; loader memory holds the decoded file
+    in each. Closing the generator ends the threads. Raises ConfigError for settings that cannot be used and for a
+    missing package, before anything is decoded.
     """
-    _check(name, workers=workers, ahead=ahead, on_error=on_error, processes=processes)
-    module = _imported(name, package=PACKAGES[name], extra=name, flag="--loader")
-    place = _place(device)
+    _check_settings(name, workers=workers, prefetch=prefetch, on_error=on_error, processes=processes)
+    module = _import(name, package=PACKAGES[name], extra=name, flag="--loader")
+    target = _with_index(device)
     loader: Callable[..., Generator[Batch, None, None]] = module.load
     if name == "memory":
         loader = partial(loader, processes=processes)
-    return _moved(loader(reader, batches, workers=workers, ahead=ahead, on_error=on_error, device=place), place)
+    return _to_device(
+        loader(reader, batches, workers=workers, prefetch=prefetch, on_error=on_error, device=target), target
+    )
 
 
 def default_workers(device: str, *, cores: int, local_ranks: int = 1) -> int:
-    """Return how many threads a rank decodes with where nobody says: device "cuda" or "cpu", cores all ranks share.
+    """Return the default number of decoding threads of a rank; device: "cuda" or "cpu"; cores: of all local ranks.
 
-    Before a GPU they are a rank's share of the cores without the two that feed the GPU. On a CPU the step computes on
-    the same cores, so two are enough, and a core that decodes in advance is a core that computes later. Two remain on
-    two or three cores, too: decoders sleep while their queue is full.
+    With a GPU these are the rank's cores less the two threads that feed the GPU. On a CPU the step computes on the same
+    cores, so two are enough. The least is two also on two or three cores: decoders sleep while their queue is full.
     """
-    share = max(cores // local_ranks, 1)
-    few = min(share, FEW_WORKERS)
-    return max(share - OTHER_THREADS, few) if device == "cuda" else few
+    own_cores = max(cores // local_ranks, 1)
+    few = min(own_cores, FEW_WORKERS)
+    return max(own_cores - OTHER_THREADS, few) if device == "cuda" else few
 
 
-def threads(name: str, reader: Reader, *, workers: int) -> int | None:
-    """Return how many threads the loader of this name decodes a file with; None where asking for more changes nothing.
+def decoding_threads(name: str, reader: Reader, *, workers: int) -> int | None:
+    """Return the number of threads that decode a file in the loader of this name; None where more would not help.
 
     Raises ConfigError where its package is missing.
     """
-    module = _imported(name, package=PACKAGES[name], extra=name, flag="--loader")
-    count: int | None = module.threads(reader, workers=workers)
+    module = _import(name, package=PACKAGES[name], extra=name, flag="--loader")
+    count: int | None = module.decoding_threads(reader, workers=workers)
     return count
 
 
-def cropped_by_dali(
+def crop_by_dali(
     batches: Generator[Batch, None, None],
     draw: Callable[[Batch], ViewParams],
     *,
@@ -100,50 +102,50 @@ def cropped_by_dali(
     workers: int,
     device: torch.device | str,
 ) -> Generator[Batch, None, None]:
-    """Yield the batches with both views' crops, made by DALI, in place of their images; see loaders.dali_crop.
+    """Yield the batches with DALI's crops of both views in place of their images; see loaders.dali_crop.
 
     Raises ConfigError where DALI is missing.
     """
-    module = _imported("dali_crop", package="nvidia.dali", extra="dali", flag="--crop")
-    place = _place(device)
-    return _moved(module.cropped(batches, draw, crop_px=crop_px, workers=workers, device=place), place)
+    module = _import("dali_crop", package="nvidia.dali", extra="dali", flag="--crop")
+    target = _with_index(device)
+    return _to_device(module.crop(batches, draw, crop_px=crop_px, workers=workers, device=target), target)
 
 
-def _place(device: torch.device | str) -> torch.device:
-    """Name the GPU that is meant, too: other threads would take the machine's first."""
-    place = torch.device(device)
-    if place.type == "cuda" and place.index is None:
+def _with_index(device: torch.device | str) -> torch.device:
+    """Return the device with the current GPU's index: without it, other threads would use the first GPU."""
+    indexed = torch.device(device)
+    if indexed.type == "cuda" and indexed.index is None:
         return torch.device("cuda", torch.cuda.current_device())
-    return place
+    return indexed
 
 
-def _moved(batches: Generator[Batch, None, None], place: torch.device) -> Generator[Batch, None, None]:
-    """Bring the pixels of batches to a GPU, or hand those that another thread left there to this one's stream."""
-    if place.type == "cpu":
+def _to_device(batches: Generator[Batch, None, None], device: torch.device) -> Generator[Batch, None, None]:
+    """Copy the batches' pixels to a GPU, or hand pixels that another thread put there to this thread's stream."""
+    if device.type == "cpu":
         return batches
     transfer = importlib.import_module("fastbyol.loaders.transfer")
-    moved: Generator[Batch, None, None] = transfer.to_gpu(batches, place)
-    return moved
+    on_gpu: Generator[Batch, None, None] = transfer.to_gpu(batches, device)
+    return on_gpu
 
 
-def _imported(name: str, *, package: str | None, extra: str, flag: str) -> ModuleType:
-    """Import a module of this folder; tell what to install where the package it needs is missing."""
+def _import(name: str, *, package: str | None, extra: str, flag: str) -> ModuleType:
+    """Import a module of this folder; raise ConfigError, with what to install, where its package is missing."""
     try:
         return importlib.import_module(f"fastbyol.loaders.{name}")
     except ImportError as error:
         if package is None or (error.name or "").partition(".")[0] == "fastbyol":
             raise
         raise ConfigError(
-            f"{flag} {extra} needs the package {package}, and importing it failed ({error}); "
+            f"{flag} {extra} needs the package {package}, which cannot be imported ({error}); "
             f"pip install 'fastbyol[{extra}]', or choose another {flag}"
         ) from error
 
 
-def _check(name: str, *, workers: int, ahead: int, on_error: str, processes: int) -> None:
+def _check_settings(name: str, *, workers: int, prefetch: int, on_error: str, processes: int) -> None:
     if name not in LOADERS:
         raise ConfigError(f"no loader {name!r}; choose one of {', '.join(LOADERS)}")
     if on_error not in ON_ERROR:
         raise ConfigError(f"on_error is {on_error!r}; choose one of {', '.join(ON_ERROR)}")
-    for setting, value in (("workers", workers), ("ahead", ahead), ("processes", processes)):
+    for setting, value in (("workers", workers), ("prefetch", prefetch), ("processes", processes)):
         if value < 1:
             raise ConfigError(f"{setting} is {value}; give at least 1")

@@ -1,4 +1,4 @@
-"""Know how to run a generator of batches in a thread of its own, a few batches ahead of who takes them."""
+"""Prefetching of batches by a thread."""
 
 from __future__ import annotations
 
@@ -11,27 +11,27 @@ import torch
 from fastbyol.loaders import Batch
 
 
-def run_aside(
-    batches: Generator[Batch, None, None], *, ahead: int, device: torch.device | str
+def prefetch_in_thread(
+    batches: Generator[Batch, None, None], *, prefetch: int, device: torch.device | str
 ) -> Generator[Batch, None, None]:
-    """Yield the batches, up to `ahead` of them made in advance by another thread; raise here what it raises.
+    """Yield the batches, up to `prefetch` of them made in advance by a thread, and raise the thread's exceptions.
 
-    Closing closes `batches` in that thread, and ends it.
+    Closing the generator closes `batches` in that thread and ends the thread.
     """
-    with ThreadPoolExecutor(1, "assemble", _use, (torch.device(device),)) as thread:
-        pending = deque(thread.submit(next, batches, None) for _ in range(ahead))
+    with ThreadPoolExecutor(1, "assemble", _set_device, (torch.device(device),)) as thread:
+        pending = deque(thread.submit(next, batches, None) for _ in range(prefetch))
         try:
             while (batch := pending.popleft().result()) is not None:
                 pending.append(thread.submit(next, batches, None))
                 yield batch
-                del batch  # while the next is awaited, its memory is the caller's to free
+                del batch  # so that only the caller holds it while the next is awaited
         finally:
             for future in pending:
                 future.cancel()
             thread.submit(batches.close).result()
 
 
-def _use(device: torch.device) -> None:
-    """Let a new thread pin memory for, and copy to, its own GPU and not the first of the machine."""
+def _set_device(device: torch.device) -> None:
+    """Make a new thread use this rank's GPU, not the machine's first, for pinned memory and copies."""
     if device.type == "cuda":
         torch.cuda.set_device(device)

@@ -1,7 +1,7 @@
-"""Know how to have NVIDIA DALI crop and resize what any loader decoded; colour, blur and the rest stay with us.
+"""Crops and resizes by NVIDIA DALI, after any loader; colour, blur and the rest stay with fastbyol's kernels.
 
-The boxes are those drawn for each sample, so one seed gives the same boxes as without DALI; the pixels differ: DALI
-repeats a crop's border where ours leaves taps beyond it out, and rounds each crop to uint8 (docs/numerics.md).
+The boxes are those drawn for each sample, so a seed gives the same boxes as without DALI. The pixels differ: DALI
+repeats a crop's border where the kernels leave out taps beyond it, and rounds each crop to uint8 (docs/numerics.md).
 """
 
 from __future__ import annotations
@@ -18,54 +18,56 @@ from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
 from fastbyol.kernels.view_params import ViewParams
-from fastbyol.loaders import AHEAD, Batch
-from fastbyol.loaders.aside import run_aside
-from fastbyol.loaders.packing import on_host
+from fastbyol.loaders import PREFETCH, Batch
+from fastbyol.loaders.aside import prefetch_in_thread
+from fastbyol.loaders.packing import host_tensor
 
 VIEWS = 2
 
 Draw = Callable[[Batch], ViewParams]
 
 
-def cropped(
+def crop(
     batches: Generator[Batch, None, None],
     draw: Draw,
     *,
     crop_px: int,
     workers: int,
     device: torch.device | str,
-    ahead: int = AHEAD,
+    prefetch: int = PREFETCH,
 ) -> Generator[Batch, None, None]:
-    """Yield the batches with the crops of both views in place of their B images, up to `ahead` made in advance.
+    """Yield the batches with the crops of both views in place of their B images, up to `prefetch` made in advance.
 
-    Another thread makes them, on a GPU on a stream of its own: there the host waits for DALI, and no step does. `draw`,
-    called there, too, gives the parameters of a batch's views. pixels: uint8 [2B * crop_px * crop_px * 3], all of view
-    0 first; offsets and sizes: [2B] and [2B, 2] accordingly; not flipped. views.of_crops() makes of the same parameters
-    those that finish such a batch.
+    A thread makes them, on a GPU on a stream of its own, so that the thread waits for DALI and no step does. It also
+    calls `draw`, which returns the parameters of a batch's views. pixels: uint8 [2B * crop_px * crop_px * 3], view 0
+    first, not flipped; offsets: [2B]; sizes: [2B, 2]. views.of_crops() converts the same parameters to those that
+    finish such a batch.
     """
-    place = torch.device(device)
-    return run_aside(_cropped(batches, draw, crop_px=crop_px, workers=workers, device=place), ahead=ahead, device=place)
+    target = torch.device(device)
+    return prefetch_in_thread(
+        _crop(batches, draw, crop_px=crop_px, workers=workers, device=target), prefetch=prefetch, device=target
+    )
 
 
-def _cropped(
+def _crop(
     batches: Generator[Batch, None, None], draw: Draw, *, crop_px: int, workers: int, device: torch.device
 ) -> Generator[Batch, None, None]:
-    pipelines: dict[int, Pipeline] = {}  # by batch size; the last batch of a list may be smaller
+    pipelines: dict[int, Pipeline] = {}  # by batch size: the last batch may be smaller
     stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
-    with closing(batches), torch.cuda.stream(stream):  # nothing without a GPU
+    with closing(batches), torch.cuda.stream(stream):  # no effect without a GPU
         for batch in batches:
             count = len(batch.indices)
             if count not in pipelines:
                 pipelines[count] = build(batch_size=count, crop_px=crop_px, workers=workers, device=device)
-            yield _batch(batch, _crops(pipelines[count], batch, draw(batch).boxes.numpy()), crop_px=crop_px)
+            yield _with_crops(batch, _crops(pipelines[count], batch, draw(batch).boxes.numpy()), crop_px=crop_px)
 
 
 def _crops(pipeline: Pipeline, batch: Batch, boxes: NDArray[np.float32]) -> Tensor:
     """Crop every image of a batch to its boxes [2, B, 4] (top, left, height, width); return uint8 [bytes]."""
     pipeline.feed_input("images", _images(batch))
-    for view, whole in enumerate(boxes.astype(np.int32)):
-        pipeline.feed_input(f"starts of {view}", np.ascontiguousarray(whole[:, :2]))
-        pipeline.feed_input(f"shapes of {view}", np.ascontiguousarray(whole[:, 2:]))
+    for view, whole_px in enumerate(boxes.astype(np.int32)):
+        pipeline.feed_input(f"starts of {view}", np.ascontiguousarray(whole_px[:, :2]))
+        pipeline.feed_input(f"shapes of {view}", np.ascontiguousarray(whole_px[:, 2:]))
     pipeline.schedule_run()
     crops = torch.cat([from_dlpack(each.as_tensor()).flatten() for each in pipeline.share_outputs()])
     if crops.is_cuda:
@@ -75,21 +77,21 @@ def _crops(pipeline: Pipeline, batch: Batch, boxes: NDArray[np.float32]) -> Tens
 
 
 def _images(batch: Batch) -> list[Tensor] | list[NDArray[np.uint8]]:
-    """Point at the images of a batch, [H, W, 3] each, where they are."""
+    """Return views of the images in a batch's buffer, [H, W, 3] each."""
     images = []
     for begin, (height, width) in zip(batch.offsets.tolist(), batch.sizes.tolist(), strict=True):
         images.append(batch.pixels[begin : begin + height * width * 3].view(height, width, 3))
     return images if batch.pixels.is_cuda else [image.numpy() for image in images]
 
 
-def _batch(batch: Batch, crops: Tensor, *, crop_px: int) -> Batch:
+def _with_crops(batch: Batch, crops: Tensor, *, crop_px: int) -> Batch:
     count, length = len(crops) // (crop_px * crop_px * 3), crop_px * crop_px * 3
     offsets, sizes = np.arange(count) * length, np.full((count, 2), crop_px, np.int64)
-    return replace(batch, pixels=crops, offsets=on_host(offsets, like=crops), sizes=on_host(sizes, like=crops))
+    return replace(batch, pixels=crops, offsets=host_tensor(offsets, like=crops), sizes=host_tensor(sizes, like=crops))
 
 
 def build(*, batch_size: int, crop_px: int, workers: int, device: torch.device) -> Pipeline:
-    """Build the pipeline: cut, then resize by the same cubic (a = -1/2, without antialias) as our kernels."""
+    """Build the pipeline: slice, then resize with the same cubic as the kernels (a = -1/2, no antialias)."""
     is_gpu = device.type == "cuda"
     where = "gpu" if is_gpu else "cpu"
     pipeline = Pipeline(
@@ -98,7 +100,7 @@ def build(*, batch_size: int, crop_px: int, workers: int, device: torch.device) 
         device_id=device.index if is_gpu else None,
         prefetch_queue_depth=1,
         exec_dynamic=True,
-        exec_pipelined=False,  # each run is scheduled here
+        exec_pipelined=False,  # runs are scheduled one by one
     )
     with pipeline:
         images = fn.external_source(name="images", dtype=types.UINT8, ndim=3, layout="HWC", device=where)
@@ -107,8 +109,8 @@ def build(*, batch_size: int, crop_px: int, workers: int, device: torch.device) 
             start, shape = (
                 fn.external_source(name=f"{what} of {view}", dtype=types.INT32, ndim=1) for what in ("starts", "shapes")
             )
-            cut = fn.slice(images, start=start, shape=shape, axes=(0, 1))
-            crops.append(fn.resize(cut, size=(crop_px, crop_px), interp_type=types.INTERP_CUBIC, antialias=False))
+            box = fn.slice(images, start=start, shape=shape, axes=(0, 1))
+            crops.append(fn.resize(box, size=(crop_px, crop_px), interp_type=types.INTERP_CUBIC, antialias=False))
         pipeline.set_outputs(*crops)
     pipeline.build()
     return pipeline

@@ -1,7 +1,7 @@
-"""Know how to have the ffcv package decode: its reader, pipeline and threads, with a decoder that runs once an image.
+"""Loader ffcv: the ffcv package's reader, pipeline and threads, with a decoder that runs once an image.
 
-ffcv 1.0.2 by itself decodes once for each view, ignores the decoder's return codes and leaves the caller waiting
-forever when its thread dies. Here the decoder reports the code of every image, and the thread's death is raised.
+ffcv 1.0.2 by itself decodes once for each view, ignores the decoder's return codes and lets the caller wait forever
+when its thread dies. Here the decoder reports the code of every image, and the death of the thread raises.
 """
 
 from __future__ import annotations
@@ -30,21 +30,21 @@ from ffcv.pipeline.compiler import Compiler  # noqa: E402
 from ffcv.reader import Reader as FieldReader  # noqa: E402
 
 from fastbyol.beton import JPEG, BetonError, Reader  # noqa: E402
-from fastbyol.loaders import AHEAD, Batch  # noqa: E402
-from fastbyol.loaders.aside import run_aside  # noqa: E402
-from fastbyol.loaders.faults import StandIns  # noqa: E402
+from fastbyol.loaders import PREFETCH, Batch  # noqa: E402
+from fastbyol.loaders.aside import prefetch_in_thread  # noqa: E402
+from fastbyol.loaders.faults import BadSamples, StandIns  # noqa: E402
 from fastbyol.loaders.packing import pack  # noqa: E402
-from fastbyol.loaders.stored import unreadable  # noqa: E402
+from fastbyol.loaders.stored import unreadable_jpeg  # noqa: E402
 from fastbyol.order import Rows  # noqa: E402
 
 torch.set_num_threads(TORCH_THREADS)
 
-CHUNK_BYTES = 2**26  # ffcv's buffers hold the largest image of the file in every place
+CHUNK_BYTES = 2**26  # of ffcv's buffers, in which every place has room for the largest image of the file
 CHUNK_IMAGES = 256
-CHUNKS = 4  # one being filled, one being emptied, the others in between
-BATCHES_AT_ONCE = 256  # given to one ffcv iterator; where it ends, its pipeline runs dry once
+CHUNKS = 4  # one that ffcv fills, one that is read, the others in between
+BATCHES_AT_ONCE = 256  # for one ffcv iterator; at its end the pipeline runs empty once
 POLL_S, END_POLL_S = 0.2, 0.01
-OTHER_SIZE = -2  # code beside those of libjpeg-turbo (0, -1)
+OTHER_SIZE = -2  # a code in addition to those of libjpeg-turbo (0, -1)
 
 
 def load(
@@ -52,40 +52,41 @@ def load(
     batches: Iterable[Rows],
     *,
     workers: int,
-    ahead: int = AHEAD,
+    prefetch: int = PREFETCH,
     on_error: str = "fail",
     device: torch.device | str = "cpu",
 ) -> Generator[Batch, None, None]:
-    """Yield the decoded batches in the order given, by `workers` threads of ffcv's, up to `ahead` in advance.
+    """Yield the decoded batches in the given order, by `workers` threads of ffcv's, up to `prefetch` in advance.
 
-    Pixels are those of libjpeg-turbo's fast DCT, which ffcv asks for: a few levels from the other loaders'. Beside the
-    batches, memory holds CHUNKS of ffcv's buffers, CHUNK_BYTES each or one image a worker where that is more.
+    Pixels are those of libjpeg-turbo's fast DCT, which ffcv uses: they differ from the other loaders' by a few levels.
+    Beside the batches, memory holds CHUNKS of ffcv's buffers, each of CHUNK_BYTES or, where that is more, of one image
+    a worker.
     """
     stand_ins = StandIns(reader, on_error=on_error)
-    return run_aside(_assembled(reader, batches, stand_ins, workers, device), ahead=ahead, device=device)
+    return prefetch_in_thread(_assemble(reader, batches, stand_ins, workers, device), prefetch=prefetch, device=device)
 
 
-def threads(reader: Reader, *, workers: int) -> int | None:  # noqa: ARG001
-    """Return how many threads decode when `workers` are asked for; None where more would not help: numba's all."""
+def decoding_threads(reader: Reader, *, workers: int) -> int | None:  # noqa: ARG001
+    """Return the number of decoding threads; None where more would not help, since numba has no more."""
     return workers if workers < numba.config.NUMBA_NUM_THREADS else None
 
 
-def _assembled(
+def _assemble(
     reader: Reader, batches: Iterable[Rows], stand_ins: StandIns, workers: int, device: torch.device | str
 ) -> Generator[Batch, None, None]:
-    """Copy ffcv's images, which come in chunks whatever the batches are, together to batches."""
+    """Assemble batches from ffcv's images, which come in chunks of a fixed size."""
     source = iter(batches)
     loader = _loader(reader, workers=workers)
     several: list[Rows] = []
     while several := several or list(islice(source, BATCHES_AT_ONCE)):
         known, done = len(stand_ins), 0
-        asked = [stand_ins.put(rows) for rows in several]
-        order = np.concatenate([rows.indices for rows, _ in asked]).astype(np.uint64)
+        substituted = [stand_ins.substitute(rows) for rows in several]
+        order = np.concatenate([rows.indices for rows, _ in substituted]).astype(np.uint64)
         with closing(_images(loader, order)) as images:
-            for rows, skipped in asked:
+            for rows, skipped in substituted:
                 yield _batch(reader, rows, images, stand_ins, skipped=skipped, device=device)
                 done += 1
-                if len(stand_ins) > known:  # a bad sample was found, and may come again in the order ffcv was given
+                if len(stand_ins) > known:  # a new bad sample, which may come again in the order that ffcv has
                     break
         several = several[done:]
 
@@ -99,10 +100,10 @@ def _batch(
     skipped: NDArray[np.int64],
     device: torch.device | str,
 ) -> Batch:
-    """Copy the next of ffcv's images together; raise RuntimeError when they end too early."""
+    """Make a batch of ffcv's next images; raise RuntimeError where they end too early."""
     packing = pack(reader, rows)
     pixels = packing.empty(device)
-    target, faults = pixels.numpy(), []
+    target, bad = pixels.numpy(), BadSamples()
     for index, begin, end in packing.places():
         image, code = next(images, (None, 0))
         if image is None:
@@ -110,17 +111,17 @@ def _batch(
         if code == 0:
             target[begin:end] = image[: end - begin]
         else:
-            faults.append((index, _error(reader, index, code)))
-    return stand_ins.finish(packing, pixels, faults, empty=lambda packing: packing.empty(device), skipped=skipped)
+            bad.append((index, _error(reader, index, code)))
+    return stand_ins.make_batch(packing, pixels, bad, empty=lambda packing: packing.empty(device), skipped=skipped)
 
 
 def _error(reader: Reader, index: int, code: int) -> BetonError:
-    reason = "its size is not that of its record" if code == OTHER_SIZE else "refused by libjpeg-turbo"
-    return unreadable(reader, index, reason)
+    reason = "its size differs from its record's" if code == OTHER_SIZE else "refused by libjpeg-turbo"
+    return unreadable_jpeg(reader, index, reason)
 
 
 def _loader(reader: Reader, *, workers: int) -> Any:
-    """Build ffcv's loader of whole images, without their labels."""
+    """Build ffcv's loader of whole images, without labels."""
     threads = min(workers, numba.config.NUMBA_NUM_THREADS)
     largest = int((reader.heights * reader.widths).max()) * 3
     chunk = int(np.clip(CHUNK_BYTES // largest, threads, CHUNK_IMAGES))
@@ -128,9 +129,9 @@ def _loader(reader: Reader, *, workers: int) -> Any:
     fields = [name for name, handler in handlers.items() if isinstance(handler, RGBImageField)]
     field = "image" if "image" in fields else fields[0]
     pipelines = {name: [WholeImages()] if name == field else None for name in handlers}
-    order = OrderOption.SEQUENTIAL  # every iterator is given its own
-    array_type = numba.uint8[::1]  # shared by all of numba; ffcv makes it read-only, which breaks numba's tables
-    Compiler.set_enabled(False)  # the decoder comes compiled
+    order = OrderOption.SEQUENTIAL  # each iterator sets its own
+    array_type = numba.uint8[::1]  # global to numba; ffcv makes it read-only, which breaks numba's tables
+    Compiler.set_enabled(False)  # the decoder is compiled already
     try:
         loader = Loader(
             str(reader.path),
@@ -149,7 +150,7 @@ def _loader(reader: Reader, *, workers: int) -> Any:
 
 
 def _images(loader: Any, order: NDArray[np.uint64]) -> Generator[tuple[NDArray[np.uint8], int], None, None]:
-    """Yield the pixels and the decoder's code of each sample in order; the pixels are valid until the next."""
+    """Yield the pixels and the decoder's code of each sample in order; pixels are valid until the next yield."""
     epoch = Epoch(loader, order)
     try:
         for ((pixels, codes),) in epoch.results():
@@ -159,12 +160,12 @@ def _images(loader: Any, order: NDArray[np.uint64]) -> Generator[tuple[NDArray[n
 
 
 class Epoch(EpochIterator):  # type: ignore[misc]
-    """Be ffcv's iterator, a thread, whose death is noticed."""
+    """ffcv's iterator, a thread, with an exception where the thread dies."""
 
     failure: BaseException | None = None
 
     def run(self) -> None:
-        """Do the work of the thread, and remember what ended it."""
+        """Run the thread, and store the exception that ends it."""
         try:
             super().run()
         except BaseException as error:
@@ -172,7 +173,7 @@ class Epoch(EpochIterator):  # type: ignore[misc]
             raise
 
     def results(self) -> Iterator[Any]:
-        """Yield what the thread makes; raise RuntimeError when it died, where ffcv would wait forever."""
+        """Yield the thread's results; raise RuntimeError when the thread has died, where ffcv would wait forever."""
         while True:
             try:
                 result = self.output_queue.get(timeout=POLL_S)
@@ -186,13 +187,13 @@ class Epoch(EpochIterator):  # type: ignore[misc]
             yield images
 
     def run_pipeline(self, *settings: Any) -> Any:
-        """Decode the next chunk, unless the end has been asked for: ffcv looks only when its queue is full."""
+        """Decode the next chunk, unless the thread must end: ffcv checks for that only when its queue is full."""
         if self.terminate_event.is_set():
             raise StopIteration
         return super().run_pipeline(*settings)
 
     def end(self) -> None:
-        """End the thread, which may be waiting for room in the queue, and let the file go."""
+        """End the thread, which may wait for room in the queue, and close the file."""
         self.terminate_event.set()
         while self.is_alive():
             with suppress(Empty):
@@ -202,26 +203,26 @@ class Epoch(EpochIterator):  # type: ignore[misc]
 
 
 class WholeImages(SimpleRGBImageDecoder):  # type: ignore[misc]
-    """Decode whole images of any sizes, each to the start of its own row; report the decoder's code of each.
+    """A decoder of whole images of any sizes, each to the start of its own row, with a code for each.
 
-    The result is pixels uint8 [chunk, bytes of the largest image], codes int32 [chunk, 1]: 0 where the pixels are good.
+    Its results: pixels uint8 [chunk, bytes of the largest image]; codes int32 [chunk, 1], 0 where the pixels are good.
     """
 
     def declare_state_and_memory(self, previous_state: Any) -> tuple[Any, tuple[AllocationQuery, AllocationQuery]]:
-        """Ask ffcv for the two buffers."""
+        """Request the two buffers from ffcv."""
         largest = int((self.metadata["width"].astype(np.int64) * self.metadata["height"]).max()) * 3
         pixels, codes = np.dtype("u1"), np.dtype("i4")
         state = replace(previous_state, jit_mode=True, shape=(largest,), dtype=pixels)
         return state, (AllocationQuery((largest,), pixels), AllocationQuery((1,), codes))
 
     def generate_code(self) -> Callable[..., Any]:
-        """Return the compiled decoder, which runs without the GIL."""
-        return _compiled(is_parallel=Compiler.get_iterator() is numba.prange)
+        """Return the compiled decoder, which releases the GIL."""
+        return _compile_decoder(is_parallel=Compiler.get_iterator() is numba.prange)
 
 
 @cache
-def _compiled(*, is_parallel: bool) -> Callable[..., Any]:
-    """Compile the decoder with numba, once a process: ffcv would do it for every loader anew, and never free it."""
+def _compile_decoder(*, is_parallel: bool) -> Callable[..., Any]:
+    """Compile the decoder with numba, once a process: ffcv would compile it for every loader and never free it."""
     decode_jpeg, copy, has_size = (numba.njit(nogil=True)(function) for function in (imdecode, memcpy, _has_size))
     images = numba.prange if is_parallel else range
 
@@ -249,7 +250,7 @@ def _compiled(*, is_parallel: bool) -> Callable[..., Any]:
 
 
 def _has_size(data, height, width):  # type: ignore[no-untyped-def]
-    """Tell whether a JPEG's frame header (SOF) gives this size; libjpeg-turbo would scale a larger image down."""
+    """Tell whether a JPEG's frame header (SOF) has this size; libjpeg-turbo would scale a larger image down."""
     at = 2
     while at + 9 <= data.size and data[at] == 0xFF:
         marker = data[at + 1]

@@ -1,4 +1,4 @@
-"""Know how to decode batches ahead of training, with threads: a beton's JPEG bytes to packed pixels, once an image."""
+"""Loader native: threads that decode a .beton's JPEGs to packed pixels ahead of training, once an image."""
 
 from __future__ import annotations
 
@@ -14,23 +14,23 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastbyol.beton import BetonError, Reader
-from fastbyol.loaders import AHEAD, Batch
-from fastbyol.loaders.faults import Faults, StandIns
-from fastbyol.loaders.packing import Packing, batch_bytes, pack
+from fastbyol.loaders import PREFETCH, Batch
+from fastbyol.loaders.faults import BadSamples, StandIns
+from fastbyol.loaders.packing import Packing, max_batch_bytes, pack
 from fastbyol.loaders.stored import decode_into
 from fastbyol.order import Rows
 
-PARTS_PER_WORKER = 2  # of a batch: a thread that finishes early takes over from a late one
-SMALL_PIXELS = 64 * 64  # mean image; below it threads lose more by passing the GIL around than decoding gains
+PARTS_PER_WORKER = 2  # of a batch: a thread that finishes early takes work from a late one
+SMALL_PIXELS = 64 * 64  # of the mean image; below it, handing the GIL around costs threads more than they gain
 
 
-class _Decoding(NamedTuple):
-    """Hold a batch under way."""
+class _PendingBatch(NamedTuple):
+    """A batch that threads are decoding."""
 
     packing: Packing
     skipped: NDArray[np.int64]
     pixels: Tensor
-    parts: list[Future[Faults]]
+    parts: list[Future[BadSamples]]
 
 
 def load(
@@ -38,91 +38,94 @@ def load(
     batches: Iterable[Rows],
     *,
     workers: int,
-    ahead: int = AHEAD,
+    prefetch: int = PREFETCH,
     on_error: str = "fail",
     device: torch.device | str = "cpu",
 ) -> Generator[Batch, None, None]:
-    """Yield the decoded batches in the order given, while `workers` threads decode up to `ahead` in advance.
+    """Yield the decoded batches in the given order, while `workers` threads decode up to `prefetch` in advance.
 
-    Beside the batches the caller still holds, memory holds at most the one handed out and `ahead` more, whatever the
-    number of threads and also while one of them is repaired: ceiling_bytes(). An error is raised at its batch's turn.
+    Beside the batches that the caller still holds, memory holds at most the last one yielded and `prefetch` more,
+    max_load_bytes(), for any number of threads and also while bad samples are replaced. An error is raised when its
+    batch is due.
     """
     source = iter(batches)
-    count = threads(reader, workers=workers) or 1
+    count = decoding_threads(reader, workers=workers) or 1
     stand_ins = StandIns(reader, on_error=on_error)
 
     def empty(packing: Packing) -> Tensor:
         return packing.empty(device)
 
     pool, waits = ThreadPoolExecutor(count, thread_name_prefix="decode"), True
-    pending: deque[_Decoding] = deque()
+    pending: deque[_PendingBatch] = deque()
 
-    def begin(batches: int) -> None:
+    def submit(batches: int) -> None:
         for rows in islice(source, batches):
-            pending.append(_submit(pool, reader, stand_ins.put(rows), parts=PARTS_PER_WORKER * count, to=device))
+            pending.append(
+                _submit(pool, reader, stand_ins.substitute(rows), parts=PARTS_PER_WORKER * count, device=device)
+            )
 
     try:
-        begin(ahead)
+        submit(prefetch)
         while pending:
             packing, skipped, pixels, parts = pending.popleft()
-            faults = [fault for part in parts for fault in part.result()]
-            batch = stand_ins.finish(packing, pixels, faults, empty=empty, skipped=skipped)
-            del pixels  # of a batch that was repaired, the damaged copy
-            begin(1)
+            bad = [sample for part in parts for sample in part.result()]
+            batch = stand_ins.make_batch(packing, pixels, bad, empty=empty, skipped=skipped)
+            del pixels  # the first buffer, where the batch has a new one with stand-ins
+            submit(1)
             yield batch
-            del batch  # while the next is made, its memory is the caller's to free
+            del batch  # so that only the caller holds it while the next is made
     except KeyboardInterrupt:
-        waits = False  # a thread may hang with its disk
+        waits = False  # a thread may hang on its disk
         raise
     finally:
         pool.shutdown(wait=waits, cancel_futures=True)
 
 
-def threads(reader: Reader, *, workers: int) -> int | None:
-    """Return how many threads decode when `workers` are asked for; None where it is one whatever is asked for."""
+def decoding_threads(reader: Reader, *, workers: int) -> int | None:
+    """Return the number of decoding threads; None where it is one for any `workers`, since the images are small."""
     return None if np.mean(reader.heights * reader.widths) < SMALL_PIXELS else workers
 
 
-def ceiling_bytes(reader: Reader, *, batch_size: int, ahead: int) -> int:
-    """Return the most that the decoded batches of load() take, the one handed out among them.
+def max_load_bytes(reader: Reader, *, batch_size: int, prefetch: int) -> int:
+    """Return the most bytes that the decoded batches of load() take, the last one yielded included.
 
-    Pinned memory comes on top of it: torch's allocator rounds each buffer up to a power of two and keeps what it had.
+    Pinned memory takes more: torch's allocator rounds each buffer up to a power of two and keeps freed buffers.
     """
-    return (ahead + 1) * batch_bytes(reader, batch_size=batch_size)
+    return (prefetch + 1) * max_batch_bytes(reader, batch_size=batch_size)
 
 
 def _submit(
     pool: ThreadPoolExecutor,
     reader: Reader,
-    asked: tuple[Rows, NDArray[np.int64]],
+    substituted: tuple[Rows, NDArray[np.int64]],
     *,
     parts: int,
-    to: torch.device | str,
-) -> _Decoding:
-    """Begin to decode a batch, in parts of about equally many images."""
-    rows, skipped = asked
+    device: torch.device | str,
+) -> _PendingBatch:
+    """Start decoding a batch, in parts of about equally many images."""
+    rows, skipped = substituted
     packing = pack(reader, rows)
-    pixels = packing.empty(to)
+    pixels = packing.empty(device)
     cuts = np.linspace(0, len(rows.indices), min(parts, len(rows.indices)) + 1).astype(int).tolist()
     places = [range(first, end) for first, end in pairwise(cuts)]
-    return _Decoding(
+    return _PendingBatch(
         packing, skipped, pixels, [pool.submit(decode_part, reader, packing, pixels.numpy(), part) for part in places]
     )
 
 
-def decode_part(reader: Reader, packing: Packing, pixels: NDArray[np.uint8], places: range) -> Faults:
-    """Decode the images at these places of the batch into its buffer; return those that do not decode."""
-    faults: Faults = []
+def decode_part(reader: Reader, packing: Packing, pixels: NDArray[np.uint8], places: range) -> BadSamples:
+    """Decode the images at these places of a batch into its buffer; return the bad samples."""
+    bad: BadSamples = []
     for index, begin, end in packing.places(places.start, places.stop):
         try:
             decode_into(pixels[begin:end], reader, index)
         except BetonError as error:
-            faults.append((index, BetonError(str(error))))  # one without frames, which would keep the pixels alive
-    return faults
+            bad.append((index, BetonError(str(error))))  # a copy without frames, which would keep the pixels alive
+    return bad
 
 
 def decode(reader: Reader, rows: Rows) -> Batch:
-    """Decode one batch here and now; raise BetonError naming a sample that does not decode."""
+    """Decode one batch in this thread; raise BetonError naming a sample that does not decode."""
     packing = pack(reader, rows)
     pixels = packing.empty()
     for _, error in decode_part(reader, packing, pixels.numpy(), range(len(rows.indices))):

@@ -1,4 +1,4 @@
-"""Know where each image of a batch lies in its packed buffer, and in what memory the buffer is."""
+"""Layout of a batch's images in one packed buffer, and the buffer's memory."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from fastbyol.order import Rows
 
 
 class Packing(NamedTuple):
-    """Lay out the images of `rows` one after the other: sizes [B, 2] (H, W), first bytes and ends [B], all int64."""
+    """The images of `rows` one after the other: sizes [B, 2] (H, W), first bytes and ends [B], all int64."""
 
     rows: Rows
     sizes: NDArray[np.int64]
@@ -24,11 +24,10 @@ class Packing(NamedTuple):
     ends: NDArray[np.int64]
 
     def empty(self, device: torch.device | str = "cpu") -> Tensor:
-        """Allocate the buffer on the host, for copies to `device`: uint8 [bytes and spare bytes].
+        """Allocate the buffer on the host, for copies to `device`: uint8 [buffer_bytes()].
 
-        For a GPU it is pinned and comes from torch's caching allocator: fresh ones cost nothing once a few exist, and
-        none is handed out again before the copies queued from it are done. Else numpy allocates, whose large arrays
-        lie in huge pages.
+        For a GPU it is pinned memory of torch's caching allocator: new buffers cost nothing once a few exist, and none
+        is reused before the copies queued from it are done. For a CPU numpy allocates it, in huge pages where large.
         """
         size = self.buffer_bytes()
         if torch.device(device).type == "cpu":
@@ -48,30 +47,30 @@ class Packing(NamedTuple):
         return int(self.ends[-1]) if len(self.ends) else 0
 
     def buffer_bytes(self) -> int:
-        """Count the bytes of the buffer: those of the images, and what the widest of them would need as the last.
+        """Count the bytes of the buffer: those of the images, and spare bytes as if the widest image were the last.
 
-        reference.unpack_planes reads that far, and copies the buffer when it ends earlier.
+        reference.unpack_planes reads that far, and copies a buffer that ends earlier.
         """
         widths = self.sizes[:, 1]
         return self.image_bytes() + 3 * int((widths.max() - widths[-1]) if len(widths) else 0)
 
     def batch(self, reader: Reader, pixels: Tensor, *, skipped: NDArray[np.int64]) -> Batch:
-        """Describe the filled buffer as a Batch; `rows` holds the samples that are in it."""
+        """Return the filled buffer as a Batch."""
         labels = None if reader.labels is None else reader.labels[self.rows.indices]
-        offsets, sizes = on_host(self.begins, like=pixels), on_host(self.sizes, like=pixels)
+        offsets, sizes = host_tensor(self.begins, like=pixels), host_tensor(self.sizes, like=pixels)
         return Batch(self.rows.indices, self.rows.epochs, labels, pixels, offsets, sizes, skipped)
 
 
 def pack(reader: Reader, rows: Rows) -> Packing:
-    """Lay out the rows by the sizes the file records."""
+    """Lay out the rows' images by the sizes in the file."""
     sizes = np.stack([reader.heights[rows.indices], reader.widths[rows.indices]], axis=1)
     lengths = sizes.prod(axis=1) * 3
     ends = np.cumsum(lengths)
     return Packing(rows, sizes, ends - lengths, ends)
 
 
-def batch_bytes(reader: Reader, *, batch_size: int) -> int:
-    """Return the most that the buffer of a batch takes, were the largest images of the file to meet in it.
+def max_batch_bytes(reader: Reader, *, batch_size: int) -> int:
+    """Return the most bytes that a batch's buffer can take: those of the largest images of the file.
 
     A batch that ends one epoch and begins the next may hold an image twice.
     """
@@ -82,7 +81,7 @@ def batch_bytes(reader: Reader, *, batch_size: int) -> int:
     return 3 * (times * int(largest.sum()) + int(reader.widths.max()))
 
 
-def on_host(values: NDArray[np.int64], *, like: Tensor) -> Tensor:
-    """Return the values as a tensor on the host, pinned if `like` is bound for, or on, a GPU."""
+def host_tensor(values: NDArray[np.int64], *, like: Tensor) -> Tensor:
+    """Return the values as a tensor on the host, pinned if `like` is pinned or on a GPU."""
     tensor = torch.from_numpy(values)
     return tensor.pin_memory() if like.is_cuda or like.is_pinned() else tensor

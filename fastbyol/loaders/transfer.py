@@ -1,4 +1,4 @@
-"""Know how pixels get to the GPU beside the computation: one copy a batch, on a stream of its own."""
+"""Copies of batches to the GPU beside the computation, on a stream of their own."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from fastbyol.loaders import Batch
 
 
 def to_gpu(batches: Generator[Batch, None, None], device: torch.device | str) -> Generator[Batch, None, None]:
-    """Yield the batches with their pixels on the GPU; the host waits for no copy.
+    """Yield the batches with their pixels on the GPU; the host does not wait for the copies.
 
-    The copy starts when a batch is handed out, so it runs beside the steps queued before it. Pinned buffers come from
-    torch's caching allocator, which takes one back only after the copies out of it are done. Pixels that are on the
-    device already, of loader dali or memory, are not copied.
+    A copy starts when its batch is yielded, so it runs beside the steps queued before it. Pinned buffers come from
+    torch's caching allocator, which reuses one only after the copies from it are done. Pixels that are already on the
+    device, from loaders dali and memory, are not copied.
     """
     stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     with closing(batches):
@@ -25,8 +25,8 @@ def to_gpu(batches: Generator[Batch, None, None], device: torch.device | str) ->
                 pixels = batch.pixels.to(device, non_blocking=True)
             current = torch.cuda.current_stream(device)
             current.wait_stream(stream)
-            pixels.record_stream(current)  # allocated on the other stream: not to be reused before this one has read it
-            moved = replace(batch, pixels=pixels)
+            pixels.record_stream(current)  # allocated on the other stream: not reused before this stream has read it
+            on_gpu = replace(batch, pixels=pixels)
             del batch, pixels
-            yield moved
-            del moved  # while the next is awaited, its memory, on host and GPU, is the caller's to free
+            yield on_gpu
+            del on_gpu  # so that only the caller holds its memory, on host and GPU, while the next is awaited

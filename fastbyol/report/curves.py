@@ -15,7 +15,7 @@ SMOOTHED_ROWS = 40  # from here on a bold mean lies over the fine rows
 SMOOTH_SHARE = 0.02  # of the rows, to either side
 SHOWN_SHARE = 0.005  # of the loop's time, from which a part is drawn
 STARVING = 0.1  # share of waiting from which fastbyol warns
-TIME_PARTS = {  # of telemetry.PIECES, from below: colour and name
+TIME_PARTS = {  # of telemetry.LAPS, from below: colour and name
     "step_s": ("a", "step"),
     "views_s": ("b", "views"),
     "loader_wait_s": ("c", "waiting"),

@@ -16,7 +16,7 @@ from fastbyol.commandline import BAD_INPUT, DIVERGED, DONE, INTERRUPTED
 from fastbyol.config import ConfigError
 from fastbyol.evaluate import linear
 from fastbyol.runfolder import RunFolder
-from fastbyol.scores import kept
+from fastbyol.scores import load_scores
 from fastbyol.tables.paper import Cell
 from fastbyol.telemetry import read_metrics
 
@@ -100,7 +100,7 @@ def outcome(job: Job) -> Outcome | None:
 def _linear_top1(job: Job) -> float | None:
     """Find the score on cached representations of the job's own files, as score_linearly takes it."""
     wanted = {"protocol": "linear", "views": "cached", "epochs": linear.EPOCHS, "seed": 0}
-    for scores in kept(job.folder):
+    for scores in load_scores(job.folder):
         own = {f"--data={scores['train']}", f"--val={scores['val']}"} <= set(job.words)
         if own and wanted.items() <= {name: scores.get(name) for name in wanted}.items():
             top1: float = scores["trained"]["top1"]

@@ -67,7 +67,7 @@ def write(folder: Path, table: Table, outcomes: Outcomes, *, settings: str, comm
     figure = plot(table, outcomes)
     buffer = io.BytesIO()
     figure.savefig(buffer, format="png", dpi=150)
-    with atomic.replacing(folder / "table.png") as file:
+    with atomic.replacement(folder / "table.png") as file:
         file.write(buffer.getvalue())
     page = folder / "table.md"
     atomic.write(page, markdown(table, outcomes, settings=settings, command=command))

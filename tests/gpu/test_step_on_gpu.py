@@ -19,7 +19,7 @@ from fastbyol import memory, optim, step, views
 from fastbyol.batchnorm import synchronize_
 from fastbyol.byol import BYOL
 from fastbyol.config import EncoderConfig, HeadConfig, ObjectiveConfig, OptimConfig
-from fastbyol.device import Pace, Queued, make_deterministic
+from fastbyol.device import HostCopy, Throttle, make_deterministic
 from fastbyol.kernels.view_params import ViewParams
 from fastbyol.recipes import PAPER_VIEWS, named
 from tests.tolerances import GPU_STEPS_RTOL
@@ -106,7 +106,7 @@ def test_numbers_of_a_row_are_copied_without_waiting() -> None:
     torch.cuda.set_sync_debug_mode("error")
     try:
         torch.cuda._sleep(200_000_000)  # a tenth of a second
-        numbers = Queued(torch.arange(3, device="cuda").double())
+        numbers = HostCopy(torch.arange(3, device="cuda").double())
         assert not torch.cuda.current_stream().query()
     finally:
         torch.cuda.set_sync_debug_mode("default")
@@ -127,12 +127,12 @@ def test_synchronised_batch_norm_never_waits_for_the_gpu() -> None:
 
 
 def test_the_host_stays_two_steps_ahead() -> None:
-    pace, ends = Pace("cuda", ahead=2), []
+    throttle, ends = Throttle("cuda", steps_ahead=2), []
     for _ in range(4):
         torch.cuda._sleep(200_000_000)  # a tenth of a second
         ends.append(torch.cuda.Event())
         ends[-1].record()
-        pace.step_queued()
+        throttle.after_step()
     assert [end.query() for end in ends] == [True, True, False, False]
     torch.cuda.synchronize()
 

@@ -37,13 +37,13 @@ def draw(view: ViewConfig, batch: Batch) -> ViewParams:
 
 def both(betons: Betons, view: ViewConfig, *, crop_px: int) -> tuple[torch.Tensor, torch.Tensor]:
     """Make the views of a few batches with our crop and with DALI's."""
-    from fastbyol.loaders.dali_crop import cropped  # noqa: PLC0415
+    from fastbyol.loaders.dali_crop import crop  # noqa: PLC0415
 
     with Reader(betons.train) as reader:
         rows = [*islice(stream(2, batch_size=7, count=len(reader), seed=0), 3)]
         whole = list(loaders.load("native", reader, rows, workers=1))
         settings = {"crop_px": crop_px, "workers": 1, "device": "cpu"}
-        crops = cropped(loaders.load("native", reader, rows, workers=1), partial(draw, view), **settings)
+        crops = crop(loaders.load("native", reader, rows, workers=1), partial(draw, view), **settings)
         with closing(crops):
             got = list(crops)
     ours, theirs = [], []
@@ -84,7 +84,7 @@ def test_crops_are_made_in_advance_by_a_thread_of_their_own(betons: Betons) -> N
         rows = [*islice(stream(0, batch_size=8, count=len(reader), seed=0), 6)]
         loaded = loaders.load("native", reader, rows, workers=1)
         before = threading.active_count()
-        with closing(loaders.cropped_by_dali(loaded, told, crop_px=24, workers=1, device="cpu")) as crops:
+        with closing(loaders.crop_by_dali(loaded, told, crop_px=24, workers=1, device="cpu")) as crops:
             next(crops)
             deadline = time.monotonic() + 20
             while len(threads) < 2 and time.monotonic() < deadline:  # more than was asked for

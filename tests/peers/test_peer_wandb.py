@@ -39,9 +39,9 @@ def told(folder: Path, steps: range) -> None:
     is_new = steps.start == 1
     run = WandbRun("fastbyol-tests", folder=own, name="a-run", settings={"batch_size": 64}, is_new=is_new)
     shutil.copy(own / "wandb-id", folder)
-    with Telemetry(folder / "metrics.jsonl", from_step=steps.start - 1, also=run) as telemetry:
+    with Telemetry(folder / "metrics.jsonl", from_step=steps.start - 1, extra_sink=run) as telemetry:
         for step in steps:
-            telemetry.row(row(step, loss=step + 0.123456, warnings=["not a number"]), left_s=1.0)
+            telemetry.write_row(row(step, loss=step + 0.123456, warnings=["not a number"]), left_s=1.0)
 
 
 def sent(folder: Path) -> list[float]:
