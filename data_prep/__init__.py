@@ -1,1 +1,1 @@
-"""Turn images into .beton files: sources, decoding, writing, the demo set and fastbyol-prep."""
+"""Conversion of images to .beton files: sources, decoding, writing, the demo set and the command fastbyol-prep."""

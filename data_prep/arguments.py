@@ -1,4 +1,4 @@
-"""Know how arguments that several commands share are read and checked."""
+"""Command-line arguments and their types, shared by several commands."""
 
 from __future__ import annotations
 
@@ -9,19 +9,19 @@ from fastbyol.cgroups import available_cores
 
 
 def add_workers(command: argparse.ArgumentParser) -> None:
-    """Declare --workers: by default all cores this process may use, since nothing else is done meanwhile."""
+    """Add --workers, by default all cores this process may use, since it does nothing else meanwhile."""
     command.add_argument(
-        "--workers", type=at_least(1), default=available_cores(), metavar="N", help="threads (default: one a core)"
+        "--workers", type=int_range(1), default=available_cores(), metavar="N", help="threads (default: one a core)"
     )
 
 
 def add_overwrite(command: argparse.ArgumentParser) -> None:
-    """Declare --overwrite."""
+    """Add --overwrite."""
     command.add_argument("--overwrite", action="store_true", help="replace existing output")
 
 
-def at_least(low: int, high: int | None = None) -> Callable[[str], int]:
-    """Return an argparse type: a whole number from low to high."""
+def int_range(low: int, high: int | None = None) -> Callable[[str], int]:
+    """Return an argparse type for whole numbers from low to high."""
 
     def number(text: str) -> int:
         wanted = f"a whole number from {low}" + ("" if high is None else f" to {high}")
@@ -32,8 +32,8 @@ def at_least(low: int, high: int | None = None) -> Callable[[str], int]:
     return number
 
 
-def share(text: str) -> float:
-    """Read a share from 0 to 1, an argparse type."""
+def fraction(text: str) -> float:
+    """Parse a number from 0 to 1."""
     try:
         number = float(text)
     except ValueError:

@@ -1,4 +1,4 @@
-"""Know the commands of fastbyol-prep: write, verify, info, demo; their flags, exit statuses and one-line errors."""
+"""The command fastbyol-prep, with its subcommands write, verify, info and demo."""
 
 from __future__ import annotations
 
@@ -14,64 +14,64 @@ from typing import NoReturn
 
 from fastbyol.beton import BetonError, Reader
 from fastbyol.data_prep import write
-from fastbyol.data_prep.arguments import add_overwrite, add_workers, at_least
-from fastbyol.data_prep.describe import describe, lines
+from fastbyol.data_prep.arguments import add_overwrite, add_workers, int_range
+from fastbyol.data_prep.describe import describe, format_lines
 from fastbyol.data_prep.images import ImageError, silence_pillow
-from fastbyol.data_prep.interrupt import signals_interrupt
+from fastbyol.data_prep.interrupt import interrupt_on_signals
 from fastbyol.data_prep.settings import SettingsError
 from fastbyol.data_prep.sources.source import SourceError
 from fastbyol.data_prep.verify import has_checksum, verify
 from fastbyol.jpeg import require_pillow
 
 BAD_INPUT, INTERRUPTED = 2, 75
-FAULTS_SHOWN = 20
+FAULTS_SHOWN = 20  # by verify
 
 
 class UsageError(ValueError):
-    """Tell which flag or argument is wrong."""
+    """A wrong flag or argument."""
 
 
 class _Parser(argparse.ArgumentParser):
-    """Raise UsageError where argparse would print the usage and exit."""
+    """A parser that raises UsageError instead of printing the usage and exiting."""
 
     def error(self, message: str) -> NoReturn:
         if message.startswith("unrecognized arguments") and " -" not in message:
-            message = f"{message:.99} given beyond SOURCE and OUT.beton; quote a pattern such as 's-{{0..9}}.tar'"
+            message = f"{message:.99} given after SOURCE and OUT.beton; quote a pattern such as 's-{{0..9}}.tar'"
         raise UsageError(f"{message}; see {self.prog} --help")
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command; return 0 when done, 2 on bad usage or input, 75 when interrupted."""
+    """Run one command and return its exit status: 0 when done, 2 on bad usage or input, 75 when interrupted."""
     arguments = argparse.Namespace()
-    if isinstance(sys.stdout, io.TextIOWrapper):  # file names need not be text
+    if isinstance(sys.stdout, io.TextIOWrapper):  # file names need not be valid text
         sys.stdout.reconfigure(errors="backslashreplace")
     try:
         build_parser().parse_args(argv, arguments)
         require_pillow()
-        with signals_interrupt(), warnings.catch_warnings():
+        with interrupt_on_signals(), warnings.catch_warnings():
             silence_pillow()
             status: int = arguments.run(arguments)
             sys.stdout.flush()
     except (UsageError, BetonError, SourceError, SettingsError, ImageError) as error:
         return _fail(str(error))
     except BrokenPipeError:
-        # The reader of our output left, as `| head` does; stdout is closed so that the interpreter does not retry.
+        # The reader of stdout has gone, as with `| head`. Redirecting stdout keeps the interpreter from flushing again.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 0
     except OSError as error:
         place = error.filename or getattr(arguments, "out", None) or getattr(arguments, "file", "output")
         return _fail(f"{place}: {error.strerror or error}; check the path, its permissions and the space left")
     except KeyboardInterrupt:
-        print("fastbyol-prep: interrupted: no unfinished file was left", file=sys.stderr)
+        print("fastbyol-prep: interrupted; unfinished files were removed", file=sys.stderr)
         return INTERRUPTED
     return status
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Return the parser of all four commands; flags and outputs are a contract (docs/design.md)."""
+    """Return the parser of all four commands; their flags and outputs are a contract and do not change."""
     parser = _Parser(prog="fastbyol-prep", description="Turn images into .beton files and check them.")
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    write.declare(
+    write.add_arguments(
         commands.add_parser(
             "write",
             help="write a .beton from images, wherever they lie",
@@ -89,7 +89,7 @@ def build_parser() -> argparse.ArgumentParser:
     command.set_defaults(run=_run_info)
     command = commands.add_parser("demo", help="draw the demo set: DIR/train.beton and DIR/val.beton")
     command.add_argument("directory", metavar="DIR", type=Path)
-    command.add_argument("--seed", type=at_least(0), default=0, metavar="N", help="of the drawing (default 0)")
+    command.add_argument("--seed", type=int_range(0), default=0, metavar="N", help="of the drawing (default 0)")
     add_overwrite(command)
     command.set_defaults(run=_run_demo)
     return parser
@@ -105,7 +105,9 @@ def _run_verify(arguments: argparse.Namespace) -> int:
                 print(fault)
     if faults:
         return _fail(f"{arguments.file}: {faults} faults in {count} samples; write the file again or restore a copy")
-    rest = "checksums match" if is_summed else "no checksum in a sidecar: a bit flip that still decodes goes unseen"
+    rest = (
+        "checksums match" if is_summed else "no checksum in a sidecar, so a bit flip that still decodes is not detected"
+    )
     print(f"{arguments.file}: {count} samples decode; {rest}")
     return 0
 
@@ -113,12 +115,12 @@ def _run_verify(arguments: argparse.Namespace) -> int:
 def _run_info(arguments: argparse.Namespace) -> int:
     with Reader(arguments.file) as reader:
         facts = describe(reader)
-    print(json.dumps(facts) if arguments.json else "\n".join(lines(facts)))
+    print(json.dumps(facts) if arguments.json else "\n".join(format_lines(facts)))
     return 0
 
 
 def _run_demo(arguments: argparse.Namespace) -> int:
-    from fastbyol.data_prep import demo  # noqa: PLC0415 - the drawing is needed by this command only
+    from fastbyol.data_prep import demo  # noqa: PLC0415 - only this command draws
 
     for path in demo.write(arguments.directory, seed=arguments.seed, overwrite=arguments.overwrite):
         print(path)
@@ -126,7 +128,7 @@ def _run_demo(arguments: argparse.Namespace) -> int:
 
 
 def _fail(message: str) -> int:
-    """Print one line for the error; return the exit status of bad input."""
+    """Print the error on one line and return the exit status of bad input."""
     print(f"fastbyol-prep: error: {' '.join(message.split())}", file=sys.stderr)
     return BAD_INPUT
 

@@ -1,4 +1,4 @@
-"""Know how a source becomes a .beton: read and encode in parallel, append in order, account for every image."""
+"""Conversion of a source to a .beton: images are encoded in parallel and appended in order."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from functools import partial
 from typing import Literal
 
 from fastbyol.beton import StoredImage
-from fastbyol.data_prep.images import ImageError, store
+from fastbyol.data_prep.images import ImageError, prepare
 from fastbyol.data_prep.parallel import map_ordered
 from fastbyol.data_prep.settings import Settings
 from fastbyol.data_prep.sources.source import Sample, Source, SourceError
@@ -20,8 +20,8 @@ OnError = Literal["fail", "skip"]
 
 
 @dataclass(frozen=True)
-class Converted:
-    """Count what became of a source's images; `skipped` holds name and reason of each bad one."""
+class ConversionResult:
+    """The number of images written, and the name and the reason of each skipped one."""
 
     written: int
     skipped: list[tuple[str, str]]
@@ -36,20 +36,20 @@ def convert(
     on_error: OnError = "fail",
     limit: int | None = None,
     overwrite: bool = False,
-) -> Converted:
-    """Write the source's images to a .beton; the bytes do not depend on `workers`.
+) -> ConversionResult:
+    """Write the source's images to a .beton, whose bytes do not depend on `workers`.
 
-    `limit` takes that many images spread evenly over the source, so that every class is among them. A bad image raises
-    ImageError that names it, or is skipped and recorded in the sidecar.
+    `limit` takes that many images evenly spaced over the source, so that every class is represented. A bad image raises
+    ImageError with its name, or is skipped and recorded in the sidecar.
     """
     total = min(limit or source.count, source.count)
     skipped: list[tuple[str, str]] = []
     writer = Writer(
         out, capacity=total, class_names=source.class_names, page_bytes=settings.page_bytes, overwrite=overwrite
     )
-    encode = partial(_store, settings=settings)
-    stored = map_ordered(encode, _spread(source, total), workers=workers, total=total)
-    # The threads stop before the writer discards what they were filling.
+    encode = partial(_prepare_sample, settings=settings)
+    stored = map_ordered(encode, _evenly_spaced(source, total), workers=workers, total=total)
+    # The threads stop before the writer removes its unfinished file.
     with writer, closing(stored):
         for sample, image in stored:
             if isinstance(image, StoredImage):
@@ -65,19 +65,19 @@ def convert(
             "ignored": source.ignored,
             "skipped": [{"name": name, "reason": reason} for name, reason in skipped],
         }
-        return Converted(len(writer), skipped)
+        return ConversionResult(len(writer), skipped)
 
 
-def _store(sample: Sample, settings: Settings) -> tuple[Sample, StoredImage | ImageError | OSError]:
-    """Read and encode one sample; return what is wrong with it instead of raising."""
+def _prepare_sample(sample: Sample, settings: Settings) -> tuple[Sample, StoredImage | ImageError | OSError]:
+    """Read and encode one sample; return its error instead of raising it."""
     try:
-        return sample, store(sample.read(), settings)
+        return sample, prepare(sample.read(), settings)
     except (ImageError, OSError) as error:
         return sample, error
 
 
-def _spread(source: Source, total: int) -> Iterator[Sample]:
-    """Yield total samples at even distances; raise SourceError where the source has changed since it was listed."""
+def _evenly_spaced(source: Source, total: int) -> Iterator[Sample]:
+    """Yield `total` evenly spaced samples; raise SourceError if the source has changed since it was listed."""
     seen = 0
     for place, sample in enumerate(source):
         seen = place + 1
@@ -85,5 +85,5 @@ def _spread(source: Source, total: int) -> Iterator[Sample]:
             yield sample
     if seen != source.count:
         raise SourceError(
-            f"{source.path}: {source.count} images were listed and {seen} came; leave it alone and run again"
+            f"{source.path}: {source.count} images were listed but {seen} were read; run again while nothing changes it"
         )

@@ -1,12 +1,12 @@
-"""The demo set: what its ten classes of textured shapes look like, drawn with arithmetic that rounds alike everywhere.
+"""The demo set: ten classes of textured shapes, drawn with arithmetic that rounds the same way on every machine.
 
-A class is one (shape, texture) pair: texture survives BYOL's small crops, shape its recolouring. What an untrained
-encoder sees first, colour, varies as much inside an image as between images. A nuisance that is constant over an image
-(one hue, one brightness, one contrast) would let BYOL match two crops without looking at the class: with one hue an
-image, trained kNN fell below the random-init encoder's.
+A class is one (shape, texture) pair: texture survives BYOL's small crops, shape survives its recolouring. Colour, which
+an untrained encoder responds to first, varies as much within an image as between images. A property that is constant
+over an image (one hue, one brightness, one contrast) would let BYOL match two crops without using the class: with one
+hue per image, trained kNN fell below that of the random-init encoder.
 
-Only + - * / sqrt, floor and comparisons of float64 are used, each correctly rounded by IEEE 754, on raw Philox words:
-the same pixels on every machine and NumPy release.
+Only + - * / sqrt, floor and comparisons of float64 are used, each correctly rounded by IEEE 754, on raw Philox words,
+so that the pixels are the same on every machine and NumPy release.
 """
 
 from collections.abc import Callable
@@ -19,19 +19,19 @@ from numpy.typing import NDArray
 from fastbyol import beton, jpeg
 from fastbyol.data_prep.writer import Writer
 
-Plane = NDArray[np.float64]  # [B, 32, 32], or what broadcasts with it
+Plane = NDArray[np.float64]  # [B, 32, 32], or a shape that broadcasts with it
 
 SIDE_PX = 32
 COUNTS = {"train": 5000, "val": 1000}
 JPEG_QUALITY = 90
-TONE_CONTRAST = 0.35  # of the two tones about middle gray
-CHROMA = 0.45  # of every pixel; from 0.6 on clipping wipes out the tones
-HUE_TURNS = 1.5  # across the image; with one hue an image, BYOL learns the hue
+TONE_CONTRAST = 0.35  # distance of the two tones from middle gray
+CHROMA = 0.45  # of every pixel; from 0.6 on clipping removes the tones
+HUE_TURNS = 1.5  # across the image; with one hue per image, BYOL learns the hue
 LUMA = (0.2989, 0.5870, 0.1140)
 
 
 class _Draws:
-    """Uniform float64 draws from one Philox stream, `number` of `seed`."""
+    """Uniform float64 draws from stream `number` of Philox with key `seed`."""
 
     def __init__(self, seed: int, number: int) -> None:
         self._bits = np.random.Philox(key=(number << 64) + seed)
@@ -47,7 +47,7 @@ class _Draws:
 
 
 def _noise(draws: _Draws, count: int, cells: int) -> Plane:
-    """Return value noise in [-0.5, 0.5], [count, 32, 32]: a random lattice of `cells` a side, bilinear between."""
+    """Return value noise in [-0.5, 0.5], [count, 32, 32]: a bilinear between a random lattice, `cells` per side."""
     lattice = draws(-0.5, 0.5, count, cells + 1, cells + 1)
     at = (np.arange(SIDE_PX) + 0.5) * (cells / SIDE_PX)
     low = np.floor(at).astype(np.int64)
@@ -87,7 +87,7 @@ def _cross(u: Plane, v: Plane) -> Plane:
 
 
 def _star(u: Plane, v: Plane) -> Plane:
-    """Return a pentagram: the points inside at least four of its five half planes."""
+    """Return the distance to a pentagram: the points inside at least four of its five half planes."""
     near, far = 0.9510565 * np.abs(u), 0.5877853 * np.abs(u)
     sides = [-v, near - 0.3090170 * v, -near - 0.3090170 * v, far + 0.8090170 * v, -far + 0.8090170 * v]
     fourth: Plane = np.sort(np.stack(sides), axis=0)[-2]
@@ -112,7 +112,7 @@ def _hourglass(u: Plane, v: Plane) -> Plane:
     return np.maximum(np.abs(v) - 0.85, 0.8 * (np.abs(u) - np.abs(v)) - 0.12)
 
 
-# Textures: a wave of about -1 to 1 over coordinates in periods; its sign says which of two tones a pixel takes.
+# Textures: a wave of about -1 to 1 over coordinates in periods; its sign chooses one of two tones for a pixel.
 
 
 def _triangle_wave(x: Plane) -> Plane:
@@ -159,7 +159,7 @@ def _plain(a: Plane, _b: Plane) -> Plane:
 class _Kind(NamedTuple):
     name: str
     shape: Callable[[Plane, Plane], Plane]
-    texture: Callable[[Plane, Plane], Plane] | int  # int: random blotches, so many cells to the image's side
+    texture: Callable[[Plane, Plane], Plane] | int  # int: random blotches, this many cells per side of the image
     is_centred: bool = False  # the texture's origin is the shape's centre
 
 
@@ -184,7 +184,7 @@ def _turn(x: Plane, y: Plane, sine: Plane) -> tuple[Plane, Plane]:
 
 
 def _forms(kind: _Kind, draws: _Draws, count: int) -> tuple[Plane, Plane]:
-    """Return how far each pixel is inside the shape and how far in the second tone, both [count, 32, 32] in [0, 1]."""
+    """Return the coverage by the shape and by the second tone of each pixel, both [count, 32, 32] in [0, 1]."""
     one = (count, 1, 1)
     grid = np.arange(SIDE_PX) + 0.5 - SIDE_PX / 2
     x = grid[None, None, :] - draws(-3.5, 3.5, *one)
@@ -227,10 +227,10 @@ def _draw_kind(kind: _Kind, draws: _Draws, count: int) -> NDArray[np.uint8]:
 
 
 def draw(count: int, *, seed: int, split: str) -> tuple[NDArray[np.uint8], NDArray[np.int64]]:
-    """Draw `count` images and their labels in random order, as even over the classes as `count` allows.
+    """Draw `count` images and labels in random order, spread over the classes as evenly as `count` allows.
 
-    Returns uint8 [count, 32, 32, 3] RGB and int64 [count] indices into CLASS_NAMES; the same for the same arguments.
-    `seed` lies in [0, 2**64); `split` is "train" or "val", two streams of draws without a word in common.
+    Returns uint8 [count, 32, 32, 3] RGB and int64 [count] indices into CLASS_NAMES, a function of the arguments. `seed`
+    lies in [0, 2**64). `split` is "train" or "val"; the two use disjoint random streams.
     """
     if split not in COUNTS:
         raise ValueError(f"split is {split!r}; give one of {', '.join(COUNTS)}")
@@ -244,9 +244,9 @@ def draw(count: int, *, seed: int, split: str) -> tuple[NDArray[np.uint8], NDArr
 
 
 def write(directory: Path, *, seed: int = 0, overwrite: bool = False) -> tuple[Path, Path]:
-    """Write DIR/train.beton (5000 images) and DIR/val.beton (1000), JPEG quality 90; return both paths.
+    """Write train.beton (5000 images) and val.beton (1000) of JPEG quality 90 into the directory; return both paths.
 
-    Makes the directory. Raises BetonError when either file exists and `overwrite` is false, before drawing anything.
+    Creates the directory. Raises BetonError, before drawing anything, if a file exists and `overwrite` is false.
     """
     directory.mkdir(parents=True, exist_ok=True)
     train, val = (

@@ -1,4 +1,4 @@
-"""Know what there is to say about a .beton: counts, classes, sizes, bytes, and how it was made."""
+"""A description of a .beton: counts, classes, sizes, bytes, and how it was made."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ CLASSES_SHOWN = 10
 
 
 def describe(reader: Reader) -> dict[str, Any]:
-    """Return the facts of a file as plain values, ready for JSON."""
+    """Describe a file in plain values that JSON can hold."""
     jpegs = int(np.count_nonzero(reader.modes == JPEG))
     return {
         "path": str(reader.path),
         "samples": len(reader),
         "fields": reader.field_names,
         "images": {"jpeg": jpegs, "raw": len(reader) - jpegs},
-        "width_px": _spread(reader.widths),
-        "height_px": _spread(reader.heights),
-        "bytes_per_image": _spread(reader.sizes),
+        "width_px": _statistics(reader.widths),
+        "height_px": _statistics(reader.heights),
+        "bytes_per_image": _statistics(reader.sizes),
         "image_bytes": int(reader.sizes.sum()),
         "file_bytes": reader.path.stat().st_size,
         "page_bytes": reader.page_bytes,
@@ -32,8 +32,8 @@ def describe(reader: Reader) -> dict[str, Any]:
     }
 
 
-def lines(facts: dict[str, Any]) -> list[str]:
-    """Lay out what describe returned for reading."""
+def format_lines(facts: dict[str, Any]) -> list[str]:
+    """Format a description for reading, one line per fact."""
     sidecar = facts["sidecar"]
     table = {
         "samples": f"{facts['samples']} ({facts['images']['jpeg']} JPEG, {facts['images']['raw']} raw)",
@@ -51,7 +51,7 @@ def lines(facts: dict[str, Any]) -> list[str]:
     return [facts["path"], *(f"  {name:16}{printable(text)}" for name, text in table.items())]
 
 
-def _spread(values: NDArray[np.int64]) -> dict[str, float]:
+def _statistics(values: NDArray[np.int64]) -> dict[str, float]:
     """Return minimum, median, maximum and mean."""
     return {
         "min": int(values.min()),
@@ -62,7 +62,7 @@ def _spread(values: NDArray[np.int64]) -> dict[str, float]:
 
 
 def _count_classes(reader: Reader) -> dict[str, int] | None:
-    """Return the number of samples of each class, by name where the sidecar has names; None without labels."""
+    """Count the samples of each class, by name if the sidecar has names; None without labels."""
     if reader.labels is None:
         return None
     labels, counts = np.unique(reader.labels, return_counts=True)
@@ -74,12 +74,12 @@ def _count_classes(reader: Reader) -> dict[str, int] | None:
 
 
 def printable(text: str) -> str:
-    """Return what a file claims as it is, or escaped where it would break the line or move the cursor."""
+    """Return text from a file, escaped if it would break the line or move the cursor."""
     return text if text.isprintable() else repr(text)
 
 
 def _summarise(classes: dict[str, int] | None) -> str:
-    """Say how many classes there are and how even; list them when they are few."""
+    """Summarise the number and sizes of the classes, and list them if they are few."""
     if classes is None:
         return "none (unlabelled)"
     counts = list(classes.values())

@@ -1,7 +1,7 @@
-"""Conversion of any image's bytes to what a .beton stores: upright 8-bit RGB, shrunk, as JPEG or raw.
+"""Conversion of image files to what a .beton stores: upright 8-bit RGB of limited size, as JPEG or raw pixels.
 
-Transparent pixels are laid over white, as a page shows them. 16-bit grayscale is divided by 257; of 16-bit colour
-Pillow keeps the high byte, within one level of that. Of an animation the first frame counts.
+Transparent pixels are blended with white, as a web page would show them. 16-bit grayscale is divided by 257; of 16-bit
+colour Pillow keeps the high byte, which differs by one level at most. Of an animation the first frame is used.
 """
 
 from __future__ import annotations
@@ -23,19 +23,19 @@ from fastbyol.jpeg import PILLOW_ERRORS
 if TYPE_CHECKING:
     from PIL import Image
 
-# JPEG is decoded apart. EPS, PDF and the like run other programs: only plain pixel formats are opened.
+# JPEG has its own decoder. EPS, PDF and the like would run other programs, so only plain pixel formats are opened.
 PILLOW_FORMATS = ("PNG", "WEBP", "BMP", "GIF", "TIFF")
 ORIENTATION_TAG = 0x0112
-SOI = b"\xff\xd8"  # every JPEG begins with it
+SOI = b"\xff\xd8"  # every JPEG starts with it
 
 
 class ImageError(ValueError):
-    """Tell why the bytes are no image that can be stored."""
+    """Bytes that are not an image which can be stored; the message has the reason."""
 
 
 @dataclass(frozen=True)
 class _JpegHeader:
-    """Hold what the markers before the first scan say; `frame` is the SOF marker's second byte, C0 for baseline."""
+    """The content of the markers before the first scan; `frame` is the SOF marker's second byte, C0 for baseline."""
 
     frame: int
     precision: int
@@ -47,22 +47,22 @@ class _JpegHeader:
 
 
 def silence_pillow() -> None:
-    """Keep Pillow's warnings and log off stderr: what they tell is refused here, or concerns metadata nobody reads."""
+    """Silence Pillow's warnings and log: they concern images refused here, or metadata that is not used."""
     warnings.filterwarnings("ignore", module=r"PIL\.")
     logging.getLogger("PIL").setLevel(logging.CRITICAL)
 
 
-def store(data: bytes, settings: Settings) -> beton.StoredImage:
-    """Turn the bytes of one image file into what the settings ask for; the image is fully decoded on the way.
+def prepare(data: bytes, settings: Settings) -> beton.StoredImage:
+    """Convert the bytes of one image file according to the settings; the image is decoded completely in any case.
 
-    Raises ImageError for bytes that are no supported image, are damaged or cut short, or decode to over 89 Mpx.
+    Raises ImageError for bytes that are not a supported image, are damaged or cut short, or decode to over 89 Mpx.
     """
     if not data:
         raise ImageError("empty: no bytes")
     if data[:2] == SOI:
         header = _jpeg_header(data)
         orientation = _jpeg_orientation(data) if header.has_exif else 1
-        if settings.mode == "passthrough" and orientation == 1 and _passes(data, header, settings):
+        if settings.mode == "passthrough" and orientation == 1 and _can_pass_through(data, header, settings):
             _check_jpeg(data, header)
             return beton.StoredImage(beton.JPEG, header.width, header.height, data)
         pixels = _decode_jpeg(data, header)
@@ -72,23 +72,23 @@ def store(data: bytes, settings: Settings) -> beton.StoredImage:
     height, width = pixels.shape[:2]
     if settings.wants_raw(data):
         return beton.StoredImage(beton.RAW, width, height, pixels.tobytes())
-    # 4:2:0 is what cameras and ImageNet hold, decodes fastest and is FFCV's choice too.
+    # 4:2:0 is used by cameras, ImageNet and FFCV, and decodes fastest.
     encoded = jpeg.encode(pixels, quality=settings.quality, subsampling="420")
     return beton.StoredImage(beton.JPEG, width, height, encoded)
 
 
-def check(data: bytes | memoryview, *, mode: int, width: int, height: int) -> None:
-    """Raise ImageError unless a stored image decodes without a warning to the size its record claims."""
+def check_stored(data: bytes | memoryview, *, mode: int, width: int, height: int) -> None:
+    """Raise ImageError unless a stored image decodes without a warning to the size in its record."""
     if mode == beton.RAW:
         return
     header = _jpeg_header(data)
     if (header.width, header.height) != (width, height):
-        raise ImageError(f"the JPEG is {header.width}x{header.height}, its record says {width}x{height}")
+        raise ImageError(f"the JPEG is {header.width}x{header.height}, its record has {width}x{height}")
     _check_jpeg(data, header)
 
 
 def upright(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
-    """Undo an EXIF orientation (1 to 8, CIPA DC-008) of pixels [H, W, 3]; anything else leaves them as they are."""
+    """Undo an EXIF orientation (1 to 8, CIPA DC-008) of pixels [H, W, 3]; ignore any other value."""
     if orientation in (5, 6, 7, 8):
         pixels = pixels.transpose(1, 0, 2)
     if orientation in (2, 3, 6, 7):
@@ -99,8 +99,8 @@ def upright(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
 
 
 def shrink(pixels: NDArray[np.uint8], max_side: int) -> NDArray[np.uint8]:
-    """Resize pixels [H, W, 3] by Lanczos so that the longest side is max_side; never enlarge."""
-    from PIL import Image  # noqa: PLC0415 - fastbyol-prep says in one line where it is missing
+    """Shrink pixels [H, W, 3] by Lanczos to a longest side of max_side; never enlarge."""
+    from PIL import Image  # noqa: PLC0415 - so that fastbyol-prep can report in one line that Pillow is missing
 
     height, width = pixels.shape[:2]
     longest = max(height, width)
@@ -110,8 +110,8 @@ def shrink(pixels: NDArray[np.uint8], max_side: int) -> NDArray[np.uint8]:
     return np.asarray(Image.fromarray(np.ascontiguousarray(pixels)).resize(size, Image.Resampling.LANCZOS))
 
 
-def _passes(data: bytes, header: _JpegHeader, settings: Settings) -> bool:
-    """Tell whether every decoder reads this JPEG as it stands: baseline, 8 bit, three components, small enough."""
+def _can_pass_through(data: bytes, header: _JpegHeader, settings: Settings) -> bool:
+    """Return whether this JPEG can be stored unchanged: baseline, 8 bit, three components, small enough."""
     plain = (header.frame, header.precision, header.components) == (0xC0, 8, 3)
     return plain and max(header.width, header.height) <= settings.max_side and len(data) <= settings.page_bytes
 
@@ -146,7 +146,7 @@ def _jpeg_header(data: bytes | memoryview) -> _JpegHeader:
 
 def _jpeg_orientation(data: bytes) -> int:
     """Return the EXIF orientation of a JPEG."""
-    from PIL import Image  # noqa: PLC0415 - fastbyol-prep says in one line where it is missing
+    from PIL import Image  # noqa: PLC0415 - so that fastbyol-prep can report in one line that Pillow is missing
 
     try:
         with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
@@ -156,17 +156,17 @@ def _jpeg_orientation(data: bytes) -> int:
 
 
 def _decode_jpeg(data: bytes, header: _JpegHeader) -> NDArray[np.uint8]:
-    """Return pixels [H, W, 3] as they lie in the file."""
+    """Return pixels [H, W, 3], not yet turned upright."""
     if header.components != 4:
         return _strict_jpeg(data, "RGB")
-    # libjpeg hands CMYK over as stored; Adobe stores it inverted, so that 255 means no ink.
+    # libjpeg returns CMYK as stored; Adobe stores it inverted, so that 255 means no ink.
     ink = _strict_jpeg(data, "CMYK").astype(np.uint32)
     light = ink if header.is_adobe else 255 - ink
     return ((light[..., :3] * light[..., 3:] + 127) // 255).astype(np.uint8)
 
 
 def _check_jpeg(data: bytes | memoryview, header: _JpegHeader) -> None:
-    """Raise ImageError unless the whole JPEG decodes to RGB, as loaders ask for."""
+    """Raise ImageError unless the whole JPEG decodes to RGB, which the loaders need."""
     if header.components not in (1, 3):
         raise ImageError(f"the JPEG has {header.components} components; loaders decode gray and colour")
     try:
@@ -176,7 +176,7 @@ def _check_jpeg(data: bytes | memoryview, header: _JpegHeader) -> None:
 
 
 def _strict_jpeg(data: bytes | memoryview, colorspace: str) -> NDArray[np.uint8]:
-    """Decode a JPEG; what libjpeg calls a warning (premature end, bad Huffman code) is an error here."""
+    """Decode a JPEG; libjpeg's warnings (premature end, bad Huffman code) are errors here."""
     try:
         return jpeg.decode(data, colorspace)
     except ValueError as error:
@@ -184,7 +184,7 @@ def _strict_jpeg(data: bytes | memoryview, colorspace: str) -> NDArray[np.uint8]
 
 
 def _orientation(image: Image.Image) -> int:
-    """Return the EXIF orientation; a block that cannot be parsed claims nothing."""
+    """Return the EXIF orientation, or 1 if the EXIF block cannot be parsed."""
     try:
         return int(image.getexif().get(ORIENTATION_TAG, 1))
     except PILLOW_ERRORS:
@@ -192,7 +192,7 @@ def _orientation(image: Image.Image) -> int:
 
 
 def _decode(data: bytes) -> tuple[NDArray[np.uint8], int]:
-    """Return pixels [H, W, 3] and EXIF orientation of anything but a JPEG."""
+    """Return pixels [H, W, 3] and the EXIF orientation of an image that is not a JPEG."""
     from PIL import Image, UnidentifiedImageError  # noqa: PLC0415 - as above
 
     try:
@@ -212,14 +212,14 @@ def _decode(data: bytes) -> tuple[NDArray[np.uint8], int]:
 
 def _rgb(image: Image.Image) -> NDArray[np.uint8]:
     """Return pixels [H, W, 3] of a loaded image in any of Pillow's 8-bit modes or 16-bit grayscale."""
-    from PIL import Image  # noqa: PLC0415 - fastbyol-prep says in one line where it is missing
+    from PIL import Image  # noqa: PLC0415 - so that fastbyol-prep can report in one line that Pillow is missing
 
     if image.mode.startswith("I;16"):
         levels = np.asarray(image).astype(np.uint32)
         gray = ((levels + 128) // 257).astype(np.uint8)
         return np.repeat(gray[..., None], 3, axis=2)
     if image.mode in ("I", "F"):
-        raise ImageError("32 bits a pixel; convert it to 8 or 16 bits")
+        raise ImageError("32 bits per pixel; convert it to 8 or 16 bits")
     if image.has_transparency_data:
         layer = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
@@ -228,6 +228,6 @@ def _rgb(image: Image.Image) -> NDArray[np.uint8]:
 
 
 def _refuse_bomb(width: int, height: int) -> None:
-    """Raise ImageError for sizes no decoder should be asked for."""
+    """Raise ImageError for more pixels than a decoder should be given."""
     if width * height > PIXELS_MAX:
         raise ImageError(f"decompression bomb: {width}x{height} pixels; at most {PIXELS_MAX} are decoded")

@@ -1,8 +1,8 @@
-"""Running of a function over many items on threads: in order, a bounded number in flight, with a progress bar.
+"""Parallel map over threads, in order, with a bounded number of items in flight and a progress bar.
 
-Threads, because simplejpeg and Pillow release the GIL while they decode, resize and encode, and nothing is pickled.
-Measured with two of each on a busy machine, images/s: 500-px JPEGs 160 to 200 from threads, 175 to 205 from processes;
-32-px images 8500 to 9000 from threads, 5900 to 8200 from processes.
+Threads are used because simplejpeg and Pillow release the GIL while they decode, resize and encode, and because nothing
+needs to be pickled. Measured with two threads or two processes on a busy machine, images/s: 500-px JPEGs 160 to 200
+from threads, 175 to 205 from processes; 32-px images 8500 to 9000 from threads, 5900 to 8200 from processes.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from tqdm import tqdm
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
-GROUP = 8  # items a task: a future costs as much as decoding one 32-px image
+GROUP = 8  # items per task: a future costs as much as decoding one 32-px image
 
 
 def map_ordered(
     function: Callable[[Item], Result], items: Iterable[Item], *, workers: int, total: int
 ) -> Generator[Result, None, None]:
-    """Yield function(item) for each item, in order; at most 16 items a worker are held at a time.
+    """Yield function(item) for each item, in order; at most 16 items per worker are held at a time.
 
-    A bar with images/s and time left appears on stderr after two seconds when stderr is a terminal.
+    A bar with images/s and time left appears on stderr after two seconds if stderr is a terminal.
     """
     bar = tqdm(total=total, unit=" images", delay=2, disable=None, dynamic_ncols=True)
     with bar, closing(_map_groups(function, iter(items), workers)) as results:
@@ -38,7 +38,7 @@ def map_ordered(
 def _map_groups(
     function: Callable[[Item], Result], items: Iterator[Item], workers: int
 ) -> Generator[Result, None, None]:
-    """Yield results in order from a pool that is shut down, unstarted work cancelled, however the caller leaves."""
+    """Yield results in order from a thread pool; cancel pending work and shut it down when the caller stops."""
     pending: deque[Future[list[Result]]] = deque()
     pool = ThreadPoolExecutor(workers)
     try:

@@ -1,4 +1,4 @@
-"""Know the unfinished files of a write: locked while it lives, so that a later one can tell and remove what is dead."""
+"""Unfinished files of a write, locked while it runs, so that a later write can find and remove stale ones."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from fastbyol.beton import sidecar_path
 
 
 def create(path: Path) -> tuple[BinaryIO, Path, Path]:
-    """Create the hidden file in which a .beton grows; return it open and locked, its path, and its sidecar's path.
+    """Create the hidden file of an unfinished .beton; return it open and locked, its path, and its sidecar's path.
 
-    The lock goes with the process, also by SIGKILL. Raises OSError that names `path` when the place is not writable.
+    The lock ends with the process, even by SIGKILL. Raises OSError with `path` if the folder is not writable.
     """
     while True:
         token = secrets.token_hex(4)
@@ -25,26 +25,26 @@ def create(path: Path) -> tuple[BinaryIO, Path, Path]:
             stream = partial.open("xb", buffering=1 << 20)
         except OSError as error:
             raise OSError(error.errno, error.strerror, str(path)) from error
-        with contextlib.suppress(OSError):  # a file system without locks: then find_dead cannot lock either
+        with contextlib.suppress(OSError):  # a file system without locks: then remove_stale cannot lock either
             fcntl.flock(stream, fcntl.LOCK_EX)
-        if os.fstat(stream.fileno()).st_nlink:  # else another write took it for dead before it was locked
+        if os.fstat(stream.fileno()).st_nlink:  # else another write removed it as stale before it was locked
             return stream, partial, sidecar
         stream.close()
 
 
-def remove_dead(path: Path) -> tuple[list[Path], list[Path]]:
-    """Remove what killed writes of this .beton left; return the files removed, and those that could not be judged.
+def remove_stale(path: Path) -> tuple[list[Path], list[Path]]:
+    """Remove the files left by killed writes of this .beton; return the removed files and those of unknown state.
 
-    A file is dead when its lock can be taken. Those of writes still running are in neither list.
+    A file is stale if its lock can be taken. The files of running writes are in neither list.
     """
     removed: list[Path] = []
     unknown: list[Path] = []
     names = sorted(os.listdir(path.parent))  # noqa: PTH208 - only names are needed
     for partial, sidecar in _pairs(path, names):
-        # A write killed after the .beton had its name left only the sidecar; alive, it holds the lock there.
-        held = partial if partial.name in names else path
+        # A write killed after renaming the .beton left only the sidecar; if it still runs, it has the .beton locked.
+        locked = partial if partial.name in names else path
         try:
-            with held.open("rb") as stream:
+            with locked.open("rb") as stream:
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 left = [each for each in (partial, sidecar) if each.exists()]
                 for each in left:
@@ -55,12 +55,12 @@ def remove_dead(path: Path) -> tuple[list[Path], list[Path]]:
         except FileNotFoundError:
             continue
         except OSError:
-            unknown.append(held)
+            unknown.append(locked)
     return removed, unknown
 
 
 def _pairs(path: Path, names: list[str]) -> list[tuple[Path, Path]]:
-    """Name the unfinished files of each write of this .beton of which one is there."""
+    """List the unfinished (.beton, sidecar) of each write of this .beton that left at least one of them."""
     both = (path, sidecar_path(path))
     tokens = {
         match[1]

@@ -1,4 +1,4 @@
-"""Know how images are asked to be stored: as JPEG, as raw pixels, as a mix of both, or as they came."""
+"""Settings of how images are stored: as JPEG, as raw pixels, as a mix of both, or unchanged."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ JPEG_SHARE = 0.5  # FFCV's compress_probability
 
 
 class SettingsError(ValueError):
-    """Tell which setting is out of its range."""
+    """A setting out of its range."""
 
 
 @dataclass(frozen=True)
 class Settings:
-    """Say how images are stored: `max_side` in pixels caps the longest side, `quality` is libjpeg's 1 to 100.
+    """How images are stored: `max_side` limits the longest side, in pixels; `quality` is libjpeg's 1 to 100.
 
-    `jpeg_share` belongs to mode "proportion": the share of images, 0 to 1, stored as JPEG, the others raw.
+    `jpeg_share` is for mode "proportion": the share of images, 0 to 1, stored as JPEG; the others are stored raw.
     """
 
     mode: Mode = "jpeg"
@@ -38,33 +38,33 @@ class Settings:
         if not 1 <= self.quality <= 100:
             raise SettingsError(f"JPEG quality is {self.quality}; give 1 to 100")
         if self.jpeg_share is not None and self.mode != "proportion":
-            raise SettingsError(f"a JPEG share is given with mode {self.mode}; give it with mode proportion")
-        if not 0 <= self.share <= 1:
+            raise SettingsError(f"JPEG share is given with mode {self.mode}; give it with mode proportion only")
+        if not 0 <= self.effective_jpeg_share <= 1:
             raise SettingsError(f"JPEG share is {self.jpeg_share}; give 0 to 1")
 
     @property
-    def share(self) -> float:
-        """Return the share of images stored as JPEG in mode "proportion"."""
+    def effective_jpeg_share(self) -> float:
+        """The share of images stored as JPEG in mode "proportion"."""
         return JPEG_SHARE if self.jpeg_share is None else self.jpeg_share
 
     @property
     def page_bytes(self) -> int:
-        """Return the page that holds the largest raw image these settings let through."""
+        """The page size that fits the largest raw image these settings allow."""
         largest = 3 * min(self.max_side**2, PIXELS_MAX)
         return max(beton.PAGE_BYTES_DEFAULT, 1 << (largest - 1).bit_length())
 
     def wants_raw(self, data: bytes) -> bool:
-        """Tell whether an image is to be stored as pixels.
+        """Return whether an image is to be stored as raw pixels.
 
-        In mode "proportion" a hash of its file decides: the same for any order, number of workers, or --limit. FFCV
-        draws a random number.
+        In mode "proportion" a hash of its file decides, so that order, number of workers and --limit do not
+        matter; FFCV draws a random number instead.
         """
         if self.mode != "proportion":
             return self.mode == "raw"
         word = hashlib.blake2b(data, digest_size=8).digest()
-        return int.from_bytes(word, "little") >= self.share * 2**64
+        return int.from_bytes(word, "little") >= self.effective_jpeg_share * 2**64
 
     def facts(self) -> dict[str, Any]:
         """Return the settings that apply, for the sidecar."""
-        share = {"jpeg_share": self.share} if self.mode == "proportion" else {}
+        share = {"jpeg_share": self.effective_jpeg_share} if self.mode == "proportion" else {}
         return {key: value for key, value in asdict(self).items() if key != "jpeg_share"} | share

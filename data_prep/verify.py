@@ -1,4 +1,4 @@
-"""Know whether a .beton is sound: structure, checksums of its sidecar, and every image decoded."""
+"""Verification of a .beton: structure, checksums of its sidecar, and decoding of every image."""
 
 from __future__ import annotations
 
@@ -11,18 +11,18 @@ from tqdm import tqdm
 
 from fastbyol.beton import BetonError, Reader
 from fastbyol.data_prep.describe import printable
-from fastbyol.data_prep.images import ImageError, check
+from fastbyol.data_prep.images import ImageError, check_stored
 from fastbyol.data_prep.parallel import map_ordered
 from fastbyol.data_prep.writer import BlockChecksums
 
 
 def verify(reader: Reader, *, workers: int) -> Iterator[str]:
-    """Yield one line for each fault of the file: a bad image, a block that differs from its checksum."""
+    """Yield one line per fault of the file: an image that does not decode, or a block with another checksum."""
 
     def fault(index: int) -> str | None:
         mode, width, height = (int(column[index]) for column in (reader.modes, reader.widths, reader.heights))
         try:
-            check(reader.payload(index), mode=mode, width=width, height=height)
+            check_stored(reader.payload(index), mode=mode, width=width, height=height)
         except ImageError as error:
             return f"{_describe(reader, index)}: {error}"
         return None
@@ -33,12 +33,12 @@ def verify(reader: Reader, *, workers: int) -> Iterator[str]:
 
 
 def has_checksum(reader: Reader) -> bool:
-    """Tell whether the sidecar can show bit flips that still decode."""
+    """Return whether the sidecar has checksums, which also detect bit flips that still decode."""
     return "checksum" in reader.sidecar
 
 
 def _describe(reader: Reader, index: int) -> str:
-    """Name a sample by its index and class."""
+    """Describe a sample by its index and class."""
     if reader.labels is None:
         return f"sample {index}"
     label = int(reader.labels[index])
@@ -46,13 +46,15 @@ def _describe(reader: Reader, index: int) -> str:
 
 
 def _damaged_blocks(reader: Reader) -> Iterator[str]:
-    """Yield one line for each block of the file whose CRC-32 differs from the sidecar's."""
+    """Yield one line per block of the file whose CRC-32 differs from the sidecar's."""
     if not has_checksum(reader):
         return
     checksum = reader.sidecar["checksum"]
     expected, block_bytes = checksum.get("crc32"), checksum.get("block_bytes")
     if not isinstance(expected, list) or block_bytes != reader.page_bytes:
-        raise BetonError(f"{reader.path}.json: checksum is damaged; wanted block_bytes and crc32; write the file again")
+        raise BetonError(
+            f"{reader.path}.json: checksum is damaged; wanted block_bytes and crc32; write the .beton again"
+        )
     found = _block_checksums(reader.path, block_bytes)
     if len(found) != len(expected):
         yield f"the file has {len(found)} blocks, its sidecar {len(expected)}"

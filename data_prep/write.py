@@ -1,4 +1,4 @@
-"""Know the command `fastbyol-prep write`: its flags, and what it says about what it wrote."""
+"""The command fastbyol-prep write: its flags and its output."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import time
 from pathlib import Path
 
 from fastbyol.beton import SIDE_MAX
-from fastbyol.data_prep.arguments import add_overwrite, add_workers, at_least, share
+from fastbyol.data_prep.arguments import add_overwrite, add_workers, fraction, int_range
 from fastbyol.data_prep.convert import convert
-from fastbyol.data_prep.partial import remove_dead
+from fastbyol.data_prep.partial import remove_stale
 from fastbyol.data_prep.settings import JPEG_SHARE, MODES, Settings
 from fastbyol.data_prep.sources import open_source
-from fastbyol.data_prep.sources.labels import Relabelled, read_class_names
+from fastbyol.data_prep.sources.labels import RelabelledSource, read_class_names
 from fastbyol.data_prep.writer import require_output
 
 SOURCES = """\
@@ -27,21 +27,21 @@ Without labels it writes an image-only .beton. Nothing under OUT.beton's name is
 """
 
 
-def declare(command: argparse.ArgumentParser) -> None:
-    """Declare the flags of `write`."""
+def add_arguments(command: argparse.ArgumentParser) -> None:
+    """Add the flags of `write`."""
     defaults = Settings()
     command.add_argument("source", metavar="SOURCE", type=Path, help="where the images lie, see below")
     command.add_argument("out", metavar="OUT.beton", type=Path)
     command.add_argument(
         "--max-side",
-        type=at_least(1, SIDE_MAX),
+        type=int_range(1, SIDE_MAX),
         default=defaults.max_side,
         metavar="PX",
         help=f"shrink the longest side to this, never enlarge (default {defaults.max_side})",
     )
     command.add_argument(
         "--quality",
-        type=at_least(1, 100),
+        type=int_range(1, 100),
         default=defaults.quality,
         metavar="Q",
         help=f"JPEG quality, 4:2:0 (default {defaults.quality})",
@@ -55,7 +55,7 @@ def declare(command: argparse.ArgumentParser) -> None:
     )
     command.add_argument(
         "--jpeg-share",
-        type=share,
+        type=fraction,
         metavar="P",
         help=f"in mode proportion, the share of JPEGs, chosen by a hash of each file (default {JPEG_SHARE})",
     )
@@ -76,12 +76,13 @@ def declare(command: argparse.ArgumentParser) -> None:
         default="fail",
         help="a bad image ends the command, or is left out and recorded in the sidecar (default fail)",
     )
-    command.add_argument("--limit", type=at_least(1), metavar="N", help="take N images, spread evenly over the source")
+    command.add_argument("--limit", type=int_range(1), metavar="N", help="take N images, spread evenly over the source")
     add_overwrite(command)
     command.set_defaults(run=run)
 
 
 def run(arguments: argparse.Namespace) -> int:
+    """Write the .beton, report on it and return the exit status."""
     require_output(arguments.out, overwrite=arguments.overwrite)
     settings = Settings(arguments.mode, arguments.max_side, arguments.quality, arguments.jpeg_share)
     _clear_partials(arguments.out)
@@ -89,7 +90,7 @@ def run(arguments: argparse.Namespace) -> int:
     source = open_source(arguments.source, label_column=arguments.label_column)
     if arguments.classes_from is not None:
         names = read_class_names(arguments.classes_from)
-        source = Relabelled(source, names, origin=arguments.classes_from)
+        source = RelabelledSource(source, names, origin=arguments.classes_from)
     done = convert(
         source,
         arguments.out,
@@ -106,7 +107,7 @@ def run(arguments: argparse.Namespace) -> int:
         f"{seconds:.1f} s ({(done.written + len(done.skipped)) / seconds:.0f} images/s)"
     )
     if source.ignored:
-        print(f"ignored {source.ignored} files that are not named as images, or are links in an archive")
+        print(f"ignored {source.ignored} files without an image's suffix, or links in an archive")
     if done.skipped:
         name, reason = done.skipped[0]
         print(f"skipped {len(done.skipped)} bad images, listed in {arguments.out}.json; the first: {name}: {reason}")
@@ -114,9 +115,12 @@ def run(arguments: argparse.Namespace) -> int:
 
 
 def _clear_partials(out: Path) -> None:
-    """Remove what killed writes of this output left, and say so."""
-    removed, unknown = remove_dead(out)
+    """Remove the files left by killed writes of this output, and report them."""
+    removed, unknown = remove_stale(out)
     for left in removed:
         print(f"fastbyol-prep: note: removed {left}, left by a killed write", file=sys.stderr)
     for left in unknown:
-        print(f"fastbyol-prep: note: {left} is unfinished; remove it unless a write is running", file=sys.stderr)
+        print(
+            f"fastbyol-prep: note: {left} is unfinished and cannot be locked; remove it unless a write is running",
+            file=sys.stderr,
+        )

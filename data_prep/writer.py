@@ -1,4 +1,4 @@
-"""Know how to write a .beton: images appended in order, same input same bytes, whole under its name or not there."""
+"""A writer of .beton files: deterministic bytes, and a file that appears under its name only when complete."""
 
 from __future__ import annotations
 
@@ -19,12 +19,12 @@ from fastbyol.beton import BetonError, StoredImage
 from fastbyol.data_prep import partial
 
 IMAGE_RECORD = struct.Struct("<BHHQ")  # mode, width, height, data_ptr
-LABELLED_RECORD = struct.Struct("<BHHQ3xq")  # and the label, aligned to 8 bytes
+LABELLED_RECORD = struct.Struct("<BHHQ3xq")  # the same and the label, aligned to 8 bytes
 ALLOCATION = struct.Struct("<QQQ")  # sample_id, ptr, size
 
 
 class BlockChecksums:
-    """Sum up a stream of bytes as the CRC-32 of each block of `block_bytes`, the last one as long as it is."""
+    """The CRC-32 of each block of `block_bytes` of a stream of bytes; the last block may be shorter."""
 
     def __init__(self, block_bytes: int) -> None:
         self._block_bytes = block_bytes
@@ -33,7 +33,7 @@ class BlockChecksums:
         self._filled = 0
 
     def update(self, data: bytes | bytearray | memoryview) -> None:
-        """Take in the next bytes of the stream."""
+        """Add the next bytes of the stream."""
         rest = memoryview(data)
         while rest:
             part = rest[: self._block_bytes - self._filled]
@@ -45,16 +45,16 @@ class BlockChecksums:
                 self._crc = self._filled = 0
 
     def blocks(self) -> list[int]:
-        """Return one CRC-32 for each block so far."""
+        """Return one CRC-32 per block so far."""
         return [*self._full, self._crc] if self._filled else list(self._full)
 
 
 class Writer:
-    """Write a .beton and its sidecar; both take their names when the `with` block ends without an exception.
+    """A writer of a .beton and its sidecar; both get their names when the `with` block ends without an exception.
 
-    `capacity` is the largest number of images to come: it fixes where the pages begin. `class_names` maps label to
-    name; None writes an image-only file. What `facts` holds at the end of the block goes into the sidecar, as JSON.
-    Memory grows by 48 B an image. Raises BetonError for what the format cannot hold, OSError for what the disk cannot.
+    `capacity` is the largest number of images and fixes where the pages start. `class_names` maps label to name; None
+    writes an image-only file. The content of `facts` at the end of the block goes into the sidecar, as JSON. Memory
+    grows by 48 B per image. Raises BetonError for what the format cannot hold, and OSError for errors of the disk.
     """
 
     def __init__(
@@ -92,7 +92,7 @@ class Writer:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
-            with self._stream:  # open, and so locked, until it has its name
+            with self._stream:  # open, and therefore locked, until it has its name
                 if kind is None:
                     self._finish()
                     self._publish()
@@ -104,7 +104,7 @@ class Writer:
         return len(self._table) // ALLOCATION.size
 
     def append(self, image: StoredImage, *, label: int | None = None) -> None:
-        """Add an image after the last one; labelled files need a label from 0 to the number of classes - 1."""
+        """Append an image; a labelled file needs a label from 0 to the number of classes - 1."""
         self._check(image, label)
         size = len(image.data)
         room = -self._end % self._page_bytes
@@ -124,7 +124,7 @@ class Writer:
         sides = 0 < image.width <= beton.SIDE_MAX and 0 < image.height <= beton.SIDE_MAX
         self._require(sides, f"image {number} is {image.width}x{image.height}; sides lie in 1 to {beton.SIDE_MAX}")
         wanted = 3 * image.width * image.height if image.mode == beton.RAW else size
-        self._require(0 < size == wanted, f"image {number} has {size} bytes; {wanted or 'at least 1'} wanted")
+        self._require(0 < size == wanted, f"image {number} has {size} bytes; wanted {wanted or 'at least 1'}")
         self._require(size <= self._page_bytes, f"image {number} has {size} bytes; a page holds {self._page_bytes}")
         if self._class_names is None:
             self._require(label is None, f"image {number} has a label; name the classes when opening the writer")
@@ -133,14 +133,14 @@ class Writer:
             self._require(known, f"image {number} has label {label}; give 0 to {len(self._class_names) - 1}")
 
     def _pad(self, count: int) -> None:
-        """Leave the next bytes zero."""
+        """Skip the next bytes, which stay zero."""
         self._stream.seek(count, os.SEEK_CUR)
         self._sums.update(bytes(count))
         self._end += count
 
     def _finish(self) -> None:
-        """Write what only the end knows: table, records, then the header that makes the file valid; and the sidecar."""
-        self._require(len(self) > 0, "no image was written; give a source with at least one good image")
+        """Write the table, the records, the header, which makes the file valid, and the sidecar."""
+        self._require(len(self) > 0, "no image was written; give a source with at least one image that decodes")
         self._pad(-self._end % self._page_bytes)
         self._stream.write(self._table)
         self._sums.update(self._table)
@@ -162,7 +162,7 @@ class Writer:
         self._partial_sidecar.write_text(json.dumps(sidecar) + "\n", encoding="ascii")
 
     def _head(self) -> bytes:
-        """Return header and descriptors."""
+        """Return the header and the descriptors."""
         fields = (
             [("image", beton.IMAGE)] if self._class_names is None else [("image", beton.IMAGE), ("label", beton.INT)]
         )
@@ -175,10 +175,10 @@ class Writer:
         return header.tobytes() + descriptors.tobytes()
 
     def _publish(self) -> None:
-        """Give both files their names.
+        """Rename both files to their final names.
 
-        A .beton is under the name throughout, the old one or the new one. For a moment, and for good where the process
-        is killed in it, there is no sidecar: better a file without class names than with those of another.
+        At every moment the name holds a .beton, the old one or the new one. Between the renames, and for good if the
+        process is killed there, it has no sidecar: no class names are better than those of another file.
         """
         require_output(self.path, overwrite=self._overwrite)  # another write may have ended in the meantime
         sidecar = beton.sidecar_path(self.path)
@@ -187,12 +187,12 @@ class Writer:
         self._partial_sidecar.replace(sidecar)
 
     def _require(self, claim: bool, fault: str) -> None:
-        """Raise BetonError unless the claim holds."""
+        """Raise BetonError unless the claim is true."""
         _require(self.path, claim, fault)
 
 
 def require_output(path: Path, *, overwrite: bool) -> None:
-    """Raise BetonError when a .beton cannot be written at path, before anything is read for it."""
+    """Raise BetonError if a .beton cannot be written at path; called before any image is read."""
     _require(path, not path.is_dir(), "output is a folder; give the name of a .beton file")
     _require(path, path.parent.is_dir(), f"folder {path.parent} does not exist; create it first")
     _require(path, overwrite or not path.exists(), "output exists; give --overwrite or another name")

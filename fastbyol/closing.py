@@ -18,7 +18,7 @@ from fastbyol.beton import Reader
 from fastbyol.config import Config
 from fastbyol.evaluate import features, knn, neighbours
 from fastbyol.evaluate.features import Features, OutOfTime
-from fastbyol.evaluate.images import BATCH, Lens
+from fastbyol.evaluate.images import BATCH, InputSettings
 from fastbyol.evaluate.neighbours import Neighbours
 from fastbyol.export import save_encoder
 from fastbyol.loop import Loop
@@ -130,11 +130,11 @@ class Closing:
     def _extract(self, reader: Reader, *, limit: int | None = None, stop: Callable[[], bool] | None = None) -> Features:
         """Compute the online encoder's representations of a file's images."""
         config, recipe = self.config, self.config.recipe
-        lens = Lens(
+        inputs = InputSettings(
             recipe.eval_px, recipe.eval_margin, config.workers, config.device, config.on_error, self.loop.threads
         )
-        chosen = features.spread(len(reader), limit)
-        return features.represent(self.loop.model.online.encoder, reader, chosen, lens, stop=stop)
+        chosen = features.evenly_spaced(len(reader), limit)
+        return features.represent(self.loop.model.online.encoder, reader, chosen, inputs, stop=stop)
 
     def recalibrate(self) -> None:
         """Recompute the encoder's running statistics on the recipe's number of batches, with views of full size."""

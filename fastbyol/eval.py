@@ -1,4 +1,4 @@
-"""fastbyol-eval: score the encoder of a finished run by a protocol, or export it."""
+"""The command fastbyol-eval, which scores the encoder of a finished run by a protocol or exports it."""
 
 from __future__ import annotations
 
@@ -19,8 +19,8 @@ from fastbyol.device import choose_device
 from fastbyol.encoder import ResNet, build
 from fastbyol.evaluate import dense, finetune, knn, linear, masks, semi, splits, transfer
 from fastbyol.evaluate.arguments import build_parser
-from fastbyol.evaluate.features import Features, check, check_classes, labels_of, represent, spread
-from fastbyol.evaluate.images import Lens
+from fastbyol.evaluate.features import Features, check_classes, check_features, evenly_spaced, labels_of, represent
+from fastbyol.evaluate.images import InputSettings
 from fastbyol.export import load_encoder
 from fastbyol.jpeg import require_pillow
 from fastbyol.loaders import default_workers
@@ -31,164 +31,181 @@ from fastbyol.tables import command as tables
 from fastbyol.threads import ThreadTuner
 
 Files = tuple[Reader, Reader]
-Job = Callable[[ResNet, str], Scores]  # of an encoder and a name for its progress bars
+ScoreEncoder = Callable[[ResNet, str], Scores]  # arguments: the encoder, a label for the progress bars
 
 
 def _open(folder: RunFolder) -> tuple[Config, ResNet]:
-    """Read the configuration and the encoder of a run; raise ConfigError unless it has finished."""
+    """Read the configuration and the encoder of a run; raise ConfigError if it has not finished."""
     config = folder.read_config()
     if not folder.result.is_file():
-        raise ConfigError(f"{folder.path} holds a run that has not finished; continue it with fastbyol-train --resume")
+        raise ConfigError(f"the run in {folder.path} has not finished; continue it with fastbyol-train --resume")
     return config, load_encoder(folder.encoder)
 
 
 def score(args: argparse.Namespace) -> Scores:
-    """Score the encoder of a run by the protocol asked for, beside the one it started from; keep each when it is there.
+    """Score a run's trained encoder and the encoder it started from, and save each score as soon as it is known.
 
-    The second encoder is left out where the command line says so, and named "supervised" where it learns alone.
+    The command line may leave the second encoder out. In the protocol "semi" it is called "supervised", because it
+    learns from the labels alone.
     """
     folder = RunFolder(args.run_dir)
     config, trained = _open(folder)
-    device, asked = choose_device(args.device), vars(args)
+    device, options = choose_device(args.device), vars(args)
     encoders = {"trained": trained}
-    if asked.get("from_scratch", True) and not (asked.get("skip_random_init") or asked.get("skip_supervised")):
+    if options.get("from_scratch", True) and not (options.get("skip_random_init") or options.get("skip_supervised")):
         second = "supervised" if args.protocol == "semi" else "random_init"
         encoders[second] = build(config.recipe.encoder, seed=config.seed)
-    chosen = threads.make_tuner(
+    torch_threads = threads.make_tuner(
         args.threads, device, notify=lambda text: print(f"fastbyol-eval: {text}", file=sys.stderr)
     )
     with ExitStack() as stack:
         if args.protocol == "segment":
-            facts, job = _segment(args, device, chosen)
+            facts, score_encoder = _segment(args, device, torch_threads)
         else:
             train, val = (stack.enter_context(Reader(path)) for path in (args.train, args.val))
             check_classes(train, val)
             px, margin = config.recipe.eval_px, config.recipe.eval_margin
             workers = args.workers or default_workers(device, cores=available_cores())
-            lens = Lens(px, margin, workers, device, threads=chosen)
-            facts, job = PROTOCOLS[args.protocol](args, (train, val), lens)
+            inputs = InputSettings(px, margin, workers, device, threads=torch_threads)
+            facts, score_encoder = PROTOCOLS[args.protocol](args, (train, val), inputs)
             facts = {"train": args.train, "val": args.val, **facts}
         scores: Scores = {"protocol": args.protocol, "run": str(folder.path), **facts}
         for name, encoder in encoders.items():
-            scores[name] = job(encoder.to(device), f"{args.protocol} {name.replace('_', ' ')}")
+            scores[name] = score_encoder(encoder.to(device), f"{args.protocol} {name.replace('_', ' ')}")
             try:
                 save_scores(folder, scores)
             except OSError as error:
-                print(f"fastbyol-eval: warning: the score is not kept beside the run: {error}", file=sys.stderr)
+                print(
+                    f"fastbyol-eval: warning: the score could not be saved in the run folder: {error}", file=sys.stderr
+                )
     return scores
 
 
-def _features(encoder: ResNet, files: Files, lens: Lens, *, bank: int | None = None) -> tuple[Features, Features]:
+def _features(
+    encoder: ResNet, files: Files, inputs: InputSettings, *, bank: int | None = None
+) -> tuple[Features, Features]:
     train, val = files
     both = (
-        represent(encoder, train, spread(len(train), bank), lens),
-        represent(encoder, val, spread(len(val), None), lens),
+        represent(encoder, train, evenly_spaced(len(train), bank), inputs),
+        represent(encoder, val, evenly_spaced(len(val), None), inputs),
     )
     for features, reader in zip(both, files, strict=True):
-        check(features, reader.path)
+        check_features(features, reader.path)
     return both
 
 
-def _knn(args: argparse.Namespace, files: Files, lens: Lens) -> tuple[Scores, Job]:
-    """Score every k and temperature; the headline is the first of each, so that the scored images choose nothing."""
-    for k, temperature in product(args.k, args.temperature):
-        knn.check(k, min(args.bank or len(files[0]), len(files[0])), temperature=temperature)
+def _knn(args: argparse.Namespace, files: Files, inputs: InputSettings) -> tuple[Scores, ScoreEncoder]:
+    """Score every k and temperature.
 
-    def job(encoder: ResNet, _: str) -> Scores:
-        bank, queries = _features(encoder, files, lens, bank=args.bank)
-        cells = knn.sweep(bank, queries, args.k, args.temperature, device=lens.device)
+    The headline is the first of each, so that nothing is chosen on the images that are scored.
+    """
+    for k, temperature in product(args.k, args.temperature):
+        knn.check_settings(k, min(args.bank or len(files[0]), len(files[0])), temperature=temperature)
+
+    def score_encoder(encoder: ResNet, _: str) -> Scores:
+        bank, queries = _features(encoder, files, inputs, bank=args.bank)
+        cells = knn.sweep(bank, queries, args.k, args.temperature, device=inputs.device)
         headline = {"top1": cells[0].top1, "k": cells[0].k, "temperature": cells[0].temperature}
         return {**headline, "bank": len(bank.labels), "cells": [cell._asdict() for cell in cells]}
 
-    return {}, job
+    return {}, score_encoder
 
 
-def _linear(args: argparse.Namespace, files: Files, lens: Lens) -> tuple[Scores, Job]:
+def _linear(args: argparse.Namespace, files: Files, inputs: InputSettings) -> tuple[Scores, ScoreEncoder]:
     settings = {"epochs": args.epochs, "seed": args.seed, "base_lrs": args.lrs}
 
-    def job(encoder: ResNet, label: str) -> Scores:
+    def score_encoder(encoder: ResNet, label: str) -> Scores:
         if args.cached:
             result = linear.score(
-                *_features(encoder, files, lens), **settings, device=lens.device, threads=lens.threads, label=label
+                *_features(encoder, files, inputs),
+                **settings,
+                device=inputs.device,
+                threads=inputs.threads,
+                label=label,
             )
         else:
-            result = linear.score_augmented(encoder, files, lens, **settings, label=label)
+            result = linear.score_augmented(encoder, files, inputs, **settings, label=label)
         return result._asdict()
 
-    return {"views": "cached" if args.cached else "crop and flip", "epochs": args.epochs, "seed": args.seed}, job
+    views = "cached" if args.cached else "crop and flip"
+    return {"views": views, "epochs": args.epochs, "seed": args.seed}, score_encoder
 
 
-def _semi(args: argparse.Namespace, files: Files, lens: Lens) -> tuple[Scores, Job]:
+def _semi(args: argparse.Namespace, files: Files, inputs: InputSettings) -> tuple[Scores, ScoreEncoder]:
     labels = labels_of(files[0])
     name = f"{args.fraction:g}-seed{args.seed}-{splits.fingerprint(labels)[:8]}.json"
     path = args.split or RunFolder(args.run_dir).path / "splits" / name
     if args.split is None and not path.exists():
-        split = splits.balanced(labels, args.fraction, seed=args.seed)
-        splits.store(path, split, labels, fraction=args.fraction, seed=args.seed)
-    split = splits.read(path, labels)
+        split = splits.balanced_split(labels, args.fraction, seed=args.seed)
+        splits.save(path, split, labels, fraction=args.fraction, seed=args.seed)
+    split = splits.load(path, labels)
 
-    def job(encoder: ResNet, label: str) -> Scores:
+    def score_encoder(encoder: ResNet, label: str) -> Scores:
         return semi.score(
-            encoder, files, split, base_lrs=args.lrs, epochs=args.epochs, lens=lens, seed=args.seed, label=label
+            encoder, files, split, base_lrs=args.lrs, epochs=args.epochs, inputs=inputs, seed=args.seed, label=label
         )
 
-    return {"split": str(path), "fraction": split.learn.size / len(labels)}, job
+    return {"split": str(path), "fraction": split.learn.size / len(labels)}, score_encoder
 
 
-def _transfer(args: argparse.Namespace, files: Files, lens: Lens) -> tuple[Scores, Job]:
-    """Take whole centre squares: the protocol resizes the short side to the network's own."""
-    whole = replace(lens, margin=1.0)
+def _transfer(args: argparse.Namespace, files: Files, inputs: InputSettings) -> tuple[Scores, ScoreEncoder]:
+    """Use whole centre squares: the protocol resizes the short side to the network's input size."""
+    whole = replace(inputs, margin=1.0)
 
-    def job(encoder: ResNet, label: str) -> Scores:
+    def score_encoder(encoder: ResNet, label: str) -> Scores:
         train, val = _features(encoder, files, whole)
-        how = {"metric": args.metric, "device": lens.device, "threads": lens.threads}
-        return transfer.score(train, val, **how, seed=args.seed, label=label)
+        settings = {"metric": args.metric, "device": inputs.device, "threads": inputs.threads}
+        return transfer.score(train, val, **settings, seed=args.seed, label=label)
 
-    return {}, job
+    return {}, score_encoder
 
 
-def _finetune(args: argparse.Namespace, files: Files, lens: Lens) -> tuple[Scores, Job]:
+def _finetune(args: argparse.Namespace, files: Files, inputs: InputSettings) -> tuple[Scores, ScoreEncoder]:
     grid = finetune.Grid(args.lrs, args.weight_decays, args.steps)
 
-    def job(encoder: ResNet, label: str) -> Scores:
-        return finetune.score(encoder, files, grid=grid, metric=args.metric, lens=lens, seed=args.seed, label=label)
+    def score_encoder(encoder: ResNet, label: str) -> Scores:
+        return finetune.score(encoder, files, grid=grid, metric=args.metric, inputs=inputs, seed=args.seed, label=label)
 
-    return {}, job
+    return {}, score_encoder
 
 
-def _segment(args: argparse.Namespace, device: str, chosen: ThreadTuner) -> tuple[Scores, Job]:
+def _segment(args: argparse.Namespace, device: str, torch_threads: ThreadTuner) -> tuple[Scores, ScoreEncoder]:
     require(
         (args.val_images is None) == (args.val_masks is None),
-        "one of --val-images and --val-masks; give both, or neither to score on a fifth of --images",
+        "only one of --val-images and --val-masks is given; give both, or neither to score on a fifth of --images",
     )
-    found = masks.pairs(args.images, args.masks)
+    found = masks.find_pairs(args.images, args.masks)
     if args.val_images is None:
         train, val = dense.hold_out(found, seed=args.seed)
     else:
-        train, val = found, masks.pairs(args.val_images, args.val_masks)
-    known, scored = masks.classes_of(train), masks.classes_of(val)
+        train, val = found, masks.find_pairs(args.val_images, args.val_masks)
+    known, scored = masks.find_classes(train), masks.find_classes(val)
     absent = sorted(set(scored.tolist()) - set(known.tolist()))
-    require(not absent, f"the masks to score on hold classes {absent[:5]} that those to learn from do not; add images")
-    plan = finetune.Plan(args.lr, args.weight_decay, args.steps, min(args.batch_size, len(train)))
-    lens, classes = Lens(args.crop_px, 1.0, device=device, threads=chosen), int(known.max()) + 1
+    require(
+        not absent,
+        f"the validation masks hold classes {absent[:5]} that no training mask holds; add training images of them",
+    )
+    hparams = finetune.HParams(args.lr, args.weight_decay, args.steps, min(args.batch_size, len(train)))
+    inputs, classes = InputSettings(args.crop_px, 1.0, device=device, threads=torch_threads), int(known.max()) + 1
 
-    def job(encoder: ResNet, label: str) -> Scores:
+    def score_encoder(encoder: ResNet, label: str) -> Scores:
         return dense.score(
             encoder,
             (train, val),
             classes=classes,
-            plan=plan,
+            hparams=hparams,
             stride=args.stride,
-            lens=lens,
+            inputs=inputs,
             seed=args.seed,
             label=label,
         )
 
     places = {"train": str(args.images), "val": str(args.val_images or args.images)}
-    return {**places, "classes": len(known)}, job
+    return {**places, "classes": len(known)}, score_encoder
 
 
-Protocol = Callable[[argparse.Namespace, Files, Lens], tuple[Scores, Job]]  # facts to keep beside, and what scores
+# Returns facts to save beside the scores, and the function that scores an encoder.
+Protocol = Callable[[argparse.Namespace, Files, InputSettings], tuple[Scores, ScoreEncoder]]
 PROTOCOLS: dict[str, Protocol] = {
     "knn": _knn,
     "linear": _linear,
@@ -199,13 +216,13 @@ PROTOCOLS: dict[str, Protocol] = {
 
 
 def export(args: argparse.Namespace) -> Scores:
-    """Write the encoder of a run in another format, and its model card beside it."""
+    """Write the encoder of a run in another format, with a model card beside it."""
     folder = RunFolder(args.run_dir)
     config, encoder = _open(folder)
     own = (folder.path, folder.checkpoints, folder.scores, folder.tensorboard, folder.profile)
     require(
         args.out.resolve().parent not in [path.resolve() for path in own],
-        f"{args.out} lies among the files of the run, which it could replace; give a folder of its own",
+        f"{args.out} lies in the run folder and could replace a file of the run; give a path in another folder",
     )
     formats.write(args.format, args.out, encoder, config.recipe.encoder, px=config.recipe.eval_px)
     card = args.out.with_name("model-card.md")
@@ -221,14 +238,14 @@ def export(args: argparse.Namespace) -> Scores:
     return {"protocol": "export", "run": str(folder.path), "file": str(args.out), "model_card": str(card)}
 
 
-def sentence(scores: Scores) -> str:
-    """Say the outcome in one line."""
+def summary(scores: Scores) -> str:
+    """Summarise the scores, or the export, in one line."""
     if scores["protocol"] == "export":
         return f"wrote {scores['file']} and {scores['model_card']}"
-    told = {"trained": "trained", "random_init": "random init", "supervised": "supervised from scratch"}
+    titles = {"trained": "trained", "random_init": "random init", "supervised": "supervised from scratch"}
     parts = []
     for key, title in (("score", "score"), ("miou", "mIoU"), ("top1", "top-1"), ("top5", "top-5")):
-        of = [f"{scores[name][key]:.2f} % {text}" for name, text in told.items() if key in scores.get(name, {})]
+        of = [f"{scores[name][key]:.2f} % {text}" for name, text in titles.items() if key in scores.get(name, {})]
         if of and not (key == "score" and scores["trained"]["metric"] == "top1"):
             parts.append(f"{scores['trained']['metric'] if key == 'score' else title}: {', '.join(of)}")
     return f"{scores['protocol']} " + "; ".join(parts)
@@ -248,7 +265,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return INTERRUPTED
     except (ConfigError, BetonError, OSError) as error:
         return fail("fastbyol-eval", error, status=BAD_INPUT)
-    print(json.dumps(scores) if args.json else sentence(scores))
+    print(json.dumps(scores) if args.json else summary(scores))
     return DONE
 
 

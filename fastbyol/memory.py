@@ -22,7 +22,7 @@ from torch.utils._pytree import tree_leaves
 
 from fastbyol.byol import BYOL, VIEWS
 from fastbyol.config import ConfigError, Recipe
-from fastbyol.kernels.dispatch import only_allocating
+from fastbyol.kernels.dispatch import allocate_only
 from fastbyol.step import PRECISIONS
 
 GIB = 2**30
@@ -107,7 +107,7 @@ def step_bytes(
         )
     model.online.encoder.set_recompute(recomputes)
     dtype, side = PRECISIONS[precision], recipe.crop_px
-    with only_allocating(), FakeTensorMode(allow_non_fake_inputs=True), _PeakTracker() as tracker:
+    with allocate_only(), FakeTensorMode(allow_non_fake_inputs=True), _PeakTracker() as tracker:
         trainable_bytes = _make_fake(model)
         shape = (VIEWS * (images // parts), 3, side, side)
         views = torch.empty(shape, dtype=dtype, memory_format=torch.channels_last)

@@ -109,4 +109,4 @@ def center_view(
     height, width = sizes.long().unbind(1)
     side = (torch.minimum(height, width) * margin).round().long().clamp(min=1)
     boxes = torch.stack(((height - side) // 2, (width - side) // 2, side, side), 1)
-    return augment(pixels, offsets, sizes, ViewParams.crops_alone(boxes), crop_px=crop_px, dtype=dtype)
+    return augment(pixels, offsets, sizes, ViewParams.crops_only(boxes), crop_px=crop_px, dtype=dtype)

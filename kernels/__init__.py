@@ -1,1 +1,1 @@
-"""Name the operations a training step is made of; fastbyol.kernels.reference holds their mathematics."""
+"""The operations of a training step as Triton kernels; fastbyol.kernels.reference defines their results."""

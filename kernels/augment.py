@@ -1,10 +1,10 @@
-"""Know how both views of a batch are made in four launches: crop, color, blur down, blur across and finish.
+"""Augmentation of both views of a batch in four launches: crop, color, blur down, and blur across with finish.
 
-Between launches an image is three planes, float32 for a float32 result, float16 for a narrower one: rounding to float16
-moves a value of [0, 1] by at most 2**-12, a sixteenth of a step of the source's 256 levels, and three stages round.
-Moved per element of a view in bfloat16, with the paper's draws (84 % jittered or gray, 55 % blurred): crop writes 2
-bytes, color moves 3.4, blur down 2.2, finish 4: 11.6 bytes, 3.5 MB for both 224-pixel views of an image, and the box of
-its source once. Nothing waits for the device, and no size or draw is read by the host.
+Between launches an image is three planes, float32 for a float32 result and float16 for a narrower one. Rounding to
+float16 changes a value in [0, 1] by at most 2**-12, a sixteenth of a step of the source's 256 levels; three stages
+round. Bytes moved per element of a bfloat16 view, with the paper's draws (84 % jittered or gray, 55 % blurred): crop
+writes 2, color moves 3.4, blur down 2.2, finish 4. That is 11.6 bytes, 3.5 MB for both 224-pixel views of an image; the
+crop box of the source is read once. The host never waits for the device and reads no size or draw from it.
 """
 
 from __future__ import annotations
@@ -30,11 +30,12 @@ def augment(
     dtype: torch.dtype,
     out: Tensor | None = None,
 ) -> Tensor:
-    """Make V views of B images: crop, flip, jitter, grayscale, blur, solarize, normalise; all but the last keep [0, 1].
+    """Make V views of B images: crop, flip, jitter, grayscale, blur, solarize, normalise.
 
-    pixels: [bytes] uint8, RGB images H W C of any sizes, each below 2**31 bytes; offsets: [B] int64, an image's first
-    byte; sizes: [B, 2] (H, W); params: V views of the B images; all on one device. Result: [V*B, 3, crop_px, crop_px]
-    channels_last, view-major; in `out` where given, which must be that. Raises ValueError when it is not.
+    pixels: [bytes] uint8, RGB images H W C of any sizes, each below 2**31 bytes; offsets: [B] int64, the first byte of
+    each image; sizes: [B, 2] (H, W); params: V views of the B images; all on one device. Result: [V*B, 3, crop_px,
+    crop_px] channels_last, view-major, in `out` if given. All operations but the last keep values in [0, 1]. Raises
+    ValueError if `out` has another shape, dtype, device or memory format.
     """
     views, images, _ = params.packed.shape
     out = reference.views_out(out, count=views * images, crop_px=crop_px, dtype=dtype, device=pixels.device)

@@ -1,26 +1,26 @@
-"""Know batch norm fused with a residual sum and ReLU, its statistics taken per view: a population of its own.
+"""Batch norm fused with a residual sum and ReLU, with separate statistics for each view.
 
-x is [V*B, C] or [V*B, C, H, W], view-major, seen as V groups of R = B*H*W rows of C channels (channels-last memory).
+x is [V*B, C] or [V*B, C, H, W], view-major, treated as V groups of R = B*H*W rows of C channels (channels-last).
 Per group and channel, in float32:
 
     forward   v = (x - mean) * rstd * weight + bias [+ residual],  z = relu(v)
-    backward  g = dz where the ReLU passed, else 0;  xhat = (x - mean) * rstd
+    backward  g = dz where the ReLU is active, else 0;  xhat = (x - mean) * rstd
               dx = weight * rstd * (g - mean(g) - xhat * mean(g * xhat)),  dweight = sum(g * xhat),  dbias = sum(g)
 
-How sums over rows are taken, and mean, rstd and running statistics made of them: batchnorm_statistics.py.
+batchnorm_statistics.py computes the sums over rows, and mean, rstd and running statistics from them.
 
-Elements moved each way, per element of x; z, residual and gradients have x's width:
+Elements moved per element of x; z, residual and gradients have x's width:
 
     forward   sums: x                       apply: x, z               2 reads, 1 write
       add     sums: x                       apply: x, residual, z     3 reads, 1 write, 1 bit of mask written
     backward  sums: dz, x                   apply: dz, x, dx          4 reads, 1 write
       add     sums: 1 or 2 dz, x, mask, g   apply: g, x, dx           4 or 5 reads, 2 writes, 1 bit of mask read
 
-g is d(residual). Without a residual the ReLU's mask is computed again from x, with one, a bit an element keeps it. Two
-gradients are summed here when the two results of `batch_norm_add_relu` went to two consumers.
+g is d(residual). Without a residual the ReLU's mask is recomputed from x; with one, it is stored as one bit per
+element. If both results of `batch_norm_add_relu` were used, their two gradients are added here.
 
-With a process group, the sums and the count of all ranks are added by one all-reduce forward and one backward. dweight
-and dbias stay local, as in torch's SyncBatchNorm.
+With a process group, one all-reduce forward and one backward add the sums and counts of all ranks. dweight and dbias
+stay local, as in torch's SyncBatchNorm.
 """
 
 from __future__ import annotations
@@ -44,19 +44,19 @@ from fastbyol.kernels.batchnorm_statistics import (
     batch_statistics,
     column_block,
     fold,
-    join,
     offsets,
     per_channel,
+    reduce_splits,
     sum_launch,
 )
 from fastbyol.kernels.dispatch import runs_triton
 
-TILE_BYTES = 4096  # of x that a program holds at a time: two 128-bit accesses a thread
+TILE_BYTES = 4096  # of x per program at a time: two 128-bit accesses per thread
 
 
 @triton.jit
 def _normalize(centered, scale, bias):
-    """Compute v without the residual, for forward and backward: an fma leaves the compiler no choice of rounding."""
+    """Compute v without the residual; an explicit fma makes forward and backward round in the same way."""
     return tl.fma(centered, scale[None, :], bias[None, :])
 
 
@@ -77,9 +77,9 @@ def apply_kernel(
     BM: tl.constexpr,
     BC: tl.constexpr,
 ):
-    """Write z, and where a mask is kept, a bit an element: 1 where the ReLU passed. Grid (tiles of a group, G).
+    """Write z and, if mask_ptr is given, one bit per element: 1 where the ReLU is active. Grid (tiles of a group, G).
 
-    With an eps, which evaluation gives, rstd_ptr holds the variance.
+    If eps is given, as in evaluation, rstd_ptr holds the variance.
     """
     group, columns = tl.program_id(1), tl.cdiv(channels, BC)
     r = tl.program_id(0) // columns * BM + tl.arange(0, BM)
@@ -102,7 +102,7 @@ def apply_kernel(
         byte_at, byte_inside = offsets(group, rows, tl.cdiv(channels, 8), r, c8)
         tl.store(mask_ptr + byte_at, tl.sum(bits, 2).to(tl.uint8), mask=byte_inside)
     if RELU:
-        v = tl.where(v <= 0, 0.0, v)  # a NaN stays one, as in torch
+        v = tl.where(v <= 0, 0.0, v)  # NaN stays NaN, as in torch
     tl.store(z_ptr + at, v.to(z_ptr.dtype.element_ty), mask=inside)
 
 
@@ -125,9 +125,9 @@ def backward_sums_kernel(
     BM: tl.constexpr,
     BC: tl.constexpr,
 ):
-    """Write the split's sums of g and g * xhat to partial [2, G, S, C], and g where asked; grid (columns, S, G).
+    """Write the split's sums of g and g * xhat to partial [2, G, S, C] and, if given, g; grid (columns, S, G).
 
-    The ReLU's mask is computed from x (RELU), or read (mask_ptr), or there is none.
+    The ReLU's mask is recomputed from x (RELU), read from mask_ptr, or absent.
     """
     split, group = tl.program_id(1), tl.program_id(2)
     c = tl.program_id(0) * BC + tl.arange(0, BC)
@@ -178,7 +178,7 @@ def backward_apply_kernel(
     BM: tl.constexpr,
     BC: tl.constexpr,
 ):
-    """Write dx; RELU: g_ptr holds dz, still to be masked. Grid (tiles of a group, G)."""
+    """Write dx; with RELU, g_ptr holds dz, which is masked here. Grid (tiles of a group, G)."""
     group, groups, columns = tl.program_id(1), tl.num_programs(1), tl.cdiv(channels, BC)
     r = tl.program_id(0) // columns * BM + tl.arange(0, BM)
     c = tl.program_id(0) % columns * BC + tl.arange(0, BC)
@@ -202,11 +202,13 @@ def backward_apply_kernel(
 
 @functools.cache
 def _warn_of_copy(name: str) -> None:
-    logging.getLogger(__name__).warning("batch norm copies %s to channels-last memory: slower", name)
+    logging.getLogger(__name__).warning(
+        "batch norm got %s in another memory format and copies it to channels-last, which is slower", name
+    )
 
 
 def _channels_last(x: Tensor, name: str | None = None) -> Tensor:
-    """Return x in the memory order [M, C]; of a copy under a name, warn once. Gradients of poolings come otherwise."""
+    """Return x in channels-last memory; warn once of a copy if a name is given (gradients of poolings need copies)."""
     order = torch.channels_last if x.ndim == 4 else torch.contiguous_format
     if name is not None and not x.is_contiguous(memory_format=order):
         _warn_of_copy(name)
@@ -214,7 +216,7 @@ def _channels_last(x: Tensor, name: str | None = None) -> Tensor:
 
 
 def _apply_launch(x: Tensor, groups: int) -> tuple[tuple[int, int], dict[str, int]]:
-    """Cover each group of x by tiles: grid (tiles, G) and sizes."""
+    """Return the grid (tiles, G) and sizes that cover each group of x by tiles."""
     channels = x.shape[1]
     rows = x.numel() // (channels * groups)
     bc = column_block(channels)
@@ -236,7 +238,7 @@ def _apply(
     keep_mask: bool,
     eps: float | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """Return z, and the ReLU's mask [M, C / 8] uint8 where it is kept; with an eps, rstd is the variance."""
+    """Return z and, with keep_mask, the ReLU's mask [M, C / 8] uint8; if eps is given, rstd is the variance."""
     channels = x.shape[1]
     z = torch.empty_like(x)
     mask_shape = (x.numel() // channels, triton.cdiv(channels, 8))
@@ -247,7 +249,7 @@ def _apply(
 
 
 class _BatchNorm(torch.autograd.Function):
-    """Batch norm with an optional residual; with one, z is returned twice. Once differentiable."""
+    """Batch norm with an optional residual; with one, z is returned twice. Differentiable once."""
 
     @staticmethod
     def forward(
@@ -285,7 +287,7 @@ class _BatchNorm(torch.autograd.Function):
             dz, other, x, mask, g, mean, rstd, weight, bias, partial, **sizes, RELU=recompute, num_warps=WARPS
         )
         dbias, dweight = torch.empty_like(bias), torch.empty_like(weight)
-        sums = join(partial, sizes["rows"], totals=(dbias, dweight), group=ctx.group)
+        sums = reduce_splits(partial, sizes["rows"], totals=(dbias, dweight), group=ctx.group)
         dx = None
         if ctx.needs_input_grad[0]:
             dx = torch.empty_like(x)
@@ -296,7 +298,7 @@ class _BatchNorm(torch.autograd.Function):
         return dx, g, dweight, dbias, None, None, None, None
 
 
-def _prepared(
+def _prepare(
     x: Tensor,
     weight: Tensor,
     running_mean: Tensor,
@@ -308,7 +310,7 @@ def _prepared(
     eps: float,
     group: dist.ProcessGroup | None,
 ) -> tuple[Tensor, Tensor]:
-    """Check x and return it in channels-last memory, with mean and rstd [2, G, C]; move the running statistics."""
+    """Check x; return it in channels-last memory with mean and rstd [2, G, C]; update the running statistics."""
     reference.check_views(x, weight, views=views, is_alone=group is None)
     x = _channels_last(x, "x")
     options: dict[str, Any] = {"views": views, "momentum": momentum, "eps": eps, "group": group}
@@ -331,7 +333,7 @@ def _batch_norm(
     group: dist.ProcessGroup | None,
 ) -> Any:
     options: dict[str, Any] = {"views": views, "momentum": momentum, "eps": eps, "group": group}
-    x, statistics = _prepared(x, weight, running_mean, running_var, num_batches_tracked, **options)
+    x, statistics = _prepare(x, weight, running_mean, running_var, num_batches_tracked, **options)
     keep_mask = residual is not None and torch.is_grad_enabled()
     return _BatchNorm.apply(x, residual, weight, bias, statistics, relu, keep_mask, group)
 
@@ -350,7 +352,7 @@ def batch_norm_act(
     eps: float,
     group: dist.ProcessGroup | None = None,
 ) -> Tensor:
-    """Normalise x with the batch statistics of each view, then ReLU where asked; see reference.batch_norm_act."""
+    """Normalise x with the batch statistics of each view, then apply ReLU if `relu`; see reference.batch_norm_act."""
     statistics = (running_mean, running_var, num_batches_tracked)
     options: dict[str, Any] = {"views": views, "momentum": momentum, "eps": eps, "group": group}
     if not runs_triton(x):
@@ -374,22 +376,22 @@ def batch_norm_act_then(
     eps: float,
     group: dist.ProcessGroup | None = None,
 ) -> Tensor:
-    """Return consumer(batch_norm_act(x, ...)), whose backward computes the normalised x again instead of keeping it.
+    """Return consumer(batch_norm_act(x, ...)); its backward recomputes the normalised x instead of keeping it.
 
-    x is kept anyway, for batch norm's own backward. Costs one read and one write of x's size, saves as much memory;
-    the results are the same bits. For x that the kernels take, see dispatch.runs_triton.
+    This saves memory of x's size and costs one read and one write of it; x is kept anyway for batch norm's own
+    backward. The results have the same bits. x must be a tensor for which dispatch.runs_triton is true.
     """
     options: dict[str, Any] = {"views": views, "momentum": momentum, "eps": eps, "group": group}
-    x, statistics = _prepared(x, weight, running_mean, running_var, num_batches_tracked, **options)
+    x, statistics = _prepare(x, weight, running_mean, running_var, num_batches_tracked, **options)
     z: Tensor = _BatchNorm.apply(x, None, weight, bias, statistics, relu, False, group)
     place, kept = z.untyped_storage()._cdata, x.detach()
 
-    def again() -> Tensor:
+    def recompute_z() -> Tensor:
         mean, rstd = statistics
         return _apply(kept, None, mean, rstd, weight, bias, relu=relu, views=views, keep_mask=False)[0]
 
     def pack(saved: Tensor) -> Tensor | Callable[[], Tensor]:
-        return again if saved.untyped_storage()._cdata == place else saved
+        return recompute_z if saved.untyped_storage()._cdata == place else saved
 
     def unpack(packed: Tensor | Callable[[], Tensor]) -> Tensor:
         return packed if isinstance(packed, Tensor) else packed()
@@ -414,7 +416,7 @@ def batch_norm_add_relu(
 ) -> tuple[Tensor, Tensor]:
     """Return relu(batch norm + residual) twice, once for each consumer; see reference.batch_norm_add_relu.
 
-    Both share memory. Either's gradient may be missing; two are added inside the backward kernel.
+    Both share memory. Either gradient may be missing; two are added inside the backward kernel.
     """
     statistics = (running_mean, running_var, num_batches_tracked)
     options: dict[str, Any] = {"views": views, "momentum": momentum, "eps": eps, "group": group}
@@ -437,9 +439,9 @@ def batch_norm_eval(
     relu: bool,
     eps: float,
 ) -> Tensor:
-    """Normalise x with the running statistics, add the residual, ReLU; see reference.batch_norm_eval.
+    """Normalise x with the running statistics, add the residual, apply ReLU; see reference.batch_norm_eval.
 
-    One launch with one read and one write; plain torch where a gradient may be asked for, which evaluation seldom is.
+    One launch with one read and one write; plain torch if gradients are enabled, which is rare in evaluation.
     """
     if torch.is_grad_enabled() or not runs_triton(x):
         return reference.batch_norm_eval(x, residual, weight, bias, running_mean, running_var, relu=relu, eps=eps)

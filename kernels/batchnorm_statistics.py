@@ -1,17 +1,17 @@
-"""Know the sums over rows that batch norm takes per view and channel, and the statistics it makes of them.
+"""Batch norm's sums over rows per view and channel, and the statistics computed from them.
 
-x is seen as G groups (views) of R rows of C channels. Every program sums a split of a group's rows, then the splits are
-added in a fixed order: results do not change from run to run. Sums are taken of d = x - shift, shift being the running
-mean, so that E[d^2] - E[d]^2 does not cancel:
+x is treated as G groups (views) of R rows of C channels. Every program sums a split of a group's rows; then the splits
+are added in a fixed order, so that results are the same in every run. The sums are of d = x - shift, with the running
+mean as shift, so that E[d^2] - E[d]^2 does not cancel:
 
     mean = shift + E[d],  rstd = rsqrt(E[d^2] - E[d]^2 + eps)                              [G, C], float32
     running mean, var  <-  (1 - momentum) * running + momentum * (mean, variance * n / (n - 1)), view after view
 
-A channel whose running statistics would become inf or NaN keeps those from before the call, so that one overflow, at
-which the optimiser takes no step, does not spoil every later batch and the exported encoder.
+A channel whose running statistics would become inf or NaN keeps the old ones, so that one overflow, which the
+optimiser skips, does not spoil all later batches and the exported encoder.
 
-Elements moved: x is read once; partial sums are a small share. With a process group one all-reduce adds the sums and
-the count of all ranks. The shift must be equal on all ranks: it is, once running statistics started equal.
+Elements moved: x is read once; partial sums are a small part. With a process group, one all-reduce adds the sums and
+counts of all ranks. The shift must be equal on all ranks, which holds if the running statistics started equal.
 """
 
 from __future__ import annotations
@@ -23,19 +23,23 @@ import triton.language as tl
 from torch import Tensor
 
 WARPS = 4
-WIDEST = 64  # channels of a tile: whole 128-byte lines of bf16; wider ones exchange weights through shared memory
-STATS_TILE_BYTES = 8192  # of x that a program holds where x alone is read: as many bytes in flight as elsewhere
-SUMS = tl.constexpr(1024)  # accumulators of each sum of a program, 8 a thread
-SPLIT_TILES = 4  # a program that sums does at least these, so that partial sums are a small share of the bytes
-# That sum at a time: 6 blocks of 128 threads on each of 128 multiprocessors. So many fit with the up to 80 registers of
-# sm_90; on sm_80 the backward's sums take up to 91, with which 5 fit.
+WIDEST = 64  # channels per tile: whole 128-byte lines of bf16; wider tiles exchange weights through shared memory
+STATS_TILE_BYTES = 8192  # of x per program where only x is read: as many bytes in flight as in the other kernels
+SUMS = tl.constexpr(1024)  # accumulators per sum and program, 8 per thread
+SPLIT_TILES = 4  # at least this many tiles per program, so that partial sums are a small part of the bytes
+# Programs that sum at the same time: 6 blocks of 128 threads on each of 128 multiprocessors. This many fit on sm_90,
+# with up to 80 registers; on sm_80 the backward's sums take up to 91, and 5 blocks fit.
 PROGRAMS = 768
-FINALIZE = {"BS": 512, "BC": 8, "num_warps": 8}  # splits and channels: few channels, so many multiprocessors read
+FINALIZE = {
+    "BS": 512,
+    "BC": 8,
+    "num_warps": 8,
+}  # splits and channels: few channels per program, so that many multiprocessors read
 
 
 @triton.jit
 def offsets(group, rows, channels, r, c):
-    """Return int64 offsets of rows r and channels c of a group, and which of them exist."""
+    """Return int64 offsets of rows r and channels c of a group, and a mask of those that exist."""
     at = (group.to(tl.int64) * rows + r)[:, None] * channels + c[None, :]
     return at, (r < rows)[:, None] & (c < channels)[None, :]
 
@@ -48,7 +52,7 @@ def per_channel(ptr, c, channels):
 
 @triton.jit
 def fold(tile, BM: tl.constexpr, BC: tl.constexpr):
-    """Add rows of a tile [BM, BC] that one thread holds, down to [SUMS / BC, BC]: large tiles, few accumulators."""
+    """Sum the rows of a tile [BM, BC] within each thread to [SUMS / BC, BC]: large tiles with few accumulators."""
     return tl.sum(tile.reshape(BM * BC // SUMS, SUMS // BC, BC), 0)
 
 
@@ -102,7 +106,7 @@ def join_kernel(
     BS: tl.constexpr,
     BC: tl.constexpr,
 ):
-    """Write sums [2, G, C] and counts [G] in one buffer; where given, also both sums over groups [C]."""
+    """Write sums [2, G, C] and counts [G] to one buffer and, if given, both sums over groups [C]."""
     c = tl.program_id(0) * BC + tl.arange(0, BC)
     first_total = tl.zeros([BC], tl.float32)
     second_total = tl.zeros([BC], tl.float32)
@@ -137,9 +141,9 @@ def finalize_kernel(
     BS: tl.constexpr,
     BC: tl.constexpr,
 ):
-    """Write mean and rstd [G, C]; move running statistics group after group, where they stay finite.
+    """Write mean and rstd [G, C]; update running statistics group after group, where they stay finite.
 
-    COUNTED: counts [G] follow the sums.
+    COUNTED: the sums are followed by counts [G].
     """
     c = tl.program_id(0) * BC + tl.arange(0, BC)
     inside = c < channels
@@ -158,7 +162,9 @@ def finalize_kernel(
         tl.store(rstd_ptr + group * channels + c, 1.0 / tl.sqrt(variance + eps), mask=inside)
         running_mean = (1.0 - momentum) * running_mean + momentum * mean
         running_var = (1.0 - momentum) * running_var + momentum * variance * (count / (count - 1.0))
-    is_finite = (tl.abs(running_mean) < float("inf")) & (tl.abs(running_var) < float("inf"))  # NaN is not less
+    is_finite = (tl.abs(running_mean) < float("inf")) & (
+        tl.abs(running_var) < float("inf")
+    )  # comparisons with NaN are false
     tl.store(running_mean_ptr + c, running_mean, mask=inside & is_finite)
     tl.store(running_var_ptr + c, running_var, mask=inside & is_finite)
     if batches_ptr is not None and tl.program_id(0) == 0:
@@ -166,12 +172,12 @@ def finalize_kernel(
 
 
 def column_block(channels: int) -> int:
-    """Return how many channels a tile has."""
+    """Return the number of channels per tile."""
     return min(max(int(triton.next_power_of_2(channels)), 8), WIDEST)
 
 
 def sum_launch(x: Tensor, groups: int, *, tile_bytes: int) -> tuple[tuple[int, int, int], dict[str, int]]:
-    """Split the rows of each group of x so that about PROGRAMS sum: grid (columns, S, G) and sizes."""
+    """Return the grid (columns, S, G) and sizes that split each group's rows among about PROGRAMS programs."""
     channels = x.shape[1]
     rows = x.numel() // (channels * groups)
     bc = column_block(channels)
@@ -182,10 +188,13 @@ def sum_launch(x: Tensor, groups: int, *, tile_bytes: int) -> tuple[tuple[int, i
     return grid, {"rows": rows, "channels": channels, "rows_per_split": rows_per_split, "BM": bm, "BC": bc}
 
 
-def join(
+def reduce_splits(
     partial: Tensor, rows: int, *, totals: tuple[Tensor, Tensor] | None, group: dist.ProcessGroup | None
 ) -> Tensor:
-    """Add the splits of partial [2, G, S, C], then the ranks: sums [2, G, C] and counts [G] in one float32 buffer."""
+    """Sum partial [2, G, S, C] over splits and ranks: sums [2, G, C] and counts [G] in one float32 buffer.
+
+    totals: two tensors [C] for this rank's sums over groups, or None.
+    """
     _, groups, splits, channels = partial.shape
     sums = partial.new_empty(2 * groups * channels + groups)
     first, second = totals or (None, None)
@@ -217,14 +226,14 @@ def batch_statistics(
     eps: float,
     group: dist.ProcessGroup | None,
 ) -> Tensor:
-    """Return mean and rstd [2, G, C], float32, and move the running statistics."""
+    """Return mean and rstd in one float32 tensor [2, G, C] and update the running statistics."""
     grid, sizes = sum_launch(x, views, tile_bytes=STATS_TILE_BYTES)
     channels, rows = sizes["channels"], sizes["rows"]
     partial = x.new_empty((2, views, grid[1], channels), dtype=torch.float32)
     stats_kernel[grid](x, running_mean, partial, **sizes, num_warps=WARPS)
     splits = grid[1]
     if group is not None:
-        partial, splits = join(partial, rows, totals=None, group=group), 1
+        partial, splits = reduce_splits(partial, rows, totals=None, group=group), 1
     statistics = x.new_empty((2, views, channels), dtype=torch.float32)
     finalize_kernel[(triton.cdiv(channels, FINALIZE["BC"]),)](
         partial,

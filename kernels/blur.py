@@ -1,13 +1,14 @@
-"""Know the separable Gaussian blur of images x [N, 3, H, H] in [0, 1], and how finished views are written.
+"""Separable Gaussian blur of images x [N, 3, H, H] in [0, 1], and the kernel that writes finished views.
 
-    down     u[y, x] = sum_t g_t x[y + t, x]                  where blur is drawn; other images end at once
+    down     u[y, x] = sum_t g_t x[y + t, x]                  where blur is drawn; other images return at once
     across   v[y, x] = clip(sum_t g_t u[y, x + t], 0, 1)      where blur is drawn; v = x elsewhere
     finish   (v' - mean) / std, channels last                 v' = min(v, 1 - v) where solarize is drawn, else v
 
 |t| <= H // 20, g_t is proportional to exp(-t^2 / (2 sigma^2)) and sums to 1 before the border cuts it (zero padding).
-Two launches: down, then across and finish. Moved per element: down, one read and one write of blurred images; finish,
-one of each. Other taps come from the cache: rows above and below in 128-bit words; pixels beside, which no word
-aligns with, one a thread, so that a warp's read is one line. The interleaved stores of a warp fill 192 or 384 bytes.
+There are two launches: down, then across with finish. Moved per element: one read and one write of blurred images by
+down, and one of each by finish. Other taps come from the cache: rows above and below in 128-bit words; neighbours in
+the same row, which are not aligned to words, one per thread, so that a warp reads one line. The interleaved stores of a
+warp fill 192 or 384 bytes.
 """
 
 from __future__ import annotations
@@ -21,18 +22,18 @@ from fastbyol.kernels.color import unit
 from fastbyol.kernels.reference import IMAGENET_MEAN, IMAGENET_STD
 from fastbyol.kernels.view_params import BLUR, COLUMNS, SIGMA, SOLARIZE, ViewParams
 
-DOWN_BLOCK = 2048  # elements of a program: 8 a thread
+DOWN_BLOCK = 2048  # elements per program: 8 per thread
 DOWN_WARPS = 8
-FINISH_BLOCK = 256  # pixels of a program: 1 a thread
+FINISH_BLOCK = 256  # pixels per program: 1 per thread
 FINISH_WARPS = 8
-SIGMAS = tl.constexpr(6.0)  # taps farther off weigh less than 2**-25 of the centre's: nothing in a float32 sum
+SIGMAS = tl.constexpr(6.0)  # taps farther away have less than 2**-25 of the centre's weight, which a float32 sum loses
 MEAN = tl.constexpr(IMAGENET_MEAN)
 STD = tl.constexpr(IMAGENET_STD)
 
 
 @triton.jit
 def _reach_and_exponent(params_ptr, RADIUS: tl.constexpr):
-    """Return how many taps on a side count, and what the square of a tap's distance is multiplied with."""
+    """Return the number of taps per side that count, and the factor of a tap's squared distance in the exponent."""
     sigma = tl.load(params_ptr + SIGMA)
     return tl.minimum((sigma * SIGMAS).to(tl.int32) + 1, RADIUS), -0.5 / (sigma * sigma)
 
@@ -78,7 +79,7 @@ def _beside(pixel_ptr, t, has_left, has_right):
 
 @triton.jit
 def _across(red_ptr, x, inside, r, g, b, params_ptr, SIDE: tl.constexpr, RADIUS: tl.constexpr):
-    """Return the blurred channels; r, g, b: what red_ptr, the pixels of the first channel, and the others hold."""
+    """Return the blurred channels; r, g, b are the values at red_ptr and at the other two channels."""
     reach, exponent = _reach_and_exponent(params_ptr, RADIUS)
     weights = 1.0
     for t in range(1, reach + 1):
@@ -126,7 +127,7 @@ def finish_kernel(
 
 
 def blur_down(planes: Tensor, params: ViewParams, *, block: int = DOWN_BLOCK) -> Tensor:
-    """Return planes [N, 3, H, H] blurred along their columns where drawn; other images hold anything."""
+    """Return planes [N, 3, H, H] blurred along their columns where drawn; other images are undefined."""
     images, _, side, _ = planes.shape
     out = torch.empty_like(planes)
     grid = (images * 3 * triton.cdiv(side**2, block),)
@@ -135,7 +136,7 @@ def blur_down(planes: Tensor, params: ViewParams, *, block: int = DOWN_BLOCK) ->
 
 
 def finish(planes: Tensor, down: Tensor, params: ViewParams, *, out: Tensor, block: int = FINISH_BLOCK) -> None:
-    """Blur along rows where drawn, solarize where drawn, normalise; out [N, 3, H, H] channels last, floating."""
+    """Blur along rows where drawn, solarize where drawn, normalise; out: [N, 3, H, H] floating, channels last."""
     images, _, side, _ = planes.shape
     grid = (images * triton.cdiv(side**2, block),)
     finish_kernel[grid](

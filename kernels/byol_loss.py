@@ -1,15 +1,15 @@
-"""Know BYOL's loss and its gradient in one launch: q, z [2B, D], view-major; row i of q meets row i +- B of z.
+"""BYOL's loss and its gradient in one launch: q, z [2B, D], view-major; row i of q is compared with row i +- B of z.
 
 Per row, in float32, with n(x) = x * rsqrt(max(sum(x^2), 1e-12)):
 
     d = n(q) - n(z),  loss = sum(d^2) / B over all rows
     dq = rsqrt(|q|^2) * (2/B) * (d - n(q) * (n(q) . d)), without the last term where |q|^2 is under 1e-12
 
-Bytes moved, in bfloat16: 2 read of q, 2 of z, 2 written of dq per element. The backward multiplies dq by the gradient
-of the loss, which stays on the device.
+Bytes moved per element in bfloat16: 2 read of q, 2 read of z, 2 written of dq. The backward multiplies dq by the
+gradient of the loss, which stays on the device.
 
-Every program writes the loss of its rows and takes a ticket; the one that takes the last adds them up in a fixed order,
-so that the loss is the same to the bit from run to run, and puts the ticket back to 0, ready for the next launch or the
+Every program writes the loss of its rows and takes a ticket. The program that takes the last ticket adds the losses in
+a fixed order, so that the loss has the same bits in every run, and resets the ticket to 0 for the next launch or the
 next replay of a CUDA graph.
 """
 
@@ -28,7 +28,7 @@ from fastbyol.kernels.dispatch import runs_triton
 
 NORM_EPS = tl.constexpr(reference.NORM_EPS)
 NUM_WARPS = 8
-TILE = 2048  # elements of q that a program holds: 8 a thread, one 128-bit access in bfloat16
+TILE = 2048  # elements of q per program: 8 per thread, one 128-bit access in bfloat16
 CHUNK = 1024  # partial losses that the last program adds at a time
 
 
@@ -46,7 +46,7 @@ def loss_of_rows(
     ROWS: tl.constexpr,
     BLOCK_D: tl.constexpr,
 ):
-    """Write dq of a program's rows and their share of the loss."""
+    """Write dq of a program's rows and their part of the loss."""
     row = program * ROWS + tl.arange(0, ROWS)
     other = tl.where(row < pairs, row + pairs, row - pairs)
     column = tl.arange(0, BLOCK_D)
@@ -68,9 +68,9 @@ def loss_of_rows(
 
 @triton.jit
 def add_if_last(partials_ptr, ticket_ptr, loss_ptr, programs, CHUNK: tl.constexpr):
-    """Add up the partial losses in the program that comes last, and put the ticket back."""
-    # The release of the ticket publishes the partial loss, its acquire shows the last program those of the others.
-    # The barrier orders other threads of this program before the one that takes the ticket.
+    """In the last program to arrive, add up the partial losses and reset the ticket."""
+    # The release of the ticket publishes the partial loss; its acquire shows the last program those of the others.
+    # The barrier orders the other threads of this program before the one that takes the ticket.
     tl.debug_barrier()
     arrived = tl.atomic_add(ticket_ptr, 1, sem="acq_rel", scope="gpu")
     if arrived == programs - 1:
@@ -99,18 +99,20 @@ def byol_loss_kernel(
     BLOCK_D: tl.constexpr,
     CHUNK: tl.constexpr,
 ):
-    """Compute loss and dq; a program takes ROWS rows."""
+    """Compute loss and dq, ROWS rows per program."""
     loss_of_rows(q_ptr, z_ptr, dq_ptr, partials_ptr, tl.program_id(0), pairs, width, q_stride, z_stride, ROWS, BLOCK_D)
     add_if_last(partials_ptr, ticket_ptr, loss_ptr, programs, CHUNK)
 
 
 def rows_contiguous(x: Tensor) -> Tensor:
-    """Return x [N, D], copied if the elements of a row are not neighbours."""
+    """Return x [N, D], copied if the elements of a row are not adjacent in memory."""
     return x if x.stride(1) == 1 else x.contiguous()
 
 
-def arguments(q: Tensor, z: Tensor, *, ticket: Tensor | None, tile: int = TILE, chunk: int = CHUNK) -> dict[str, Any]:
-    """Name the arguments of a launch on q and z: inputs, fresh outputs and the shape of the work.
+def launch_arguments(
+    q: Tensor, z: Tensor, *, ticket: Tensor | None, tile: int = TILE, chunk: int = CHUNK
+) -> dict[str, Any]:
+    """Return the arguments of a launch on q and z: inputs, new outputs and sizes.
 
     Raises ValueError where q and z are no pair of view-major projections.
     """
@@ -123,7 +125,7 @@ def arguments(q: Tensor, z: Tensor, *, ticket: Tensor | None, tile: int = TILE, 
     return {
         "q_ptr": q,
         "z_ptr": z,
-        # an element of dq is near 1/(B*sqrt(D)*|q|), which float16 loses: its loss scale comes only in the backward
+        # an element of dq is about 1/(B*sqrt(D)*|q|), too small for float16: the loss scale comes only in the backward
         "dq_ptr": torch.empty(q.shape, dtype=torch.float32 if q.dtype == torch.float16 else q.dtype, device=q.device),
         "partials_ptr": torch.empty(programs, dtype=torch.float32, device=q.device),
         "ticket_ptr": torch.zeros(1, dtype=torch.int32, device=q.device) if ticket is None else ticket,
@@ -140,11 +142,11 @@ def arguments(q: Tensor, z: Tensor, *, ticket: Tensor | None, tile: int = TILE, 
 
 
 class WithGradient(torch.autograd.Function):
-    """Return a loss whose gradient for q, at an upstream gradient of 1, is dq."""
+    """An autograd function that returns a loss whose gradient for q, at an upstream gradient of 1, is dq."""
 
     @staticmethod
     def forward(ctx: Any, q: Tensor, loss: Tensor, dq: Tensor) -> Tensor:
-        """Keep dq for the backward."""
+        """Save dq for the backward."""
         ctx.save_for_backward(dq)
         ctx.dtype = q.dtype
         return loss
@@ -152,7 +154,7 @@ class WithGradient(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Tensor, None, None]:
-        """Scale dq on the device."""
+        """Multiply dq by the upstream gradient, on the device."""
         (dq,) = ctx.saved_tensors
         return (dq * upstream).to(ctx.dtype), None, None
 
@@ -161,12 +163,12 @@ def byol_loss(q: Tensor, z: Tensor, *, ticket: Tensor | None = None) -> Tensor:
     """Compute BYOL's loss, the sum of both directions averaged over images, in [0, 8]; float32.
 
     q, z [2B, D]: online predictions and target projections, view-major, of any float dtype; z gets no gradient.
-    ticket [1] int32: 0, left at 0, one for launches that follow each other on a stream; None makes one, which costs a
-    launch to clear it.
+    ticket: [1] int32, 0 before and after; one tensor serves all launches that follow each other on a stream. None makes
+    a new one, which costs a launch to clear it.
     """
     if not runs_triton(q):
         return reference.byol_loss(q, z)
-    named = arguments(q, z, ticket=ticket)
-    byol_loss_kernel[(named["programs"],)](**named, num_warps=NUM_WARPS)
-    loss: Tensor = WithGradient.apply(q, named["loss_ptr"], named["dq_ptr"])
+    launch = launch_arguments(q, z, ticket=ticket)
+    byol_loss_kernel[(launch["programs"],)](**launch, num_warps=NUM_WARPS)
+    loss: Tensor = WithGradient.apply(q, launch["loss_ptr"], launch["dq_ptr"])
     return loss

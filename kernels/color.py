@@ -1,14 +1,14 @@
-"""Know jitter and grayscale of planar images x [N, 3, H, H] in [0, 1], each image in its own order of operations.
+"""Color jitter and grayscale of planar images x [N, 3, H, H] in [0, 1], each with its own order of operations.
 
     brightness  x + delta                                   contrast  x * f + mean * (1 - f), mean of the whole channel
     saturation  value - min(f, value / chroma) * (value - x)
     hue         value - chroma * clip(|position - primary| - 1, 0, 1) on a circle of 6, position turned by 6 * delta
-    grayscale   .2989 r + .5870 g + .1140 b
+    grayscale   0.2989 r + 0.5870 g + 0.1140 b
 
-Contrast needs the mean of what stands before it, so the crop kernel applies the operations up to it, with `jitter`, and
-leaves sums of its tiles, [N, 3, T] float32. The color kernel adds them in a fixed order, applies contrast and what
-follows, in place. Images that drew neither jitter nor grayscale end at once.
-Moved per element of the others: one read, one write, and T / (H*H) sums a program.
+Contrast needs the mean of its input. So the crop kernel applies the operations before contrast, with `jitter`, and
+writes the sums of its tiles, [N, 3, T] float32. The color kernel adds them in a fixed order and applies contrast and
+the operations after it, in place. Programs of images with neither jitter nor grayscale return at once. Moved per
+element of the others: one read and one write, and T / (H*H) sums per program.
 """
 
 from __future__ import annotations
@@ -30,10 +30,10 @@ from fastbyol.kernels.view_params import (
     ViewParams,
 )
 
-BLOCK = 1024  # pixels of a program: 8 a thread, one 128-bit access of float16 a channel
+BLOCK = 1024  # pixels per program: 8 per thread, one 128-bit access of float16 per channel
 WARPS = 4
 OPERATIONS = tl.constexpr(4)
-TINY = tl.constexpr(2.0**-126)  # least normal float32: guards a division by a chroma of 0
+TINY = tl.constexpr(2.0**-126)  # smallest normal float32: avoids a division by a chroma of 0
 LUMA_RED, LUMA_GREEN, LUMA_BLUE = (tl.constexpr(weight) for weight in LUMA)
 
 
@@ -58,7 +58,7 @@ def _saturation(r, g, b, factor):
 
 @triton.jit
 def _at_primary(position, PRIMARY: tl.constexpr, value, chroma):
-    """Return the channel whose primary stands at PRIMARY of a circle of circumference 6."""
+    """Return the channel whose primary is at PRIMARY on a circle of circumference 6."""
     distance = position - PRIMARY
     distance = tl.abs(distance - 6.0 * tl.floor(distance * (1 / 6) + 0.5))
     return value - chroma * unit(distance - 1.0)
@@ -76,7 +76,7 @@ def _hue(r, g, b, delta):
 
 @triton.jit
 def jitter(r, g, b, params_ptr, position):
-    """Apply the operation at a position of the image's order, any but contrast; params_ptr: the image's row."""
+    """Apply the operation at a position of the image's order, except contrast; params_ptr points to the image's row."""
     operation = tl.load(params_ptr + ORDER + position).to(tl.int32)
     factor = tl.load(params_ptr + FACTORS + operation)
     if operation == HUE:
@@ -90,7 +90,7 @@ def jitter(r, g, b, params_ptr, position):
 
 @triton.jit
 def contrast_position(params_ptr):
-    """Return where in the image's order contrast stands."""
+    """Return the position of contrast in the image's order."""
     position = 0
     for i in tl.static_range(1, OPERATIONS):
         position += i * (tl.load(params_ptr + ORDER + i).to(tl.int32) == CONTRAST).to(tl.int32)
@@ -147,7 +147,7 @@ def color_kernel(
 def color_(planes: Tensor, sums: Tensor, params: ViewParams) -> None:
     """Apply contrast, the operations after it and grayscale in place.
 
-    planes: [N, 3, H, H]; sums: [N, 3, T] float32, which add up to those of each channel; params: N rows.
+    planes: [N, 3, H, H]; sums: [N, 3, T] float32, the sums of T tiles of each channel; params: N rows.
     """
     images, _, side, _ = planes.shape
     tiles = sums.shape[2]

@@ -1,16 +1,16 @@
-"""Know how boxes of packed uint8 images become planar squares: bicubic resampling, flip, and the first of the jitter.
+"""Crops of packed uint8 images to planar squares: bicubic resampling, flip, and the jitter before contrast.
 
     out[i] = clip(sum_j w_j pixel[base - 1 + j] / 255, 0, 1), j = 0..3, in y and in x
     base + t = (i + 1/2) * length / H - 1/2, base whole and 0 <= t < 1;  w = Keys' cubic (a = -1/2) of t
 
-Positions are whole multiples of 1 / (2H) and never drift. Taps outside the box are dropped, the others renormalised; no
-antialias. The jitter operations that an image has before contrast follow, and the sum of each tile and channel of
-float32 values, which color.py makes the mean of.
+Positions are whole multiples of 1 / (2H), so they do not drift. Taps outside the box are dropped and the others
+renormalised; there is no antialiasing. Then come the jitter operations before contrast, and the float32 sum of each
+tile and channel, from which color.py computes the mean.
 
-A row of four taps is 12 bytes that begin anywhere: four aligned 32-bit reads hold them, a third of the reads of single
-bytes. Only words that hold a byte of the image are read, whatever the box.
-Moved: the box's bytes once (both views of an image run side by side and share the cache), one write per element, 12
-bytes of sums a tile.
+A row of four taps is 12 bytes at any alignment. Four aligned 32-bit reads cover them, a third of the reads of single
+bytes. Only words that hold a byte of the image are read, whatever the box is.
+Moved: the bytes of the box once (both views of an image run side by side and share the cache), one write per element,
+and 12 bytes of sums per tile.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from torch import Tensor
 from fastbyol.kernels.color import contrast_position, jitter, unit
 from fastbyol.kernels.view_params import BOX, COLUMNS, FLIP, JITTER, ViewParams
 
-# A program makes STEPS * ROWS rows of COLS pixels, ROWS at a time, one pixel a thread and one row a warp: neighbouring
-# threads read neighbouring bytes. Threads are numbered in one dimension, since of a two-dimensional tile of scattered
-# reads the compiler may make warps of columns (Triton 3.6 does).
+# A program makes STEPS * ROWS rows of COLS pixels, ROWS at a time, one pixel per thread and one row per warp, so that
+# neighbouring threads read neighbouring bytes. Threads are numbered in one dimension: for a two-dimensional tile of
+# scattered reads the compiler may form warps from columns (Triton 3.6 does).
 STEPS, ROWS, COLS = 4, 8, 32
 WARPS = 8
 WORD = 4  # bytes
@@ -32,7 +32,7 @@ WORD = 4  # bytes
 
 @triton.jit
 def _taps(out, length, SIDE: tl.constexpr):
-    """Return the first of four taps of each output, the weights, 0 outside [0, length), and their sum."""
+    """Return, for each output, the first of four taps, their weights (0 outside [0, length)) and the weights' sum."""
     position = (2 * out + 1) * length - SIDE
     base = (position + 2 * SIDE) // (2 * SIDE) - 1  # floor: position > -2 * SIDE, and Triton's // truncates
     t = (position - base * (2 * SIDE)).to(tl.float32) * (1 / (2 * SIDE))
@@ -45,10 +45,10 @@ def _taps(out, length, SIDE: tl.constexpr):
 
 @triton.jit
 def _four_bytes(low, high, shift):
-    """Return as floats the four bytes that begin `shift` bits into two consecutive words.
+    """Return the four bytes that start `shift` bits into two consecutive words, as floats.
 
-    A byte set into the mantissa of 2**23, or one place higher into that of 2**15, is that number plus the byte: a
-    bitwise operation and a subtraction, where a conversion runs at an eighth of their rate.
+    A byte in the low bits of the mantissa of 2**23, or one byte higher in that of 2**15, gives that number plus the
+    byte. So a bitwise operation and a subtraction convert it; a conversion instruction has an eighth of their rate.
     """
     word = (((high.to(tl.uint64) << 32) | low.to(tl.uint64)) >> shift).to(tl.uint32)
     upper = word >> 16
@@ -62,7 +62,7 @@ def _four_bytes(low, high, shift):
 
 @triton.jit
 def _row(words_ptr, words, start, weights):
-    """Return the weighed sums of four RGB pixels that begin at byte `start`; the second or third lies in the image."""
+    """Return the weighted sums of four RGB pixels from byte `start` on; the second or third lies in the image."""
     word = start >> 2
     shift = ((start & 3) * 8).to(tl.uint64)
     row_ptr = words_ptr + word
@@ -82,14 +82,14 @@ def _row(words_ptr, words, start, weights):
 
 @triton.jit
 def _window(words_ptr, words, phase, size, first, weights_y, weights_x):
-    """Return the weighed sums of 4 x 4 pixels; size: the image's height and width, first: row and column."""
+    """Return the weighted sums of 4 x 4 pixels; size: the image's height and width, first: row and column."""
     height, width = size
     first_row, column = first
     r = tl.zeros(column.shape, tl.float32)
     g = tl.zeros(column.shape, tl.float32)
     b = tl.zeros(column.shape, tl.float32)
     for j in tl.static_range(4):
-        row = tl.minimum(tl.maximum(first_row + j, 0), height - 1)  # of weight 0 where this moves it
+        row = tl.minimum(tl.maximum(first_row + j, 0), height - 1)  # the weight is 0 where this changes the row
         red, green, blue = _row(words_ptr, words, phase + (row * width + column) * 3, weights_x)
         r += weights_y[j] * red
         g += weights_y[j] * green
@@ -99,7 +99,7 @@ def _window(words_ptr, words, phase, size, first, weights_y, weights_x):
 
 @triton.jit
 def _side(size_ptr, params_ptr, AXIS: tl.constexpr):
-    """Return an image's size, the box's start and its length; a box that is empty or lies outside is moved inside."""
+    """Return an image's size and the box's start and length; an empty or outlying box is moved inside the image."""
     size = tl.load(size_ptr + AXIS).to(tl.int32)
     start = tl.load(params_ptr + BOX + AXIS).to(tl.int32)
     length = tl.load(params_ptr + BOX + 2 + AXIS).to(tl.int32)
@@ -144,7 +144,7 @@ def crop_kernel(
     thread = tl.arange(0, ROWS * COLS)
     x = tile % across * COLS + thread % COLS
     last = SIDE - 1
-    source_x = tl.minimum(x, last)  # what lies beyond the output is computed and not written
+    source_x = tl.minimum(x, last)  # pixels beyond the output are computed but not written
     source_x = tl.where(tl.load(params_ptr + FLIP) > 0, last - source_x, source_x)
     first_x, weights_x, sum_x = _taps(source_x, box_width, SIDE)
     red_sum = tl.zeros([ROWS * COLS], tl.float32)
@@ -175,7 +175,7 @@ def crop_kernel(
 
 
 def tiling(side: int) -> tuple[int, int]:
-    """Tell how many steps a program takes and how many tiles, each with its sums, an output of this side has."""
+    """Return the number of steps per program and the number of tiles of an output of this side."""
     steps = min(STEPS, triton.cdiv(side, ROWS))
     return steps, triton.cdiv(side, steps * ROWS) * triton.cdiv(side, COLS)
 

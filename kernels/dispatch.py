@@ -1,4 +1,4 @@
-"""The one rule of dispatch: Triton where it can run a tensor, the plain torch of reference.py elsewhere."""
+"""Dispatch between the Triton kernels and the plain torch of reference.py."""
 
 from __future__ import annotations
 
@@ -12,27 +12,27 @@ from torch import Tensor
 from triton import knobs
 from triton.runtime.jit import JITFunction
 
-_only_allocates: ContextVar[bool] = ContextVar("only_allocates", default=False)
+_allocates_only: ContextVar[bool] = ContextVar("allocates_only", default=False)
 
 
 def runs_triton(x: Tensor) -> bool:
-    """Tell whether the Triton kernels take x: on a GPU, or on any device under Triton's interpreter.
+    """Return whether the Triton kernels can run on x: on a GPU, or on any device under Triton's interpreter.
 
-    Not in float64, which is the reference's alone, and not inside torch.compile, which fuses the reference itself. The
-    interpreter runs kernels on CPU tensors, slowly, in a process started with TRITON_INTERPRET=1.
+    Returns False for float64, which only the reference supports, and inside torch.compile, which fuses the reference
+    itself. The interpreter runs kernels on CPU tensors, slowly, in a process started with TRITON_INTERPRET=1.
     """
     if torch.compiler.is_compiling() or x.dtype == torch.float64:
         return False
-    return x.is_cuda or knobs.runtime.interpret or _only_allocates.get()
+    return x.is_cuda or knobs.runtime.interpret or _allocates_only.get()
 
 
 @contextmanager
-def only_allocating() -> Iterator[None]:
-    """Let the kernels' wrappers take any tensor in the with-block: they allocate as on a GPU and launch nothing.
+def allocate_only() -> Iterator[None]:
+    """Make the kernels' wrappers allocate as on a GPU but launch nothing, for any tensor, in the with-block.
 
-    For fake tensors, whose memory is counted (fastbyol.memory): what the results hold is arbitrary.
+    Used with fake tensors to measure memory (fastbyol.memory); the values of the results are arbitrary.
     """
-    token, run = _only_allocates.set(True), JITFunction.run
+    token, run = _allocates_only.set(True), JITFunction.run
 
     def launch_nothing(*_: Any, **__: Any) -> None: ...
 
@@ -41,4 +41,4 @@ def only_allocating() -> Iterator[None]:
         yield
     finally:
         JITFunction.run = run
-        _only_allocates.reset(token)
+        _allocates_only.reset(token)

@@ -1,16 +1,17 @@
-"""Know one LARS step with its EMA target over all tensors, in three launches however many tensors there are.
+"""One LARS step with the EMA target update over all tensors, in three launches for any number of tensors.
 
     g <- g + wd*p;  ratio = trust*|p|/|g|, 1 where either norm is 0 or trust is None
     u <- momentum*u + ratio*g;  p <- p - lr*u;  target <- target + (1-tau)*(p - target)
 
-norms   a program a block of a tensor: partial sums of p^2 and g^2
-ratios  a program a tensor: its partial sums added in a fixed order, its ratio, and a mark where |g| is not finite
-sweep   a program a block: momentum, parameter and target; none of them where a gradient was marked
+norms   one program per block of a tensor: partial sums of p^2 and g^2 ratios  one program per tensor: adds its partial
+sums in a fixed order, computes its ratio, and sets the skip flag if |g|
+        is not finite
+sweep   one program per block: updates momentum, parameter and target, or nothing if the skip flag is set
 
-Bytes moved per element, float32: 8 read by the norms; 16 read and 12 written by the sweep, without a target 12 and 8.
+Bytes moved per element, float32: norms read 8; the sweep reads 16 and writes 12, or 12 and 8 without a target.
 
-The tensors stay ordinary tensors, addressed as segments. Rates and the gradients' addresses, which change from step to
-step, are written to the device in the order of its stream, so that the host never waits.
+The tensors stay ordinary tensors, addressed as segments. Rates and the addresses of gradients, which change from step
+to step, are written to the device in stream order, so that the host never waits.
 """
 
 from __future__ import annotations
@@ -49,8 +50,8 @@ from fastbyol.kernels.segments import (
 CHUNK = 1024  # partial sums that a program of `ratios` adds at a time
 RATIO_WARPS = 4
 
-# Columns of the table of rates, a row of float64 a group, in the order of LarsRates; trust is NaN for None.
-# Float64, because 1 - tau of a float32 tau near 1 keeps few digits.
+# Columns of the table of rates, one row of float64 per group, in the order of LarsRates; trust is NaN for None.
+# Float64, because 1 - tau loses most digits for a float32 tau near 1.
 LR = tl.constexpr(0)
 INERTIA = tl.constexpr(1)
 WEIGHT_DECAY = tl.constexpr(2)
@@ -61,13 +62,13 @@ RATES = tl.constexpr(5)
 
 @triton.jit
 def rate(rates_ptr, row_ptr, COLUMN: tl.constexpr):
-    """Load a rate of the group of a segment, as float32."""
+    """Load a rate of a segment's group as float32."""
     return tl.load(rates_ptr + tl.load(row_ptr + GROUP) * RATES + COLUMN).to(tl.float32)
 
 
 @triton.jit
 def follow(target, p, tau):
-    """Move a target towards p at the float64 rate tau: to p exactly at 0, not at all at 1."""
+    """Move a target towards p with float64 tau; the result is exactly p at tau = 0 and exactly the target at 1."""
     step = (1.0 - tau).to(tl.float32)
     return tl.where(step < 0.5, target + step * (p - target), p - tau.to(tl.float32) * (p - target))
 
@@ -84,14 +85,14 @@ def lars_norms_kernel(
     ALIGNED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Sum squares by block into partials [2, blocks] and clear the mark of a skip."""
+    """Write the sums of squares of each block to partials [2, blocks] and clear the skip flag."""
     block = tl.program_id(0)
     segment, row_ptr, start, count = block_of_segment(segments_ptr, segment_of_block_ptr, block, BLOCK)
     decay = rate(rates_ptr, row_ptr, WEIGHT_DECAY)
     p_ptr = pointer(tl.load(row_ptr + PARAM), ALIGNED) + start
     g_ptr = pointer(tl.load(grads_ptr + segment), ALIGNED) + start
     i = tl.arange(0, BLOCK)
-    if count == BLOCK:  # without a mask, or no access is wide
+    if count == BLOCK:  # no mask, since a masked access is not wide
         p = tl.load(p_ptr + i)
         g = tl.load(g_ptr + i)
     else:
@@ -115,7 +116,7 @@ def lars_ratios_kernel(
     BLOCK: tl.constexpr,
     CHUNK: tl.constexpr,
 ):
-    """Compute the ratio of each segment; mark a skip where its gradient's norm is inf or NaN."""
+    """Compute the ratio of each segment; set the skip flag if its gradient's norm is inf or NaN."""
     segment = tl.program_id(0)
     row_ptr = segments_ptr + segment * COLUMNS
     first = tl.load(row_ptr + FIRST_BLOCK)
@@ -131,13 +132,13 @@ def lars_ratios_kernel(
     trust = rate(rates_ptr, row_ptr, TRUST)
     adapts = (trust == trust) & (p_norm > 0) & (g_norm > 0)  # noqa: PLR0124  # NaN is None
     tl.store(ratios_ptr + segment, tl.where(adapts, trust * p_norm / tl.where(adapts, g_norm, 1.0), 1.0))
-    if not (g_norm < float("inf")):  # NaN too; every program that writes, writes the same
+    if not (g_norm < float("inf")):  # true for NaN too; all programs that write, write 1
         tl.store(is_skipped_ptr, 1)
 
 
 @triton.jit
 def update(p_ptr, g_ptr, momentum_ptr, target_ptr, i, count, target_count, ratio, decay, inertia, lr, tau):
-    """Move a block of momentum, parameter and target; of no target, 0 elements."""
+    """Update a block of momentum, parameter and target; target_count is 0 without a target."""
     mask, target_mask = i < count, i < target_count
     p = tl.load(p_ptr + i, mask=mask, other=0.0)
     g = tl.load(g_ptr + i, mask=mask, other=0.0) + decay * p
@@ -161,7 +162,7 @@ def lars_sweep_kernel(
     ALIGNED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Update every block unless the step is skipped; count the steps skipped, in all and in a row."""
+    """Update every block unless the step is skipped; count the skipped steps, in total and in a row."""
     block = tl.program_id(0)
     is_skipped = tl.load(is_skipped_ptr)
     if block == 0:
@@ -190,9 +191,9 @@ def lars_sweep_kernel(
 
 
 class Workspace:
-    """Keep on the device what the launches of successive steps share; never part of a checkpoint."""
+    """Device memory shared by the launches of successive steps; never part of a checkpoint."""
 
-    rates: DeviceTable  # made by the first set_rates; all below it by the first update
+    rates: DeviceTable  # created by the first set_rates; those below by the first update
     grads: DeviceTable
     partials: Tensor
     ratios: Tensor
@@ -206,7 +207,7 @@ class Workspace:
     def set_rates(self, rates: Sequence[LarsRates], device: torch.device) -> None:
         """Write the rates of each group to the device if they have changed.
 
-        Not during a capture: a graph then reads, at each replay, the rates written last before it.
+        Does nothing during a capture: at each replay a graph reads the rates that were last written before it.
         """
         if is_capturing(device):
             return
@@ -223,9 +224,9 @@ class Workspace:
         return self.rates.tensor[0, TAU.value]
 
     def update(self, groups: Sequence[LarsGroup]) -> tuple[list[Tensor], bool]:
-        """Bring tables and rates up to date; return the gradients laid out as their parameters, and if all is aligned.
+        """Update tables and rates; return the gradients in their parameters' layout, and whether all is aligned.
 
-        The gradients must live until the launches that read them are queued.
+        The gradients must stay alive until the launches that read them are queued.
         """
         params = [p for group in groups for p in group.params]
         device = params[0].device
@@ -240,18 +241,24 @@ class Workspace:
             self.ratios = torch.empty(len(params), dtype=torch.float32, device=device)
             self.is_skipped = torch.empty(1, dtype=torch.int32, device=device)
         self.set_rates([group.rates for group in groups], device)
-        grads = [self._laid_out(g, p) for p, g in zip(params, chain(*(group.grads for group in groups)), strict=True)]
+        grads = [
+            self._in_layout_of(g, p) for p, g in zip(params, chain(*(group.grads for group in groups)), strict=True)
+        ]
         addresses = [g.data_ptr() for g in grads]
         self.grads.write(addresses)
         is_aligned = self.segments.is_aligned and all(address % 16 == 0 for address in addresses)
         if not is_aligned:
-            self._log_once("some tensors do not start at a multiple of 16 bytes: LARS reads 4 bytes at a time, not 16")
+            self._log_once(
+                "some tensors do not start at a multiple of 16 bytes: LARS reads 4 bytes at a time instead of 16"
+            )
         return grads, is_aligned
 
-    def _laid_out(self, g: Tensor, p: Tensor) -> Tensor:
+    def _in_layout_of(self, g: Tensor, p: Tensor) -> Tensor:
         if g.dtype == p.dtype and (g.stride() == p.stride() or extents(g) == extents(p)):
             return g
-        self._log_once("some gradients are not laid out as their parameters: LARS copies them at every step")
+        self._log_once(
+            "some gradients have another memory layout than their parameters: LARS copies them at every step"
+        )
         return torch.empty_like(p).copy_(g)
 
     def _log_once(self, reason: str) -> None:
@@ -261,10 +268,10 @@ class Workspace:
 
 
 def lars_ema_(groups: Sequence[LarsGroup], *, skipped: Tensor, workspace: Workspace) -> None:
-    """Take one LARS step and let the targets follow, or skip it all where the norm of any gradient is inf or NaN.
+    """Take one LARS step and update the targets, or skip both if the norm of any gradient is inf or NaN.
 
-    skipped [2] int32 counts the steps skipped, in all and in a row. No host sync. workspace: one per list of tensors.
-    In a CUDA graph the rates are those of the last `workspace.set_rates` before a replay, not those of the groups.
+    skipped: [2] int32, counts the skipped steps, in total and in a row. There is no host sync. workspace: one per list
+    of tensors. In a CUDA graph the rates are those of the last `workspace.set_rates` before a replay, not of `groups`.
     """
     if not runs_triton(groups[0].params[0]):
         reference.lars_ema_(groups, skipped=skipped)
@@ -288,6 +295,6 @@ def lars_ema_(groups: Sequence[LarsGroup], *, skipped: Tensor, workspace: Worksp
         num_warps=RATIO_WARPS,
     )
     lars_sweep_kernel[(segments.blocks,)](*addresses, workspace.ratios, workspace.is_skipped, skipped, **whole)
-    # autograd must know, as it does of torch's own operations
+    # tells autograd of the in-place updates, as torch's own operations do
     changed = [x for group in groups for x in chain(group.params, group.momenta, group.targets) if x is not None]
     torch.autograd.graph.increment_version(changed)

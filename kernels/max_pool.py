@@ -1,15 +1,15 @@
-"""Max pooling of a ResNet's stem, 3x3 with stride 2 and padding 1, for two consumers of its result.
+"""Max pooling of a ResNet's stem, 3x3 with stride 2 and padding 1, with two consumers of the result.
 
 x is [N, C, H, W] in channels-last memory, z [N, C, OH, OW] with OH = (H - 1) // 2 + 1:
 
-    forward   z = the largest of a window; place = where in the window it lies, 0 to 8, row by row, one byte
+    forward   z = the largest of a window; place = its position in the window, 0 to 8, row by row, one byte
     backward  dx = the sum, over the windows whose largest is this element, of both consumers' gradients
 
-The backward gathers, so it needs no atomics and gives the same bits every time. torch keeps x and an int64 index an
-element of z for its backward; here one byte an element of z is kept, and x can be freed.
+The backward gathers, so it needs no atomics and gives the same bits every time. torch keeps x and one int64 index per
+element of z for its backward; here one byte per element of z is kept, and x can be freed.
 
-Elements moved, z being a quarter of x: forward x read, z and a byte written; backward one or two dz and the byte read,
-dx written. Neighbouring windows overlap by a third; those reads are left to the caches.
+Elements moved, with z a quarter of x: forward reads x and writes z and a byte; backward reads one or two dz and the
+byte, and writes dx. Neighbouring windows overlap by a third; those reads are left to the caches.
 """
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ from fastbyol.kernels.batchnorm_statistics import column_block
 from fastbyol.kernels.dispatch import runs_triton
 
 _ORDER = torch.channels_last
-TILE = 1024  # elements a program writes: 8 a thread, one 128-bit access in bfloat16; at twice that Triton 3.6 spills
+TILE = (
+    1024  # elements written per program: 8 per thread, one 128-bit access in bfloat16; at twice that Triton 3.6 spills
+)
 WARPS = 4
 
 
@@ -46,14 +48,14 @@ def max_pool_kernel(
     BM: tl.constexpr,
     BC: tl.constexpr,
 ):
-    """Write z and, where given, the places; grid (tiles of the N*OH*OW pixels of z, columns)."""
+    """Write z and, if given, the places; grid (tiles of the N*OH*OW pixels of z, columns)."""
     p = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM)
     c = tl.program_id(1) * BC + tl.arange(0, BC)
     row = p // out_width
     left, image = 2 * (p % out_width) - 1, row // out_height
     top = 2 * (row % out_height) - 1
     largest = tl.full([BM, BC], float("-inf"), tl.float32)
-    first = tl.where(top < 0, 3, 0) + tl.where(left < 0, 1, 0)  # of the window that lies inside
+    first = tl.where(top < 0, 3, 0) + tl.where(left < 0, 1, 0)  # place of the first element inside the image
     place = tl.zeros([BM, BC], tl.int32) + first[:, None]
     for k in tl.static_range(9):
         h, w = top + k // 3, left + k % 3
@@ -93,7 +95,7 @@ def max_pool_backward_kernel(
     dx = tl.zeros([BM, BC], tl.float32)
     for k in tl.static_range(4):
         out_h, out_w = (h + 1) // 2 - k // 2, (w + 1) // 2 - k % 2
-        down, right = h - 2 * out_h + 1, w - 2 * out_w + 1  # where in that window
+        down, right = h - 2 * out_h + 1, w - 2 * out_w + 1  # position in that window
         inside = (p < pixels) & (out_h >= 0) & (out_h < out_height) & (out_w >= 0) & (out_w < out_width)
         inside = inside & (down < 3) & (right < 3)
         at = ((image * out_height + out_h) * out_width + out_w)[:, None] * channels + c[None, :]
@@ -124,7 +126,7 @@ def _sides(x: Tensor, z_sides: Sequence[int]) -> dict[str, int]:
 
 
 class _MaxPool(torch.autograd.Function):
-    """Pool, and return the result twice; once differentiable."""
+    """Max pooling that returns its result twice; differentiable once."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, keeps_places: bool) -> tuple[Tensor, Tensor]:
@@ -158,7 +160,7 @@ class _MaxPool(torch.autograd.Function):
 def max_pool(x: Tensor) -> tuple[Tensor, Tensor]:
     """Return the 3x3 max pooling of x at stride 2 twice, once for each consumer; see reference.max_pool.
 
-    Both share memory. Either's gradient may be missing; two are added inside the backward kernel.
+    Both share memory. Either gradient may be missing; two are added inside the backward kernel.
     """
     if not runs_triton(x):
         return reference.max_pool(x)

@@ -1,9 +1,10 @@
-"""Know the mathematics of every operation outside the convolutions, in plain torch: CPU and CUDA, any floating dtype.
+"""Reference implementations of every operation except convolutions, in plain torch, for any device and float dtype.
 
-First the views: images are x [N, 3, H, W] in [0, 1], and every operation but `normalize` keeps them there. Where an
-operation takes `drawn` [N] bool, the other images pass unchanged. Then the step: batch norm per view, loss, LARS and
-the EMA target. Only `out`, running statistics and the arguments of a name that ends in `_` are written to.
-Source: byol-spec.md, "Augmentation"; TensorFlow 2's bicubic resizing, adjust_contrast, adjust_saturation, adjust_hue.
+The first part is the views: images are x [N, 3, H, W] in [0, 1], and every operation but `normalize` keeps that range.
+If an operation takes `drawn` [N] bool, it leaves the other images unchanged. The second part is the step: batch norm
+per view, loss, LARS and the EMA target. Only `out`, running statistics and arguments of functions whose name ends in
+`_` are written to. Source: paper, appendix B; TensorFlow 2's bicubic resizing, adjust_contrast, adjust_saturation,
+adjust_hue.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from torch import Tensor
 
 from fastbyol.kernels.view_params import ViewParams
 
-KEYS_CUBIC = (  # Keys 1981, a = -1/2: columns weigh the pixels at -1, 0, 1, 2; rows are powers of the fraction
+KEYS_CUBIC = (  # Keys 1981, a = -1/2: columns are the pixels at -1, 0, 1, 2; rows are powers of the fraction
     (0.0, 1.0, 0.0, 0.0),
     (-0.5, 0.0, 0.5, 0.0),
     (1.0, -2.5, 2.0, -0.5),
@@ -27,15 +28,15 @@ KEYS_CUBIC = (  # Keys 1981, a = -1/2: columns weigh the pixels at -1, 0, 1, 2; 
 LUMA = (0.2989, 0.5870, 0.1140)  # ITU-R BT.601, as tf.image.rgb_to_grayscale rounds it
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
-CHUNK_PIXELS = 2**19  # of source or of views at a time: bounds temporaries to a few times 6 MB
+CHUNK_PIXELS = 2**19  # of source or of views at a time: limits temporaries to a few times 6 MB
 NORM_EPS = 1e-12  # under the root of a squared norm (the authors' code)
 
 
 def unpack_planes(pixels: Tensor, offsets: Tensor, sizes: Tensor, *, dtype: torch.dtype) -> Tensor:
-    """Bring packed images to one tensor [B, H, 3, W] of the largest height and width, values 0..255.
+    """Unpack images to one tensor [B, H, 3, W] of the largest height and width, with values 0..255.
 
-    pixels: [bytes] uint8; offsets: [B] int64; sizes: [B, 2] (H, W). What lies right of or below an image is arbitrary
-    but finite. 3 * W spare bytes after the last image save a copy of the buffer when widths differ.
+    pixels: [bytes] uint8; offsets: [B] int64; sizes: [B, 2] (H, W). Values to the right of and below an image are
+    arbitrary but finite. If widths differ, 3 * W spare bytes after the last image save a copy of the buffer.
     """
     max_height, max_width = (int(side) for side in sizes.amax(0))  # syncs
     heights, widths = sizes.long()[..., None].unbind(1)
@@ -53,15 +54,15 @@ def unpack_planes(pixels: Tensor, offsets: Tensor, sizes: Tensor, *, dtype: torc
 def bicubic_weights(
     starts: Tensor, lengths: Tensor, flip: Tensor, *, padded: int, out_px: int, dtype: torch.dtype
 ) -> Tensor:
-    """Return weights [N, out_px, padded] that resample pixels [start, start + length) to out_px, reversed where `flip`.
+    """Return weights [N, out_px, padded] that resample pixels [start, start + length) to out_px, reversed if `flip`.
 
     starts, lengths: [N] integer, start + length <= padded; flip: [N] bool. Output pixel i reads the four pixels around
-    (i + 1/2) * length / out_px - 1/2; those outside the window are dropped and the others renormalised.
+    (i + 1/2) * length / out_px - 1/2; those outside the window are dropped and the weights of the others renormalised.
     """
     out = torch.arange(out_px, device=starts.device)
     out = torch.where(flip[:, None], out_px - 1 - out, out)
     lengths = lengths.long()[:, None]
-    position = (2 * out + 1) * lengths - out_px  # in 1 / (2 * out_px) of a pixel, so that division is exact
+    position = (2 * out + 1) * lengths - out_px  # in units of 1 / (2 * out_px) pixels, so that the division is exact
     base = torch.div(position, 2 * out_px, rounding_mode="floor")
     fraction = (position - base * (2 * out_px)).to(dtype).div_(2 * out_px)
     powers = torch.stack((torch.ones_like(fraction), fraction, fraction**2, fraction**3), -1)
@@ -69,16 +70,16 @@ def bicubic_weights(
     is_inside = (taps >= 0) & (taps < lengths[..., None])
     weights = (powers @ torch.tensor(KEYS_CUBIC, dtype=dtype, device=starts.device)).mul_(is_inside)
     weights = weights.div_(weights.sum(-1, keepdim=True))
-    taps = (taps + starts.long()[:, None, None]).clamp_(0, padded - 1)  # a dropped tap adds zero wherever it lands
+    taps = (taps + starts.long()[:, None, None]).clamp_(0, padded - 1)  # a dropped tap adds zero at any position
     return torch.zeros(*base.shape, padded, dtype=dtype, device=starts.device).scatter_add_(2, taps, weights)
 
 
 def random_resized_crop(
     pixels: Tensor, offsets: Tensor, sizes: Tensor, boxes: Tensor, flip: Tensor, *, crop_px: int, dtype: torch.dtype
 ) -> Tensor:
-    """Resample V boxes of each packed image to crop_px squares, mirror them where drawn, clip to [0, 1].
+    """Resample V boxes of each packed image to crop_px squares, flip them where drawn, clip to [0, 1].
 
-    pixels: [bytes] uint8, RGB images H W C; offsets: [B] int64, an image's first byte; sizes: [B, 2] (H, W);
+    pixels: [bytes] uint8, RGB images H W C; offsets: [B] int64, each image's first byte; sizes: [B, 2] (H, W);
     boxes: [V, B, 4] (top, left, height, width) in whole pixels inside the image; flip: [V, B] bool.
     Result: [V*B, 3, crop_px, crop_px], view-major.
     """
@@ -98,25 +99,25 @@ def random_resized_crop(
 
 
 def brightness(x: Tensor, delta: Tensor) -> Tensor:
-    """Add delta [N], clip to [0, 1]."""
+    """Add delta [N] and clip to [0, 1]."""
     return (x + delta[:, None, None, None]).clamp_(0, 1)
 
 
 def contrast(x: Tensor, factor: Tensor) -> Tensor:
-    """Scale by factor [N] about the mean of each image's channel, clip to [0, 1]."""
+    """Scale by factor [N] about the mean of each channel of each image and clip to [0, 1]."""
     factor = factor[:, None, None, None]
     return (x * factor).add_(x.mean((2, 3), keepdim=True) * (1 - factor)).clamp_(0, 1)
 
 
 def value_and_chroma(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return HSV value, the largest channel, and chroma, largest minus smallest, [N, H, W] each."""
+    """Return the HSV value (largest channel) and the chroma (largest minus smallest), [N, H, W] each."""
     r, g, b = x.unbind(1)
     value = torch.maximum(torch.maximum(r, g), b)
     return value, value - torch.minimum(torch.minimum(r, g), b)
 
 
 def saturation(x: Tensor, factor: Tensor) -> Tensor:
-    """Multiply HSV saturation s = chroma / value by factor [N] >= 0, at most to 1, at fixed hue and value.
+    """Multiply HSV saturation s = chroma / value by factor [N] >= 0, up to 1, at fixed hue and value.
 
     A channel at distance d below the value moves to d * s' / s, and s' / s = min(factor, value / chroma).
     """
@@ -127,7 +128,7 @@ def saturation(x: Tensor, factor: Tensor) -> Tensor:
 
 
 def hue(x: Tensor, delta: Tensor) -> Tensor:
-    """Turn HSV hue by delta [N] full circles, at fixed saturation and value.
+    """Rotate HSV hue by delta [N] full circles, at fixed saturation and value.
 
     On a circle of circumference 6 with red, green, blue at 0, 2, 4, a hue lies 1 + (g + b - r - min) / chroma from red,
     on green's side where g >= b; a channel is value - chroma * clip(distance from its primary - 1, 0, 1).
@@ -184,7 +185,7 @@ def gaussian_matrix(sigma: Tensor, *, side: int) -> Tensor:
 
 
 def gaussian_blur(x: Tensor, sigma: Tensor, drawn: Tensor) -> Tensor:
-    """Blur the drawn square images by a separable Gaussian of sigma [N] pixels with zero padding."""
+    """Blur the drawn square images with a separable Gaussian of sigma [N] pixels and zero padding."""
     rows = drawn.nonzero().squeeze(1)
     side = x.shape[2]
     chosen = x.index_select(0, rows)
@@ -195,7 +196,7 @@ def gaussian_blur(x: Tensor, sigma: Tensor, drawn: Tensor) -> Tensor:
 
 
 def solarize(x: Tensor, drawn: Tensor) -> Tensor:
-    """Replace x by 1 - x where x >= 1/2, in the drawn images; on [0, 1] that is min(x, 1 - x)."""
+    """Replace x by 1 - x where x >= 1/2, in the drawn images; on [0, 1] this is min(x, 1 - x)."""
     rows = drawn.nonzero().squeeze(1)
     chosen = x.index_select(0, rows)
     return x.index_copy(0, rows, torch.minimum(chosen, 1 - chosen))
@@ -221,7 +222,7 @@ def augment(
     """Make V views of B images: crop, flip, jitter, grayscale, blur, solarize, normalise.
 
     pixels, offsets, sizes: as for random_resized_crop. Result: [V*B, 3, crop_px, crop_px] channels_last, view-major,
-    computed in float32 at least; in `out` where given.
+    computed in float32 at least, in `out` if given.
     """
     views, images, _ = params.packed.shape
     out = views_out(out, count=views * images, crop_px=crop_px, dtype=dtype, device=pixels.device)
@@ -241,7 +242,7 @@ def augment(
 def views_out(out: Tensor | None, *, count: int, crop_px: int, dtype: torch.dtype, device: torch.device) -> Tensor:
     """Return `out`, or a new tensor [count, 3, crop_px, crop_px] channels_last.
 
-    Raises ValueError when `out` is not such a tensor.
+    Raises ValueError if `out` is not such a tensor.
     """
     shape = (count, 3, crop_px, crop_px)
     if out is None:
@@ -256,7 +257,7 @@ def views_out(out: Tensor | None, *, count: int, crop_px: int, dtype: torch.dtyp
 
 
 def chunks(sizes: Tensor, *, pixels_per_image: int) -> Iterator[slice]:
-    """Split B images so that neither their padded sources nor their views pass CHUNK_PIXELS; at least one at a time."""
+    """Split B images into slices whose padded sources and views stay below CHUNK_PIXELS, at least one image each."""
     if not len(sizes):
         return
     source_pixels = int(sizes.amax(0).long().prod())  # syncs
@@ -272,14 +273,14 @@ def check_channels(x: Tensor, weight: Tensor) -> None:
 
 
 def check_views(x: Tensor, weight: Tensor, *, views: int, is_alone: bool) -> None:
-    """Raise ValueError unless x splits into views and each channel has the values that a variance needs.
+    """Raise ValueError unless x splits into views and each channel has at least 2 values, as a variance needs.
 
-    is_alone: no other rank adds values.
+    is_alone: no other rank contributes values.
     """
     check_channels(x, weight)
     if x.shape[0] % views:
         raise ValueError(
-            f"batch norm got {x.shape[0]} rows for {views} views; give the views in equal parts, one after the other"
+            f"batch norm got {x.shape[0]} rows for {views} views; give views of equal size, one after the other"
         )
     if is_alone and x.numel() // (x.shape[1] * views) < 2:
         raise ValueError(f"batch norm got {list(x.shape)} for {views} views, one value per channel; give more images")
@@ -292,7 +293,7 @@ def check_residual(x: Tensor, residual: Tensor) -> None:
 
 
 class _SumOverRanks(torch.autograd.Function):
-    """Add a tensor over the ranks of a group; its gradient is the sum of the ranks' gradients."""
+    """The sum of a tensor over the ranks of a group; its gradient is the sum of the ranks' gradients."""
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
@@ -318,7 +319,7 @@ def _synchronized_batch_norm(
     eps: float,
     group: dist.ProcessGroup,
 ) -> Tensor:
-    """Normalise x with statistics over a group: of d = x - running mean, one all-reduce of [V, 2C+1] sums each way."""
+    """Normalise x with statistics of d = x - running mean over a group; one all-reduce of [V, 2C+1] sums each way."""
     wide = torch.promote_types(x.dtype, torch.float32)
     per_channel = (1, 1, -1, *[1] * (x.ndim - 2))
     d = x.unflatten(0, (views, -1)).to(wide) - running_mean.view(per_channel)  # [V, B, C, ...]
@@ -352,13 +353,13 @@ def batch_norm_act(
     eps: float,
     group: dist.ProcessGroup | None = None,
 ) -> Tensor:
-    """Normalise x with the batch statistics of each view, as `views` separate forwards would, then ReLU where asked.
+    """Normalise x with the batch statistics of each view, like `views` separate forwards, then apply ReLU if `relu`.
 
-    x is [V*B, C] or [V*B, C, H, W], view-major; weight, bias [C]. running_mean and running_var [C] are moved in
+    x is [V*B, C] or [V*B, C, H, W], view-major; weight, bias [C]. running_mean and running_var [C] are updated in
     place, view after view, with the unbiased variance; a channel where either would become inf or NaN keeps both.
-    num_batches_tracked, int64, grows by `views`. With a group a view is that of all its ranks, whose running statistics
-    must be equal; their B may differ. Gradients of weight and bias are the rank's own share. Raises ValueError when the
-    first dimension does not split into `views`, or leaves one value per channel.
+    num_batches_tracked, int64, grows by `views`. With a group, a view's statistics are over all ranks, whose running
+    statistics must be equal and whose B may differ; gradients of weight and bias are those of the own rank. Raises
+    ValueError if the first dimension does not split into `views`, or if a channel has one value per view.
     """
     check_views(x, weight, views=views, is_alone=group is None)
     if num_batches_tracked is not None:
@@ -389,9 +390,9 @@ def batch_norm_add_relu(
     eps: float,
     group: dist.ProcessGroup | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """Compute relu(batch norm of x + residual), returned twice: the same tensor for each of two consumers.
+    """Compute relu(batch norm of x + residual) and return it twice, once for each of two consumers.
 
-    Everything else is as in batch_norm_act; the residual has the shape of x.
+    The residual has the shape of x; everything else is as in batch_norm_act.
     """
     check_residual(x, residual)
     y = batch_norm_act(
@@ -422,7 +423,7 @@ def batch_norm_eval(
     relu: bool,
     eps: float,
 ) -> Tensor:
-    """Normalise x with the running statistics, add a residual where given, then ReLU where asked."""
+    """Normalise x with the running statistics, add the residual if given, then apply ReLU if `relu`."""
     y = F.batch_norm(x, running_mean, running_var, weight, bias, False, 0.0, eps)
     if residual is not None:
         y = y.add_(residual)
@@ -430,7 +431,7 @@ def batch_norm_eval(
 
 
 def max_pool(x: Tensor) -> tuple[Tensor, Tensor]:
-    """Pool x [N, C, H, W] by 3x3 windows, stride 2, padding 1: the result [N, C, OH, OW] twice, for two consumers."""
+    """Pool x [N, C, H, W] by 3x3 windows, stride 2, padding 1; return [N, C, OH, OW] twice, for two consumers."""
     z = F.max_pool2d(x, 3, 2, 1)
     return z, z
 
@@ -444,7 +445,7 @@ def byol_loss(q: Tensor, z: Tensor) -> Tensor:
     """Compute BYOL's loss, the sum of both directions averaged over images, in [0, 8].
 
     q, z [2B, D]: online predictions and target projections, view-major; each row of q is compared with the row of z
-    from the other view of the same image. Computed in float32 at least. Source: paper, eq. 2; the authors' code for
+    of the same image's other view. Computed in float32 at least. Source: paper, eq. 2; the authors' code for
     eps.
     """
     wide = torch.promote_types(q.dtype, torch.float32)
@@ -454,7 +455,7 @@ def byol_loss(q: Tensor, z: Tensor) -> Tensor:
 
 
 class LarsRates(NamedTuple):
-    """Settings of one group: trust None sets the ratio to 1; tau is the EMA rate of its targets."""
+    """Settings of one group; a trust of None sets the ratio to 1, and tau is the EMA rate of its targets."""
 
     lr: float
     momentum: float
@@ -464,7 +465,7 @@ class LarsRates(NamedTuple):
 
 
 class LarsGroup(NamedTuple):
-    """Tensors under the same settings: a parameter, its gradient, its momentum and its target, None for none."""
+    """Tensors with the same settings: parameters with their gradients, momenta and targets, None for no target."""
 
     params: Sequence[Tensor]
     grads: Sequence[Tensor]
@@ -474,11 +475,11 @@ class LarsGroup(NamedTuple):
 
 
 def lars_ema_(groups: Sequence[LarsGroup], *, skipped: Tensor) -> None:
-    """Take one LARS step and let the targets follow, or skip it all where the norm of any gradient is inf or NaN.
+    """Take one LARS step and update the targets, or skip both if the norm of any gradient is inf or NaN.
 
     g <- g + wd*p;  ratio = trust*|p|/|g|, 1 where either norm is 0 or trust is None (biases and batch norm);
     u <- momentum*u + ratio*g;  p <- p - lr*u;  target <- tau*target + (1-tau)*p.
-    skipped [2] int32 counts the steps skipped, in all and in a row. Source: the authors' code; the skip is ours.
+    skipped: [2] int32, counts the skipped steps, in total and in a row. Source: the authors' code; the skip is ours.
     """
     decayed = [torch._foreach_add(list(g.grads), list(g.params), alpha=g.rates.weight_decay) for g in groups]
     norms = [torch.stack(torch._foreach_norm(gradients)) for gradients in decayed]
@@ -502,7 +503,7 @@ def lars_ema_(groups: Sequence[LarsGroup], *, skipped: Tensor) -> None:
 
 
 def ema_(targets: Sequence[Tensor], params: Sequence[Tensor], *, tau: float | Tensor) -> None:
-    """Move targets towards params in place: xi <- tau*xi + (1-tau)*theta; tau in [0, 1], 1 freezes, 0 copies.
+    """Move targets towards params in place: xi <- tau*xi + (1-tau)*theta; tau in [0, 1], where 1 freezes and 0 copies.
 
     tau may be a scalar tensor on the targets' device, of float32 or, for an exact 1-tau, float64.
     """
@@ -518,7 +519,7 @@ def ema_loss(
 ) -> Tensor:
     """Compute byol_loss of q and z [2B, D] and move the targets, from which z was computed, towards params.
 
-    At loss time params are those of this step: the target stays one step behind `lars_ema_`'s.
+    The params are still those of this step, so the target is one step behind that of `lars_ema_`.
     """
     with torch.no_grad():
         ema_(targets, params, tau=tau)

@@ -1,7 +1,8 @@
-"""Know how a launch reaches any number of tensors: tables on the device of where they lie and which block is whose.
+"""Device tables that let one launch process any number of tensors: their addresses, and the tensor of each block.
 
-Every tensor is a segment of blocks of BLOCK elements, a program a block. The tensors must be dense, in any order of
-their dimensions, and what is swept together must lie alike; so an element is an offset, the same in all of them.
+Every tensor is a segment of blocks of BLOCK elements, one program per block. The tensors must be dense, in any order of
+their dimensions, and a parameter, its momentum and its target must have the same memory layout, so that an offset is
+the same element in all of them.
 """
 
 from __future__ import annotations
@@ -15,9 +16,9 @@ import triton.language as tl
 from torch import Tensor
 
 NUM_WARPS = 8
-BLOCK = 128 * NUM_WARPS * 2  # elements: 8 a thread and tensor, two 128-bit accesses
+BLOCK = 128 * NUM_WARPS * 2  # elements: 8 per thread and tensor, two 128-bit accesses
 
-# Columns of the table of segments, a row of int64 a tensor: addresses (0 for none), elements, group, first block.
+# Columns of the table of segments, one row of int64 per tensor: addresses (0 for none), elements, group, first block.
 PARAM = tl.constexpr(0)
 MOMENTUM = tl.constexpr(1)
 TARGET = tl.constexpr(2)
@@ -29,7 +30,7 @@ COLUMNS = tl.constexpr(6)
 
 @triton.jit
 def pointer(address, ALIGNED: tl.constexpr):
-    """Turn an int64 address of float32 numbers into a pointer; ALIGNED promises a multiple of 16 bytes."""
+    """Convert an int64 address to a float32 pointer; ALIGNED promises a multiple of 16 bytes."""
     x_ptr = address.to(tl.pointer_type(tl.float32))
     if ALIGNED:
         x_ptr = tl.multiple_of(x_ptr, 16)
@@ -38,7 +39,7 @@ def pointer(address, ALIGNED: tl.constexpr):
 
 @triton.jit
 def block_of_segment(segments_ptr, segment_of_block_ptr, block, BLOCK: tl.constexpr):
-    """Find the segment of a block, the segment's row, where in it the block starts and how many elements it has."""
+    """Return a block's segment, a pointer to the segment's row, the block's start in it and its number of elements."""
     segment = tl.load(segment_of_block_ptr + block)
     row_ptr = segments_ptr + segment * COLUMNS
     start = (block - tl.load(row_ptr + FIRST_BLOCK)) * BLOCK  # int64
@@ -46,12 +47,12 @@ def block_of_segment(segments_ptr, segment_of_block_ptr, block, BLOCK: tl.conste
 
 
 def is_capturing(device: torch.device) -> bool:
-    """Tell whether a CUDA graph is being captured, so that nothing runs now."""
+    """Return whether a CUDA graph is being captured, in which case nothing runs now."""
     return device.type == "cuda" and torch.cuda.is_current_stream_capturing()
 
 
 class DeviceTable:
-    """Hold a small tensor on the device that the host writes anew without waiting for the device."""
+    """A small tensor on the device that the host can rewrite without waiting for the device."""
 
     def __init__(self, size: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> None:
         self.tensor = torch.zeros(size, dtype=dtype, device=device)
@@ -59,18 +60,20 @@ class DeviceTable:
         self._captured: list[Tensor] = []
 
     def _host(self) -> Tensor:
-        # torch hands the memory of a freed pinned tensor out again only when the copies from it are done
+        # torch reuses the memory of a freed pinned tensor only after the copies from it are done
         return torch.empty(self.tensor.shape, dtype=self.tensor.dtype, pin_memory=self.tensor.is_cuda)
 
     def write(self, values: Sequence[object]) -> None:
-        """Copy values to the device, or record that copy in the CUDA graph being captured.
+        """Copy values to the device, or record the copy in the CUDA graph being captured.
 
-        A graph reads its host tensor at every replay, so that one is kept; and a capture allows no pinning, so that one
-        is always spare.
+        A graph reads its host tensor at every replay, so that tensor is kept. Memory cannot be pinned during a capture,
+        so a spare tensor is always ready.
         """
         if is_capturing(self.tensor.device):
             if self._spare is None:
-                raise RuntimeError("two CUDA graphs were captured without a step between them; take one eager step")
+                raise RuntimeError(
+                    "two CUDA graphs were captured without an eager step between them; take one before each capture"
+                )
             host, self._spare = self._spare, None
             self._captured.append(host)
         else:
@@ -86,7 +89,7 @@ def extents(x: Tensor) -> list[tuple[int, int]]:
 
 
 def is_dense(x: Tensor) -> bool:
-    """Tell whether the elements of x fill a stretch of memory, each at a place of its own, in any order."""
+    """Return whether the elements of x fill a range of memory without gaps or overlap, in any order."""
     expected = 1
     for stride, size in sorted(extents(x)):
         if stride != expected:
@@ -96,7 +99,7 @@ def is_dense(x: Tensor) -> bool:
 
 
 class Segments:
-    """Address tensors on the device: a table of segments and the segment of each block of BLOCK elements."""
+    """The table of segments and the segment of each block, on the device."""
 
     table: Tensor  # [S, COLUMNS] int64
     segment_of_block: Tensor  # [blocks] int32
@@ -114,9 +117,10 @@ class Segments:
         targets: Sequence[Tensor | None],
         groups: Sequence[int],
     ) -> bool:
-        """Build the tables anew if a tensor has moved; tell whether they were.
+        """Rebuild the tables if a tensor has moved; return whether they were rebuilt.
 
-        Raises ValueError for tensors that cannot be swept together, RuntimeError if one moved before a capture.
+        Raises ValueError for tensors of unsupported dtype or memory layout, and RuntimeError if one moved before a
+        capture.
         """
         addresses = [0 if x is None else x.data_ptr() for x in chain(params, momenta, targets)]
         if addresses == self._addresses:
@@ -146,7 +150,7 @@ def _upload(values: Tensor, device: torch.device) -> Tensor:
 
 
 def _check(p: Tensor, others: Sequence[Tensor]) -> None:
-    """Raise ValueError unless p is swept as one stretch of float32 and the others lie in memory as it does."""
+    """Raise ValueError unless p is dense float32 and the others have its shape, dtype, device and memory layout."""
     if p.dtype != torch.float32 or not is_dense(p):
         raise ValueError(
             f"a parameter is {p.dtype} of shape {list(p.shape)}, strides {list(p.stride())}; give float32 without gaps "
@@ -156,5 +160,5 @@ def _check(p: Tensor, others: Sequence[Tensor]) -> None:
         if x.dtype != p.dtype or x.device != p.device or x.shape != p.shape or extents(x) != extents(p):
             raise ValueError(
                 f"a momentum or target is {x.dtype} {list(x.shape)}, strides {list(x.stride())}, on {x.device}, its "
-                f"parameter {p.dtype} {list(p.shape)}, strides {list(p.stride())}, on {p.device}; make them alike"
+                f"parameter {p.dtype} {list(p.shape)}, strides {list(p.stride())}, on {p.device}; make them equal"
             )

@@ -1,4 +1,4 @@
-"""Know how the draws of a batch's views lie in one tensor, which one copy moves to the device and four kernels read."""
+"""The random parameters of a batch's views in one tensor, which one copy moves to the device."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ HUE = tl.constexpr(3)
 
 @dataclass(frozen=True)
 class ViewParams:
-    """Hold every draw of V views of B images as one float32 tensor, so that one copy moves it to the device.
+    """All random parameters of V views of B images in one float32 tensor.
 
     packed: [V, B, 18]. Whole numbers (pixels, flags, orders) are exact in float32.
     """
@@ -38,8 +38,8 @@ class ViewParams:
     packed: Tensor
 
     @staticmethod
-    def crops_alone(boxes: Tensor) -> ViewParams:
-        """Take one view of each image, boxes [B, 4], and draw nothing else."""
+    def crops_only(boxes: Tensor) -> ViewParams:
+        """Return parameters of one view per image with crop boxes [B, 4] and no other operation."""
         return ViewParams(F.pad(boxes.float(), (BOX.value, COLUMNS.value - BOX.value - 4))[None])
 
     @property
@@ -84,7 +84,7 @@ class ViewParams:
 
     @property
     def order(self) -> Tensor:
-        """[V, B, 4]: which colour operation comes first, second, third, last; a permutation of 0..3."""
+        """[V, B, 4]: the colour operations in the order applied, a permutation of 0..3."""
         return self._columns(ORDER.value, 4)
 
     def to(self, device: torch.device | str) -> ViewParams:

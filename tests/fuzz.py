@@ -19,8 +19,8 @@ import numpy as np
 import simplejpeg
 
 from fastbyol.beton import JPEG, RAW, BetonError, Reader, StoredImage, sidecar_path
-from fastbyol.data_prep.describe import describe, lines
-from fastbyol.data_prep.images import ImageError, check, silence_pillow, store
+from fastbyol.data_prep.describe import describe, format_lines
+from fastbyol.data_prep.images import ImageError, check_stored, prepare, silence_pillow
 from fastbyol.data_prep.settings import Settings
 from fastbyol.data_prep.verify import verify
 from fastbyol.data_prep.writer import Writer
@@ -45,7 +45,7 @@ def write_base(path: Path, *, labelled: bool, has_sidecar: bool) -> Path:
     with Writer(path, capacity=5, class_names=names, page_bytes=PAGE, overwrite=True) as writer:
         for number in range(5):
             settings = Settings("raw" if number == 2 else "jpeg" if number % 2 else "passthrough")
-            writer.append(store(draw(number, side=40), settings), label=number % 2 if labelled else None)
+            writer.append(prepare(draw(number, side=40), settings), label=number % 2 if labelled else None)
     if not has_sidecar:
         sidecar_path(path).unlink()
     return path
@@ -60,7 +60,7 @@ def read(path: Path, *, is_verified: bool) -> str:
             if is_verified:
                 faults = list(verify(reader, workers=1))
                 assert len(faults) >= outcomes.count("image error")
-                assert all(line.isprintable() for line in [*lines(describe(reader)), *faults])
+                assert all(line.isprintable() for line in [*format_lines(describe(reader)), *faults])
     except BetonError as error:
         _require_one_line(error)
         return "refused"
@@ -98,7 +98,7 @@ def _read_image(reader: Reader, index: int) -> str:
     mode, height, width = int(reader.modes[index]), int(reader.heights[index]), int(reader.widths[index])
     assert 0 < len(payload) == reader.sizes[index]
     try:
-        check(payload, mode=mode, width=width, height=height)
+        check_stored(payload, mode=mode, width=width, height=height)
     except ImageError as error:
         _require_one_line(error)
         return "image error"
@@ -150,7 +150,7 @@ def payloads(_folder: Path, current: Callable[[int], None], numbers: range) -> C
             data[place : place + len(patch)] = patch
         chosen = settings[int(rng.integers(len(settings)))]
         try:
-            image = store(bytes(data[: len(data) if rng.random() < 0.8 else rng.integers(len(data))]), chosen)
+            image = prepare(bytes(data[: len(data) if rng.random() < 0.8 else rng.integers(len(data))]), chosen)
         except ImageError as error:
             _require_one_line(error)
             outcomes[f"{kind} refused"] += 1
@@ -174,7 +174,7 @@ def _damage(data: bytearray, rng: np.random.Generator) -> list[Patch]:
 def _read_stored(image: StoredImage) -> None:
     """Hold what store returned to what its record will say."""
     if image.mode == JPEG:
-        check(image.data, mode=JPEG, width=image.width, height=image.height)
+        check_stored(image.data, mode=JPEG, width=image.width, height=image.height)
         assert simplejpeg.decode_jpeg(image.data, "RGB", strict=True).shape == (image.height, image.width, 3)
     else:
         assert len(image.data) == 3 * image.width * image.height

@@ -16,7 +16,7 @@ from fastbyol.beton import Reader
 from fastbyol.budget import Stopwatch
 from fastbyol.config import Config
 from fastbyol.distributed import join_ranks
-from fastbyol.evaluate.images import padded
+from fastbyol.evaluate.images import pad_to_length
 from fastbyol.recipes import named
 from fastbyol.run import Run
 from fastbyol.runfolder import RunFolder
@@ -53,7 +53,7 @@ def test_what_only_the_first_batch_takes_is_not_reserved(betons: Betons, tmp_pat
 
 
 def test_batches_of_a_gpu_have_one_size() -> None:
-    parts = padded([np.arange(4), np.arange(4, 6)], 4)
+    parts = pad_to_length([np.arange(4), np.arange(4, 6)], 4)
     assert [part.tolist() for part in parts] == [[0, 1, 2, 3], [4, 5, 5, 5]]
 
 

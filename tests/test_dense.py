@@ -12,8 +12,8 @@ from PIL import Image
 from fastbyol.config import ConfigError, EncoderConfig
 from fastbyol.encoder import build
 from fastbyol.evaluate import dense, masks
-from fastbyol.evaluate.finetune import Plan, copy_of
-from fastbyol.evaluate.images import Lens
+from fastbyol.evaluate.finetune import HParams, copy_encoder
+from fastbyol.evaluate.images import InputSettings
 
 
 def draw(folder: Path, count: int, *, seed: int) -> tuple[Path, Path]:
@@ -38,7 +38,7 @@ def draw(folder: Path, count: int, *, seed: int) -> tuple[Path, Path]:
 def test_a_dilated_encoder_adds_positions_and_keeps_the_rest(arch: str, stride: int) -> None:
     encoder = build(EncoderConfig(arch, width=1 / 16), seed=0, views=1)
     encoder(torch.randn(8, 3, 64, 64))  # moves the running statistics
-    dilated = copy_of(encoder).eval()
+    dilated = copy_encoder(encoder).eval()
     dense.dilate_(dilated, stride)
     images = torch.randn(2, 3, 96, 128)
     coarse, fine = encoder.eval().feature_map(images), dilated.feature_map(images)
@@ -47,7 +47,7 @@ def test_a_dilated_encoder_adds_positions_and_keeps_the_rest(arch: str, stride: 
 
 
 def test_a_stride_that_no_group_ends_at_is_refused() -> None:
-    with pytest.raises(ConfigError, match="output stride 5; this encoder can have 4, 8, 16, 32"):
+    with pytest.raises(ConfigError, match="output stride is 5; this encoder can have 4, 8, 16, 32"):
         dense.dilate_(build(EncoderConfig("resnet18", width=1 / 16), seed=0), 5)
 
 
@@ -60,20 +60,20 @@ def test_mean_iou_is_its_definition() -> None:
 
 
 def test_segmentation_learns_squares(tmp_path: Path) -> None:
-    train, val = (masks.pairs(*draw(tmp_path, count, seed=seed)) for count, seed in ((12, 0), (4, 1)))
+    train, val = (masks.find_pairs(*draw(tmp_path, count, seed=seed)) for count, seed in ((12, 0), (4, 1)))
     encoder = build(EncoderConfig("resnet8", width=0.125, stem="cifar_stride2"), seed=0)
-    plan = Plan(lr=0.02, weight_decay=1e-4, steps=30, batch=4)
-    score = dense.score(encoder, (train, val), classes=2, plan=plan, stride=4, lens=Lens(40, 1.0))
+    hparams = HParams(lr=0.02, weight_decay=1e-4, steps=30, batch=4)
+    score = dense.score(encoder, (train, val), classes=2, hparams=hparams, stride=4, inputs=InputSettings(40, 1.0))
     assert score["miou"] > 65  # all background: under 40
     assert score["pixel_accuracy"] > 80
 
 
 def test_a_varied_pair_stays_aligned(tmp_path: Path) -> None:
-    pair = masks.pairs(*draw(tmp_path, 1, seed=0))[0]
-    image, mask = masks.read(pair)
+    pair = masks.find_pairs(*draw(tmp_path, 1, seed=0))[0]
+    image, mask = masks.read_pair(pair)
     rng = np.random.default_rng(0)
     for _ in range(8):
-        x, y = masks.vary(image, mask, rng.random(4, dtype=np.float32), px=36)
+        x, y = masks.augment(image, mask, rng.random(4, dtype=np.float32), px=36)
         assert x.shape == (3, 36, 36)
         assert y.shape == (36, 36)
         bright = x.mean(0)
@@ -83,14 +83,14 @@ def test_a_varied_pair_stays_aligned(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("case", "expected"),
     [
-        ("missing folder", "is no folder"),
+        ("missing folder", "is not a folder"),
         ("no image", "holds no image"),
-        ("alone", "1 names stand in only one"),
+        ("alone", "1 names occur in only one"),
         ("other size", "give masks of their images' sizes"),
         ("colours", "one channel or a palette"),
         ("broken", "cannot be read"),
         ("broken chunk", "1.png cannot be read"),
-        ("ignored", "hold 255 alone"),
+        ("ignored", "hold only 255"),
     ],
 )
 def test_masks_that_do_not_serve_are_refused(case: str, expected: str, tmp_path: Path) -> None:
@@ -116,4 +116,4 @@ def test_masks_that_do_not_serve_are_refused(case: str, expected: str, tmp_path:
         for path in drawn.iterdir():
             Image.fromarray(made).save(path)
     with pytest.raises(ConfigError, match=expected):
-        masks.classes_of(masks.pairs(images, drawn))
+        masks.find_classes(masks.find_pairs(images, drawn))

@@ -19,8 +19,8 @@ from fastbyol.data_prep import demo
 from fastbyol.data_prep.writer import Writer
 from fastbyol.encoder import build
 from fastbyol.evaluate import knn, linear
-from fastbyol.evaluate.features import Features, OutOfTime, check, check_classes, extract
-from fastbyol.evaluate.images import Lens, cropped, shuffled
+from fastbyol.evaluate.features import Features, OutOfTime, check_classes, check_features, extract
+from fastbyol.evaluate.images import InputSettings, random_crops, shuffled_batches
 from fastbyol.order import Rows
 from fastbyol.threads import NO_TUNING
 from tests.conftest import Betons
@@ -100,7 +100,7 @@ def test_a_stand_in_brings_its_own_label(tmp_path: Path) -> None:
 
 def test_a_stop_ends_extraction_and_gives_the_network_back(betons: Betons) -> None:
     encoder = build(EncoderConfig("resnet8", width=0.125, stem="cifar_stride2"), seed=0).train()
-    with Reader(betons.train) as reader, pytest.raises(OutOfTime, match="after 0 of the 160 images"):
+    with Reader(betons.train) as reader, pytest.raises(OutOfTime, match="after 0 of 160 images"):
         extract(encoder, reader, eval_px=32, margin=1.0, workers=1, stop=lambda: True)
     assert encoder.training
 
@@ -126,12 +126,12 @@ def test_linear_reaches_scikit_learns_optimum() -> None:
 
 
 def heads_of(base_lrs: tuple[float, ...], train: Features, held: torch.Tensor) -> linear.Heads:
-    def learned() -> Iterator[linear.Learned]:
-        for rows in shuffled(np.arange(len(train.labels)), batch=50, steps=24, seed=3):
+    def train_batches() -> Iterator[linear.TrainBatch]:
+        for rows in shuffled_batches(np.arange(len(train.labels)), batch=50, steps=24, seed=3):
             chosen = torch.from_numpy(rows.indices)
             yield train.values[chosen], train.labels[chosen], held[chosen]
 
-    return linear.fit(learned(), 24, base_lrs, batch=50, classes=7, label="heads", threads=NO_TUNING)
+    return linear.fit(train_batches(), 24, base_lrs, batch=50, classes=7, label="heads", threads=NO_TUNING)
 
 
 def test_heads_trained_together_are_those_trained_alone() -> None:
@@ -160,7 +160,7 @@ def test_a_head_is_torchs_nesterov_descent() -> None:
     torch.nn.init.zeros_(peer.weight)
     torch.nn.init.zeros_(peer.bias)
     optimizer = torch.optim.SGD(peer.parameters(), lr=1.0, momentum=0.9, nesterov=True)
-    for step, rows in enumerate(shuffled(np.arange(200), batch=50, steps=24, seed=3)):
+    for step, rows in enumerate(shuffled_batches(np.arange(200), batch=50, steps=24, seed=3)):
         optimizer.param_groups[0]["lr"] = 0.3 * 50 / 256 * (1 + np.cos(np.pi * step / 24)) / 2
         optimizer.zero_grad()
         torch.nn.functional.cross_entropy(peer(train.values[rows.indices]), train.labels[rows.indices]).backward()
@@ -173,7 +173,7 @@ def test_augmented_linear_touches_no_encoder_and_repeats(betons: Betons) -> None
     before = copy.deepcopy(encoder.state_dict())
     with Reader(betons.train) as train, Reader(betons.val) as val:
         first, again = (
-            linear.score_augmented(encoder, (train, val), Lens(32, 1.0), epochs=5, seed=1) for _ in range(2)
+            linear.score_augmented(encoder, (train, val), InputSettings(32, 1.0), epochs=5, seed=1) for _ in range(2)
         )
     assert first == again
     assert set(first.held_out) == set(linear.BASE_LRS)
@@ -186,7 +186,7 @@ def test_crops_differ_by_epoch_and_not_by_batch(betons: Betons) -> None:
 
         def crops(indices: list[int], epoch: int) -> torch.Tensor:
             rows = Rows(np.array(indices), np.full(len(indices), epoch))
-            return next(cropped(reader, [rows], Lens(24, 1.0), seed=0))[0]
+            return next(random_crops(reader, [rows], InputSettings(24, 1.0), seed=0))[0]
 
         torch.testing.assert_close(crops([5, 9, 2], 1)[1:], crops([9, 2], 1))
         assert not torch.equal(crops([9, 2], 1), crops([9, 2], 2))
@@ -246,13 +246,13 @@ def test_representations_with_nan_are_refused() -> None:
     features = clusters(10, seed=0)
     features.values[3, 2] = float("nan")
     with pytest.raises(ConfigError, match=r"of x\.beton hold NaN or inf in 1 of 10 images"):
-        check(features, "x.beton")
+        check_features(features, "x.beton")
 
 
 def test_one_label_must_stand_for_each_image() -> None:
     features = clusters(10, seed=0)
     with pytest.raises(ConfigError, match="10 representations and 9 labels"):
-        check(Features(features.values, features.labels[1:]), "x.beton")
+        check_features(Features(features.values, features.labels[1:]), "x.beton")
 
 
 def test_validation_classes_that_train_lacks_are_refused(betons: Betons) -> None:

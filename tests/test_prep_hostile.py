@@ -66,7 +66,7 @@ def new_sparse(name: str, records: dict[str, str], data: bytes) -> bytes:
 SPARSE_1 = {"GNU.sparse.major": "1", "GNU.sparse.minor": "0"}
 NEGATIVE = {124: b"\xff" * 12}  # a size of -1, in base 256
 HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
-    "old sparse image": (lambda: old_sparse("cat/c.jpg"), "'cat/c.jpg' is sparse; pack it anew, without --sparse"),
+    "old sparse image": (lambda: old_sparse("cat/c.jpg"), "'cat/c.jpg' is sparse; pack it again, without --sparse"),
     "old sparse note": (lambda: old_sparse("cat/note"), "'cat/note' is sparse"),
     "sparse 0.0": (
         lambda: new_sparse("cat/c.jpg", {"GNU.sparse.size": str(8 * GIB), "GNU.sparse.numblocks": "0"}, b""),
@@ -103,7 +103,10 @@ HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
     "image that claims gigabytes": (lambda: member("cat/c.jpg", b"c", 8 * GIB - 1), "has 8589934591 bytes"),
     "image that claims to be large": (lambda: member("cat/c.jpg", b"c", 200 << 20), "damaged or cut short"),
     "note that claims gigabytes": (lambda: member("cat/note", b"c", 8 * GIB - 1), "damaged or cut short"),
-    "pax size of gigabytes": (lambda: pax({"size": str(99 * GIB)}) + member("cat/c.jpg", b"c"), "bytes; an image has"),
+    "pax size of gigabytes": (
+        lambda: pax({"size": str(99 * GIB)}) + member("cat/c.jpg", b"c"),
+        "bytes; an image may have",
+    ),
     "negative size": (lambda: header("cat/c.jpg", 0, patch=NEGATIVE), "damaged"),
     "negative pax size": (lambda: pax({"size": "-4096"}) + member("cat/c.jpg", b"c"), "damaged"),
 }

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from PIL import Image, ImageOps
 
 from fastbyol.beton import JPEG, RAW
-from fastbyol.data_prep.images import ImageError, check, shrink, store, upright
+from fastbyol.data_prep.images import ImageError, check_stored, prepare, shrink, upright
 from fastbyol.data_prep.settings import PIXELS_MAX, Settings, SettingsError
 from tests.tolerances import BINOMIAL_SIGMAS
 
@@ -44,7 +44,7 @@ def load(data: bytes) -> Pixels:
 
 
 def stored_pixels(data: bytes, settings: Settings = RAW_ALL) -> Pixels:
-    image = store(data, settings)
+    image = prepare(data, settings)
     assert image.mode == RAW
     return np.frombuffer(image.data, np.uint8).reshape(image.height, image.width, 3)
 
@@ -184,9 +184,9 @@ def test_orientations_are_the_eight_symmetries() -> None:
 def test_longest_side_is_capped_never_enlarged(size: tuple[int, int], expected: tuple[int, int]) -> None:
     for mode in ("jpeg", "raw", "passthrough"):
         data = save(smooth(size[1], size[0]), "JPEG")
-        image = store(data, Settings(mode=mode, max_side=500))
+        image = prepare(data, Settings(mode=mode, max_side=500))
         assert (image.width, image.height) == expected
-        check(image.data, mode=image.mode, width=image.width, height=image.height)
+        check_stored(image.data, mode=image.mode, width=image.width, height=image.height)
 
 
 def test_shrinking_keeps_a_ramp() -> None:
@@ -196,13 +196,13 @@ def test_shrinking_keeps_a_ramp() -> None:
 
 
 def test_shrunk_to_one_pixel_still_stores() -> None:
-    image = store(save(smooth()), Settings(max_side=1))
+    image = prepare(save(smooth()), Settings(max_side=1))
     assert (image.width, image.height) == (1, 1)
-    check(image.data, mode=JPEG, width=1, height=1)
+    check_stored(image.data, mode=JPEG, width=1, height=1)
 
 
 def test_jpeg_mode_is_close_to_the_original() -> None:
-    image = store(save(smooth()), Settings(quality=95))
+    image = prepare(save(smooth()), Settings(quality=95))
     assert image.mode == JPEG
     assert np.abs(load(image.data).astype(int) - smooth()).mean() < 2
     assert simplejpeg.decode_jpeg_header(image.data)[2:] == ("YCbCr", "420")
@@ -214,8 +214,8 @@ def test_passthrough_keeps_plain_jpegs_byte_for_byte(subsampling: int) -> None:
     exif[0x0112] = 1
     for options in ({}, {"exif": exif}, {"comment": b"kept"}, {"optimize": True}):
         data = save(smooth(480, 500), "JPEG", subsampling=subsampling, **options)
-        assert store(data, PASS).data == data
-    assert store(data + b"trailing bytes", PASS).data == data + b"trailing bytes"
+        assert prepare(data, PASS).data == data
+    assert prepare(data + b"trailing bytes", PASS).data == data + b"trailing bytes"
 
 
 def not_plain() -> dict[str, bytes]:
@@ -234,8 +234,8 @@ def not_plain() -> dict[str, bytes]:
 @pytest.mark.parametrize("name", not_plain())
 def test_passthrough_encodes_the_rest(name: str) -> None:
     data = not_plain()[name]
-    image = store(data, PASS)
-    assert image.data == store(data, Settings(mode="jpeg", max_side=500)).data
+    image = prepare(data, PASS)
+    assert image.data == prepare(data, Settings(mode="jpeg", max_side=500)).data
     assert image.data != data
     header = Image.open(io.BytesIO(image.data))
     assert (header.mode, "progressive" in header.info) == ("RGB", False)
@@ -246,7 +246,7 @@ def test_any_cut_of_a_jpeg_is_caught(settings: Settings) -> None:
     data = save(smooth(), "JPEG", quality=95)
     for size in (*range(0, len(data) - 2, 37), len(data) - 2, len(data) - 1):
         with pytest.raises(ImageError):
-            store(data[:size], settings)
+            prepare(data[:size], settings)
 
 
 @pytest.mark.parametrize("kind", ["PNG", "WEBP", "BMP", "GIF", "TIFF"])
@@ -258,7 +258,7 @@ def test_any_cut_of_another_image_is_caught(kind: str) -> None:
         if kind == "TIFF" and size > len(data) - 200:  # the directory lies behind the pixels
             continue
         with pytest.raises(ImageError):
-            store(data[:size], RAW_ALL)
+            prepare(data[:size], RAW_ALL)
 
 
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF"])
@@ -275,7 +275,7 @@ def test_flipped_bits_give_an_image_or_an_image_error(kind: str) -> None:
         for place in (rng.integers(100), rng.integers(len(data)))[: rng.integers(1, 3)]:
             damaged[place] ^= 1 << rng.integers(8)
         try:
-            image = store(bytes(damaged), RAW_ALL)
+            image = prepare(bytes(damaged), RAW_ALL)
         except ImageError:
             continue
         assert len(image.data) == 3 * image.width * image.height
@@ -286,39 +286,39 @@ def test_flipped_bits_give_an_image_or_an_image_error(kind: str) -> None:
 )
 def test_what_is_no_image_is_refused(data: bytes) -> None:
     with pytest.raises(ImageError):
-        store(data, Settings())
+        prepare(data, Settings())
 
 
 def test_bombs_are_refused_before_they_are_decoded() -> None:
     side = 40_000
     assert side * side > PIXELS_MAX
     with pytest.raises(ImageError, match="bomb"):
-        store(png(side, side, 8, 2, b"\0" * side), Settings())
+        prepare(png(side, side, 8, 2, b"\0" * side), Settings())
     data = bytearray(save(smooth(), "JPEG"))
     frame = data.index(b"\xff\xc0")
     data[frame + 5 : frame + 9] = struct.pack(">HH", side, side)
     with pytest.raises(ImageError, match="bomb"):
-        store(bytes(data), Settings())
+        prepare(bytes(data), Settings())
     with pytest.raises(ImageError, match="bomb"):
-        store(save(Image.new("1", (PIXELS_MAX // 1000 + 1, 1000))), Settings())
+        prepare(save(Image.new("1", (PIXELS_MAX // 1000 + 1, 1000))), Settings())
 
 
 def test_check_compares_with_the_record() -> None:
     data = save(smooth(), "JPEG")
-    check(memoryview(data), mode=JPEG, width=64, height=48)
-    with pytest.raises(ImageError, match="64x48, its record says 48x64"):
-        check(data, mode=JPEG, width=48, height=64)
+    check_stored(memoryview(data), mode=JPEG, width=64, height=48)
+    with pytest.raises(ImageError, match="64x48, its record has 48x64"):
+        check_stored(data, mode=JPEG, width=48, height=64)
     with pytest.raises(ImageError, match="damaged"):
-        check(data[:-9], mode=JPEG, width=64, height=48)
+        check_stored(data[:-9], mode=JPEG, width=64, height=48)
     with pytest.raises(ImageError, match="not a JPEG"):
-        check(save(smooth()), mode=JPEG, width=64, height=48)
+        check_stored(save(smooth()), mode=JPEG, width=64, height=48)
 
 
 def test_check_refuses_what_loaders_cannot_decode() -> None:
     data = save(Image.new("CMYK", (20, 10)), "JPEG")
     with pytest.raises(ImageError, match="4 components; loaders decode gray and colour"):
-        check(data, mode=JPEG, width=20, height=10)
-    check(save(smooth()[..., 0], "JPEG"), mode=JPEG, width=64, height=48)
+        check_stored(data, mode=JPEG, width=20, height=10)
+    check_stored(save(smooth()[..., 0], "JPEG"), mode=JPEG, width=64, height=48)
 
 
 @pytest.mark.parametrize(
@@ -348,9 +348,9 @@ def test_proportion_stores_what_its_two_modes_store() -> None:
     mix, raws = Settings(mode="proportion", max_side=30), 0
     for number in range(40):
         data = save(smooth(40 + number, 60))
-        image = store(data, mix)
+        image = prepare(data, mix)
         raws += image.mode == RAW
-        assert image == store(data, Settings(mode="raw" if image.mode == RAW else "jpeg", max_side=30))
+        assert image == prepare(data, Settings(mode="raw" if image.mode == RAW else "jpeg", max_side=30))
         assert (image.width, image.height) == (30, round(30 * (40 + number) / 60)) or number >= 20
     assert 0 < raws < 40
 
@@ -386,7 +386,7 @@ def test_passthrough_meets_every_fault_a_full_decode_meets() -> None:
 
 def is_refused(data: bytes, settings: Settings) -> bool:
     try:
-        store(data, settings)
+        prepare(data, settings)
     except ImageError:
         return True
     return False

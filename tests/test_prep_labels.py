@@ -10,7 +10,7 @@ import pytest
 from fastbyol.beton import Reader
 from fastbyol.data_prep.cli import main
 from fastbyol.data_prep.sources import open_source
-from fastbyol.data_prep.sources.labels import Relabelled, read_class_names
+from fastbyol.data_prep.sources.labels import RelabelledSource, read_class_names
 from fastbyol.data_prep.sources.source import SourceError
 from tests.layouts import contents, draw, lay_out
 
@@ -41,19 +41,19 @@ def test_an_unknown_class_is_named(tmp_path: Path, train: Path, capsys: pytest.C
     lay_out(tmp_path / "val", VAL | {"eel/8.jpg": draw(8), "fox/9.jpg": draw(9)})
     arguments = ["write", str(tmp_path / "val"), str(tmp_path / "val.beton"), "--classes-from", str(train)]
     assert main(arguments) == 2
-    assert "class 'eel' and 1 more is not among the classes of" in capsys.readouterr().err
+    assert "class 'eel' and 1 more are not in" in capsys.readouterr().err
     assert not (tmp_path / "val.beton").exists()
 
 
 def test_order_of_the_other_file_rules(tmp_path: Path) -> None:
-    source = Relabelled(open_source(lay_out(tmp_path, VAL)), ["dog", "ant", "bee"], origin=Path("o.json"))
+    source = RelabelledSource(open_source(lay_out(tmp_path, VAL)), ["dog", "ant", "bee"], origin=Path("o.json"))
     assert (source.class_names, source.class_counts, source.count) == (["dog", "ant", "bee"], [2, 0, 1], 3)
     assert [label for _, label, _ in contents(source)] == [2, 0, 0]
 
 
 def test_unlabelled_images_have_no_classes(tmp_path: Path) -> None:
     with pytest.raises(SourceError, match="no labels; leave out --classes-from"):
-        Relabelled(open_source(lay_out(tmp_path, {"1.jpg": b"1"})), ["a"], origin=Path("o.json"))
+        RelabelledSource(open_source(lay_out(tmp_path, {"1.jpg": b"1"})), ["a"], origin=Path("o.json"))
 
 
 @pytest.mark.parametrize(

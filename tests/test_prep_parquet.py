@@ -90,7 +90,7 @@ def test_folder_and_pattern_are_read_in_order(tmp_path: Path) -> None:
     for place in (tmp_path, tmp_path / "train-*.parquet", tmp_path / "train-{00000..00002}-of-00003.parquet"):
         assert [label for _, label, _ in contents(open_source(place))] == expected
     save(tmp_path / "validation-00000-of-00001.parquet", image=images(b"v"), label=[7])
-    with pytest.raises(SourceError, match=r"splits train, validation; give one, as in '.*/train-\*\.parquet'"):
+    with pytest.raises(SourceError, match=r"splits train, validation; give one of them, as in '.*/train-\*\.parquet'"):
         open_source(tmp_path)
 
 

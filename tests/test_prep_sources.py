@@ -123,7 +123,7 @@ def test_no_image_behind_a_damaged_header_is_lost_silently(tmp_path: Path, cut_a
 def test_joined_archives_and_wrong_checksums_are_refused(tmp_path: Path) -> None:
     first = pack(tmp_path / "1.tar", {"a.jpg": b"a"}).read_bytes()
     (tmp_path / "both.tar").write_bytes(first * 2)
-    with pytest.raises(SourceError, match="joined archives one by one"):
+    with pytest.raises(SourceError, match="concatenated archives one by one"):
         open_source(tmp_path / "both.tar")
     (tmp_path / "padded.tar").write_bytes(first + bytes(100_000))
     assert contents(open_source(tmp_path / "padded.tar")) == [("a.jpg", None, b"a")]
@@ -189,6 +189,6 @@ def test_an_archive_that_changes_after_listing_is_refused(tmp_path: Path) -> Non
     path = pack(tmp_path / "t.tar", {f"a/{i}.jpg": image for i in range(3)})
     source = open_source(path)
     pack(path, {f"a/{i}.jpg": image for i in range(2)})
-    with pytest.raises(SourceError, match="3 images were listed and 2 came"):
+    with pytest.raises(SourceError, match="3 images were listed but 2 were read"):
         convert(source, tmp_path / "out.beton", Settings(mode="passthrough"), workers=1)
     assert not (tmp_path / "out.beton").exists()

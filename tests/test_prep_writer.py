@@ -18,7 +18,7 @@ import numpy as np
 import pytest
 
 from fastbyol.beton import JPEG, RAW, BetonError, Reader, StoredImage
-from fastbyol.data_prep.partial import remove_dead
+from fastbyol.data_prep.partial import remove_stale
 from fastbyol.data_prep.verify import verify
 from fastbyol.data_prep.writer import BlockChecksums, Writer
 
@@ -188,7 +188,7 @@ def test_killed_anywhere_while_it_replaces_a_file_a_write_leaves_the_old_or_the_
         with Reader(path) as reader:
             seen.append((len(reader), reader.class_names and tuple(reader.class_names)))
             assert not list(verify(reader, workers=1))
-        remove_dead(path)
+        remove_stale(path)
         assert set(names_in(tmp_path)) <= {"a.beton", "a.beton.json"}
         if status == 0:
             break
@@ -280,7 +280,7 @@ def test_only_unfinished_files_of_dead_writes_are_removed(tmp_path: Path) -> Non
     for path in others:
         path.write_bytes(b"not of this output")
     with Writer(tmp_path / "a.beton", capacity=1, class_names=None) as writer:
-        assert remove_dead(tmp_path / "a.beton") == ([dead], [])
+        assert remove_stale(tmp_path / "a.beton") == ([dead], [])
         writer.append(raw(1, 1))
     assert names_in(tmp_path) == sorted(["a.beton", "a.beton.json", *(path.name for path in others)])
 
@@ -301,9 +301,9 @@ def test_writes_at_the_same_time_leave_one_whole_file(tmp_path: Path) -> None:
     """Both clean up before they begin; neither takes the other for dead, whichever ends first."""
     first, second = (Writer(tmp_path / "a.beton", capacity=1, class_names=None, overwrite=True) for _ in range(2))
     with first:
-        assert remove_dead(tmp_path / "a.beton") == ([], [])
+        assert remove_stale(tmp_path / "a.beton") == ([], [])
         with second:
-            assert remove_dead(tmp_path / "a.beton") == ([], [])
+            assert remove_stale(tmp_path / "a.beton") == ([], [])
             second.append(raw(2, 2))
         first.append(raw(3, 3))
     with Reader(tmp_path / "a.beton") as reader:

@@ -200,19 +200,19 @@ def test_events_are_told_with_their_time(parts: Parts) -> None:
     text = page(parts, rows)
     assert "4 steps skipped for inf or NaN, the first by step 2" in text
     assert "<span>11.0 s</span>half &lt;b&gt;lost&lt;/b&gt;" in text
-    assert "nothing was warned of" not in text
-    assert "nothing was warned of" in page(parts, [row(1)])
+    assert "no warnings" not in text
+    assert "no warnings" in page(parts, [row(1)])
 
 
 def test_the_plan_and_what_happened_add_up_to_the_budget() -> None:
     rows = [{"step": 1, "elapsed_s": 58.5}]
-    plan, fact = timeline.planned(PLAN), timeline.happened(rows, {**RESULT, "elapsed_s": 66.0}, PLAN)
+    plan, actual = timeline.plan_timeline(PLAN), timeline.actual_timeline(rows, {**RESULT, "elapsed_s": 66.0}, PLAN)
     assert plan is not None
     assert plan.seconds == {"start-up": 5.0, "rehearsal": 3.0, "calibration": 0.0, "training": 54.0, "closing": 8.0}
-    assert fact is not None
-    assert fact.seconds == {"start-up": 5.5, "rehearsal": 3.0, "calibration": 0.0, "training": 50.0, "closing": 7.5}
-    assert fact.unused_s == 4.0
-    assert plan.total_s == fact.total_s == 70.0
+    assert actual is not None
+    assert actual.seconds == {"start-up": 5.5, "rehearsal": 3.0, "calibration": 0.0, "training": 50.0, "closing": 7.5}
+    assert actual.unused_s == 4.0
+    assert plan.total_s == actual.total_s == 70.0
 
 
 @pytest.mark.slow

@@ -19,7 +19,7 @@ from fastbyol.recipes import named
 from fastbyol.runfolder import RunFolder
 from fastbyol.scores import load_scores
 from fastbyol.tables import command
-from fastbyol.tables.cells import Crashed, Job, Outcome, carry_out, outcome
+from fastbyol.tables.cells import Job, RunCrashed, RunResult, read_result, train_run
 from fastbyol.tables.page import disagreements, markdown, plot, write
 from fastbyol.tables.paper import TABLES, Cell, Table
 from fastbyol.telemetry import read_metrics
@@ -92,44 +92,44 @@ def job_of(path: Path, betons: Betons, *more: str, epochs: int = 1) -> Job:
 def ended(betons: Betons, tmp_path_factory: pytest.TempPathFactory) -> Job:
     """Run one cell to its end."""
     job = job_of(tmp_path_factory.mktemp("table"), betons)
-    assert outcome(job) is None
-    carry_out(job, watch=ignore)
+    assert read_result(job) is None
+    train_run(job, on_progress=ignore)
     return job
 
 
 def test_a_run_that_ended_has_scores_and_a_spread(ended: Job) -> None:
-    how = outcome(ended)
+    result = read_result(ended)
     result = json.loads(ended.folder.result.read_text())
     last = read_metrics(ended.folder.metrics)[-1]
-    assert how == Outcome(
+    assert result == RunResult(
         0,
         knn_top1=result["knn_top1"],
         knn_top1_random_init=result["knn_top1_random_init"],
-        spread=pytest.approx(8**0.5 * last["embedding_std"]),
+        scaled_std=pytest.approx(8**0.5 * last["embedding_std"]),
     )
 
 
 def test_another_run_in_a_cells_place_is_refused(ended: Job, betons: Betons) -> None:
     other = Job(ended.cell, 0, ended.path, words(betons, epochs=2))
     with pytest.raises(ValueError, match=r"--epochs=1.*--epochs=2.*another --out"):
-        outcome(other)
+        read_result(other)
 
 
 @pytest.mark.slow
 def test_divergence_is_a_result(betons: Betons, tmp_path: Path) -> None:
     job = job_of(tmp_path, betons, "--base-lr=1e30", epochs=9)
-    carry_out(job, watch=ignore)
-    how = outcome(job)
-    assert how is not None
-    assert (how.status, how.knn_top1) == (3, None)
-    assert "base-lr" in how.told
+    train_run(job, on_progress=ignore)
+    result = read_result(job)
+    assert result is not None
+    assert (result.status, result.knn_top1) == (3, None)
+    assert "base-lr" in result.last_line
 
 
 def test_bad_input_is_told_in_the_runs_own_words(betons: Betons, tmp_path: Path) -> None:
     job = job_of(tmp_path, betons, "--batch-size=1000")
     with pytest.raises(ValueError, match=r"^batch size 1000 exceeds"):
-        carry_out(job, watch=ignore)
-    assert outcome(job) is None
+        train_run(job, on_progress=ignore)
+    assert read_result(job) is None
 
 
 @pytest.mark.slow
@@ -141,9 +141,9 @@ def test_a_crash_loses_its_run_alone(betons: Betons, tmp_path: Path) -> None:
             children = Path(f"/proc/self/task/{threading.get_native_id()}/children").read_text().split()
             os.kill(int(children[-1]), signal.SIGKILL)
 
-    with pytest.raises(Crashed, match=r"base, seed 0, ended with status -9"):
-        carry_out(job, watch=kill)
-    assert outcome(job) is None
+    with pytest.raises(RunCrashed, match=r"base, seed 0, ended with status -9"):
+        train_run(job, on_progress=kill)
+    assert read_result(job) is None
     assert job.folder.config.exists()
 
 
@@ -154,9 +154,9 @@ def test_runs_are_listed_seed_by_seed_with_their_flags() -> None:
     parser = argparse.ArgumentParser()
     command.add_arguments(parser)
     asked = ["target", "--base=demo", "--data=d", "--val=v", "--budget=3m", "--seeds=2", "--out=t"]
-    jobs = command.jobs_of(parser.parse_args([*asked, "--with", "--workers", "8"]), TWO)
+    jobs = command.list_jobs(parser.parse_args([*asked, "--with", "--workers", "8"]), TWO)
     common = ("--data=d", "--val=v", "--budget=3m")
-    assert [(job.path, job.words) for job in jobs[1:3]] == [
+    assert [(job.path, job.arguments) for job in jobs[1:3]] == [
         (
             Path("t/hidden=32 --prefetch=1/seed0"),
             ("demo+hidden=32", *common, "--seed=0", "--prefetch=1", "--workers", "8"),
@@ -170,10 +170,10 @@ def test_a_part_of_a_table_is_run_alone(betons: Betons, capsys: pytest.CaptureFi
     command.add_arguments(parser)
     asked = ["target", "--base=demo", "--data=d", "--val=v", "--seeds=2", "--out=t", "--cells", "2"]
     args = parser.parse_args(asked)
-    assert {job.cell for job in command.chosen(command.jobs_of(args, TWO), args, TWO)} == {TWO.cells[1]}
+    assert {job.cell for job in command.select_jobs(command.list_jobs(args, TWO), args, TWO)} == {TWO.cells[1]}
     files = [f"--data={betons.train}", f"--val={betons.val}"]
     assert main(["table", "target", f"--base={BASE}", *files, "--cells", "1", "7"]) == 2
-    assert "the table has 6" in capsys.readouterr().err
+    assert "the table has 6 cells" in capsys.readouterr().err
 
 
 @pytest.mark.slow
@@ -227,9 +227,9 @@ def test_an_interrupted_table_is_continued_by_the_same_command(betons: Betons, t
     steps = read_metrics(folder.metrics)[-1]["step"]
     assert sorted(folder.checkpoints.iterdir())[-1].name == f"step-{steps:09d}.pt"
     first = Job(Cell("l2", "normalization=l2"), 0, folder.path, _words_of(asked, "normalization=l2"))
-    carry_out(first, watch=ignore)
+    train_run(first, on_progress=ignore)
     assert steps < read_metrics(folder.metrics)[-1]["step"] == 200
-    assert outcome(first) is not None
+    assert read_result(first) is not None
 
 
 def _words_of(asked: list[str], change: str) -> tuple[str, ...]:
@@ -240,8 +240,11 @@ CELLS = [Cell("a", "", 72.5), Cell("b", "beta=1", 60.0), Cell("c", "beta=2", 59.
 TABLE = Table("Letters", "table 0", CELLS)
 
 
-def runs(*scores: float | None, spread: float = 0.9) -> list[Outcome]:
-    return [Outcome(0 if score else 3, knn_top1=score, knn_top1_random_init=20.0, spread=spread) for score in scores]
+def runs(*scores: float | None, scaled_std: float = 0.9) -> list[RunResult]:
+    return [
+        RunResult(0 if score else 3, knn_top1=score, knn_top1_random_init=20.0, scaled_std=scaled_std)
+        for score in scores
+    ]
 
 
 def test_order_is_compared_where_the_papers_gap_is_large() -> None:
@@ -254,12 +257,12 @@ def test_order_is_compared_where_the_papers_gap_is_large() -> None:
 
 def test_a_page_shows_means_spreads_divergence_and_disagreement() -> None:
     a, b, c, _ = CELLS
-    outcomes = {a: runs(40.0, 42.0), b: runs(45.0, None, spread=0.0), c: []}
-    text = markdown(TABLE, outcomes, settings="Recipe demo", command="fastbyol-eval table letters")
+    results = {a: runs(40.0, 42.0), b: runs(45.0, None, scaled_std=0.0), c: []}
+    text = markdown(TABLE, results, settings="Recipe demo", command="fastbyol-eval table letters")
     assert "| a | none | 72.5 | 41.0 ± 1.0 | 0.90 | 2 |" in text
     assert "| b | `beta=1` | 60 | 45.0 | 0.00 | 2, 1 diverged or collapsed |" in text
     assert "| c | `beta=2` | 59 | - | - | 0 |" in text
-    assert "- Not so: **a** over b." in text
+    assert "- Reversed: **a** over b." in text
     assert "Random init: kNN 20.0 %." in text
 
 

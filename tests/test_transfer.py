@@ -38,7 +38,7 @@ def test_the_path_has_the_papers_45_values() -> None:
 
 def test_each_fit_is_scikit_learns_minimum() -> None:
     train, val = skewed(400, seed=0), skewed(400, seed=1)
-    for l2, model in logistic.path(train, (1e3, 1.0, 1e-2), classes=6, device="cpu", label="path"):
+    for l2, model in logistic.fit_path(train, (1e3, 1.0, 1e-2), classes=6, device="cpu", label="path"):
         peer = newton(train, l2)
         theirs = logistic.Model(torch.from_numpy(peer.coef_.T), torch.from_numpy(peer.intercept_))
         assert logistic.loss(model, train, l2) == pytest.approx(logistic.loss(theirs, train, l2), rel=1e-5)
@@ -49,7 +49,7 @@ def test_each_fit_is_scikit_learns_minimum() -> None:
 def test_warm_starts_do_not_move_the_minimum() -> None:
     train = skewed(500, seed=0)
     cold = logistic.Problem(train, classes=6).fit(0.1)
-    *_, (_, warm) = logistic.path(train, (1e4, 10.0, 0.1), classes=6, device="cpu", label="path")
+    *_, (_, warm) = logistic.fit_path(train, (1e4, 10.0, 0.1), classes=6, device="cpu", label="path")
     assert logistic.loss(warm, train, 0.1) == pytest.approx(logistic.loss(cold, train, 0.1), rel=1e-4)
 
 
@@ -78,9 +78,9 @@ def test_a_refit_reaches_the_minimum_of_separable_images() -> None:
     weights, biases = (torch.tensor(x).float() for x in (peer.coef_.T, peer.intercept_))
     least = logistic.loss(logistic.Model(weights, biases), images, l2)
     problem = logistic.Problem(images, classes=5)
-    begun = logistic.loss(problem.fit(l2, effort=logistic.Effort(10, 0)), images, l2)
+    begun = logistic.loss(problem.fit(l2, stop=logistic.StopCriterion(10, 0)), images, l2)
     assert begun > 1.2 * least
-    assert logistic.loss(problem.fit(l2, effort=logistic.FINAL), images, l2) == pytest.approx(least, rel=1e-2)
+    assert logistic.loss(problem.fit(l2, stop=logistic.FINAL), images, l2) == pytest.approx(least, rel=1e-2)
 
 
 @pytest.mark.parametrize("metric", ["top1", "map11"])

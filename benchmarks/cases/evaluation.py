@@ -20,8 +20,8 @@ from benchmarks.harness import Absent, Case, Ready
 from fastbyol.beton import Reader
 from fastbyol.encoder import build
 from fastbyol.evaluate import knn, linear, logistic, transfer
-from fastbyol.evaluate.features import Features, represent, spread
-from fastbyol.evaluate.images import Lens
+from fastbyol.evaluate.features import Features, evenly_spaced, represent
+from fastbyol.evaluate.images import InputSettings
 from fastbyol.recipes import named
 
 FEATURES, CLASSES = 512, 10
@@ -153,18 +153,18 @@ def _demo_set() -> tuple[tempfile.TemporaryDirectory[str], Reader, Reader]:
 def _augmented(device: str, base_lrs: tuple[float, ...]) -> Ready:
     _, train, val = _demo_set()
     encoder = build(named("demo").encoder, seed=0).to(device)
-    lens = Lens(32, 1.0, device=device)
-    return Ready(lambda: linear.score_augmented(encoder, (train, val), lens, epochs=1, base_lrs=base_lrs))
+    inputs = InputSettings(32, 1.0, device=device)
+    return Ready(lambda: linear.score_augmented(encoder, (train, val), inputs, epochs=1, base_lrs=base_lrs))
 
 
 def _cached(device: str, base_lrs: tuple[float, ...]) -> Ready:
     """Represent every image once, and train 80 epochs of heads on that, as fastbyol-eval linear --cached does."""
     _, train, val = _demo_set()
     encoder = build(named("demo").encoder, seed=0).to(device)
-    lens = Lens(32, 1.0, device=device)
+    inputs = InputSettings(32, 1.0, device=device)
 
     def run() -> None:
-        features = (represent(encoder, reader, spread(len(reader), None), lens) for reader in (train, val))
+        features = (represent(encoder, reader, evenly_spaced(len(reader), None), inputs) for reader in (train, val))
         linear.score(*features, base_lrs=base_lrs, device=device)
 
     return Ready(run)

@@ -1,4 +1,4 @@
-"""Know how to read a folder of images: one folder a class, or one flat folder without labels."""
+"""A source that reads a folder of images: one folder per class, or one flat folder without labels."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from fastbyol.data_prep.sources.source import SUFFIXES, Sample, SourceError, is_image, listing
+from fastbyol.data_prep.sources.source import SUFFIXES, Sample, SourceError, is_image, listing_progress
 
 
 class FolderSource:
-    """Read FOLDER/CLASS/image, or FOLDER/image without labels; files and class folders may be symbolic links."""
+    """Images in FOLDER/CLASS/, or in FOLDER/ without labels; files and class folders may be symbolic links."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -19,7 +19,7 @@ class FolderSource:
             folders = sorted(e.name for e in os.scandir(path) if not e.name.startswith(".") and e.is_dir())
             found = dict.fromkeys(["", *folders], 0)
             self.ignored = 0
-            for folder, name in listing(_walk(path, found)):
+            for folder, name in listing_progress(_walk(path, found)):
                 found[folder] += is_image(name)
                 self.ignored += not is_image(name)
         self.count = sum(found.values())
@@ -27,7 +27,7 @@ class FolderSource:
         counts = {folder: count for folder, count in found.items() if count}
         if flat and counts:
             raise SourceError(
-                f"{path}: {flat} images lie beside class folders such as {next(iter(counts))}; move one kind away"
+                f"{path}: {flat} images lie beside class folders such as {next(iter(counts))}; keep only one of the two"
             )
         if not self.count:
             raise SourceError(f"{path}: no images in it or in class folders; {self._advice()}")
@@ -38,11 +38,11 @@ class FolderSource:
         with _readable(self.path):
             for label, folder in enumerate(self.class_names or [""]):
                 known = None if self.class_names is None else label
-                for name in sorted(name for _, name in listing(_walk(self.path, [folder])) if is_image(name)):
+                for name in sorted(name for _, name in listing_progress(_walk(self.path, [folder])) if is_image(name)):
                     yield Sample(f"{folder}/{name}" if folder else name, known, self.path / folder / name)
 
     def _advice(self) -> str:
-        """Say what lies there instead: images deeper down, or archives."""
+        """Suggest a path from what the folder holds instead: images deeper down, archives or parquet files."""
         for folder, folders, names in os.walk(self.path):
             folders.sort()
             if any(map(is_image, names)):
@@ -68,7 +68,7 @@ def _walk(path: Path, folders: Iterable[str]) -> Iterator[tuple[str, str]]:
 
 @contextmanager
 def _readable(path: Path) -> Iterator[None]:
-    """Turn errors while listing path into SourceError."""
+    """Raise SourceError for any OSError in the with-block."""
     try:
         yield
     except OSError as error:

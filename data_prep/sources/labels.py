@@ -1,4 +1,4 @@
-"""Know how the labels found in shards and tables become classes: all numbers, all names, or none; and stay the same."""
+"""Classes from the labels in shards and tables (all numbers, all names, or none), and the label map of another file."""
 
 from __future__ import annotations
 
@@ -11,14 +11,14 @@ from pathlib import Path
 from fastbyol.beton import BetonError, Reader
 from fastbyol.data_prep.sources.source import Sample, Source, SourceError
 
-NUMBER_MAX = 1 << 20  # a label far beyond any data set would ask for as many class names
-UNLABELLED = -1  # what test splits on the Hugging Face hub hold
+NUMBER_MAX = 1 << 20  # far above any data set: a label of n needs n + 1 class names
+UNLABELLED = -1  # the label in test splits on the Hugging Face hub
 
 
-class LabelCount:
-    """Count the labels of a source as they are found, then say what the classes are.
+class LabelCounter:
+    """A counter of the labels of a source, from which its classes follow.
 
-    `declared` names the numbers where the source does; without it numbers are named by their digits.
+    `declared` are the source's own names of the numbers; without them a number is named by its digits.
     """
 
     def __init__(self, path: Path, declared: Sequence[str] | None = None) -> None:
@@ -28,7 +28,7 @@ class LabelCount:
         self._first: dict[type, str] = {}
 
     def add(self, label: object, sample: str, *, count: int = 1) -> None:
-        """Count a label as found; raise SourceError for one that is neither a whole number, nor a name, nor none."""
+        """Count a label; raise SourceError if it is not a whole number, a name or None."""
         if label == UNLABELLED:
             label = None
         is_label = label is None or (isinstance(label, (int, str)) and not isinstance(label, bool))
@@ -42,15 +42,18 @@ class LabelCount:
         self._counts[label] += count
 
     def classes(self) -> tuple[list[str] | None, list[int] | None]:
-        """Return the name and the number of images of each class, by label; None twice when nothing is labelled."""
+        """Return the name and the number of images of each class, by label; None twice if nothing is labelled."""
         kinds = [kind for kind in (int, str) if kind in self._first]
         if not kinds:
             return None, None
         if type(None) in self._first:
             unlabelled = f"{self._counts[None]} of {self._counts.total()} samples have no label"
             first = self._first[type(None)]
-            self._require(False, f"{unlabelled}, the first is {first}; label all of them or none")
-        self._require(len(kinds) == 1, f"{self._first.get(int)} has a number as label, {self._first.get(str)} a name")
+            self._require(False, f"{unlabelled}, the first is {first}; label all or none")
+        self._require(
+            len(kinds) == 1,
+            f"{self._first.get(int)} has a number as label, {self._first.get(str)} a name; give one kind of label",
+        )
         if kinds == [str]:
             names = sorted(str(label) for label in self._counts)
             return names, [self._counts[name] for name in names]
@@ -64,7 +67,7 @@ class LabelCount:
 
 
 def label_index(names: Sequence[str] | None) -> dict[object, int | None]:
-    """Return the label of each value a sample may carry: its number itself, or the place of its name."""
+    """Map every value a sample may carry, a number or a class name, to its label."""
     index: dict[object, int | None] = {}
     for label, name in enumerate(names or ()):
         index[name] = index[label] = label
@@ -72,7 +75,7 @@ def label_index(names: Sequence[str] | None) -> dict[object, int | None]:
 
 
 def read_class_names(path: Path) -> list[str]:
-    """Return the class names of a .beton, of its .json sidecar, or of a .json list; raise SourceError without any."""
+    """Read the class names of a .beton, its .json sidecar or a .json list; raise SourceError if there are none."""
     try:
         if path.suffix != ".json":
             with Reader(path) as reader:
@@ -90,12 +93,12 @@ def read_class_names(path: Path) -> list[str]:
         raise SourceError(f"{path}: no class names in it; give a labelled .beton, its .json, or a list of names")
     if len(set(found)) < len(found):
         twice = next(name for name, count in Counter(found).items() if count > 1)
-        raise SourceError(f"{path}: two classes are named {twice!r}; give each a name of its own")
+        raise SourceError(f"{path}: two classes are named {twice!r}; give each class its own name")
     return found
 
 
-class Relabelled:
-    """Show a source under the label map of another: classes are matched by name, and may be missing here."""
+class RelabelledSource:
+    """A source with the labels of another file; classes are matched by name, and may be missing in the source."""
 
     def __init__(self, source: Source, class_names: list[str], *, origin: Path) -> None:
         if source.class_names is None or source.class_counts is None:
@@ -105,7 +108,9 @@ class Relabelled:
         unknown = [name for name, count in here if count and name not in of_name]
         if unknown:
             more = f" and {len(unknown) - 1} more" if len(unknown) > 1 else ""
-            raise SourceError(f"{source.path}: class {unknown[0]!r}{more} is not among the classes of {origin}")
+            are = "are" if more else "is"
+            remedy = "give a file with all classes, or leave out --classes-from"
+            raise SourceError(f"{source.path}: class {unknown[0]!r}{more} {are} not in {origin}; {remedy}")
         self._source = source
         self._new_label = [of_name.get(name) for name in source.class_names]
         self.path, self.count, self.ignored = source.path, source.count, source.ignored

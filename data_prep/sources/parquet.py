@@ -1,4 +1,4 @@
-"""Know images in parquet as the Hugging Face hub stores them: bytes, plain or in a struct, and a column of labels."""
+"""A source that reads parquet files as on the Hugging Face hub: a column of image bytes and one of labels."""
 
 from __future__ import annotations
 
@@ -13,28 +13,28 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from fastbyol.data_prep.sources.labels import LabelCount, label_index
-from fastbyol.data_prep.sources.source import Sample, SourceError, listing
+from fastbyol.data_prep.sources.labels import LabelCounter, label_index
+from fastbyol.data_prep.sources.source import Sample, SourceError, listing_progress
 
 IMAGE_NAMES = ("image", "img")  # preferred where several columns hold bytes
 LABEL_NAME = "label"
 BYTES_FIELD = "bytes"
-ROWS_A_READ = 16  # of images, each up to some megabytes
-LABELS_A_READ = 1 << 16
-BUFFER_BYTES = 1 << 20  # read a column piece by piece: a row group may be larger than memory
+ROWS_PER_READ = 16  # images of up to some megabytes each
+LABELS_PER_READ = 1 << 16
+BUFFER_BYTES = 1 << 20  # columns are read in pieces: a row group may be larger than memory
 SPLIT = re.compile(r"(.+?)-\d+-of-\d+(-.*)?\.parquet")
 
 
 class _Columns(NamedTuple):
-    """Name what is read of a table; `declared` holds the label's class names where the schema knows them."""
+    """The columns to read; `declared` are the class names of the label, if the schema has them."""
 
-    image: str  # with ".bytes" where it is a struct
+    image: str  # ends in ".bytes" if it is a struct
     label: str | None
     declared: list[str] | None
 
 
 class ParquetSource:
-    """Read the images of parquet files in the order of files and rows; only bytes inside the files are ever read."""
+    """Images in parquet files, in the order of files and rows; paths in the files are never followed."""
 
     def __init__(self, path: Path, files: list[Path], *, label_column: str | None = None) -> None:
         self.path = path
@@ -47,23 +47,25 @@ class ParquetSource:
                 columns = _columns(file, table.schema_arrow, label_column)
                 self.count += table.metadata.num_rows
             if self._columns not in (None, columns):
-                raise SourceError(f"{file}: its columns or class names differ from {files[0]}'s; give one data set")
+                raise SourceError(
+                    f"{file}: its columns or class names differ from those of {files[0]}; give files of one data set"
+                )
             self._columns = columns
         if self._columns is None or not self.count:
             raise SourceError(f"{path}: no rows in {len(files)} parquet files; give files with images")
-        labels = LabelCount(path, self._columns.declared)
-        for sample, label, count in listing(self._labels(), " row batches"):
+        labels = LabelCounter(path, self._columns.declared)
+        for sample, label, count in listing_progress(self._labels(), " row batches"):
             labels.add(label, sample, count=count)
         self.class_names, self.class_counts = labels.classes()
 
     def _labels(self) -> Iterator[tuple[str, object, int]]:
-        """Yield each value of the label column with its number of rows, a batch of rows at a time."""
+        """Yield (sample, label, count) for each label value in each batch of rows."""
         assert self._columns is not None
         if self._columns.label is None:
             return
         for file in self._files:
             with _open(file) as table:
-                for batch in table.iter_batches(LABELS_A_READ, columns=[self._columns.label], use_threads=False):
+                for batch in table.iter_batches(LABELS_PER_READ, columns=[self._columns.label], use_threads=False):
                     for found in pc.value_counts(batch.column(0)).to_pylist():
                         yield f"a row of {file.name}", found["values"], found["counts"]
 
@@ -74,7 +76,7 @@ class ParquetSource:
         for file in self._files:
             row = 0
             with _open(file) as table:
-                for batch in table.iter_batches(ROWS_A_READ, columns=columns, use_threads=False):
+                for batch in table.iter_batches(ROWS_PER_READ, columns=columns, use_threads=False):
                     images = batch.column(self._columns.image.removesuffix(f".{BYTES_FIELD}"))
                     images = images.flatten()[0] if pa.types.is_struct(images.type) else images
                     labels = batch.column(self._columns.label) if self._columns.label else [None] * len(images)
@@ -84,12 +86,12 @@ class ParquetSource:
                         row += 1
 
 
-def one_split(folder: Path, files: list[Path]) -> list[Path]:
-    """Return the files when they are one split; the hub puts train-, validation- and test- files into one folder."""
+def require_one_split(folder: Path, files: list[Path]) -> list[Path]:
+    """Return the files; raise SourceError if they are of several splits, which the hub keeps in one folder."""
     splits = sorted({match[1] for file in files if (match := SPLIT.fullmatch(file.name))})
     if len(splits) > 1:
         raise SourceError(
-            f"{folder}: holds the splits {', '.join(splits)}; give one, as in '{folder / splits[0]}-*.parquet'"
+            f"{folder}: holds the splits {', '.join(splits)}; give one of them, as in '{folder / splits[0]}-*.parquet'"
         )
     return files
 
@@ -103,7 +105,7 @@ def _columns(file: Path, schema: Any, label_column: str | None) -> _Columns:
 
 
 def _image(file: Path, schema: Any) -> str:
-    """Return the column of images: the only one with bytes, or the one with the usual name."""
+    """Return the column of images: the only one with bytes, or else the one with a usual name."""
     structs = [
         field.name
         for field in schema
@@ -121,14 +123,14 @@ def _image(file: Path, schema: Any) -> str:
 
 
 def _label(file: Path, schema: Any, declared: dict[str, list[str]], asked: str | None) -> str | None:
-    """Return the column of labels: the one asked for, `label`, or the only one the schema declares; None without."""
+    """Return the column of labels: the one asked for, `label`, or the only one in the schema; None if there is none."""
     candidates = [asked] if asked else [LABEL_NAME] if LABEL_NAME in schema.names else sorted(declared)
     if len(candidates) > 1:
         raise SourceError(f"{file}: label columns are {', '.join(candidates)}; name one with --label-column")
     if not candidates:
         return None
     if candidates[0] not in schema.names:
-        raise SourceError(f"{file}: no column {candidates[0]!r}; it has {', '.join(schema.names)}")
+        raise SourceError(f"{file}: no column {candidates[0]!r}; give one of {', '.join(schema.names)}")
     of = schema.field(candidates[0]).type
     if not (pa.types.is_integer(of) or pa.types.is_string(of) or pa.types.is_large_string(of)):
         raise SourceError(f"{file}: label column {candidates[0]!r} holds {of}; wanted whole numbers or names")
@@ -136,7 +138,7 @@ def _label(file: Path, schema: Any, declared: dict[str, list[str]], asked: str |
 
 
 def _features(schema: Any) -> dict[str, dict[str, Any]]:
-    """Return what Hugging Face's datasets library says about the columns; {} without its metadata."""
+    """Return the column metadata of Hugging Face's datasets library; {} if there is none."""
     try:
         features = json.loads((schema.metadata or {}).get(b"huggingface", b"{}"))["info"]["features"]
     except (ValueError, KeyError, TypeError):
@@ -155,7 +157,7 @@ def _is_bytes(of: Any) -> bool:
 
 @contextmanager
 def _open(file: Path) -> Iterator[Any]:
-    """Open one parquet file; turn errors while it is read into SourceError."""
+    """Open one parquet file; raise SourceError for any error in the with-block."""
     try:
         with pq.ParquetFile(file, buffer_size=BUFFER_BYTES, pre_buffer=False) as table:
             yield table

@@ -1,4 +1,4 @@
-"""Know the patterns that name many files at once: braces as in shard-{0000..0099}.tar or {a,b}.tar, and * ? [ ]."""
+"""Patterns of file names: braces as in shard-{0000..0099}.tar or {a,b}.tar, and * ? [ ]."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ BRACES = re.compile(r"\{([^{}]*)\}")
 RANGE = re.compile(r"(\d{1,18})\.\.(\d{1,18})")
 
 
-def find(pattern: str) -> list[Path]:
-    """Return the files a pattern names, those of a brace in its order, those of a * sorted; [] where it names none.
+def expand_pattern(pattern: str) -> list[Path]:
+    """List the files of a pattern: those of a brace in its order, those of a * sorted; [] if there is no match.
 
-    Raises SourceError for a file of a brace that is not there: a missing shard must not pass unseen.
+    Raises SourceError if a file of a brace does not exist, so that a missing shard is noticed.
     """
     names = list(itertools.islice(_expand(pattern), FILES_MAX + 1))
     if len(names) > FILES_MAX:
-        raise SourceError(f"{pattern}: names more than {FILES_MAX} files; give fewer")
+        raise SourceError(f"{pattern}: matches more than {FILES_MAX} files; give fewer")
     if names == [pattern] and not glob.has_magic(pattern):
         return []
     found: list[Path] = []
@@ -30,13 +30,13 @@ def find(pattern: str) -> list[Path]:
         matches = sorted(glob.glob(name)) if glob.has_magic(name) else [name]  # noqa: PTH207 - absolute and relative
         missing = [each for each in matches or [name] if not Path(each).exists()]
         if missing:
-            raise SourceError(f"{pattern}: {missing[0]} is not there; copy it, or correct the pattern")
+            raise SourceError(f"{pattern}: {missing[0]} does not exist; copy it, or correct the pattern")
         found += map(Path, matches)
     return found
 
 
 def _expand(text: str) -> Iterator[str]:
-    """Yield the texts that braces stand for, as a shell does; braces without a comma or a range are themselves."""
+    """Expand braces as a shell does; braces without a comma or a range stay as they are."""
     for brace in BRACES.finditer(text):
         parts = list(_parts(brace[1]))
         if parts:
@@ -47,7 +47,7 @@ def _expand(text: str) -> Iterator[str]:
 
 
 def _parts(inside: str) -> Iterator[Iterator[str]]:
-    """Yield what stands for a brace: a range of numbers, as wide as its first is written, or a list."""
+    """Yield the alternatives of a brace: a range of numbers, zero-padded if an end is, or a list."""
     if ends := RANGE.fullmatch(inside):
         first, last = int(ends[1]), int(ends[2])
         step = 1 if last >= first else -1

@@ -1,4 +1,4 @@
-"""Know what a source of images promises: samples in a fixed order, counted and labelled, however many there are."""
+"""The interface of a source of images, and its samples."""
 
 from __future__ import annotations
 
@@ -12,25 +12,25 @@ from typing import Protocol, TypeVar
 from tqdm import tqdm
 
 Item = TypeVar("Item")
-# By name only to choose the files; what they hold is decided by their bytes.
+# Suffixes only select the files; their bytes decide the format.
 SUFFIXES = frozenset((".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"))
-FILE_BYTES_MAX = 1 << 28  # a larger "image" would not fit memory beside its pixels
+FILE_BYTES_MAX = 1 << 28  # a larger "image" would not fit in memory with its pixels
 
 
 class SourceError(ValueError):
-    """Tell what is wrong with the source, and what to pass instead."""
+    """A source that cannot be used; the message has the reason and what to pass instead."""
 
 
 @dataclass(frozen=True)
 class Sample:
-    """Name one image of a source; its content is read where it is needed, so that slow disks are read in parallel."""
+    """One image of a source; a file is read only when needed, so that slow disks are read in parallel."""
 
     name: str
     label: int | None
     content: bytes | Path
 
     def read(self) -> bytes:
-        """Return the file's bytes; raise OSError when it cannot be read."""
+        """Return the file's bytes; raise OSError if it cannot be read."""
         if isinstance(self.content, bytes):
             return self.content
         if self.content.stat().st_size > FILE_BYTES_MAX:
@@ -39,12 +39,12 @@ class Sample:
 
 
 class Source(Protocol):
-    """Describe a place with images: iterate it, any number of times, for its samples in the same order.
+    """A collection of images; it can be iterated any number of times and yields its samples in the same order.
 
-    `class_names` is None for unlabelled images, else label -> name; `class_counts` is None with it, else the number of
-    images of each label; `count` is the number of samples; `ignored` counts files passed over: not named as images,
-    links in archives. Opening lists the source and keeps no entry for a sample; iterating holds the names of one
-    folder, or a few samples, at a time.
+    `class_names` maps label to name, and `class_counts` label to number of images; both are None for unlabelled images.
+    `count` is the number of samples; `ignored` is the number of skipped files: those without an image's suffix, and
+    links in archives. Opening a source lists it but stores nothing per sample; iterating holds the names of one folder,
+    or a few samples, at a time.
     """
 
     path: Path
@@ -57,10 +57,10 @@ class Source(Protocol):
 
 
 def is_image(name: str) -> bool:
-    """Tell whether a file has an image's suffix."""
+    """Return whether a file name has an image's suffix."""
     return os.path.splitext(name)[1].lower() in SUFFIXES  # noqa: PTH122 - a Path for each of a million names is slow
 
 
-def listing(items: Iterable[Item], unit: str = " files") -> Iterable[Item]:
-    """Show on a terminal how far a listing is once it takes two seconds."""
+def listing_progress(items: Iterable[Item], unit: str = " files") -> Iterable[Item]:
+    """Wrap items in a progress bar that appears on a terminal once listing takes two seconds."""
     return tqdm(items, desc="listing", unit=unit, delay=2, disable=None, leave=False)

@@ -1,4 +1,4 @@
-"""Know WebDataset shards: .tar files in which consecutive files of one key are one sample, an image and its label."""
+"""A source that reads WebDataset shards: .tar files where consecutive files with one key are one sample."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from itertools import groupby
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
-from fastbyol.data_prep.sources.labels import LabelCount, label_index
-from fastbyol.data_prep.sources.source import Sample, SourceError, is_image, listing
-from fastbyol.data_prep.sources.tar import content, files, open_archive, readable
+from fastbyol.data_prep.sources.labels import LabelCounter, label_index
+from fastbyol.data_prep.sources.source import Sample, SourceError, is_image, listing_progress
+from fastbyol.data_prep.sources.tar import archive_errors, iter_members, open_archive, read_member
 
 CLASS_SUFFIXES = ("cls", "cls.txt")
 JSON_SUFFIX, JSON_LABEL = "json", "label"
@@ -19,27 +19,27 @@ LABEL_BYTES_MAX = 1 << 20
 
 
 class _Member(NamedTuple):
-    """Hold a file of a shard: its key is its path up to the first dot of its name, its suffix what follows."""
+    """A file of a shard; its key is its path up to the first dot of its name, its suffix is the rest."""
 
     key: str
     suffix: str
     name: str
-    data: bytes | None  # None where it was not asked for
+    data: bytes | None  # None if it was not read
 
 
 class _Group(NamedTuple):
-    """Hold one sample as a shard holds it; `image` is None for a sample without one."""
+    """One sample of a shard; `image` is None if it has none."""
 
     image: _Member | None
     label: object
-    passed_over: int
+    ignored: int
 
 
 class WebDatasetSource:
-    """Read the shards in the order given; the label comes from .cls, else from a key of .json, else there is none.
+    """Images in WebDataset shards, in the order given; the label is in .cls, else under a key of .json, else missing.
 
-    `label_column` names that key, and then .cls is not read. A label is the number of a class or its name. A sample of
-    several images is refused: which of them is the sample, only its author knows.
+    `label_column` is that key; if it is given, .cls is not read. A label is the number or the name of a class. A sample
+    with several images raises SourceError, because it is unknown which of them is meant.
     """
 
     def __init__(self, path: Path, shards: list[Path], *, label_column: str | None = None) -> None:
@@ -47,9 +47,9 @@ class WebDatasetSource:
         self._shards = shards
         self._label_column = label_column
         self.count = self.ignored = 0
-        labels = LabelCount(path)
-        for group in listing(self._groups(with_images=False), " samples"):
-            self.ignored += group.passed_over
+        labels = LabelCounter(path)
+        for group in listing_progress(self._groups(with_images=False), " samples"):
+            self.ignored += group.ignored
             if group.image is not None:
                 self.count += 1
                 labels.add(group.label, group.image.name)
@@ -68,17 +68,17 @@ class WebDatasetSource:
         """Yield the samples of all shards."""
         wanted = (JSON_SUFFIX,) if self._label_column else (JSON_SUFFIX, *CLASS_SUFFIXES)
         for shard in self._shards:
-            with readable(shard), open_archive(shard) as archive:
+            with archive_errors(shard), open_archive(shard) as archive:
                 members = _members(archive, shard, wanted=wanted, with_images=with_images)
                 for _, group in groupby(members, lambda member: member.key):
                     yield self._sample(list(group), shard)
 
     def _sample(self, group: list[_Member], shard: Path) -> _Group:
-        """Tell image and label of one sample apart."""
+        """Find the image and the label of one sample."""
         images = [member for member in group if is_image(f"x.{member.suffix}")]
         if len(images) > 1:
             both = " and ".join(member.name for member in images[:2])
-            raise SourceError(f"{shard}: {both} are one sample, by their key; pack one image a sample")
+            raise SourceError(f"{shard}: {both} have one key and so are one sample; pack one image per sample")
         companions = {member.suffix: member for member in group if member.data is not None and member not in images}
         label: object = None
         for suffix, member in companions.items():
@@ -91,13 +91,13 @@ class WebDatasetSource:
 
 
 def is_shard(path: Path, *, look_at: int = 200) -> bool:
-    """Tell whether the first files of a .tar hold an image with a label of the same key.
+    """Return whether the first `look_at` files of a .tar hold an image and a label with the same key.
 
-    A .json inside a folder is no sign: archives of class folders carry captions and the like beside their images.
+    A .json inside a folder does not count: archives of class folders carry captions and the like beside their images.
     """
     images: set[str] = set()
     labels: set[str] = set()
-    with readable(path), open_archive(path) as archive:
+    with archive_errors(path), open_archive(path) as archive:
         for member, _ in zip(_members(archive, path, wanted=(), with_images=False), range(look_at), strict=False):
             if is_image(f"x.{member.suffix}"):
                 images.add(member.key)
@@ -107,25 +107,29 @@ def is_shard(path: Path, *, look_at: int = 200) -> bool:
 
 
 def _members(archive: tarfile.TarFile, shard: Path, *, wanted: tuple[str, ...], with_images: bool) -> Iterator[_Member]:
-    """Yield the files of a shard; of images and companions with the suffixes wanted, the bytes as well."""
-    for info, path in files(archive, shard):
+    """Yield the files of a shard, with the bytes of images and of files with the suffixes wanted."""
+    for info, path in iter_members(archive, shard):
         key, suffix = _split(path or PurePosixPath(info.name))
         is_companion = suffix in wanted
         if path is not None and is_companion and info.size > LABEL_BYTES_MAX:
-            raise SourceError(f"{shard}: {path} has {info.size} bytes; a label file has up to {LABEL_BYTES_MAX}")
+            raise SourceError(
+                f"{shard}: {path} has {info.size} bytes; a label file may have up to {LABEL_BYTES_MAX}; remove it"
+            )
         is_read = path is not None and (is_companion or (with_images and is_image(path.name)))
-        # A link or a hidden file is passed over, whatever its suffix says.
-        yield _Member(key, suffix if path else "", str(path or info.name), content(archive, info) if is_read else None)
+        # A link or a hidden file is skipped, whatever its suffix.
+        yield _Member(
+            key, suffix if path else "", str(path or info.name), read_member(archive, info) if is_read else None
+        )
 
 
 def _split(path: PurePosixPath) -> tuple[str, str]:
-    """Return key and suffix of a file: WebDataset cuts at the first dot of the name."""
+    """Return the key and the suffix of a file, which WebDataset splits at the first dot of the name."""
     stem, _, suffix = path.name.partition(".")
     return str(path.parent / stem), suffix.lower()
 
 
 def _class_of(member: _Member, shard: Path) -> int | str | None:
-    """Return what a .cls file says: a number, or a name."""
+    """Return the label in a .cls file: a number or a name."""
     try:
         text = (member.data or b"").decode().strip()
     except UnicodeDecodeError as error:
@@ -135,7 +139,7 @@ def _class_of(member: _Member, shard: Path) -> int | str | None:
 
 
 def _json_of(member: _Member, shard: Path, key: str) -> object:
-    """Return what a .json file holds under the key; None when it does not have it."""
+    """Return the value of a key in a .json file; None if it is missing."""
     try:
         facts = json.loads(member.data or b"")
     except (ValueError, RecursionError) as error:

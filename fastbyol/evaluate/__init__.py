@@ -1,1 +1,1 @@
-"""Score a frozen encoder: features once, then kNN or a linear classifier."""
+"""Evaluation protocols for a trained encoder: kNN, linear, semi-supervised, transfer, fine-tuning, segmentation."""

@@ -1,4 +1,4 @@
-"""Know the words of fastbyol-eval: one command a protocol."""
+"""The command-line parser of fastbyol-eval, with one subcommand per protocol."""
 
 from __future__ import annotations
 
@@ -14,38 +14,38 @@ from fastbyol.formats import FORMATS
 from fastbyol.tables import command as tables
 
 
-def rate(text: str) -> float:
-    """Read a number above 0 for argparse."""
+def positive_number(text: str) -> float:
+    """Parse a number above 0."""
     return _number(text, "more than 0", lambda value: value > 0)
 
 
-def share(text: str) -> float:
-    """Read a number between 0 and 1 for argparse."""
+def fraction(text: str) -> float:
+    """Parse a number strictly between 0 and 1."""
     return _number(text, "between 0 and 1", lambda value: 0 < value < 1)
 
 
-def decay(text: str) -> float:
-    """Read a number from 0 for argparse."""
-    return _number(text, "from 0", lambda value: value >= 0)
+def nonnegative_number(text: str) -> float:
+    """Parse a number of at least 0."""
+    return _number(text, "of at least 0", lambda value: value >= 0)
 
 
-def _number(text: str, wanted: str, holds: Callable[[float], bool]) -> float:
+def _number(text: str, wanted: str, is_valid: Callable[[float], bool]) -> float:
     try:
         value = float(text)
     except ValueError:
         value = math.nan
-    if not (math.isfinite(value) and holds(value)):
+    if not (math.isfinite(value) and is_valid(value)):
         raise argparse.ArgumentTypeError(f"{text!r} given; wanted a number {wanted}")
     return value
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """Describe the command line (a contract: names and meanings stay)."""
+    """Build the parser; its names and meanings are a contract and do not change."""
     parser = Parser(prog="fastbyol-eval", description="Score the encoder of a run, or export it.")
     commands = parser.add_subparsers(dest="protocol", metavar="PROTOCOL", required=True)
 
-    def command(name: str, told: str) -> argparse.ArgumentParser:
-        added: argparse.ArgumentParser = commands.add_parser(name, help=told, description=told)
+    def command(name: str, help_text: str) -> argparse.ArgumentParser:
+        added: argparse.ArgumentParser = commands.add_parser(name, help=help_text, description=help_text)
         added.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="a folder in which fastbyol-train finished")
         added.add_argument("--json", action="store_true", help="print one JSON object")
         return added
@@ -57,8 +57,8 @@ def build_parser() -> argparse.ArgumentParser:
     _finetune(command("finetune", "fine-tuning on all labels, rate and decay chosen on held-out training images"))
     _segment(command("segment", "semantic segmentation by a convolutional head, from images and masks"))
     _export(command("export", "the encoder in a file for fastbyol, torchvision, timm, detectron2 or ONNX"))
-    told = "an ablation table of the paper: trains every cell, and writes the scores beside the paper's"
-    tables.add_arguments(commands.add_parser("table", help=told, description=told))
+    help_text = "an ablation table of the paper: trains every cell, and writes the scores beside the paper's"
+    tables.add_arguments(commands.add_parser("table", help=help_text, description=help_text))
     return parser
 
 
@@ -88,8 +88,8 @@ def _from_scratch(command: argparse.ArgumentParser) -> None:
 
 def _knn(command: argparse.ArgumentParser) -> None:
     _files(command)
-    told = "neighbours that vote; the first is the headline, all are scored"
-    command.add_argument("--k", type=int, nargs="+", default=[knn.K], metavar="N", help=told)
+    help_text = "neighbours that vote; the first is the headline, all are scored"
+    command.add_argument("--k", type=int, nargs="+", default=[knn.K], metavar="N", help=help_text)
     command.add_argument("--temperature", type=float, nargs="+", default=[knn.TEMPERATURE], metavar="X")
     command.add_argument("--bank", type=whole_number, metavar="N", help="training images to vote (default: all)")
 
@@ -97,22 +97,26 @@ def _knn(command: argparse.ArgumentParser) -> None:
 def _linear(command: argparse.ArgumentParser) -> None:
     _files(command)
     _seed(command)
-    told = "represent each image once, by its centre: fast; the paper draws a crop and flip each epoch"
-    command.add_argument("--cached", action="store_true", help=told)
+    help_text = "represent each image once, by its centre: fast; the paper draws a crop and flip each epoch"
+    command.add_argument("--cached", action="store_true", help=help_text)
     command.add_argument("--epochs", type=whole_number, default=linear.EPOCHS, metavar="N")
-    told = "learning rates per 256 images, all trained at once"
-    command.add_argument("--lrs", type=rate, nargs="+", default=list(linear.BASE_LRS), metavar="X", help=told)
+    help_text = "learning rates per 256 images, all trained at once"
+    command.add_argument(
+        "--lrs", type=positive_number, nargs="+", default=list(linear.BASE_LRS), metavar="X", help=help_text
+    )
     command.add_argument("--skip-random-init", action="store_true", help="score the trained encoder alone")
 
 
 def _semi(command: argparse.ArgumentParser) -> None:
     _files(command)
     _seed(command)
-    command.add_argument("--fraction", type=share, default=0.01, metavar="X", help="of the training labels (0.01)")
-    told = "a stored split (default: that of this fraction and seed in RUN_DIR/splits, made if it is not there)"
-    command.add_argument("--split", type=Path, metavar="F.json", help=told)
-    told = "learning rates per 256 images"
-    command.add_argument("--lrs", type=rate, nargs="+", default=list(semi.BASE_LRS), metavar="X", help=told)
+    command.add_argument("--fraction", type=fraction, default=0.01, metavar="X", help="of the training labels (0.01)")
+    help_text = "a stored split (default: that of this fraction and seed in RUN_DIR/splits, made if it is not there)"
+    command.add_argument("--split", type=Path, metavar="F.json", help=help_text)
+    help_text = "learning rates per 256 images"
+    command.add_argument(
+        "--lrs", type=positive_number, nargs="+", default=list(semi.BASE_LRS), metavar="X", help=help_text
+    )
     command.add_argument("--epochs", type=whole_number, nargs="+", default=list(semi.EPOCHS), metavar="N")
     command.add_argument("--skip-supervised", action="store_true", help="leave out the network from scratch")
 
@@ -129,10 +133,12 @@ def _finetune(command: argparse.ArgumentParser) -> None:
     _metric(command)
     _from_scratch(command)
     command.add_argument("--steps", type=whole_number, default=finetune.STEPS, metavar="N")
-    command.add_argument("--lrs", type=rate, nargs="+", default=list(finetune.LRS), metavar="X", help="learning rates")
+    command.add_argument(
+        "--lrs", type=positive_number, nargs="+", default=list(finetune.LRS), metavar="X", help="learning rates"
+    )
     command.add_argument(
         "--weight-decays",
-        type=decay,
+        type=nonnegative_number,
         nargs="+",
         default=list(finetune.WEIGHT_DECAYS),
         metavar="X",
@@ -144,17 +150,17 @@ def _segment(command: argparse.ArgumentParser) -> None:
     _device(command)
     _seed(command)
     _from_scratch(command)
-    told = "PNG masks of class numbers, named as their images; 255 is ignored"
+    help_text = "PNG masks of class numbers, named as their images; 255 is ignored"
     command.add_argument("--images", type=Path, required=True, metavar="DIR", help="images to learn from")
-    command.add_argument("--masks", type=Path, required=True, metavar="DIR", help=told)
+    command.add_argument("--masks", type=Path, required=True, metavar="DIR", help=help_text)
     command.add_argument("--val-images", type=Path, metavar="DIR", help="images to score on (default: a fifth)")
     command.add_argument("--val-masks", type=Path, metavar="DIR")
     command.add_argument("--stride", type=whole_number, default=dense.STRIDE, metavar="N", help="of the last map (16)")
     command.add_argument("--crop-px", type=whole_number, default=dense.CROP_PX, metavar="N")
     command.add_argument("--steps", type=whole_number, default=dense.STEPS, metavar="N")
     command.add_argument("--batch-size", type=whole_number, default=dense.BATCH, metavar="N")
-    command.add_argument("--lr", type=rate, default=dense.LR, metavar="X")
-    command.add_argument("--weight-decay", type=decay, default=dense.WEIGHT_DECAY, metavar="X")
+    command.add_argument("--lr", type=positive_number, default=dense.LR, metavar="X")
+    command.add_argument("--weight-decay", type=nonnegative_number, default=dense.WEIGHT_DECAY, metavar="X")
 
 
 def _export(command: argparse.ArgumentParser) -> None:

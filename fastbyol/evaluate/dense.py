@@ -1,4 +1,4 @@
-"""Know dense transfer: a fully convolutional head on the encoder's last map, tuned on masks, scored by mean IoU."""
+"""Semantic segmentation: a convolutional head on the encoder's last map, fine-tuned on masks, scored by mean IoU."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from tqdm import tqdm
 
 from fastbyol.config import require
 from fastbyol.encoder import BasicBlock, Bottleneck, ResNet, init_
-from fastbyol.evaluate.finetune import Plan, copy_of, descend
-from fastbyol.evaluate.images import Lens
-from fastbyol.evaluate.masks import IGNORED, Pair, read, varied
+from fastbyol.evaluate.finetune import HParams, copy_encoder, run_sgd
+from fastbyol.evaluate.images import InputSettings
+from fastbyol.evaluate.masks import IGNORED, Pair, augmented_batches, read_pair
 
-STEPS = 30_000  # these constants: He et al. 2020 (MoCo), appendix; see docs/numerics.md for the paper's
+STEPS = 30_000  # these constants: He et al. 2020 (MoCo), appendix; docs/numerics.md has the paper's
 LR = 3e-3
 BATCH = 16
 WEIGHT_DECAY = 1e-4
@@ -27,14 +27,17 @@ HEAD_CHANNELS, HEAD_DILATION = 256, 6
 
 
 def dilate_(encoder: ResNet, stride: int) -> None:
-    """Lower the encoder's output stride: the last groups keep their size, and their 3x3 convolutions spread instead.
+    """Lower the encoder's output stride in place, replacing the stride of the last groups by dilated 3x3 convolutions.
 
-    The first block of such a group spreads as the group before does, the others by the new rate, as in torchvision.
-    Raises ConfigError for a stride that the encoder cannot have.
+    As in torchvision, the first block of such a group has the dilation of the group before it, and the others have
+    the new dilation. Raises ConfigError for a stride that the encoder cannot have.
     """
     stem = int(encoder.conv1.stride[0]) * (2 if isinstance(encoder.maxpool, nn.MaxPool2d) else 1)
     strides = [stem * 2**n for n in range(len(encoder.stages))]
-    require(stride in strides, f"output stride {stride}; this encoder can have {', '.join(map(str, strides))}")
+    require(
+        stride in strides,
+        f"output stride is {stride}; this encoder can have {', '.join(map(str, strides))}; give one of them",
+    )
     for number in range(strides.index(stride) + 1, len(strides)):
         rate = strides[number] // stride
         for index, block in enumerate(encoder.get_submodule(encoder.stages[number]).children()):
@@ -43,40 +46,40 @@ def dilate_(encoder: ResNet, stride: int) -> None:
                 if isinstance(conv, nn.Conv2d):
                     conv.stride = (1, 1)
                     if conv.kernel_size == (3, 3):
-                        spread = rate // 2 if index == 0 and conv is _strided(block) else rate
-                        conv.dilation = conv.padding = (spread, spread)
+                        dilation = rate // 2 if index == 0 and conv is _strided_conv(block) else rate
+                        conv.dilation = conv.padding = (dilation, dilation)
 
 
-def _strided(block: BasicBlock | Bottleneck) -> nn.Conv2d:
+def _strided_conv(block: BasicBlock | Bottleneck) -> nn.Conv2d:
     return block.conv1 if isinstance(block, BasicBlock) else block.conv2
 
 
 class Segmenter(nn.Module):
-    """An encoder with two dilated 3x3 convolutions and a 1x1: images [N, 3, H, W] to logits [N, classes, H, W]."""
+    """An encoder, two dilated 3x3 convolutions and a 1x1: maps images [N, 3, H, W] to logits [N, classes, H, W]."""
 
     def __init__(self, encoder: ResNet, classes: int, *, stride: int, seed: int) -> None:
         super().__init__()
         dilate_(encoder, stride)
         self.encoder = encoder
         layers: list[nn.Module] = []
-        inputs = encoder.features
+        channels = encoder.features
         for _ in range(2):
-            conv = nn.Conv2d(inputs, HEAD_CHANNELS, 3, 1, HEAD_DILATION, HEAD_DILATION, bias=False)
+            conv = nn.Conv2d(channels, HEAD_CHANNELS, 3, 1, HEAD_DILATION, HEAD_DILATION, bias=False)
             layers += [conv, nn.BatchNorm2d(HEAD_CHANNELS), nn.ReLU()]
-            inputs = HEAD_CHANNELS
-        self.head = nn.Sequential(*layers, nn.Conv2d(inputs, classes, 1))
+            channels = HEAD_CHANNELS
+        self.head = nn.Sequential(*layers, nn.Conv2d(channels, classes, 1))
         init_(self.head, torch.Generator().manual_seed(seed))
 
     def forward(self, images: Tensor) -> Tensor:
-        """Map images to logits of every pixel."""
+        """Map images to logits per pixel."""
         logits = self.head(self.encoder.feature_map(images))
         return F.interpolate(logits, images.shape[2:], mode="bilinear", align_corners=False)
 
 
 def mean_iou(confusion: Tensor) -> float:
-    """Return the mean intersection over union in percent of a confusion matrix [C, C], true class by row.
+    """Return the mean intersection over union, in percent, of a confusion matrix [C, C] whose rows are true classes.
 
-    A class that neither occurs nor is guessed does not count.
+    A class that neither occurs nor is predicted is left out of the mean.
     """
     both = confusion.diagonal().double()
     union = confusion.sum(0) + confusion.sum(1) - confusion.diagonal()
@@ -84,16 +87,16 @@ def mean_iou(confusion: Tensor) -> float:
 
 
 @torch.inference_mode()
-def confusion_of(network: Segmenter, found: Sequence[Pair], *, classes: int, lens: Lens) -> Tensor:
-    """Count pixels of whole images by true and guessed class: int64 [C, C]; ignored pixels are left out."""
+def confusion_matrix(network: Segmenter, found: Sequence[Pair], *, classes: int, inputs: InputSettings) -> Tensor:
+    """Count the pixels of whole images by true and predicted class: int64 [C, C], without the ignored pixels."""
     counts = torch.zeros(classes * classes, dtype=torch.int64)
     bar = tqdm(found, desc="segment val", unit="images", delay=2, leave=False, disable=None)
-    for pair in lens.threads.units(bar, "segment val"):
-        image, mask = read(pair)
-        with lens.precision():
-            guessed = network(image[None].to(lens.device))[0].argmax(0).cpu()
+    for pair in inputs.threads.units(bar, "segment val"):
+        image, mask = read_pair(pair)
+        with inputs.precision():
+            predicted = network(image[None].to(inputs.device))[0].argmax(0).cpu()
         counted = mask != IGNORED
-        counts += torch.bincount(mask[counted] * classes + guessed[counted], minlength=classes * classes)
+        counts += torch.bincount(mask[counted] * classes + predicted[counted], minlength=classes * classes)
     return counts.view(classes, classes)
 
 
@@ -102,32 +105,35 @@ def score(
     found: tuple[Sequence[Pair], Sequence[Pair]],
     *,
     classes: int,
-    plan: Plan,
+    hparams: HParams,
     stride: int = STRIDE,
-    lens: Lens,
+    inputs: InputSettings,
     seed: int = 0,
     label: str = "segment",
 ) -> dict[str, Any]:
-    """Tune encoder and head on the first pairs, by cross-entropy a pixel; score mean IoU on the second, whole images.
+    """Fine-tune encoder and head on the first pairs by cross-entropy per pixel; score mean IoU on the second pairs.
 
-    lens.px is the side of a training crop. The rate falls as a cosine, where the paper's falls in two steps.
+    Training uses crops of side `inputs.px`, scoring whole images. The learning rate follows a cosine; the paper's falls
+    in two steps.
     """
     train, val = found
-    network = Segmenter(copy_of(encoder), classes, stride=stride, seed=seed).to(lens.device)
-    batches = varied(train, px=lens.px, batch=plan.batch, steps=plan.steps, seed=seed, device=lens.device)
-    descend(network, batches, _pixel_loss, plan=plan, lens=lens, label=label)
-    confusion = confusion_of(network, val, classes=classes, lens=lens)
+    network = Segmenter(copy_encoder(encoder), classes, stride=stride, seed=seed).to(inputs.device)
+    batches = augmented_batches(
+        train, px=inputs.px, batch=hparams.batch, steps=hparams.steps, seed=seed, device=inputs.device
+    )
+    run_sgd(network, batches, _pixel_loss, hparams=hparams, inputs=inputs, label=label)
+    confusion = confusion_matrix(network, val, classes=classes, inputs=inputs)
     right = confusion.diagonal().sum().double() / confusion.sum().clamp_min(1)
-    return {"miou": mean_iou(confusion), "pixel_accuracy": 100 * right.item(), "stride": stride, **plan._asdict()}
+    return {"miou": mean_iou(confusion), "pixel_accuracy": 100 * right.item(), "stride": stride, **hparams._asdict()}
 
 
 def _pixel_loss(logits: Tensor, masks: Tensor) -> Tensor:
-    """Average cross-entropy over the pixels that count; 0 where a batch has none."""
+    """Average the cross-entropy over the pixels that are not ignored; 0 if a batch has none."""
     return F.cross_entropy(logits, masks, ignore_index=IGNORED, reduction="sum") / (masks != IGNORED).sum().clamp_min(1)
 
 
 def hold_out(found: Sequence[Pair], *, seed: int) -> tuple[list[Pair], list[Pair]]:
-    """Divide pairs where no second folder is given: four fifths to learn from, a fifth to score on."""
+    """Split the pairs at random into four fifths to train on and one fifth to score on."""
     require(len(found) >= 2, f"{len(found)} pairs of image and mask; give at least 2, or --val-images and --val-masks")
     order = np.random.default_rng(seed).permutation(len(found))
     cut = max(len(found) // 5, 1)

@@ -1,4 +1,4 @@
-"""Know how to turn a labelled beton into frozen representations, each image seen once, whole, in evaluation mode."""
+"""Frozen representations of a labelled .beton: one centre view per image, encoder in evaluation mode."""
 
 from __future__ import annotations
 
@@ -14,46 +14,48 @@ from tqdm import tqdm
 from fastbyol.beton import Reader
 from fastbyol.config import ConfigError, require
 from fastbyol.encoder import ResNet
-from fastbyol.evaluate.images import Lens, centred
+from fastbyol.evaluate.images import InputSettings, center_views
 
-CLASSES_MAX = 65_536  # more would be a mistake, and a large one in memory
-NAMED_MAX = 5  # classes that a message lists
+CLASSES_MAX = 65_536  # a larger label is a mistake, and would cost much memory
+LISTED_MAX = 5  # classes that a message lists
 ROWS = 1 << 14  # checked at a time, since isfinite makes copies of what it checks
 
 
 class OutOfTime(Exception):
-    """Tell that a budget ended before a score was reached."""
+    """A budget that ended before the score was known."""
 
 
 class Features(NamedTuple):
-    """Pair representations, float32 [N, F], with labels, int64 [N]."""
+    """Representations, float32 [N, F], and their labels, int64 [N]."""
 
     values: Tensor
     labels: Tensor
 
     def rows(self, indices: NDArray[np.int64]) -> Features:
-        """Take some of them."""
+        """Select the rows at these indices."""
         chosen = torch.from_numpy(indices)
         return Features(self.values[chosen], self.labels[chosen])
 
 
 def check_classes(train: Reader, val: Reader) -> None:
-    """Raise ConfigError unless both files are labelled, with the same classes, and train holds all those of val."""
+    """Raise ConfigError unless both files are labelled with the same classes and train holds every class of val."""
     for reader in (train, val):
         labels = labels_of(reader)
         low, high = int(labels.min()), int(labels.max())
         if low < 0 or high >= CLASSES_MAX:
-            raise ConfigError(f"{reader.path} has labels from {low} to {high}; scoring needs 0 to {CLASSES_MAX - 1}")
+            raise ConfigError(
+                f"{reader.path} has labels from {low} to {high}; scoring needs 0 to {CLASSES_MAX - 1}; write it again"
+            )
     if len(train) < 2:
-        raise ConfigError(f"{train.path} holds one image; scoring needs at least 2 to learn from")
+        raise ConfigError(f"{train.path} holds one image; scoring needs at least 2; give a larger training file")
     names = {tuple(reader.class_names) for reader in (train, val) if reader.class_names is not None}
     if len(names) > 1:
         raise ConfigError(f"{train.path} and {val.path} name different classes; write both from the same class folders")
     absent = np.setdiff1d(labels_of(val), labels_of(train))
     if len(absent):
-        told = ", ".join(map(str, absent[:NAMED_MAX])) + (", ..." if len(absent) > NAMED_MAX else "")
+        listed = ", ".join(map(str, absent[:LISTED_MAX])) + (", ..." if len(absent) > LISTED_MAX else "")
         raise ConfigError(
-            f"{val.path} has {len(absent)} classes that {train.path} has no image of (labels {told}); "
+            f"{val.path} has {len(absent)} classes that {train.path} has no image of (labels {listed}); "
             "write both from the same class folders, val with --classes-from"
         )
 
@@ -62,22 +64,22 @@ def labels_of(reader: Reader) -> NDArray[np.int64]:
     """Return the labels of a beton; raise ConfigError when it has none."""
     if reader.labels is None:
         raise ConfigError(
-            f"{reader.path} has no labels, and scoring needs those of both files; write it from class folders"
+            f"{reader.path} has no labels; scoring needs labels in both files; write it from class folders"
         )
     return reader.labels
 
 
-def check(features: Features, name: object) -> None:
-    """Raise ConfigError unless each representation has a label, a class number, and is finite."""
+def check_features(features: Features, name: object) -> None:
+    """Raise ConfigError unless every representation is finite and has a label of at least 0."""
     values, labels = features
     require(
         len(values) == len(labels) > 0,
-        f"{name} gives {len(values)} representations and {len(labels)} labels; give one label for each",
+        f"{name} gives {len(values)} representations and {len(labels)} labels; give one label per representation",
     )
     low = int(labels.min())
     require(low >= 0, f"{name} has a label {low}; give class numbers from 0")
-    whole = sum(int(rows.isfinite().all(1).sum()) for rows in torch.split(values, ROWS))
-    broken = len(values) - whole
+    finite = sum(int(rows.isfinite().all(1).sum()) for rows in torch.split(values, ROWS))
+    broken = len(values) - finite
     require(
         broken == 0,
         f"the representations of {name} hold NaN or inf in {broken} of {len(values)} images; "
@@ -85,8 +87,8 @@ def check(features: Features, name: object) -> None:
     )
 
 
-def spread(count: int, limit: int | None) -> NDArray[np.int64]:
-    """Choose `limit` of `count` positions, or all, evenly spread: int64, rising."""
+def evenly_spaced(count: int, limit: int | None) -> NDArray[np.int64]:
+    """Choose `limit` evenly spaced positions out of `count`, or all of them: int64, ascending."""
     taken = count if limit is None else min(limit, count)
     return np.arange(taken, dtype=np.int64) * count // taken
 
@@ -102,15 +104,15 @@ def extract(
     limit: int | None = None,
     stop: Callable[[], bool] | None = None,
 ) -> Features:
-    """Represent labelled images by the encoder, on the encoder's device; all of them, or `limit` spread over the file.
+    """Compute representations of all labelled images, or of `limit` evenly spaced ones, on the encoder's device.
 
-    Views are centre squares of share `margin` of the short side, resampled to eval_px. The encoder is left in the
-    mode it came in; its batch-norm statistics are not touched. `stop` is asked before each batch, and OutOfTime raised
-    where it says True. `on_error`: of an image that does not decode, see Lens. Raises ConfigError when the file has no
+    A view is the centre square whose side is `margin` times the short side, resampled to `eval_px`. The encoder
+    keeps its mode and its batch-norm statistics. `stop` is called before each batch; when it returns True, OutOfTime is
+    raised. `on_error` handles an image that does not decode, see InputSettings. Raises ConfigError if the file has no
     labels.
     """
-    lens = Lens(eval_px, margin, workers, encoder.conv1.weight.device.type, on_error)
-    return represent(encoder, reader, spread(len(reader), limit), lens, stop=stop)
+    inputs = InputSettings(eval_px, margin, workers, encoder.conv1.weight.device.type, on_error)
+    return represent(encoder, reader, evenly_spaced(len(reader), limit), inputs, stop=stop)
 
 
 @torch.inference_mode()
@@ -118,21 +120,24 @@ def represent(
     encoder: ResNet,
     reader: Reader,
     indices: NDArray[np.int64],
-    lens: Lens,
+    inputs: InputSettings,
     *,
     stop: Callable[[], bool] | None = None,
 ) -> Features:
-    """Do as `extract` for the images named, in that order; a label is that of the image seen, a stand-in's too."""
+    """Compute representations of the images at `indices`, in that order; see `extract`.
+
+    Where a stand-in replaces an image that does not decode, the label is the stand-in's.
+    """
     known, labels = torch.from_numpy(labels_of(reader)), torch.empty(len(indices), dtype=torch.int64)
     values = torch.empty(len(indices), encoder.features)
     was_training, done = encoder.training, 0
     bar = tqdm(total=len(indices), desc=reader.path.name, unit="images", delay=2, leave=False, disable=None)
     encoder.eval()
     try:
-        with bar, lens.precision():
-            for images, here in lens.threads.units(centred(reader, indices, lens), "represent"):
+        with bar, inputs.precision():
+            for images, here in inputs.threads.units(center_views(reader, indices, inputs), "represent"):
                 if stop is not None and stop():
-                    raise OutOfTime(f"time ran out after {done} of the {len(indices)} images of {reader.path}")
+                    raise OutOfTime(f"time ran out after {done} of {len(indices)} images of {reader.path}")
                 values[done : done + len(here)] = encoder(images)[: len(here)]
                 labels[done : done + len(here)] = known[torch.from_numpy(here)]
                 done += len(here)

@@ -1,4 +1,4 @@
-"""Know how a whole network is tuned on labels: one loop for semi-supervised, transfer and dense fine-tuning."""
+"""Fine-tuning of a whole network on labels; one loop serves semi-supervised, transfer and segmentation protocols."""
 
 from __future__ import annotations
 
@@ -20,19 +20,19 @@ from fastbyol.encoder import ResNet
 from fastbyol.evaluate import metrics
 from fastbyol.evaluate.features import labels_of
 from fastbyol.evaluate.images import BATCH as BATCH_CENTRED
-from fastbyol.evaluate.images import Lens, centred, cropped, shuffled
+from fastbyol.evaluate.images import InputSettings, center_views, random_crops, shuffled_batches
 from fastbyol.evaluate.splits import Split, hold_out
 
 MOMENTUM = 0.9
 BATCH = 256
 STEPS = 20_000
 LRS = tuple(10 ** (-4 + n / 2) for n in range(7))  # 1e-4 to 1e-1; paper, appendix D: SimCLR's grid
-WEIGHT_DECAYS = (*(10 ** (-6 + n / 2) for n in range(7)), 0.0)  # 1e-6 to 1e-3 and none, each divided by the rate
-BN_STEPS = 10.0  # batch norm's running statistics keep max(1 - 10 / s, .9), s steps an epoch
+WEIGHT_DECAYS = (*(10 ** (-6 + n / 2) for n in range(7)), 0.0)  # 1e-6 to 1e-3 and 0, each divided by the learning rate
+BN_STEPS = 10.0  # batch norm's running statistics keep max(1 - 10 / s, 0.9) per step, with s steps per epoch
 
 
-class Plan(NamedTuple):
-    """Say how one network is tuned: peak rate, weight decay as SGD takes it, number of steps, images of a batch."""
+class HParams(NamedTuple):
+    """Hyperparameters of one fine-tuning: peak learning rate, SGD's weight decay, number of steps, batch size."""
 
     lr: float
     weight_decay: float
@@ -41,26 +41,26 @@ class Plan(NamedTuple):
 
 
 class Grid(NamedTuple):
-    """Say what is tried: peak rates, weight decays before they are divided by the rate, and steps."""
+    """A grid of peak learning rates and weight decays (before division by the learning rate), and a number of steps."""
 
     lrs: Sequence[float] = LRS
     weight_decays: Sequence[float] = WEIGHT_DECAYS
     steps: int = STEPS
 
-    def plans(self, *, batch: int) -> list[Plan]:
-        """List every plan; the product of rate and weight decay is what was named."""
-        return [Plan(lr, decay / lr, self.steps, batch) for lr, decay in product(self.lrs, self.weight_decays)]
+    def combinations(self, *, batch: int) -> list[HParams]:
+        """List every combination; learning rate times weight decay equals the grid's weight decay."""
+        return [HParams(lr, decay / lr, self.steps, batch) for lr, decay in product(self.lrs, self.weight_decays)]
 
 
 class Trial(NamedTuple):
-    """Pair a plan with its score on held-out images, in percent."""
+    """Hyperparameters and their score on held-out images, in percent."""
 
-    plan: Plan
+    hparams: HParams
     score: float
 
 
 class Classifier(nn.Module):
-    """An encoder with a linear layer, which starts at 0: images [N, 3, H, W] to logits [N, classes]."""
+    """An encoder and a linear layer that starts at 0: maps images [N, 3, H, W] to logits [N, classes]."""
 
     def __init__(self, encoder: ResNet, classes: int) -> None:
         super().__init__()
@@ -75,35 +75,35 @@ class Classifier(nn.Module):
         return logits
 
 
-def copy_of(encoder: ResNet) -> ResNet:
-    """Copy an encoder so that it can be tuned: a batch is one population to its batch norms."""
+def copy_encoder(encoder: ResNet) -> ResNet:
+    """Copy an encoder for fine-tuning, with batch norms that take a batch as one population rather than two views."""
     tuned = ResNet(encoder.config, views=1)
     tuned.load_state_dict(encoder.state_dict())
     return tuned.to(encoder.conv1.weight.device)
 
 
-def descend(
+def run_sgd(
     network: nn.Module,
     batches: Iterable[tuple[Tensor, Tensor]],
     loss: Callable[[Tensor, Tensor], Tensor],
     *,
-    plan: Plan,
-    lens: Lens,
+    hparams: HParams,
+    inputs: InputSettings,
     label: str,
 ) -> None:
-    """Tune every parameter by SGD with Nesterov momentum .9, the rate falling as a cosine to 0; leave evaluation mode.
+    """Train every parameter in place by SGD with Nesterov momentum 0.9 and a cosine learning rate that ends at 0.
 
-    `batches` yields plan.steps pairs of images and what `loss` compares the output with. Changes the network in place.
+    `batches` yields hparams.steps pairs (images, targets of `loss`). The network is left in evaluation mode.
     """
     network.train()
     optimizer = torch.optim.SGD(
-        network.parameters(), lr=plan.lr, momentum=MOMENTUM, nesterov=True, weight_decay=plan.weight_decay
+        network.parameters(), lr=hparams.lr, momentum=MOMENTUM, nesterov=True, weight_decay=hparams.weight_decay
     )
-    bar = tqdm(batches, total=plan.steps, desc=label, unit="steps", delay=2, leave=False, disable=None)
-    for step, (images, wanted) in enumerate(lens.threads.units(bar, ("tune", plan.batch))):
+    bar = tqdm(batches, total=hparams.steps, desc=label, unit="steps", delay=2, leave=False, disable=None)
+    for step, (images, wanted) in enumerate(inputs.threads.units(bar, ("tune", hparams.batch))):
         for group in optimizer.param_groups:
-            group["lr"] = plan.lr * (1 + math.cos(math.pi * step / plan.steps)) / 2
-        with lens.precision():
+            group["lr"] = hparams.lr * (1 + math.cos(math.pi * step / hparams.steps)) / 2
+        with inputs.precision():
             output = network(images)
         optimizer.zero_grad()
         loss(output.float(), wanted).backward()  # type: ignore[no-untyped-call]
@@ -116,36 +116,40 @@ def tune(
     reader: Reader,
     indices: NDArray[np.int64],
     *,
-    plan: Plan,
-    lens: Lens,
+    hparams: HParams,
+    inputs: InputSettings,
     seed: int,
     label: str,
 ) -> Classifier:
-    """Tune a copy of the encoder and a new linear layer on the images named, cropped and flipped anew each time.
+    """Fine-tune a copy of the encoder and a new linear layer on random crops and flips of the images at `indices`.
 
-    Running statistics of batch norm keep max(1 - 10 / s, .9) of themselves a step, s the steps of an epoch.
+    At each step batch norm's running statistics keep max(1 - 10 / s, 0.9) of their value, with s steps per epoch.
     """
-    require(plan.batch >= 2, f"{len(indices)} labelled images to tune on; batch norm needs at least 2")
+    require(
+        hparams.batch >= 2, f"{len(indices)} labelled images to fine-tune on; batch norm needs at least 2; give more"
+    )
     labels = torch.from_numpy(labels_of(reader))
-    network = Classifier(copy_of(encoder), int(labels.max()) + 1).to(lens.device)
+    network = Classifier(copy_encoder(encoder), int(labels.max()) + 1).to(inputs.device)
     for layer in network.modules():
         if isinstance(layer, nn.modules.batchnorm._BatchNorm):
-            layer.momentum = min(BN_STEPS * plan.batch / len(indices), 0.1)
-    rows = shuffled(indices, batch=plan.batch, steps=plan.steps, seed=seed)
+            layer.momentum = min(BN_STEPS * hparams.batch / len(indices), 0.1)
+    rows = shuffled_batches(indices, batch=hparams.batch, steps=hparams.steps, seed=seed)
     batches = (
-        (images, labels[torch.from_numpy(chosen)].to(lens.device))
-        for images, chosen in cropped(reader, rows, lens, seed=seed)
+        (images, labels[torch.from_numpy(chosen)].to(inputs.device))
+        for images, chosen in random_crops(reader, rows, inputs, seed=seed)
     )
-    descend(network, batches, F.cross_entropy, plan=plan, lens=lens, label=label)
+    run_sgd(network, batches, F.cross_entropy, hparams=hparams, inputs=inputs, label=label)
     return network
 
 
 @torch.inference_mode()
-def guess(network: Classifier, reader: Reader, indices: NDArray[np.int64], lens: Lens) -> tuple[Tensor, Tensor]:
-    """Return logits [N, classes] and labels [N] of the centre views of the images named, on the CPU."""
+def predict(
+    network: Classifier, reader: Reader, indices: NDArray[np.int64], inputs: InputSettings
+) -> tuple[Tensor, Tensor]:
+    """Return logits [N, classes] and labels [N], on the CPU, of the centre views of the images at `indices`."""
     parts = []
     bar = tqdm(
-        centred(reader, indices, lens),
+        center_views(reader, indices, inputs),
         total=math.ceil(len(indices) / BATCH_CENTRED),
         desc=reader.path.name,
         unit="batches",
@@ -153,8 +157,8 @@ def guess(network: Classifier, reader: Reader, indices: NDArray[np.int64], lens:
         leave=False,
         disable=None,
     )
-    for images, here in lens.threads.units(bar, "guess"):
-        with lens.precision():
+    for images, here in inputs.threads.units(bar, "predict"):
+        with inputs.precision():
             parts.append(network(images)[: len(here)].float().cpu())
     return torch.cat(parts), torch.from_numpy(labels_of(reader)[indices])
 
@@ -165,48 +169,49 @@ def score(
     *,
     grid: Grid,
     metric: str = "top1",
-    lens: Lens,
+    inputs: InputSettings,
     seed: int = 0,
     label: str = "finetune",
 ) -> dict[str, Any]:
-    """Fine-tune on the first file by every plan, choose on a tenth held out, refit on all; score the second.
+    """Fine-tune on the first file with the best hyperparameters of the grid and score the second file, in percent.
 
-    Batch 256, or all images where there are fewer. With one plan there is nothing to choose. Source: paper, appendix D;
-    byol-spec, Evaluation.
+    Hyperparameters are chosen on a held-out tenth of the first file; the network is then fine-tuned again on all of it.
+    A grid of one combination skips the choice. Batch size 256, or all images if there are fewer. Source: paper,
+    appendix D, and docs/numerics.md.
     """
     train, val = files
     split = hold_out(len(train), seed=seed)
-    plans = grid.plans(batch=min(BATCH, len(split.learn)))
+    combinations = grid.combinations(batch=min(BATCH, len(split.learn)))
     tried: list[Trial] = []
-    if len(plans) > 1:
-        run = trials(encoder, train, split, plans, metric=metric, lens=lens, seed=seed, label=label)
+    if len(combinations) > 1:
+        run = run_trials(encoder, train, split, combinations, metric=metric, inputs=inputs, seed=seed, label=label)
         tried = [trial for trial, _ in run]
-    best = max(tried, key=lambda trial: trial.score).plan if tried else plans[0]
+    best = max(tried, key=lambda trial: trial.score).hparams if tried else combinations[0]
     every = np.arange(len(train))
-    final = tune(encoder, train, every, plan=best, lens=lens, seed=seed, label=f"{label} final")
-    scores, labels = guess(final, val, np.arange(len(val)), lens)
+    final = tune(encoder, train, every, hparams=best, inputs=inputs, seed=seed, label=f"{label} final")
+    scores, labels = predict(final, val, np.arange(len(val)), inputs)
     return {
         **metrics.accuracies(scores, labels, seed=seed),
         "metric": metric,
         "score": metrics.METRICS[metric](scores, labels),
         **best._asdict(),
-        "held_out": [{**trial.plan._asdict(), "score": trial.score} for trial in tried],
+        "held_out": [{**trial.hparams._asdict(), "score": trial.score} for trial in tried],
     }
 
 
-def trials(
+def run_trials(
     encoder: ResNet,
     train: Reader,
     split: Split,
-    plans: Sequence[Plan],
+    combinations: Sequence[HParams],
     *,
     metric: str,
-    lens: Lens,
+    inputs: InputSettings,
     seed: int,
     label: str,
 ) -> Iterator[tuple[Trial, Classifier]]:
-    """Tune by every plan on split.learn, score on split.held, and yield the score with the tuned network."""
-    for n, plan in enumerate(plans):
-        told = f"{label} {n + 1}/{len(plans)}"
-        network = tune(encoder, train, split.learn, plan=plan, lens=lens, seed=seed, label=told)
-        yield Trial(plan, metrics.METRICS[metric](*guess(network, train, split.held, lens))), network
+    """Fine-tune on split.learn with every combination, score on split.held, and yield each trial with its network."""
+    for n, hparams in enumerate(combinations):
+        trial_label = f"{label} {n + 1}/{len(combinations)}"
+        network = tune(encoder, train, split.learn, hparams=hparams, inputs=inputs, seed=seed, label=trial_label)
+        yield Trial(hparams, metrics.METRICS[metric](*predict(network, train, split.held, inputs))), network

@@ -1,4 +1,4 @@
-"""Know the nearest-neighbour classifier over frozen representations, weighted and plain, for many k at once."""
+"""A k-nearest-neighbour classifier on frozen representations, with weighted and plain votes, for many k at once."""
 
 from __future__ import annotations
 
@@ -16,21 +16,21 @@ from fastbyol.evaluate.features import Features
 
 K = 20
 TEMPERATURE = 0.07
-BANK_CHUNK = 1 << 14  # keys at a time
-SIMILARITIES = 1 << 23  # at a time: 32 MiB, near the caches of a CPU
+BANK_CHUNK = 1 << 14  # bank rows at a time
+SIMILARITIES = 1 << 23  # at a time: 32 MiB, about the size of a CPU's caches
 VOTES = 1 << 24  # at a time: 128 MiB
 
 
-class Cell(NamedTuple):
-    """Give the top-1 of one choice of k and temperature, in percent; temperature None is the plain vote."""
+class KnnScore(NamedTuple):
+    """The top-1 accuracy, in percent, of one k and temperature; a temperature of None means the plain vote."""
 
     k: int
     temperature: float | None
     top1: float
 
 
-def check(k: int, bank_images: int, *, temperature: float) -> None:
-    """Raise ConfigError unless k neighbours of a bank of that many images can vote."""
+def check_settings(k: int, bank_images: int, *, temperature: float) -> None:
+    """Raise ConfigError unless 1 <= k <= bank_images and the temperature is positive and finite."""
     require(1 <= k <= bank_images, f"k is {k}; give a number from 1 to the {bank_images} images of the bank")
     require(0 < temperature < math.inf, f"temperature is {temperature}; give more than 0")
 
@@ -39,10 +39,10 @@ def check(k: int, bank_images: int, *, temperature: float) -> None:
 def nearest(bank: Tensor, queries: Tensor, k: int, *, device: str = "cpu") -> tuple[Tensor, Tensor]:
     """Find the k rows of bank [M, F] nearest in cosine to each query [N, F]: similarities and indices [N, k].
 
-    Best first; k is at most M. Computed on `device` a piece of the bank and of the queries at a time, so that beside
-    the arguments and the result only some 100 MB are held, whatever M and N. Results lie on the CPU.
+    Nearest first; k is at most M. Chunks of bank and queries are compared on `device`, so that about 100 MB are needed
+    beside arguments and result, whatever M and N are. The result is on the CPU.
     """
-    check(k, len(bank), temperature=TEMPERATURE)
+    check_settings(k, len(bank), temperature=TEMPERATURE)
     rows = max(SIMILARITIES // min(BANK_CHUNK, len(bank)), 1)
     best = torch.empty(len(queries), 0), torch.empty(len(queries), 0, dtype=torch.int64)
     bar = tqdm(total=len(bank), desc="neighbours", unit="keys", delay=2, leave=False, disable=None)
@@ -61,17 +61,17 @@ def nearest(bank: Tensor, queries: Tensor, k: int, *, device: str = "cpu") -> tu
 
 
 def _merge(similarities: Tensor, values: Tensor, places: Tensor, first: int, k: int) -> tuple[Tensor, Tensor]:
-    """Join the best so far with those of a piece of the bank that begins at key `first`."""
+    """Merge the best neighbours so far with those of the bank chunk that starts at row `first`."""
     here = similarities.topk(min(k, similarities.shape[1]))
     values, places = torch.cat((values, here.values), 1), torch.cat((places, here.indices + first), 1)
-    kept = values.topk(min(k, values.shape[1]))
-    return kept.values.cpu(), places.gather(1, kept.indices).cpu()
+    merged = values.topk(min(k, values.shape[1]))
+    return merged.values.cpu(), places.gather(1, merged.indices).cpu()
 
 
 def vote(similarities: Tensor, labels: Tensor, *, classes: int, temperature: float | None) -> Tensor:
-    """Sum the votes of neighbours [N, k] with labels [N, k]: float64 [N, classes].
+    """Sum the votes of the neighbours per class: similarities [N, k], labels [N, k] -> float64 [N, classes].
 
-    A neighbour's vote is exp(similarity / temperature), or 1 where temperature is None.
+    A neighbour's vote is exp(similarity / temperature), or 1 if temperature is None.
     """
     ones = torch.ones(similarities.shape, dtype=torch.float64)
     weights = ones if temperature is None else ((similarities - 1).double() / temperature).exp()
@@ -80,12 +80,12 @@ def vote(similarities: Tensor, labels: Tensor, *, classes: int, temperature: flo
 
 @torch.inference_mode()
 def predict(bank: Features, queries: Tensor, *, k: int, temperature: float) -> Tensor:
-    """Rank classes for queries [N, F]: int64 [N, classes], best first.
+    """Rank the classes of queries [N, F]: int64 [N, classes], best first.
 
-    Each of the k bank images nearest in cosine votes for its class with exp(similarity / temperature); k is at most
+    Each of the k bank images nearest in cosine votes for its class with exp(similarity / temperature). k is at most
     the size of the bank. Source: Wu et al. 2018, section 3.4.
     """
-    check(k, len(bank.labels), temperature=temperature)
+    check_settings(k, len(bank.labels), temperature=temperature)
     similarities, indices = nearest(bank.values, queries, k)
     votes = vote(similarities, bank.labels[indices], classes=int(bank.labels.max()) + 1, temperature=temperature)
     return votes.argsort(dim=1, descending=True, stable=True)
@@ -94,21 +94,21 @@ def predict(bank: Features, queries: Tensor, *, k: int, temperature: float) -> T
 @torch.inference_mode()
 def sweep(
     bank: Features, queries: Features, ks: Sequence[int], temperatures: Sequence[float], *, device: str = "cpu"
-) -> list[Cell]:
+) -> list[KnnScore]:
     """Score every k with every temperature and with the plain vote, from one search for the largest k.
 
-    Cells stand in the order of ks, for each k the temperatures, then None. Classes with equal votes are ranked by
-    their numbers. Raises ConfigError for a k or temperature that cannot vote.
+    Scores are ordered by k as in `ks`, and within a k as in `temperatures`, then None. Classes with equal votes are
+    ranked by their numbers. Raises ConfigError for a k or temperature out of range, see check_settings.
     """
     for k in ks:
-        check(k, len(bank.labels), temperature=TEMPERATURE)
+        check_settings(k, len(bank.labels), temperature=TEMPERATURE)
     for temperature in temperatures:
-        check(1, 1, temperature=temperature)
+        check_settings(1, 1, temperature=temperature)
     choices: tuple[float | None, ...] = (*temperatures, None)
     similarities, indices = nearest(bank.values, queries.values, max(ks), device=device)
     labels, classes = bank.labels[indices], int(bank.labels.max()) + 1
     rows = max(VOTES // classes, 1)
-    cells = []
+    scores = []
     for k in ks:
         for choice in choices:
             right = 0
@@ -120,12 +120,12 @@ def sweep(
             ):
                 votes = vote(s[:, :k], voters[:, :k], classes=classes, temperature=choice)
                 right += int((votes.argmax(1) == wanted).sum())
-            cells.append(Cell(k, choice, 100 * right / len(queries.labels)))
-    return cells
+            scores.append(KnnScore(k, choice, 100 * right / len(queries.labels)))
+    return scores
 
 
 def top1(
     bank: Features, queries: Features, *, k: int = K, temperature: float = TEMPERATURE, device: str = "cpu"
 ) -> float:
-    """Score the weighted vote, computed on `device`: percent of queries whose best class is right, in [0, 100]."""
+    """Return the top-1 accuracy of the weighted vote, in percent."""
     return sweep(bank, queries, (k,), (temperature,), device=device)[0].top1

@@ -1,4 +1,4 @@
-"""Know the linear protocol: classifiers of every learning rate trained at once, as one matrix, on frozen features."""
+"""The linear protocol: classifiers of every learning rate, trained at once as one matrix on frozen features."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from tqdm import tqdm
 from fastbyol.beton import Reader
 from fastbyol.encoder import ResNet
 from fastbyol.evaluate import metrics
-from fastbyol.evaluate.features import Features, check, labels_of, represent
-from fastbyol.evaluate.images import Lens, cropped, shuffled
+from fastbyol.evaluate.features import Features, check_features, labels_of, represent
+from fastbyol.evaluate.images import InputSettings, random_crops, shuffled_batches
 from fastbyol.evaluate.splits import hold_out
 from fastbyol.threads import NO_TUNING, ThreadTuner
 
-BASE_LRS = (0.4, 0.3, 0.2, 0.1, 0.05)  # paper, appendix C.1; times batch / 256 and a cosine to 0: the authors' code
+BASE_LRS = (0.4, 0.3, 0.2, 0.1, 0.05)  # paper, appendix C.1; times batch / 256, cosine to 0: the authors' code
 BATCH = 1024
 EPOCHS = 80
 MOMENTUM = 0.9
-LOG_MIN = -45.0  # of a probability: far below rounding; products with denormals are many times slower
-Learned = tuple[Tensor, Tensor, Tensor]  # representations [n, F], labels [n], whether held out [n] bool
+LOG_MIN = -45.0  # least log-probability: far below rounding; products with denormals are many times slower
+TrainBatch = tuple[Tensor, Tensor, Tensor]  # representations [n, F], labels [n], is held out [n] bool
 
 
 class Score(NamedTuple):
-    """Give accuracies in percent with 95 % bootstrap intervals, and the base learning rate they were reached with."""
+    """Accuracies in percent with 95 % bootstrap intervals, and the base learning rate that gave them."""
 
     top1: float
     top5: float
@@ -39,10 +39,10 @@ class Score(NamedTuple):
 
 
 class Heads:
-    """Hold H linear classifiers as one matrix and train them by SGD with Nesterov momentum .9, no weight decay.
+    """H linear classifiers in one matrix, trained by SGD with Nesterov momentum 0.9 and no weight decay.
 
-    rates: [H], peak learning rates; sees_all: [H] bool, whether a head learns from held-out images, too. Weights are
-    [F, H*C], so that one product serves all; `weights` and `biases` start at 0.
+    rates: [H], peak learning rates; sees_all: [H] bool, whether a head also learns from held-out images. Weights are
+    [F, H*C], so that one product serves all heads; weights and biases start at 0.
     """
 
     def __init__(self, features: int, classes: int, *, rates: Tensor, sees_all: Tensor) -> None:
@@ -61,8 +61,8 @@ class Heads:
         own = slice(head * self.classes, (head + 1) * self.classes)
         return torch.addmm(self.biases[own], values, self.weights[:, own])
 
-    def descend(self, values: Tensor, labels: Tensor, held: Tensor, *, scale: float) -> None:
-        """Take one step at `scale` times the peak rates, each head on the mean cross-entropy of what it may see."""
+    def sgd_step(self, values: Tensor, labels: Tensor, held: Tensor, *, scale: float) -> None:
+        """Take one SGD step at `scale` times the peak rates; a head's loss is the mean cross-entropy of its rows."""
         counted = (self.sees_all | ~held[:, None]).float()  # [n, H]
         counted /= counted.sum(0).clamp_min(1)
         error = self.scores(values).log_softmax(-1).clamp_min_(LOG_MIN).exp_()
@@ -78,7 +78,7 @@ class Heads:
 
 @torch.inference_mode()
 def fit(
-    learned: Iterable[Learned],
+    train_batches: Iterable[TrainBatch],
     steps: int,
     base_lrs: Sequence[float],
     *,
@@ -87,14 +87,14 @@ def fit(
     label: str,
     threads: ThreadTuner,
 ) -> Heads:
-    """Train heads on a stream of `steps` batches, the rate falling as a cosine to 0.
+    """Train the heads on `steps` batches with a cosine learning rate that ends at 0.
 
-    Heads 0..L-1 learn from all images, one a learning rate; with several rates, heads L..2L-1 do from all but the
-    held-out ones, so that the rate is chosen and the classifier refitted on all of train in one pass.
+    Heads 0..L-1, one per learning rate, learn from all images. With several rates, heads L..2L-1 learn from all but the
+    held-out images, so that one pass chooses the rate and also fits the classifier on the whole training file.
     """
     rates = [lr * batch / 256 for lr in base_lrs] * (2 if len(base_lrs) > 1 else 1)
     heads: Heads | None = None
-    bar = tqdm(learned, total=steps, desc=label, unit="steps", delay=2, leave=False, disable=None)
+    bar = tqdm(train_batches, total=steps, desc=label, unit="steps", delay=2, leave=False, disable=None)
     for step, (values, labels, held) in enumerate(threads.units(bar, label)):
         if heads is None:
             places = torch.arange(len(rates), device=values.device)
@@ -104,14 +104,14 @@ def fit(
                 rates=torch.tensor(rates, device=values.device),
                 sees_all=places < len(base_lrs),
             )
-        heads.descend(values, labels, held, scale=(1 + math.cos(math.pi * step / steps)) / 2)
+        heads.sgd_step(values, labels, held, scale=(1 + math.cos(math.pi * step / steps)) / 2)
     assert heads is not None, "a pass has at least one step"
     return heads
 
 
 @torch.inference_mode()
-def judge(heads: Heads, base_lrs: Sequence[float], held: Features, val: Features, *, seed: int) -> Score:
-    """Choose a learning rate by top-1 on the held-out images and score its head, refitted on all of train, on `val`."""
+def score_best_rate(heads: Heads, base_lrs: Sequence[float], held: Features, val: Features, *, seed: int) -> Score:
+    """Choose a learning rate by top-1 on the held-out images; score the head that learned from all images on `val`."""
     count, device = len(base_lrs), heads.weights.device
     tried: dict[float, float] = {}
     if count > 1:
@@ -123,8 +123,8 @@ def judge(heads: Heads, base_lrs: Sequence[float], held: Features, val: Features
     return Score(**metrics.accuracies(chosen, val.labels, seed=seed), base_lr=base_lr, held_out=tried)
 
 
-def _plan(count: int, epochs: int) -> tuple[int, int]:
-    """Return batch size and number of steps."""
+def _batch_and_steps(count: int, epochs: int) -> tuple[int, int]:
+    """Return the batch size and the number of steps."""
     batch = min(BATCH, count)
     return batch, max(epochs * count // batch, 1)
 
@@ -140,60 +140,60 @@ def score(
     threads: ThreadTuner = NO_TUNING,
     label: str = "linear",
 ) -> Score:
-    """Fit linear classifiers on cached representations of `train`, on `device`, and score the chosen one on `val`.
+    """Fit linear classifiers on cached representations `train` and score the one with the best learning rate on `val`.
 
-    SGD with Nesterov momentum .9, cosine to 0, no weight decay, batch 1024, and a learning rate chosen on a tenth of
-    train held out. Source: paper, appendix C.1; each image has one view (docs/numerics.md).
+    SGD with Nesterov momentum 0.9, cosine to 0, no weight decay, batch 1024; the learning rate is chosen on a held-out
+    tenth of `train`. Source: paper, appendix C.1; here each image has one view (docs/numerics.md).
     """
     classes = int(torch.cat([train.labels, val.labels]).max()) + 1
-    batch, steps = _plan(len(train.labels), epochs)
+    batch, steps = _batch_and_steps(len(train.labels), epochs)
     split = hold_out(len(train.labels), seed=seed)
     is_held = torch.zeros(len(train.labels), dtype=torch.bool)
     is_held[torch.from_numpy(split.held)] = True
 
-    def learned() -> Iterator[Learned]:
-        for rows in shuffled(np.arange(len(train.labels)), batch=batch, steps=steps, seed=seed):
+    def train_batches() -> Iterator[TrainBatch]:
+        for rows in shuffled_batches(np.arange(len(train.labels)), batch=batch, steps=steps, seed=seed):
             chosen = torch.from_numpy(rows.indices)
             yield train.values[chosen].to(device), train.labels[chosen].to(device), is_held[chosen].to(device)
 
-    heads = fit(learned(), steps, base_lrs, batch=batch, classes=classes, label=label, threads=threads)
-    return judge(heads, base_lrs, train.rows(split.held), val, seed=seed)
+    heads = fit(train_batches(), steps, base_lrs, batch=batch, classes=classes, label=label, threads=threads)
+    return score_best_rate(heads, base_lrs, train.rows(split.held), val, seed=seed)
 
 
 def score_augmented(
     encoder: ResNet,
     files: tuple[Reader, Reader],
-    lens: Lens,
+    inputs: InputSettings,
     *,
     epochs: int = EPOCHS,
     seed: int = 0,
     base_lrs: Sequence[float] = BASE_LRS,
     label: str = "linear",
 ) -> Score:
-    """Do as `score` with a new crop and flip of every image in every epoch: the paper's protocol.
+    """Score like `score`, but train on a new random crop and flip of every image in every epoch: the paper's protocol.
 
-    Held-out images, and those of the second file, which are scored, show their centres. The encoder is left in
+    Held-out images and the images of the second file are scored on their centre views. The encoder is left in
     evaluation mode.
     """
     train, val = files
     split = hold_out(len(train), seed=seed)
     held_out, scored = (
-        represent(encoder, reader, rows, lens) for reader, rows in ((train, split.held), (val, np.arange(len(val))))
+        represent(encoder, reader, rows, inputs) for reader, rows in ((train, split.held), (val, np.arange(len(val))))
     )
-    check(scored, val.path)
+    check_features(scored, val.path)
     truth, is_held = labels_of(train), np.zeros(len(train), dtype=np.bool_)
     is_held[split.held] = True
-    batch, steps = _plan(len(train), epochs)
+    batch, steps = _batch_and_steps(len(train), epochs)
     encoder.eval()
 
-    def learned() -> Iterator[Learned]:
-        rows = shuffled(np.arange(len(train)), batch=batch, steps=steps, seed=seed)
-        for images, indices in cropped(train, rows, lens, seed=seed):
-            with lens.precision():
+    def train_batches() -> Iterator[TrainBatch]:
+        rows = shuffled_batches(np.arange(len(train)), batch=batch, steps=steps, seed=seed)
+        for images, indices in random_crops(train, rows, inputs, seed=seed):
+            with inputs.precision():
                 values = encoder(images).float()
-            wanted, held = (torch.from_numpy(x[indices]).to(lens.device) for x in (truth, is_held))
+            wanted, held = (torch.from_numpy(x[indices]).to(inputs.device) for x in (truth, is_held))
             yield values, wanted, held
 
     classes = int(max(truth.max(), labels_of(val).max())) + 1
-    heads = fit(learned(), steps, base_lrs, batch=batch, classes=classes, label=label, threads=lens.threads)
-    return judge(heads, base_lrs, held_out, scored, seed=seed)
+    heads = fit(train_batches(), steps, base_lrs, batch=batch, classes=classes, label=label, threads=inputs.threads)
+    return score_best_rate(heads, base_lrs, held_out, scored, seed=seed)

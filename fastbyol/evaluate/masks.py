@@ -1,4 +1,4 @@
-"""Know a folder of images and a folder of masks: how they pair, how a pair is read, scaled, cropped and flipped."""
+"""Pairs of images and segmentation masks: finding, reading and augmenting them."""
 
 from __future__ import annotations
 
@@ -24,51 +24,52 @@ from fastbyol.order import global_batch
 if TYPE_CHECKING:
     from PIL import Image
 
-IGNORED = 255  # of a mask: a pixel that counts for nothing, as in PASCAL VOC
+IGNORED = 255  # mask value of a pixel that is not scored, as in PASCAL VOC
 WORKERS = 2  # threads that read, scale and crop
 IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png")
-SCALES = (0.5, 2.0)  # of a training pair; He et al. 2020 (MoCo), appendix
+SCALES = (0.5, 2.0)  # range of a training pair's scale; He et al. 2020 (MoCo), appendix
 
 
 class Pair(NamedTuple):
-    """Name an image and its mask."""
+    """The paths of an image and its mask."""
 
     image: Path
     mask: Path
 
 
-def pairs(images: Path, masks: Path) -> list[Pair]:
-    """List the images of a folder with the masks of the same names (NAME.png), sorted; others may not be there.
+def find_pairs(images: Path, masks: Path) -> list[Pair]:
+    """List each image of a folder with the mask of the same name (NAME.png), sorted by name.
 
-    A mask is a PNG with one channel, or a palette, whose values are class numbers; 255 is ignored.
+    A mask is a PNG with one channel, or a palette, whose values are class numbers; 255 is ignored. Raises ConfigError
+    if an image or a mask has no partner.
     """
     for folder in (images, masks):
-        require(folder.is_dir(), f"{folder} is no folder; give a folder of files")
+        require(folder.is_dir(), f"{folder} is not a folder; give a folder of files")
     names = {path.stem: path for path in sorted(images.iterdir()) if path.suffix.lower() in IMAGE_SUFFIXES}
     found = {path.stem: path for path in sorted(masks.glob("*.png"))}
     require(bool(names), f"{images} holds no image; give a folder with {', '.join(IMAGE_SUFFIXES)} files")
     alone = sorted(set(names) ^ set(found))
     require(
         not alone,
-        f"{len(alone)} names stand in only one of {images} ({len(names)} images) and {masks} ({len(found)} masks), "
+        f"{len(alone)} names occur in only one of {images} ({len(names)} images) and {masks} ({len(found)} masks), "
         f"such as {alone[:1]}; give each image NAME.jpg or NAME.png one mask NAME.png",
     )
     return [Pair(names[stem], found[stem]) for stem in names]
 
 
-def read(pair: Pair) -> tuple[Tensor, Tensor]:
-    """Read a pair: image float32 [3, H, W], normalised, and mask int64 [H, W]."""
-    pixels, mask = _decoded(pair)
+def read_pair(pair: Pair) -> tuple[Tensor, Tensor]:
+    """Read a pair: the normalised image, float32 [3, H, W], and the mask, int64 [H, W]."""
+    pixels, mask = _decode(pair)
     std, mean = (torch.tensor(c)[:, None, None] for c in (IMAGENET_STD, IMAGENET_MEAN))
     image = torch.from_numpy(pixels).permute(2, 0, 1).float().div_(255).sub_(mean).div_(std)
     return image, torch.from_numpy(mask).long()
 
 
-def _decoded(pair: Pair) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """Decode a pair: pixels [H, W, 3] and class numbers [H, W]; raise ConfigError unless they serve."""
-    with _opened(pair.image) as file:
+def _decode(pair: Pair) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+    """Decode a pair to pixels [H, W, 3] and class numbers [H, W]; raise ConfigError if they do not fit together."""
+    with _open(pair.image) as file:
         pixels = np.array(file.convert("RGB"))
-    with _opened(pair.mask) as file:
+    with _open(pair.mask) as file:
         require(file.mode in ("L", "P", "1"), f"{pair.mask} has mode {file.mode}; give one channel or a palette")
         mask = np.array(file, dtype=np.uint8)
     require(
@@ -80,9 +81,9 @@ def _decoded(pair: Pair) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
 
 
 @contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
-    """Open a picture; raise ConfigError for whatever Pillow says against it, here or in the block."""
-    from PIL import Image  # noqa: PLC0415 - fastbyol-eval says in one line where it is missing
+def _open(path: Path) -> Iterator[Image.Image]:
+    """Open an image; raise ConfigError for any error of Pillow, here or in the with-block."""
+    from PIL import Image  # noqa: PLC0415 - so that fastbyol-eval can report in one line that Pillow is missing
 
     try:
         with Image.open(path) as file:
@@ -93,21 +94,24 @@ def _opened(path: Path) -> Iterator[Image.Image]:
         raise ConfigError(f"{path} cannot be read ({error}); replace or remove it, and its partner") from error
 
 
-def classes_of(found: Sequence[Pair]) -> NDArray[np.int64]:
-    """Return the class numbers that occur in the masks, rising; raise ConfigError for none, or a pair that is no use.
+def find_classes(found: Sequence[Pair]) -> NDArray[np.int64]:
+    """Return the class numbers that occur in the masks, ascending; raise ConfigError for none or for an unusable pair.
 
-    Every pair is decoded, so that the hundredth step does not find what can be told now.
+    Every pair is decoded, so that a bad file is reported before training starts.
     """
     seen = np.zeros(256, dtype=np.bool_)
     for pair in tqdm(found, desc="masks", unit="pairs", delay=2, leave=False, disable=None):
-        seen[np.unique(_decoded(pair)[1])] = True
+        seen[np.unique(_decode(pair)[1])] = True
     numbers = np.flatnonzero(seen[:IGNORED])
-    require(len(numbers) > 0, f"the masks beside {found[0].mask} hold {IGNORED} alone; give masks with class numbers")
+    require(len(numbers) > 0, f"the masks in {found[0].mask.parent} hold only {IGNORED}; give masks with class numbers")
     return numbers
 
 
-def vary(image: Tensor, mask: Tensor, u: NDArray[np.float32], *, px: int) -> tuple[Tensor, Tensor]:
-    """Scale a pair by .5 to 2, crop px x px, flip half of the time, by four uniforms; pad with the mean and IGNORED."""
+def augment(image: Tensor, mask: Tensor, u: NDArray[np.float32], *, px: int) -> tuple[Tensor, Tensor]:
+    """Scale a pair by 0.5 to 2, crop it to px x px and flip it half of the time, from the four uniform draws `u`.
+
+    Where the pair is smaller than the crop, the image is padded with the mean and the mask with IGNORED.
+    """
     scale = SCALES[0] * (SCALES[1] / SCALES[0]) ** float(u[0])
     height, width = (max(round(side * scale), 1) for side in mask.shape)
     image = F.interpolate(image[None], (height, width), mode="bilinear", align_corners=False)[0]
@@ -119,28 +123,28 @@ def vary(image: Tensor, mask: Tensor, u: NDArray[np.float32], *, px: int) -> tup
     return (image.flip(2), mask.flip(1)) if u[3] < 0.5 else (image, mask)
 
 
-def varied(
+def augmented_batches(
     found: Sequence[Pair], *, px: int, batch: int, steps: int, seed: int, device: str
 ) -> Iterator[tuple[Tensor, Tensor]]:
-    """Yield `steps` batches of images [n, 3, px, px] and masks [n, px, px], drawn by (seed, epoch, pair).
+    """Yield `steps` batches of images [n, 3, px, px] and masks [n, px, px]; draws depend on (seed, epoch, pair).
 
-    Two threads make the next batch meanwhile.
+    Two threads prepare the next batch in the meantime.
     """
 
-    def one(index: int, draws: NDArray[np.float32]) -> tuple[Tensor, Tensor]:
-        return vary(*read(found[index]), draws, px=px)
+    def draw_pair(index: int, draws: NDArray[np.float32]) -> tuple[Tensor, Tensor]:
+        return augment(*read_pair(found[index]), draws, px=px)
 
-    def begin(k: int) -> list[Future[tuple[Tensor, Tensor]]]:
+    def submit_batch(k: int) -> list[Future[tuple[Tensor, Tensor]]]:
         rows = global_batch(k, batch_size=batch, count=len(found), seed=seed)
         counter = np.zeros((batch, 4), np.uint32)
         counter[:, 0], counter[:, 2] = rows.indices, rows.epochs
         u = philox.uniform(philox.philox4x32(counter, philox.key_of(seed)))
-        return [threads.submit(one, index, draws) for index, draws in zip(rows.indices.tolist(), u, strict=True)]
+        return [threads.submit(draw_pair, index, draws) for index, draws in zip(rows.indices.tolist(), u, strict=True)]
 
     with ThreadPoolExecutor(WORKERS, "segment") as threads:
-        pending = begin(0)
+        pending = submit_batch(0)
         for k in range(1, steps + 1):
             made = [future.result() for future in pending]
-            pending = begin(k) if k < steps else []
+            pending = submit_batch(k) if k < steps else []
             images, wanted = (torch.stack(parts).to(device) for parts in zip(*made, strict=True))
             yield images, wanted

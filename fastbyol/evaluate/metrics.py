@@ -1,4 +1,4 @@
-"""Know what a score is: top-k and per-class accuracy, 11-point average precision, a bootstrap interval; in percent."""
+"""Scores in percent: top-k and per-class accuracy, 11-point average precision, and a bootstrap interval."""
 
 from __future__ import annotations
 
@@ -11,29 +11,29 @@ from torch import Tensor
 
 RESAMPLES = 10_000
 LEVEL = 0.95
-RECALLS = 11  # of the average precision of PASCAL VOC 2007: recall 0, .1, ..., 1
+RECALLS = 11  # recalls 0, 0.1, ..., 1 of PASCAL VOC 2007's average precision
 
 
 def hits(scores: Tensor, labels: Tensor, *, k: int = 1) -> Tensor:
-    """Tell for each image whether its label is among its k best classes: bool [N].
+    """Return for each image whether its label is among its k best classes: bool [N].
 
-    scores: [N, C]; labels: [N]; k above C counts as C. A row with NaN or inf never hits, so that a classifier that
-    diverged is never chosen.
+    scores: [N, C]; labels: [N]; k above C counts as C. A row with NaN or inf is never a hit, so that a diverged
+    classifier is never chosen.
     """
     best = scores.topk(min(k, scores.shape[1])).indices
     return (best == labels[:, None]).any(1) & scores.isfinite().all(1)
 
 
 def percent(hit: Tensor) -> float:
-    """Return the share of True, in [0, 100]."""
+    """Return the percentage of True, in [0, 100]."""
     return 100 * hit.double().mean().item()
 
 
 def interval(hit: Tensor, *, seed: int = 0) -> tuple[float, float]:
     """Return the 95 % bootstrap interval of percent(hit).
 
-    Resampling N images with replacement draws their number of hits from a binomial, so that is what is drawn: the
-    percentile bootstrap without its loop.
+    This is the percentile bootstrap without its loop: the number of hits among N images resampled with replacement
+    follows a binomial distribution, which is sampled directly.
     """
     drawn = np.random.default_rng(seed).binomial(len(hit), hit.double().mean().item(), RESAMPLES)
     low, high = np.quantile(100 * drawn / len(hit), ((1 - LEVEL) / 2, (1 + LEVEL) / 2))
@@ -41,12 +41,12 @@ def interval(hit: Tensor, *, seed: int = 0) -> tuple[float, float]:
 
 
 def top1(scores: Tensor, labels: Tensor) -> float:
-    """Return the percent of images whose best class is right."""
+    """Return the percentage of images whose best class is right."""
     return percent(hits(scores, labels))
 
 
 def mean_per_class(scores: Tensor, labels: Tensor) -> float:
-    """Return top-1 accuracy averaged over the classes that occur in labels."""
+    """Return the top-1 accuracy averaged over the classes that occur in labels."""
     hit = hits(scores, labels).double()
     counts = torch.bincount(labels, minlength=scores.shape[1]).double()
     right = torch.zeros_like(counts).scatter_add_(0, labels, hit)
@@ -57,7 +57,7 @@ def map11(scores: Tensor, labels: Tensor) -> float:
     """Return the 11-point average precision, averaged over the classes that occur in labels, each against the rest.
 
     Images are ranked by a class's softmax probability. Source: Everingham et al. 2010, section 4.2: the mean over
-    recall r = 0, .1, ..., 1 of the largest precision at any recall of at least r.
+    recall r = 0, 0.1, ..., 1 of the largest precision at any recall of at least r.
     """
     ranked = scores.double().softmax(1).nan_to_num(0.0).argsort(dim=0, descending=True, stable=True)
     precisions = []
@@ -65,7 +65,7 @@ def map11(scores: Tensor, labels: Tensor) -> float:
         found = (labels[ranked[:, c]] == c).double().cumsum(0)
         precision = found / torch.arange(1, len(found) + 1)
         best = precision.flip(0).cummax(0).values.flip(0)
-        # found >= r * all, in whole numbers: .3 * 10 is a little above 3
+        # found >= r * all, in whole numbers, because 0.3 * 10 is a little above 3 in floating point
         needed = torch.arange(RECALLS) * int(found[-1])
         precisions.append(best[torch.searchsorted((RECALLS - 1) * found.long(), needed)].mean())
     return 100 * torch.stack(precisions).mean().item()
@@ -79,7 +79,7 @@ METRICS: dict[str, Callable[[Tensor, Tensor], float]] = {
 
 
 def accuracies(scores: Tensor, labels: Tensor, *, seed: int = 0) -> dict[str, Any]:
-    """Return top-1 and top-5 with their intervals, for a protocol's JSON."""
+    """Return top-1 and top-5 accuracy with their intervals, under the keys of a protocol's JSON."""
     first, five = hits(scores, labels), hits(scores, labels, k=5)
     return {
         "top1": percent(first),

@@ -1,4 +1,4 @@
-"""Know how to choose query images fairly and find what an encoder holds nearest to them."""
+"""Query images chosen by label alone, and their nearest neighbours under an encoder."""
 
 from __future__ import annotations
 
@@ -14,9 +14,9 @@ from fastbyol.evaluate.features import Features
 
 @dataclass(frozen=True)
 class Neighbours:
-    """Name one query image of the validation file and its nearest images of the training file, nearest first.
+    """One query image of the validation file and its nearest images of the training file, nearest first.
 
-    query, bank: sample numbers of the files; similarities: cosines, one for each of `bank`.
+    query, bank: sample numbers of the files; similarities: cosines, one per entry of `bank`.
     """
 
     query: int
@@ -26,11 +26,11 @@ class Neighbours:
 
 @torch.inference_mode()
 def pick(bank: Features, queries: Features, *, rows: int, k: int, bank_images: int | None = None) -> list[Neighbours]:
-    """Choose up to `rows` queries by their labels alone and find the k nearest of the bank to each, by cosine.
+    """Choose up to `rows` queries by their labels alone and find the k bank images nearest to each, by cosine.
 
-    Classes are taken evenly spread over all that occur, the first image of each; where there are fewer classes than
-    rows, second images follow, and so on. bank_images: how many images the training file holds, where
-    features.extract(limit=...) spread the bank over them; None where the bank is the whole file.
+    The queries are the first image of each of `rows` evenly spaced classes; with fewer classes than rows, second images
+    follow, and so on. bank_images: the number of images in the training file if features.extract(limit=...) took a part
+    of them; None if the bank is the whole file.
     """
     chosen = first_of_classes(queries.labels.numpy(), rows=rows)
     keys = F.normalize(bank.values, dim=1)
@@ -46,13 +46,13 @@ def pick(bank: Features, queries: Features, *, rows: int, k: int, bank_images: i
 
 
 def first_of_classes(labels: NDArray[np.int64], *, rows: int) -> NDArray[np.int64]:
-    """Choose up to `rows` places of labels [N]: of each class its first, then its second; classes ascending."""
+    """Choose up to `rows` positions of labels [N]: the first of each class, then the second; classes ascending."""
     order = np.argsort(labels, kind="stable")
     grouped = labels[order]
-    begins = np.flatnonzero(np.r_[True, grouped[1:] != grouped[:-1]])
-    turn = np.arange(len(labels)) - np.repeat(begins, np.diff(np.r_[begins, len(labels)]))
+    starts = np.flatnonzero(np.r_[True, grouped[1:] != grouped[:-1]])
+    turn = np.arange(len(labels)) - np.repeat(starts, np.diff(np.r_[starts, len(labels)]))
     rounds = order[np.lexsort((grouped, turn))]
-    classes = len(begins)
+    classes = len(starts)
     if classes > rows:
         rounds = rounds[:classes][np.arange(rows) * classes // rows]
     return rounds[:rows]

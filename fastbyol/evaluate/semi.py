@@ -1,4 +1,4 @@
-"""Know the semi-supervised protocol: fine-tuning on 1 or 10 % of the labels, beside the same network from scratch."""
+"""The semi-supervised protocol: fine-tuning on a class-balanced part of the labels, such as 1 or 10 %."""
 
 from __future__ import annotations
 
@@ -11,8 +11,8 @@ import numpy as np
 from fastbyol.beton import Reader
 from fastbyol.encoder import ResNet
 from fastbyol.evaluate import metrics
-from fastbyol.evaluate.finetune import Classifier, Plan, Trial, guess, trials
-from fastbyol.evaluate.images import Lens
+from fastbyol.evaluate.finetune import Classifier, HParams, Trial, predict, run_trials
+from fastbyol.evaluate.images import InputSettings
 from fastbyol.evaluate.splits import Split
 
 BATCH = 1024
@@ -20,10 +20,10 @@ BASE_LRS = (0.005, 0.01, 0.02, 0.05, 0.1)  # times batch / 256; paper, appendix 
 EPOCHS = (30, 50)
 
 
-def plans(images: int, base_lrs: Sequence[float], epochs: Sequence[int]) -> list[Plan]:
-    """List the sweep for so many labelled images: batch 1024, or all where there are fewer; no weight decay."""
+def combinations(images: int, base_lrs: Sequence[float], epochs: Sequence[int]) -> list[HParams]:
+    """List the hyperparameters to try for this number of labelled images: batch 1024 or fewer, no weight decay."""
     batch = min(BATCH, images)
-    return [Plan(lr * batch / 256, 0.0, max(n * images // batch, 1), batch) for lr, n in product(base_lrs, epochs)]
+    return [HParams(lr * batch / 256, 0.0, max(n * images // batch, 1), batch) for lr, n in product(base_lrs, epochs)]
 
 
 def score(
@@ -33,31 +33,31 @@ def score(
     *,
     base_lrs: Sequence[float] = BASE_LRS,
     epochs: Sequence[int] = EPOCHS,
-    lens: Lens,
+    inputs: InputSettings,
     seed: int = 0,
     label: str = "semi",
 ) -> dict[str, Any]:
-    """Fine-tune on split.learn of the first file, choose by top-1 on split.held, score the network on the second.
+    """Fine-tune on split.learn of the first file, choose by top-1 on split.held, and score on the second file.
 
-    Every parameter is tuned, by SGD with Nesterov momentum .9 and a cosine, without regularisation. The held-out images
-    lie outside the labelled part, as in the paper; they choose the rate and length, nothing is learnt from them.
+    Every parameter is trained by SGD with Nesterov momentum 0.9 and a cosine learning rate, without regularisation. As
+    in the paper, the held-out images lie outside the labelled part; they only choose the learning rate and the length.
     """
     train, val = files
-    sweep = plans(len(split.learn), base_lrs, epochs)
+    sweep = combinations(len(split.learn), base_lrs, epochs)
     tried: list[Trial] = []
     network: Classifier | None = None
-    for trial, tuned in trials(encoder, train, split, sweep, metric="top1", lens=lens, seed=seed, label=label):
+    for trial, tuned in run_trials(encoder, train, split, sweep, metric="top1", inputs=inputs, seed=seed, label=label):
         if network is None or trial.score > max(other.score for other in tried):
             network = tuned
         tried.append(trial)
     assert network is not None, "a sweep has at least one plan"
-    named = [{"base_lr": lr, "epochs": n} for lr, n in product(base_lrs, epochs)]
-    held_out = [{**name, "top1": trial.score} for name, trial in zip(named, tried, strict=True)]
+    choices = [{"base_lr": lr, "epochs": n} for lr, n in product(base_lrs, epochs)]
+    held_out = [{**name, "top1": trial.score} for name, trial in zip(choices, tried, strict=True)]
     best = max(range(len(tried)), key=lambda n: tried[n].score)
-    scores, labels = guess(network, val, np.arange(len(val)), lens)
+    scores, labels = predict(network, val, np.arange(len(val)), inputs)
     return {
         **metrics.accuracies(scores, labels, seed=seed),
-        **named[best],
+        **choices[best],
         "labelled": len(split.learn),
         "held_out": held_out,
     }

@@ -1,4 +1,4 @@
-"""Know how a labelled set is divided: held-out images, and class-balanced parts that are stored for others to use."""
+"""Splits of a labelled file: held-out images, and class-balanced parts that are saved for later use."""
 
 from __future__ import annotations
 
@@ -14,32 +14,32 @@ from fastbyol import atomic
 from fastbyol.config import ConfigError, require
 from fastbyol.order import permutation
 
-HELD_OUT = 0.1  # of train, to choose settings by
-HELD_OUT_MAX = 10_009  # images; the size of the paper's local validation set of ImageNet
-NO_EPOCH = 2**31  # an order that no training epoch has, of which held-out images would come first
+HELD_OUT = 0.1  # of the training images, to choose settings
+HELD_OUT_MAX = 10_009  # images: the size of the paper's local validation set of ImageNet
+NO_EPOCH = 2**31  # not a training epoch, so that held-out images are not the first of one
 
 
 class Split(NamedTuple):
-    """Name the images to learn from and the images to choose settings by: int64, rising, disjoint."""
+    """Positions of the images to learn from and of those to choose settings on: int64, ascending, disjoint."""
 
     learn: NDArray[np.int64]
     held: NDArray[np.int64]
 
 
 def hold_out(count: int, *, seed: int) -> Split:
-    """Hold out a tenth of `count` images, at least 1 and at most 10 009, as a function of (count, seed)."""
+    """Hold out a tenth of `count` images, at least 1 and at most 10 009; a function of (count, seed)."""
     shuffled = permutation(count, seed=seed, epoch=NO_EPOCH)
     held = min(max(int(count * HELD_OUT), 1), HELD_OUT_MAX)
     return Split(np.sort(shuffled[held:]), np.sort(shuffled[:held]))
 
 
-def balanced(labels: NDArray[np.int64], fraction: float, *, seed: int) -> Split:
-    """Choose a fraction of the images, as many of each class, as a function of the arguments.
+def balanced_split(labels: NDArray[np.int64], fraction: float, *, seed: int) -> Split:
+    """Choose a fraction in (0, 1) of the images, equally many of each class; a function of the arguments.
 
-    A class gives round(fraction * N / classes) images, at least 1, or all but one of those it has. Held-out images come
-    from the rest, a tenth of all, so that both halves of a choice see none of the other. fraction lies in (0, 1).
+    Each class gives round(fraction * N / classes) images, at least 1, or all but one if it has fewer. A tenth of all
+    images is held out from the rest, so that the two parts are disjoint.
     """
-    require(0 < fraction < 1, f"fraction is {fraction}; give a share of the training images between 0 and 1")
+    require(0 < fraction < 1, f"fraction is {fraction}; give a number between 0 and 1")
     classes = np.unique(labels)
     quota = max(round(fraction * len(labels) / len(classes)), 1)
     learn = []
@@ -49,18 +49,18 @@ def balanced(labels: NDArray[np.int64], fraction: float, *, seed: int) -> Split:
         learn.append(shuffled[: min(quota, max(len(members) - 1, 1))])
     learned = np.sort(np.concatenate(learn))
     rest = np.setdiff1d(np.arange(len(labels)), learned)
-    require(len(rest) > 0, f"{len(labels)} images leave none to choose settings by; give a larger training file")
+    require(len(rest) > 0, f"{len(labels)} images leave none to choose settings on; give a larger training file")
     held = rest[permutation(len(rest), seed=seed, epoch=0)[: hold_out(len(labels), seed=seed).held.size]]
     return Split(learned, np.sort(held))
 
 
 def fingerprint(labels: NDArray[np.int64]) -> str:
-    """Return the SHA-256 of the labels, by which a stored split knows its file."""
+    """Return the SHA-256 of the labels, which ties a saved split to its file."""
     return hashlib.sha256(labels.astype("<i8").tobytes()).hexdigest()
 
 
-def store(path: Path, split: Split, labels: NDArray[np.int64], *, fraction: float, seed: int) -> None:
-    """Write a split as JSON: where it comes from, and both lists of positions in the beton."""
+def save(path: Path, split: Split, labels: NDArray[np.int64], *, fraction: float, seed: int) -> None:
+    """Write a split as JSON: its origin, and both lists of positions in the .beton."""
     content = {
         "fraction": fraction,
         "seed": seed,
@@ -73,25 +73,25 @@ def store(path: Path, split: Split, labels: NDArray[np.int64], *, fraction: floa
     atomic.write(path, json.dumps(content) + "\n")
 
 
-def read(path: Path, labels: NDArray[np.int64]) -> Split:
-    """Read what `store` wrote; raise ConfigError when it is no split, or one of a file with other labels."""
+def load(path: Path, labels: NDArray[np.int64]) -> Split:
+    """Read a split written by `save`; raise ConfigError if it is not a split or belongs to a file with other labels."""
     try:
         content = json.loads(path.read_text())
         split = Split(*(np.array(content[name], dtype=np.int64) for name in ("learn", "held")))
         images, sha = content["images"], content["labels_sha256"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         raise ConfigError(
-            f"{path} is not a stored split ({error}); give a file that fastbyol-eval semi wrote"
+            f"{path} is not a saved split ({error}); give a file written by fastbyol-eval semi"
         ) from error
     require(
         images == len(labels) and sha == fingerprint(labels),
-        f"{path} divides {images} images with other labels than the {len(labels)} of --train; "
+        f"{path} splits {images} images whose labels differ from those of the {len(labels)} in --train; "
         "give the file it was made for, or another --split",
     )
     both = np.concatenate(split)
     inside = split.learn.size and split.held.size and both.min() >= 0 and both.max() < len(labels)
     require(
         bool(inside) and np.unique(both).size == both.size,
-        f"{path} names images twice, none, or beyond the {len(labels)} of the file; write it again",
+        f"{path} lists an image twice, none, or one beyond the {len(labels)} of the file; write it again",
     )
     return split

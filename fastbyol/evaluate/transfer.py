@@ -1,4 +1,4 @@
-"""Know linear transfer: logistic regression on frozen representations, its penalty chosen on held-out images."""
+"""Linear transfer: logistic regression on frozen representations, with the penalty chosen on held-out images."""
 
 from __future__ import annotations
 
@@ -24,16 +24,16 @@ def score(
     seed: int = 0,
     label: str = "transfer",
 ) -> dict[str, Any]:
-    """Choose the penalty on a tenth of `train`, refit on all of it, score on `val`: percent, with the chosen `l2`.
+    """Choose the penalty on a held-out tenth of `train`, refit on all of it and score on `val`, in percent.
 
-    The path runs from the largest penalty down, each solution starting the next, the chosen one the refit; of equal
-    scores the largest penalty is chosen. Source: paper, appendix D; byol-spec, Evaluation.
+    Penalties are tried from the largest down, each fit starting from the solution before it; the refit starts from the
+    chosen solution. Of equal scores the largest penalty wins. Source: paper, appendix D, and docs/numerics.md.
     """
     classes = int(torch.cat([train.labels, val.labels]).max()) + 1
     split = hold_out(len(train.labels), seed=seed)
     held = train.rows(split.held)
     tried: dict[float, float] = {}
-    fits = logistic.path(train.rows(split.learn), l2s, classes=classes, device=device, label=label, threads=threads)
+    fits = logistic.fit_path(train.rows(split.learn), l2s, classes=classes, device=device, label=label, threads=threads)
     for l2, model in fits:
         found = metrics.METRICS[metric](model.scores(held.values), held.labels)
         if not tried or found > max(tried.values()):
@@ -41,7 +41,7 @@ def score(
         tried[l2] = found
     problem = logistic.Problem(train, classes=classes, device=device, threads=threads)
     problem.start_from(chosen)
-    final = problem.fit(best, effort=logistic.FINAL)
+    final = problem.fit(best, stop=logistic.FINAL)
     scores = final.scores(val.values)
     return {
         **metrics.accuracies(scores, val.labels, seed=seed),

@@ -1,4 +1,4 @@
-"""Know the recipes by name; constants stand beside their source ("P" the paper, "DM" the authors' released code)."""
+"""The recipes by name; each constant has its source: "P" is the paper, "DM" the authors' released code."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 from fastbyol.config import ConfigError, Recipe
 from fastbyol.recipes import contrastive, imagenet, small
-from fastbyol.recipes.change import changed
+from fastbyol.recipes.change import apply_change
 from fastbyol.recipes.imagenet import PAPER_VIEWS
 
 __all__ = ["PAPER_VIEWS", "RECIPES", "named"]
@@ -40,12 +40,12 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
 
 
 def named(name: str) -> Recipe:
-    """Build the recipe NAME, or NAME+setting=value+setting=value: that recipe with those settings changed.
+    """Build the recipe NAME, or NAME+setting=value+setting=value, which changes settings of it.
 
-    Raises ConfigError listing the names, or the settings, when there is none such.
+    Raises ConfigError with the known names or settings if one is unknown.
     """
     base, plus, change = name.partition("+")
     if base not in RECIPES:
-        raise ConfigError(f"no recipe {base!r}; choose one of {', '.join(RECIPES)}")
+        raise ConfigError(f"no recipe is named {base!r}; choose one of {', '.join(RECIPES)}")
     recipe = RECIPES[base]()
-    return changed(recipe, change) if plus else recipe
+    return apply_change(recipe, change) if plus else recipe

@@ -1,4 +1,4 @@
-"""Know how a recipe is changed by text: setting=value+setting=value."""
+"""Changes to a recipe, written as setting=value+setting=value."""
 
 from __future__ import annotations
 
@@ -8,8 +8,8 @@ from typing import Any, NamedTuple, get_type_hints
 
 from fastbyol.config import ConfigError, Preset, Recipe, ViewConfig
 
-# What each named set of views leaves out of the first and of the second view. Source: paper, appendix F.3, table 17.
-LEFT_OUT: dict[str, tuple[str, str]] = {
+# What each named set of views omits from the first and from the second view. Source: paper, appendix F.3, table 17.
+OMITTED: dict[str, tuple[str, str]] = {
     "no_flip": ("flip", "flip"),
     "no_blur": ("blur", "blur"),
     "no_color": ("jitter grayscale", "jitter grayscale"),
@@ -24,14 +24,14 @@ LEFT_OUT: dict[str, tuple[str, str]] = {
     "crop_blur": ("flip jitter grayscale solarize",) * 2,
 }
 SYMMETRIC: dict[str, Any] = {"blur": 0.5, "solarize": 0.2}  # both views
-VIEWS = (*LEFT_OUT, "symmetric")
+VIEWS = (*OMITTED, "symmetric")
 
 
-def changed(recipe: Recipe, change: str) -> Recipe:
-    """Change settings of a recipe by text such as "target=constant+base_lr=0.1"; its name tells them.
+def apply_change(recipe: Recipe, change: str) -> Recipe:
+    """Change settings of a recipe by text such as "target=constant+base_lr=0.1", which is appended to its name.
 
-    Every number, word and yes-or-no of the recipe and its parts is a setting under its own name, and views=NAME one of
-    VIEWS. Raises ConfigError for what is no setting, or no value of it.
+    The settings are all fields of type bool, int, float or str of the recipe and its parts, and views, one of VIEWS.
+    Raises ConfigError for an unknown setting or a value of the wrong type.
     """
     own: dict[str, Any] = {"name": f"{recipe.name}+{change}"}
     parts: dict[str, dict[str, Any]] = {}
@@ -40,7 +40,7 @@ def changed(recipe: Recipe, change: str) -> Recipe:
         name, equals, text = assignment.partition("=")
         if not equals or name not in {*known, "views"}:
             raise ConfigError(
-                f"{assignment!r} changes nothing of a recipe; give setting=value, with one of views, {', '.join(known)}"
+                f"{assignment!r} is not a setting; give setting=value, with one of views, {', '.join(known)}"
             )
         if name == "views":
             own["views"] = _views(recipe.views, text)
@@ -56,13 +56,13 @@ def changed(recipe: Recipe, change: str) -> Recipe:
 def with_peaks(
     presets: tuple[Preset, ...], *, base_lr: float | None = None, tau_base: float | None = None
 ) -> tuple[Preset, ...]:
-    """Let a peak that is given hold for every length; None leaves each preset its own."""
+    """Replace the peaks of every preset by the given ones; None keeps each preset's own."""
     given = {name: value for name, value in (("base_lr", base_lr), ("tau_base", tau_base)) if value is not None}
     return tuple(replace(preset, **given) for preset in presets)
 
 
 class Setting(NamedTuple):
-    """Say where a setting stands, a part of the recipe or None for the recipe itself, and its value and type."""
+    """The part of the recipe that holds a setting (None for the recipe itself), and the setting's value and type."""
 
     part: str | None
     value: Any
@@ -70,7 +70,7 @@ class Setting(NamedTuple):
 
 
 def settings(recipe: Recipe) -> dict[str, Setting]:
-    """Map each setting's name to what it is."""
+    """Return every setting of a recipe by name."""
     fields = [field.name for field in dataclasses.fields(recipe)]
     parts = {name: getattr(recipe, name) for name in fields if dataclasses.is_dataclass(getattr(recipe, name))}
     found: dict[str, Setting] = {}
@@ -84,22 +84,22 @@ def settings(recipe: Recipe) -> dict[str, Setting]:
 def _value(name: str, text: str, setting: Setting) -> Any:
     if setting.kind is bool:
         if text not in ("true", "false"):
-            raise ConfigError(f"{name}={text}: give true or false")
+            raise ConfigError(f"{name} is {text!r}; give true or false")
         return text == "true"
     try:
         return setting.kind(text)
     except ValueError as error:
         wanted = "whole number" if setting.kind is int else "number"
-        raise ConfigError(f"{name}={text}: give a {wanted}, such as {setting.value}") from error
+        raise ConfigError(f"{name} is {text!r}; give a {wanted}, such as {setting.value}") from error
 
 
 def _views(views: tuple[ViewConfig, ViewConfig], name: str) -> tuple[ViewConfig, ViewConfig]:
     first, second = views
     if name == "symmetric":
         return replace(first, **SYMMETRIC), replace(second, **SYMMETRIC)
-    if name not in LEFT_OUT:
-        raise ConfigError(f"views={name}: give one of {', '.join(VIEWS)}")
-    return _without(first, LEFT_OUT[name][0]), _without(second, LEFT_OUT[name][1])
+    if name not in OMITTED:
+        raise ConfigError(f"views is {name!r}; give one of {', '.join(VIEWS)}")
+    return _without(first, OMITTED[name][0]), _without(second, OMITTED[name][1])
 
 
 def _without(view: ViewConfig, names: str) -> ViewConfig:

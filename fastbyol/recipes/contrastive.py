@@ -1,4 +1,4 @@
-"""Know the contrastive relatives of BYOL as recipes: SimCLR and MoCo, in the paper's form of the loss."""
+"""Recipes for contrastive methods, SimCLR and MoCo, in the paper's form of the loss."""
 
 from __future__ import annotations
 
@@ -10,10 +10,10 @@ from fastbyol.recipes.small import cifar10_rn18, cifar10_tiny
 
 
 def simclr(base: Recipe) -> Recipe:
-    """Make SimCLR of a BYOL recipe: no predictor, no target, negatives at temperature .1 (P section 5, appendix F.5).
+    """Turn a BYOL recipe into SimCLR: no predictor, no target, temperature 0.1 (P section 5, appendix F.5).
 
-    Projector, views and optimiser stay BYOL's and the loss is 4 * temperature times SimCLR's: P's 2 *
-    temperature, in both directions.
+    Projector, views and optimiser stay BYOL's. The loss is 4 * temperature times SimCLR's: P's factor is
+    2 * temperature, and both directions are summed.
     """
     return replace(
         base,
@@ -24,9 +24,9 @@ def simclr(base: Recipe) -> Recipe:
 
 
 def moco(base: Recipe, *, queue: int, tau: float, temperature: float) -> Recipe:
-    """Make a momentum-queue method of a BYOL recipe: no predictor, an EMA target at constant tau, queued negatives.
+    """Turn a BYOL recipe into MoCo: no predictor, an EMA target at constant tau, a queue of negatives.
 
-    MoCo's objective in both directions; projector, views and optimiser stay BYOL's, where He et al. use SGD.
+    The objective is MoCo's in both directions. Projector, views and optimiser stay BYOL's; He et al. use SGD.
     """
     return replace(
         base,
@@ -39,30 +39,30 @@ def moco(base: Recipe, *, queue: int, tau: float, temperature: float) -> Recipe:
 
 
 def simclr_imagenet_rn50_e300() -> Recipe:
-    """SimCLR on ImageNet, 300 epochs: P table 5b; 69.4 linear top-1."""
+    """Build SimCLR on ImageNet, 300 epochs: P table 5b; 69.4 linear top-1."""
     return simclr(imagenet_rn50_e300())
 
 
 def simclr_cifar10_rn18() -> Recipe:
-    """SimCLR on CIFAR-10."""
+    """Build SimCLR on CIFAR-10."""
     return simclr(cifar10_rn18())
 
 
 def simclr_cifar10_tiny() -> Recipe:
-    """SimCLR on CIFAR-10, on two CPU cores."""
+    """Build SimCLR on CIFAR-10 for two CPU cores."""
     return simclr(cifar10_tiny())
 
 
 def moco_imagenet_rn50_e300() -> Recipe:
-    """MoCo's objective on ImageNet: queue and tau of He et al. 2020, temperature of MoCo v2."""
+    """Build MoCo on ImageNet: queue and tau of He et al. 2020, temperature of MoCo v2."""
     return moco(imagenet_rn50_e300(), queue=65_536, tau=0.999, temperature=0.2)
 
 
 def moco_cifar10_rn18() -> Recipe:
-    """MoCo's objective on CIFAR-10: constants of its authors' CIFAR-10 notebook."""
+    """Build MoCo on CIFAR-10: constants of its authors' CIFAR-10 notebook."""
     return moco(cifar10_rn18(), queue=4096, tau=0.99, temperature=0.1)
 
 
 def moco_cifar10_tiny() -> Recipe:
-    """MoCo's objective on CIFAR-10, on two CPU cores."""
+    """Build MoCo on CIFAR-10 for two CPU cores."""
     return moco(cifar10_tiny(), queue=4096, tau=0.99, temperature=0.1)

@@ -1,4 +1,4 @@
-"""Know the recipes for small data sets: those of the authors' code, and our own for two CPU cores."""
+"""Recipes for small data sets: those of the authors' code ("DM"), and our own for two CPU cores."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ AT_RATE_2 = tuple(replace(preset, base_lr=2.0) for preset in PRESETS)  # DM's sm
 
 
 def imagenette_rn18() -> Recipe:
-    """ResNet-18 on Imagenette at 128 px, batch 256, 1000 epochs: DM's recipe, about 92.3 online top-1."""
+    """Build ResNet-18 on Imagenette at 128 px, batch 256, 1000 epochs: DM's recipe, about 92.3 online top-1."""
     return Recipe(
         name="imagenette_rn18",
         encoder=EncoderConfig("resnet18"),
@@ -22,17 +22,16 @@ def imagenette_rn18() -> Recipe:
         batch_size=256,
         epochs=1000,
         eval_px=128,
-        eval_margin=128 / 160,  # DM puts 128 for 224, and keeps the 32 px around it
+        eval_margin=128 / 160,  # DM replaces 224 by 128 and keeps the margin of 32 px
         presets=AT_RATE_2,
     )
 
 
 def imagenet100_rn18() -> Recipe:
-    """ResNet-18 on 100 classes of ImageNet: sizes and length of solo-learn's baseline, DM's small-data rates.
+    """Build ResNet-18 on 100 classes of ImageNet: sizes and length of solo-learn's baseline, DM's small-data rates.
 
-    Its predictor is 8192 wide, ours 4096.
-
-    solo-learn reaches its score with LARC at a ratio of .02, so its learning rate says nothing here.
+    solo-learn's predictor is 8192 wide, this one 4096. solo-learn uses LARC at a ratio of 0.02, so its learning rate
+    does not carry over.
     """
     return replace(
         imagenette_rn18(),
@@ -48,7 +47,7 @@ def imagenet100_rn18() -> Recipe:
 
 
 def cifar10_rn18() -> Recipe:
-    """ResNet-18 with the CIFAR stem on CIFAR-10, 200 epochs: sizes of public baselines, DM's small-data rates."""
+    """Build ResNet-18 with the CIFAR stem on CIFAR-10, 200 epochs: sizes of public baselines, DM's small-data rates."""
     return Recipe(
         name="cifar10_rn18",
         encoder=EncoderConfig("resnet18", stem="cifar"),
@@ -64,14 +63,14 @@ def cifar10_rn18() -> Recipe:
 
 
 def cifar100_rn18() -> Recipe:
-    """ResNet-18 with the CIFAR stem on CIFAR-100: CIFAR-10's constants, as public baselines use one for both."""
+    """Build ResNet-18 with the CIFAR stem on CIFAR-100: CIFAR-10's constants, which public baselines share."""
     return replace(cifar10_rn18(), name="cifar100_rn18")
 
 
 def stl10_rn18() -> Recipe:
-    """ResNet-18 on the 105 000 training and unlabelled images of STL-10 at 96 px: DM's small-data rates.
+    """Build ResNet-18 on the 105 000 training and unlabelled images of STL-10 at 96 px: DM's small-data rates.
 
-    Batch 256 is that of DM's Imagenette, tau .99 that of P's 300-epoch preset; no score of it is known.
+    Batch 256 is DM's for Imagenette, tau 0.99 that of P's 300-epoch preset. No published score is known.
     """
     return replace(
         imagenette_rn18(),
@@ -85,9 +84,9 @@ def stl10_rn18() -> Recipe:
 
 
 def cifar10_tiny() -> Recipe:
-    """ResNet-8 of half width for CIFAR-10 on two CPU cores, in minutes; constants measured in docs/log.md.
+    """Build ResNet-8 of half width for CIFAR-10 on two CPU cores, in minutes; constants measured in docs/log.md.
 
-    Brightness, contrast and hue are jittered half as much as in the paper, which scored higher in one short run.
+    Brightness, contrast and hue jitter are half the paper's, which scored higher in one short run.
     """
     view = ViewConfig(area=(0.2, 1.0), brightness=0.2, contrast=0.2, hue=0.05, grayscale=0.1, blur=0.5)
     return Recipe(
@@ -104,7 +103,7 @@ def cifar10_tiny() -> Recipe:
 
 
 def demo() -> Recipe:
-    """The demo set of fastbyol-prep, in 90 seconds on two CPU cores; constants measured in docs/log.md."""
+    """Build the recipe for fastbyol-prep's demo set: 90 seconds on two CPU cores; constants measured in docs/log.md."""
     return Recipe(
         name="demo",
         encoder=EncoderConfig("resnet8", width=0.5, stem="cifar_stride2"),

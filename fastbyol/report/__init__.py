@@ -1,4 +1,4 @@
-"""Know the report of a run: one self-contained page with what was asked, how it went and what came out."""
+"""The report of a run: one self-contained HTML page with its configuration, progress and results."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from fastbyol.report.style import STYLE
 
 __all__ = ["SERIES", "write"]
 
-CLOSING = {  # pieces of closing work, as a run names them
+CLOSING = {  # keys of closing_s -> labels on the page
     "checkpoint": "a checkpoint",
     "recalibrate": "the recalibration",
     "export": "the export",
@@ -31,7 +31,7 @@ CLOSING = {  # pieces of closing work, as a run names them
 COUNTERS = {"skipped_steps": ("step", "skipped for inf or NaN"), "skipped_samples": ("sample", "that did not decode")}
 
 
-def write(  # noqa: PLR0913 - all that a page shows
+def write(  # noqa: PLR0913 - everything that a page shows
     path: Path,
     config: Config,
     *,
@@ -43,12 +43,12 @@ def write(  # noqa: PLR0913 - all that a page shows
     plan: dict[str, Any] | None = None,
     warnings: Sequence[str] = (),
 ) -> None:
-    """Write the page from the rows of metrics.jsonl and the result, None for a run that has not finished; atomic.
+    """Write the page atomically from the rows of metrics.jsonl and the result, None for an unfinished run.
 
-    Everything absent is left out: rows may lack any series, `result` and `plan` any key. plan, all seconds but the last
-    three: budget_s, startup_s, rehearsal_s, calibration_s, reserve_s, step_s, and closing_s by the pieces of CLOSING;
-    epochs_that_fit, base_lr, tau_base. neighbours name samples of `val` and `train`. warnings: those that came after
-    the last row. Raises OSError.
+    Missing data is left out: rows may lack any series, `result` and `plan` any key. The plan has, in seconds, budget_s,
+    startup_s, rehearsal_s, calibration_s, reserve_s, step_s and closing_s (a dict with the keys of CLOSING); and
+    epochs_that_fit, base_lr and tau_base. neighbours index samples of `val` and `train`. warnings are those after the
+    last row. Raises OSError.
     """
     name = html.escape(config.recipe.name)
     shown_neighbours = pictures.neighbour_rows(neighbours, train=train, val=val) if neighbours and val else ""
@@ -59,16 +59,16 @@ def write(  # noqa: PLR0913 - all that a page shows
         _section(
             "Training", "", f"<div class=charts>{drawn}</div>" if (drawn := _curves(config, rows, result)) else ""
         ),
-        _section("What happened on the way", *_events(rows, warnings)),
+        _section("Events", *_events(rows, warnings)),
         _section(
             "What the networks see",
-            "Each column is one image of the first batch, its first and its second view.",
+            "Each column is one image of the first batch, with its first and its second view.",
             pictures.sample_views(config, train),
         ),
         _section(
             "Nearest neighbours",
-            "Left, a validation image; then the training images the encoder holds nearest to it. The queries are the "
-            "first of their classes, not chosen by result. ✓ the same class, ✗ another.",
+            "Left, a validation image; right, its nearest training images under the encoder. The queries are the first "
+            "images of their classes, not chosen by result. ✓ same class, ✗ another class.",
             shown_neighbours,
         ),
         _section("Settings", "", settings.as_html(config, plan)),
@@ -85,8 +85,8 @@ def write(  # noqa: PLR0913 - all that a page shows
 def _section(title: str, note: str, body: str) -> str:
     if not body:
         return ""
-    said = f"<p>{note}</p>" if note else ""
-    return f"<section><h2>{title}</h2>{said}{body}</section>"
+    note = f"<p>{note}</p>" if note else ""
+    return f"<section><h2>{title}</h2>{note}{body}</section>"
 
 
 def _header(config: Config, train: Reader) -> str:
@@ -118,13 +118,13 @@ def _length(config: Config) -> str:
 def _outcome(
     config: Config, rows: Sequence[dict[str, Any]], result: dict[str, Any] | None, plan: dict[str, Any] | None
 ) -> str:
-    """Put the score first, against the encoder as it started, then what the run did."""
+    """Show the score first, beside that of the initial encoder, then the figures of the run."""
     last = rows[-1] if rows else {}
     cards = _numbers(config, last, result or {}, plan or {})
     numbers = "".join(f"<div><b>{value}</b><span>{name}</span></div>" for value, name in cards)
     score = (result or {}).get("knn_top1")
     if result is None:
-        at = f" It stands at {100 * last['progress']:.0f} % of its way." if "progress" in last else ""
+        at = f" Its progress is {100 * last['progress']:.0f} %." if "progress" in last else ""
         lead = f"<div class=card><b>This run has not finished.</b><p class=note>{at}</p></div>"
     elif score is None:
         lead = (
@@ -152,7 +152,7 @@ def _score(score: float, before: float | None) -> str:
 def _numbers(
     config: Config, last: dict[str, Any], result: dict[str, Any], plan: dict[str, Any]
 ) -> list[tuple[str, str]]:
-    """Name what is known of: speed, length, time, loss, memory, utilisation."""
+    """List speed, length, time, loss, memory and utilisation, as far as known, as (value, label)."""
     of_8 = ", of 8" if settings.loss_ends_at_8(config) else ""
     images_per_s = result.get("images_per_s", last.get("images_per_s"))
     epochs = result.get("epochs", last.get("epoch"))
@@ -162,7 +162,7 @@ def _numbers(
         None if "step" not in last else (f"{last['step']:,}", "steps"),
         None if "train_s" not in result else (timeline.seconds(result["train_s"]), "of training"),
         None if "loss" not in last else (f"{last['loss']:.3f}", f"last loss{of_8}"),
-        None if "peak_gib" not in last else (f"{last['peak_gib']:.2f} GiB", "memory at most"),
+        None if "peak_gib" not in last else (f"{last['peak_gib']:.2f} GiB", "peak memory"),
         None if "mfu" not in last else (f"{100 * last['mfu']:.1f} %", "of the GPU's peak"),
     ]
     if "elapsed_s" in result and plan.get("budget_s"):
@@ -174,31 +174,33 @@ def _numbers(
 def _budget(
     rows: Sequence[dict[str, Any]], result: dict[str, Any] | None, plan: dict[str, Any] | None
 ) -> tuple[str, str]:
-    fact = timeline.happened(rows, result, plan)
-    if fact is None:
+    actual = timeline.actual_timeline(rows, result, plan)
+    if actual is None:
         return "", ""
-    given = plan or {}
-    told = {
+    known_plan = plan or {}
+    labels = {
         "epochs that fit": ("epochs_that_fit", "{:.3g}"),
         "base learning rate": ("base_lr", "{:.3g}"),
         "τ at the start": ("tau_base", "{:.4g}"),
         "a step": ("step_s", "{:.3g} s"),
     }
-    known = [(name, form.format(given[key])) for name, (key, form) in told.items() if given.get(key) is not None]
-    pieces = given.get("closing_s") or {}
+    known = [
+        (name, form.format(known_plan[key])) for name, (key, form) in labels.items() if known_plan.get(key) is not None
+    ]
+    pieces = known_plan.get("closing_s") or {}
     known += [(name, f"{pieces[piece]:.2g} s") for piece, name in CLOSING.items() if pieces.get(piece)]
-    planned = timeline.planned(plan)
-    bars = timeline.as_html(planned, fact, budget_s=given.get("budget_s"))
-    said = (
-        "The plan, made before the first step, against what happened."
+    planned = timeline.plan_timeline(plan)
+    bars = timeline.as_html(planned, actual, budget_s=known_plan.get("budget_s"))
+    note = (
+        "The plan, made before the first step, and the actual times."
         if planned
         else "Where the time went, from the start of the process."
     )
     if not known:
-        return said, bars
+        return note, bars
     lines = "".join(f"<tr><td>{name}<td>{value}" for name, value in known)
     estimates = f"<div><table class=phases><tr><th>measured before training<th>plan{lines}</table></div>"
-    return said, f"<div class=split><div>{bars}</div>{estimates}</div>"
+    return note, f"<div class=split><div>{bars}</div>{estimates}</div>"
 
 
 def _curves(config: Config, rows: Sequence[dict[str, Any]], result: dict[str, Any] | None) -> str:
@@ -207,26 +209,26 @@ def _curves(config: Config, rows: Sequence[dict[str, Any]], result: dict[str, An
 
 
 def _events(rows: Sequence[dict[str, Any]], warnings: Sequence[str]) -> tuple[str, str]:
-    """List what the watchdogs saw: skipped steps, replaced samples, warnings; with the time of the row that told it."""
+    """List skipped steps, replaced samples and warnings, each with the time of the row that reported it."""
     if not rows and not warnings:
         return "", ""
-    told: list[tuple[float, str]] = []
+    events: list[tuple[float, str]] = []
     for name, (thing, why) in COUNTERS.items():
         counts = [int(row.get(name) or 0) for row in rows]
         if any(counts[-1:]):
             first = next(row for row, count in zip(rows, counts, strict=True) if count)
             things = thing if counts[-1] == 1 else f"{thing}s"
-            told.append(
+            events.append(
                 (first.get("elapsed_s", 0.0), f"{counts[-1]:,} {things} {why}, the first by step {first['step']:,}")
             )
     for row in rows:
-        told += [(row.get("elapsed_s", 0.0), str(text)) for text in row.get("warnings", ())]
+        events += [(row.get("elapsed_s", 0.0), str(text)) for text in row.get("warnings", ())]
     last_s = rows[-1].get("elapsed_s", 0.0) if rows else 0.0
-    told += [(last_s, text) for text in warnings]
-    if not told:
-        return "", "<p class=note>No step was skipped, no image was replaced, nothing was warned of.</p>"
+    events += [(last_s, text) for text in warnings]
+    if not events:
+        return "", "<p class=note>No skipped steps, no replaced images, no warnings.</p>"
     lines = [
         f"<li><span>{timeline.seconds(at_s)}</span>{html.escape(text)}"
-        for at_s, text in sorted(told, key=itemgetter(0))
+        for at_s, text in sorted(events, key=itemgetter(0))
     ]
     return "", f"<ul class=events>{''.join(lines)}</ul>"

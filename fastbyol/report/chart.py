@@ -1,6 +1,6 @@
-"""Know how to draw a small chart as SVG: lines, areas, ticks; colours come from the page's style, so that dark works.
+"""Small SVG charts with lines, areas and ticks; colours come from the page's style, so that dark mode works.
 
-Drawn here and not by matplotlib, whose import alone takes .6 s of CPU time at the end of every run.
+They are not drawn by matplotlib, because its import alone takes 0.6 s of CPU time at the end of every run.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ Values = Sequence[float | None]
 
 @dataclass(frozen=True)
 class Line:
-    """Describe one curve: its values at the chart's x, a colour of the page's style, and a fine or a bold stroke."""
+    """One curve: its values at the chart's x, a colour class of the page's style, and a fine or bold stroke."""
 
     values: Values
     colour: str = "a"
@@ -28,20 +28,20 @@ class Line:
 
 @dataclass(frozen=True)
 class Axes:
-    """Map values to the plot: seconds on x, anything on y."""
+    """The ranges of x, in seconds, and y, and their mapping to the plot."""
 
     x: tuple[float, float]
     y: tuple[float, float]
 
     def place(self, x: float, y: float) -> tuple[float, float]:
-        """Give the point of (x, y) in user units."""
+        """Return the point (x, y) in user units."""
         across = (x - self.x[0]) / ((self.x[1] - self.x[0]) or 1)
         up = (y - self.y[0]) / ((self.y[1] - self.y[0]) or 1)
         return LEFT + across * (WIDTH - LEFT - RIGHT), HEIGHT - BOTTOM - up * (HEIGHT - TOP - BOTTOM)
 
 
 def ticks(low: float, high: float, *, about: int = 4) -> list[float]:
-    """Choose round numbers from low to high, about that many: multiples of 1, 2 or 5 times a power of ten."""
+    """Choose about `about` round numbers from low to high: multiples of 1, 2 or 5 times a power of ten."""
     if not high > low:
         return [low]
     rough = (high - low) / about
@@ -52,7 +52,7 @@ def ticks(low: float, high: float, *, about: int = 4) -> list[float]:
 
 
 def number(value: float) -> str:
-    """Write a number of a chart in about four characters: 0.97, 12.5, 884, 12.5k, 3e-06."""
+    """Format a number in about four characters: 0.97, 12.5, 884, 12.5k, 3e-06."""
     if value == 0:
         return "0"
     size = abs(value)
@@ -62,7 +62,7 @@ def number(value: float) -> str:
 
 
 def time_unit(seconds: float) -> tuple[str, float]:
-    """Choose the unit in which a span has at least two and a half: its name and its seconds."""
+    """Choose the largest unit of which a span holds at least 2.5: its name and its length in seconds."""
     return next((unit for unit in reversed(TIME_UNITS) if seconds >= 2.5 * unit[1]), TIME_UNITS[0])
 
 
@@ -87,7 +87,7 @@ def _frame(axes: Axes, y_ticks: Sequence[float]) -> str:
 
 
 def _paths(axes: Axes, seconds: Sequence[float], line: Line) -> str:
-    """Draw one curve, broken where values are missing; a lone value is a dot."""
+    """Draw one curve with gaps where values are missing; a single value is a dot."""
     runs: list[list[tuple[float, float]]] = [[]]
     for x, y in zip(seconds, line.values, strict=True):
         if y is None:
@@ -110,7 +110,7 @@ def _svg(body: str, label: str) -> str:
 
 
 def _span(seconds: Sequence[float]) -> tuple[float, float]:
-    """Begin x at the first row, which on a short budget comes late; at 0 where there is no other."""
+    """Start x at the first row, which comes late on a short budget; at 0 if there is only one row."""
     return (seconds[0] if seconds[-1] > seconds[0] else 0.0), seconds[-1]
 
 
@@ -118,7 +118,7 @@ def _bounds(lines: Sequence[Line], low: float | None, high: float | None) -> tup
     known = [value for line in lines for value in line.values if value is not None]
     bottom = min(known) if low is None else low
     top = max(known) if high is None else high
-    if not top > bottom:  # one value alone: in the middle, or the height of an axis from low
+    if not top > bottom:  # a single value: in the middle, or at the top of an axis that starts at low
         reach = 0.1 * abs(top) or 1.0
         bottom, top = (bottom if low is not None else bottom - reach), top + reach
     marks = ticks(bottom, top)
@@ -139,9 +139,10 @@ def curves(
     high: float | None = None,
     level: tuple[float, str] | None = None,
 ) -> str:
-    """Draw lines over time as SVG. label: what it shows, for who cannot see it; low, high: the ends of y where fixed.
+    """Draw lines over time as SVG; at least one value must be present.
 
-    level: a value to draw as a dashed line, and its name. At least one value must be present.
+    label: the chart's text alternative. low, high: ends of y, None to fit the values. level: a value to draw as a
+    dashed line, and its name.
     """
     axes = Axes(_span(seconds), _bounds(lines, low, high))
     body = _frame(axes, ticks(*axes.y))
@@ -153,7 +154,7 @@ def curves(
 
 
 def stack(label: str, seconds: Sequence[float], layers: Sequence[tuple[str, Sequence[float]]]) -> str:
-    """Draw shares that add up to at most 1, from below, as filled areas; layers: (colour, shares at each second)."""
+    """Draw fractions that add up to at most 1 as stacked areas, from below; layers: (colour, fractions over time)."""
     axes = Axes(_span(seconds), (0.0, 100.0))
     base = [0.0] * len(seconds)
     body = ""
@@ -167,7 +168,7 @@ def stack(label: str, seconds: Sequence[float], layers: Sequence[tuple[str, Sequ
 
 
 def smooth(values: Values, *, reach: int) -> list[float | None]:
-    """Replace each value by the mean of those up to `reach` places away; missing ones stay missing and do not count."""
+    """Replace each value by the mean of those up to `reach` places away; missing values stay missing."""
     sums, counts = [0.0], [0]
     for value in values:
         sums.append(sums[-1] + (value or 0.0))

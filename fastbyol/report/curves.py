@@ -1,4 +1,4 @@
-"""Know which curves of a run's rows are worth a chart, and what to say beside each."""
+"""The charts of a run's metrics: which series are drawn, and their captions."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from typing import Any
 
 from fastbyol.report import chart
 
-PLOTTED_ROWS = 1000  # enough for the eye; a long run has more
-SMOOTHED_ROWS = 40  # from here on a bold mean lies over the fine rows
+PLOTTED_ROWS = 1000  # as many as a chart can show; a long run has more
+SMOOTHED_ROWS = 40  # from this number on, a bold mean is drawn over the fine rows
 SMOOTH_SHARE = 0.02  # of the rows, to either side
-SHOWN_SHARE = 0.005  # of the loop's time, from which a part is drawn
-STARVING = 0.1  # share of waiting from which fastbyol warns
-TIME_PARTS = {  # of telemetry.LAPS, from below: colour and name
+SHOWN_SHARE = 0.005  # of the loop's time; smaller parts are not drawn
+STARVING = 0.1  # share of waiting above which fastbyol warns
+TIME_PARTS = {  # of telemetry.LAPS, from bottom to top: colour and name
     "step_s": ("a", "step"),
     "views_s": ("b", "views"),
     "loader_wait_s": ("c", "waiting"),
@@ -34,26 +34,26 @@ SERIES = (
     "interval_s",
     "loader_wait_share",
     *TIME_PARTS,
-)  # of a row, as far as it has them
+)  # keys of a row; each may be missing
 
 Rows = Sequence[dict[str, Any]]
 
 
-def thin(rows: Rows) -> Rows:
-    """Take at most about PLOTTED_ROWS rows, evenly, the last one always."""
+def thin_rows(rows: Rows) -> Rows:
+    """Take about PLOTTED_ROWS evenly spaced rows at most, always including the last."""
     stride = max(len(rows) // PLOTTED_ROWS, 1)
     return [*rows[: len(rows) - 1 : stride], rows[-1]] if rows else rows
 
 
 def values(rows: Rows, name: str) -> list[float | None]:
-    """Read one series; None where a row has no such number or it is not finite."""
+    """Read one series; None where the value is missing or not finite."""
     found = (row.get(name) for row in rows)
     return [float(v) if isinstance(v, int | float) and math.isfinite(v) else None for v in found]
 
 
 @dataclass(frozen=True)
 class _Curve:
-    """Say how one series is shown; is_exact: a schedule, with nothing to smooth."""
+    """How one series is drawn; is_exact marks a schedule, which is not smoothed."""
 
     name: str
     note: str = ""
@@ -66,11 +66,11 @@ class _Curve:
 
 
 def figures(rows: Rows, result: dict[str, Any] | None, *, healthy_std: float, loss_note: str) -> str:
-    """Draw every chart the rows have numbers for, as HTML figures. healthy_std: 1/sqrt(D)."""
+    """Draw every chart that the rows have values for, as HTML figures; healthy_std is 1/sqrt(D)."""
     timed = [row for row in rows if isinstance(row.get("elapsed_s"), int | float)]
     if not timed:
         return ""
-    rows, scores = thin(timed), _scores(timed, result or {})
+    rows, scores = thin_rows(timed), _scores(timed, result or {})
     waiting, sizes, stds = _waiting(rows), values(rows, "crop_px"), values(rows, "embedding_std")
     drawn = (
         _draw(_Curve("Loss", loss_note), rows, values(rows, "loss")),
@@ -108,7 +108,7 @@ def figures(rows: Rows, result: dict[str, Any] | None, *, healthy_std: float, lo
 
 
 def _scores(rows: Rows, result: dict[str, Any]) -> str:
-    """Draw the scores taken in the midst of training, between those at its start and end; nothing without any."""
+    """Draw the scores taken during training between those at start and end; nothing if there are none."""
     taken = [row for row in rows if values([row], "knn_top1")[0] is not None]
     if not taken:
         return ""
@@ -123,7 +123,7 @@ def _percent(shares: list[float | None]) -> list[float | None]:
 
 
 def _waiting(rows: Rows) -> list[float | None]:
-    """Give the percent of waiting of each row; of an older run's, from the seconds, all that it has."""
+    """Return the percentage of waiting in each row; rows of older runs have only the seconds."""
     shares = values(rows, "loader_wait_share")
     if any(share is not None for share in shares):
         return _percent(shares)
@@ -132,7 +132,7 @@ def _waiting(rows: Rows) -> list[float | None]:
 
 
 def _draw(shown: _Curve, rows: Rows, series: list[float | None]) -> str:
-    """Draw one figure, or nothing where no row has the number."""
+    """Draw one figure, or nothing if no row has a value."""
     known = [value for value in series if value is not None]
     if not known:
         return ""
@@ -153,9 +153,9 @@ def _draw(shown: _Curve, rows: Rows, series: list[float | None]) -> str:
     return _figure(shown.name, shown.note, f"<b>{now}</b>", drawn)
 
 
-def _figure(name: str, note: str, aside: str, drawn: str) -> str:
-    said = f"<small>{html.escape(note)}</small>" if note else ""
-    return f"<figure class=chart><figcaption><span>{name}{said}</span>{aside}</figcaption>{drawn}</figure>"
+def _figure(name: str, note: str, latest: str, drawn: str) -> str:
+    described = f"<small>{html.escape(note)}</small>" if note else ""
+    return f"<figure class=chart><figcaption><span>{name}{described}</span>{latest}</figcaption>{drawn}</figure>"
 
 
 def _time_parts(rows: Rows) -> str:
@@ -165,6 +165,6 @@ def _time_parts(rows: Rows) -> str:
     shown = [part for part in TIME_PARTS if any(row[part] > SHOWN_SHARE * row["interval_s"] for row in whole)]
     layers = [(TIME_PARTS[part][0], [row[part] / row["interval_s"] for row in whole]) for part in shown]
     legend = "".join(f"<i class={colour}></i>{name} " for colour, name in (TIME_PARTS[part] for part in shown))
-    said = f"How the loop's time is shared between {', '.join(TIME_PARTS[part][1] for part in shown)}, percent"
-    drawn = chart.stack(said, [float(row["elapsed_s"]) for row in whole], layers)
+    described = f"How the loop's time is shared between {', '.join(TIME_PARTS[part][1] for part in shown)}, percent"
+    drawn = chart.stack(described, [float(row["elapsed_s"]) for row in whole], layers)
     return _figure("Where the loop's time goes", "%", "", f"{drawn}<div class=legend>{legend}</div>")

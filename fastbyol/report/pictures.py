@@ -1,4 +1,4 @@
-"""Know the pictures of a report: views beside their images, and query images with their nearest neighbours."""
+"""The pictures of a report: images with their views, and query images with their nearest neighbours."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ from fastbyol.loaders.native import load
 from fastbyol.order import Rows, global_batch
 
 SHOWN_IMAGES = 10
-THUMBNAIL_PX = 96  # of a neighbour: its place on the page, on a fine screen
+THUMBNAIL_PX = 96  # of a neighbour: its size on the page, on a high-resolution screen
 LOSSLESS_PX = 64  # smaller pictures are PNG; larger ones JPEG, at a tenth of the bytes
 
 
 def sample_views(config: Config, train: Reader) -> str:
-    """Show images of the first batch, each above its first and its second view, as HTML."""
+    """Return HTML with images of the first batch, each above its first and its second view."""
     rows = global_batch(0, batch_size=min(SHOWN_IMAGES, len(train)), count=len(train), seed=config.seed)
     batch = _decode(train, rows)
     place = (batch.pixels, batch.offsets, batch.sizes)
@@ -49,7 +49,7 @@ def sample_views(config: Config, train: Reader) -> str:
 
 
 def neighbour_rows(found: Sequence[Neighbours], *, train: Reader, val: Reader) -> str:
-    """Show each query image before its nearest neighbours, with classes and whether they agree, as HTML."""
+    """Return HTML with each query image, its nearest neighbours and whether their classes agree."""
     queries = _thumbnails(val, [row.query for row in found])
     nearest = _thumbnails(train, [place for row in found for place in row.bank])
     shown, at = [], 0
@@ -81,13 +81,13 @@ def _label(reader: Reader, index: int) -> str:
 
 
 def _decode(reader: Reader, rows: Rows) -> Batch:
-    """Decode one batch; the next good sample stands in for one that does not decode, so that a report appears."""
+    """Decode one batch; a sample that does not decode gets a stand-in, so that the report is written anyway."""
     with closing(load(reader, [rows], workers=1, on_error="skip")) as batches:
         return next(batches)
 
 
 def _thumbnails(reader: Reader, indices: Sequence[int]) -> NDArray[np.uint8]:
-    """Make uint8 [N, px, px, 3] of the centre squares, no larger than the smallest of the images."""
+    """Make thumbnails uint8 [N, px, px, 3] of the centre squares, px at most the side of the smallest image."""
     chosen = np.array(indices, dtype=np.int64)
     batch = _decode(reader, Rows(chosen, np.zeros_like(chosen)))
     px = min(THUMBNAIL_PX, max(int(batch.sizes.min()), 8))
@@ -100,9 +100,9 @@ def _to_pixels(images: Tensor) -> NDArray[np.uint8]:
     return pixels.permute(0, 2, 3, 1).contiguous().numpy()
 
 
-def _img(pixels: NDArray[np.uint8], described: str) -> str:
-    """Embed a picture uint8 [H, W, 3] in the page; `described` stands for it and is already safe in HTML."""
-    from PIL import Image  # noqa: PLC0415 - fastbyol-train says in one line where it is missing
+def _img(pixels: NDArray[np.uint8], alt: str) -> str:
+    """Return an HTML image of pixels uint8 [H, W, 3]; `alt` is its text alternative, already escaped."""
+    from PIL import Image  # noqa: PLC0415 - so that fastbyol-train can report in one line that Pillow is missing
 
     buffer = io.BytesIO()
     px = len(pixels)
@@ -110,4 +110,4 @@ def _img(pixels: NDArray[np.uint8], described: str) -> str:
     Image.fromarray(pixels).save(buffer, kind, **({"quality": 88} if kind == "jpeg" else {}))
     data = base64.b64encode(buffer.getvalue()).decode()
     small = " class=small" if px <= LOSSLESS_PX else ""
-    return f'<img{small} width={px} height={px} alt="{described}" src="data:image/{kind};base64,{data}">'
+    return f'<img{small} width={px} height={px} alt="{alt}" src="data:image/{kind};base64,{data}">'

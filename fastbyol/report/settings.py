@@ -1,4 +1,4 @@
-"""Know which settings a report shows: the usual ones always, departures from the paper where they are made."""
+"""The settings table of a report: the usual settings, and departures from the paper if there are any."""
 
 from __future__ import annotations
 
@@ -10,13 +10,13 @@ from fastbyol.schedule import peaks
 
 
 def loss_ends_at_8(config: Config) -> bool:
-    """Tell whether the loss lies in [0, 8]: that of unit rows without negatives."""
+    """Return whether the loss lies in [0, 8], which holds for l2-normalised rows without negatives."""
     goal = config.recipe.objective
     return goal.normalization == "l2" and goal.beta == 0
 
 
 def as_html(config: Config, plan: dict[str, Any] | None) -> str:
-    """Write the table of settings; the plan's base_lr and tau_base, where it has them, are those that were used."""
+    """Return the table of settings; base_lr and tau_base come from the plan if it has them."""
     lines = {**_usual(config, plan or {}), **_departures(config)}
     body = "".join(f"<tr><td>{name}<td>{html.escape(value)}" for name, value in lines.items())
     return f"<table class=settings>{body}</table>"
@@ -45,15 +45,15 @@ def _usual(config: Config, plan: dict[str, Any]) -> dict[str, str]:
 def _heads(head: HeadConfig) -> str:
     usual = HeadConfig()
     depths = (head.projector_depth, head.predictor_depth)
-    told = f"hidden {head.hidden}, out {head.out}"
+    text = f"hidden {head.hidden}, out {head.out}"
     if depths == (usual.projector_depth, usual.predictor_depth):
-        return told
+        return text
     predictor = f"predictor of {depths[1]}" if depths[1] else "no predictor"
-    return f"{told}, projector of {depths[0]} linear layers, {predictor}"
+    return f"{text}, projector of {depths[0]} linear layers, {predictor}"
 
 
 def _rate(optim: OptimConfig, objective: ObjectiveConfig, tau_base: float) -> dict[str, str]:
-    """Say how the target moves; nothing where there is none, or one that never moves."""
+    """Describe the EMA rate; empty if the target is not a moving average."""
     if objective.target != "ema":
         return {}
     return {"τ at the start": f"{tau_base:.4g}"} if optim.tau_rises else {"τ": f"{tau_base:.4g} throughout"}
@@ -61,7 +61,7 @@ def _rate(optim: OptimConfig, objective: ObjectiveConfig, tau_base: float) -> di
 
 def _departures(config: Config) -> dict[str, str]:
     recipe, goal = config.recipe, config.recipe.objective
-    told = {
+    departures = {
         "targets": goal.target if goal.target != "ema" else "",
         "normalisation": goal.normalization if goal.normalization != "l2" else "",
         "negatives": _negatives(goal),
@@ -72,7 +72,7 @@ def _departures(config: Config) -> dict[str, str]:
         "micro-batches": str(config.micro_batches) if config.parts > 1 else "",
         "recalibration": f"{recipe.recalibrate} batches" if recipe.recalibrate else "",
     }
-    return {name: value for name, value in told.items() if value}
+    return {name: value for name, value in departures.items() if value}
 
 
 def _negatives(goal: ObjectiveConfig) -> str:

@@ -1,4 +1,4 @@
-"""Know how a report looks: one style for screens of any width, light and dark."""
+"""The style sheet of a report, for screens of any width, light and dark."""
 
 STYLE = """
 :root{color-scheme:light dark;--paper:#fcfcfa;--card:#fff;--ink:#17202b;--muted:#5b6675;--line:#e3e6ea;

@@ -1,1 +1,1 @@
-"""Run the paper's ablation tables cell by cell, and write them beside the paper's numbers."""
+"""The paper's ablation tables: running their cells and writing our scores beside the paper's."""

@@ -1,4 +1,4 @@
-"""Know how one cell of a table is run with one seed: in a process of its own, resumed or skipped, and what came out."""
+"""Runs of one cell of a table with one seed, each in its own process, and their results."""
 
 from __future__ import annotations
 
@@ -20,149 +20,154 @@ from fastbyol.scores import load_scores
 from fastbyol.tables.paper import Cell
 from fastbyol.telemetry import read_metrics
 
-POLL_S = 5.0  # every row of a run is read each time
+POLL_S = 5.0  # not shorter: each poll reads every row of the run
 
 
-class Crashed(RuntimeError):
-    """Tell that the process of a cell ended as none of ours does: killed, or by a fault."""
+class RunCrashed(RuntimeError):
+    """The process of a cell that was killed or ended with an unexpected status."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """Name one run: its cell, its seed, its folder, and the words after fastbyol-train that make it."""
+    """One run of a table: its cell, seed and folder, and the arguments of its fastbyol-train."""
 
     cell: Cell
     seed: int
     path: Path
-    words: tuple[str, ...]
+    arguments: tuple[str, ...]
 
     @property
     def folder(self) -> RunFolder:
-        """Give the run folder."""
+        """The run folder."""
         return RunFolder(self.path)
 
     @property
     def log(self) -> Path:
-        """Name the file of what the run said."""
+        """The file with the output of the run's process."""
         return self.path.with_name(f"{self.path.name}.log")
 
     @property
     def record(self) -> Path:
-        """Name the file that tells how the run ended; there only when it has."""
+        """The file with the exit status of the run; it exists once the run has ended."""
         return self.path.with_name(f"{self.path.name}.json")
 
 
 @dataclass(frozen=True)
-class Outcome:
-    """Say how a run ended: exit status 0 or 3, its scores in percent and its last embedding std times root D.
+class RunResult:
+    """How a run ended: exit status 0 or 3, and scores in percent, None where there is none.
 
-    `told` is the run's own last line where it diverged. A score of None was not taken. linear_top1: of a linear
-    classifier on cached representations.
+    last_line: the run's last line of output if it diverged. linear_top1: of a linear classifier on cached
+    representations. scaled_std: the last embedding std times the root of D, the projection size.
     """
 
     status: int
-    told: str = ""
+    last_line: str = ""
     knn_top1: float | None = None
     knn_top1_random_init: float | None = None
     linear_top1: float | None = None
-    spread: float | None = None
+    scaled_std: float | None = None
 
 
-def outcome(job: Job) -> Outcome | None:
-    """Read how a run ended; None where it has not. Raises ConfigError where another run stands in its place."""
+def read_result(job: Job) -> RunResult | None:
+    """Read the result of a run, None if it has not ended; raise ConfigError if another run is in its place."""
     if not job.record.is_file():
         return None
     try:
         record = json.loads(job.record.read_text())
-        words, status, told = tuple(record["words"]), record["status"], record["told"]
+        arguments, status, last_line = tuple(record["words"]), record["status"], record["told"]
         result = json.loads(job.folder.result.read_text()) if status == DONE else {}
     except (ValueError, KeyError, TypeError, OSError) as error:
+        raise ConfigError(f"{job.record} is not a valid record ({error}); remove it to repeat the run") from error
+    if arguments != job.arguments:
         raise ConfigError(
-            f"{job.record} is no record of a run ({error}); remove it, and the run is repeated"
-        ) from error
-    if words != job.words:
-        raise ConfigError(
-            f"{job.path} was made by fastbyol-train {' '.join(words)}, and wanted is {' '.join(job.words)}; "
+            f"{job.path} was made by fastbyol-train {' '.join(arguments)}; wanted {' '.join(job.arguments)}; "
             "give the old settings, or another --out"
         )
     rows = read_metrics(job.folder.metrics)
     root = math.sqrt(job.folder.read_config().recipe.head.out)
-    return Outcome(
+    return RunResult(
         status,
-        told,
+        last_line,
         knn_top1=result.get("knn_top1"),
         knn_top1_random_init=result.get("knn_top1_random_init"),
         linear_top1=_linear_top1(job),
-        spread=root * rows[-1]["embedding_std"] if rows else None,
+        scaled_std=root * rows[-1]["embedding_std"] if rows else None,
     )
 
 
 def _linear_top1(job: Job) -> float | None:
-    """Find the score on cached representations of the job's own files, as score_linearly takes it."""
+    """Read the score that score_linear saved for the job's own files, if there is one."""
     wanted = {"protocol": "linear", "views": "cached", "epochs": linear.EPOCHS, "seed": 0}
     for scores in load_scores(job.folder):
-        own = {f"--data={scores['train']}", f"--val={scores['val']}"} <= set(job.words)
+        own = {f"--data={scores['train']}", f"--val={scores['val']}"} <= set(job.arguments)
         if own and wanted.items() <= {name: scores.get(name) for name in wanted}.items():
             top1: float = scores["trained"]["top1"]
             return top1
     return None
 
 
-def carry_out(job: Job, *, watch: Callable[[float], None]) -> None:
-    """Run fastbyol-train for a job, or continue it, and record how it ended; `watch` is told its progress in [0, 1].
+def train_run(job: Job, *, on_progress: Callable[[float], None]) -> None:
+    """Run or resume fastbyol-train for a job and record its exit status; call `on_progress` with progress in [0, 1].
 
-    Raises ConfigError with the run's own line for bad input, Crashed where it was killed or broke, KeyboardInterrupt
-    where a signal stopped it or this process: the run has then written a checkpoint.
+    Raises ConfigError with the run's own error line for bad input, RunCrashed if the process was killed or failed, and
+    KeyboardInterrupt if a signal stopped it or this process; the run has then written a checkpoint.
     """
     job.path.parent.mkdir(parents=True, exist_ok=True)
     resume = ["--resume"] if job.folder.config.exists() else []
-    status = _run(job, ["fastbyol.train", *job.words, f"--out={job.path}", *resume], watch)
-    record = {"words": job.words, "status": status, "told": _last_line(job.log) if status == DIVERGED else ""}
+    status = _run(job, ["fastbyol.train", *job.arguments, f"--out={job.path}", *resume], on_progress)
+    record = {"words": job.arguments, "status": status, "told": _last_line(job.log) if status == DIVERGED else ""}
     atomic.write(job.record, json.dumps(record, indent=2) + "\n")
 
 
-def score_linearly(job: Job, *, watch: Callable[[float], None]) -> None:
-    """Run fastbyol-eval linear on the encoder of a job, which keeps the score in its folder; raises as carry_out."""
+def score_linear(job: Job, *, on_progress: Callable[[float], None]) -> None:
+    """Run fastbyol-eval linear on the encoder of a job; the score is saved in the run folder. Raises like train_run."""
     config = job.folder.read_config()
-    words = ["linear", str(job.path), f"--train={config.data}", f"--val={config.val}", "--cached", "--skip-random-init"]
-    _run(job, ["fastbyol.eval", *words, f"--device={config.device}", f"--workers={config.workers}"], watch)
+    arguments = [
+        "linear",
+        str(job.path),
+        f"--train={config.data}",
+        f"--val={config.val}",
+        "--cached",
+        "--skip-random-init",
+    ]
+    _run(job, ["fastbyol.eval", *arguments, f"--device={config.device}", f"--workers={config.workers}"], on_progress)
 
 
-def _run(job: Job, words: Sequence[str], watch: Callable[[float], None]) -> int:
-    """Run a module of ours with its words, and return its status: 0 or 3; see carry_out."""
+def _run(job: Job, arguments: Sequence[str], on_progress: Callable[[float], None]) -> int:
+    """Run a module with arguments and return its exit status, 0 or 3; raise like train_run."""
     with job.log.open("a") as log:
         process = subprocess.Popen(
-            [sys.executable, "-m", *words],
+            [sys.executable, "-m", *arguments],
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            start_new_session=True,  # Ctrl-C reaches this process alone, which then stops the run once
+            start_new_session=True,  # Ctrl-C reaches only this process, which then stops the run once
         )
         try:
-            status = _wait(process, job, watch)
+            status = _wait(process, job, on_progress)
         finally:
             if process.poll() is None:
                 process.kill()
                 process.wait()
-    told = _last_line(job.log)
+    last_line = _last_line(job.log)
     if status == INTERRUPTED:
         raise KeyboardInterrupt
     if status == BAD_INPUT:
-        raise ConfigError(told.removeprefix("fastbyol-train: error: ").removeprefix("fastbyol-eval: error: "))
+        raise ConfigError(last_line.removeprefix("fastbyol-train: error: ").removeprefix("fastbyol-eval: error: "))
     if status not in (DONE, DIVERGED):
-        raise Crashed(f"{job.cell.name}, seed {job.seed}, ended with status {status}: {told}; see {job.log}")
+        raise RunCrashed(f"{job.cell.name}, seed {job.seed}, ended with status {status}: {last_line}; see {job.log}")
     return status
 
 
-def _wait(process: subprocess.Popen[bytes], job: Job, watch: Callable[[float], None]) -> int:
-    """Wait for the run to end; hand on the first Ctrl-C, so that it can write a checkpoint."""
+def _wait(process: subprocess.Popen[bytes], job: Job, on_progress: Callable[[float], None]) -> int:
+    """Wait for the run to end; on the first Ctrl-C send it SIGTERM, so that it writes a checkpoint."""
     try:
         while True:
             try:
                 return process.wait(POLL_S)
             except subprocess.TimeoutExpired:
                 rows = read_metrics(job.folder.metrics)
-                watch(rows[-1]["progress"] if rows else 0.0)
+                on_progress(rows[-1]["progress"] if rows else 0.0)
     except KeyboardInterrupt:
         process.send_signal(signal.SIGTERM)
         process.wait()
@@ -171,4 +176,4 @@ def _wait(process: subprocess.Popen[bytes], job: Job, watch: Callable[[float], N
 
 def _last_line(path: Path) -> str:
     lines = [line for line in path.read_text(errors="replace").split("\n") if line.strip()]
-    return lines[-1].strip() if lines else "it said nothing"
+    return lines[-1].strip() if lines else "no output"

@@ -1,4 +1,4 @@
-"""fastbyol-eval table: run an ablation table of the paper, cell by cell and seed by seed, and write it."""
+"""The command fastbyol-eval table, which runs an ablation table of the paper and writes its page."""
 
 from __future__ import annotations
 
@@ -20,14 +20,14 @@ from fastbyol.config import ConfigError, require
 from fastbyol.evaluate.features import check_classes
 from fastbyol.recipes import named
 from fastbyol.tables import page
-from fastbyol.tables.cells import Crashed, Job, Outcome, carry_out, outcome, score_linearly
+from fastbyol.tables.cells import Job, RunCrashed, RunResult, read_result, score_linear, train_run
 from fastbyol.tables.paper import TABLES, Cell, Table
 
 BAR = "{percentage:3.0f}%|{bar}| {n:.2f} of {total:g} runs, {desc} [{elapsed}<{remaining}]"
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Describe the command line (a contract: names and meanings stay)."""
+    """Add the flags of the command; their names and meanings are a contract and do not change."""
     parser.add_argument("name", metavar="NAME", choices=list(TABLES), help=f"one of {', '.join(TABLES)}")
     parser.add_argument("--base", required=True, metavar="RECIPE", help="the recipe that each cell changes")
     parser.add_argument("--data", required=True, metavar="F.beton", help="training images, labelled")
@@ -53,8 +53,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
 
 
-def jobs_of(args: argparse.Namespace, table: Table) -> list[Job]:
-    """List the runs of a table, seed by seed, so that a whole table stands early."""
+def list_jobs(args: argparse.Namespace, table: Table) -> list[Job]:
+    """List the runs of a table seed by seed, so that a complete table with one seed exists early."""
     out = _folder(args)
     files = [f"--data={args.data}", f"--val={args.val}"]
 
@@ -69,22 +69,25 @@ def jobs_of(args: argparse.Namespace, table: Table) -> list[Job]:
     ]
 
 
-def chosen(jobs: Sequence[Job], args: argparse.Namespace, table: Table) -> list[Job]:
-    """Take those that --cells asks for."""
+def select_jobs(jobs: Sequence[Job], args: argparse.Namespace, table: Table) -> list[Job]:
+    """Select the jobs of the cells given by --cells."""
     if args.cells is None:
         return list(jobs)
     cells = [table.cells[number - 1] for number in args.cells]
     return [job for job in jobs if job.cell in cells]
 
 
-def check(args: argparse.Namespace, table: Table) -> None:
-    """Raise ConfigError or BetonError for what would let a run fail: a cell, a change, the files, the budget."""
+def check_arguments(args: argparse.Namespace, table: Table) -> None:
+    """Raise ConfigError or BetonError if a run would fail: checks cells, changes, files, budget and matplotlib."""
     require(
         importlib.util.find_spec("matplotlib") is not None,
-        "the plot of a table needs the package matplotlib; pip install matplotlib",
+        "matplotlib is missing, and the plot of a table needs it; pip install matplotlib",
     )
     beyond = [number for number in args.cells or () if number > len(table.cells)]
-    require(not beyond, f"--cells {beyond}, but the table has {len(table.cells)}; give numbers from 1 to that")
+    require(
+        not beyond,
+        f"--cells has {beyond}, but the table has {len(table.cells)} cells; give numbers from 1 to {len(table.cells)}",
+    )
     for cell in table.cells:
         named(f"{args.base}+{cell.change}" if cell.change else args.base)
     if args.budget is not None:
@@ -93,45 +96,45 @@ def check(args: argparse.Namespace, table: Table) -> None:
         check_classes(train, val)
 
 
-def finish(job: Job, args: argparse.Namespace, *, watch: Callable[[float], None]) -> Outcome | None:
-    """Do what a job still lacks: its run, its linear score where asked for; raises as cells.carry_out."""
-    if outcome(job) is None:
-        carry_out(job, watch=watch)
-    how = outcome(job)
-    if args.linear and how is not None and how.status == DONE and how.linear_top1 is None:
-        score_linearly(job, watch=watch)
-        how = outcome(job)
-    return how
+def complete_job(job: Job, args: argparse.Namespace, *, on_progress: Callable[[float], None]) -> RunResult | None:
+    """Run what a job still lacks, the training and, with --linear, the linear score; raise like cells.train_run."""
+    if read_result(job) is None:
+        train_run(job, on_progress=on_progress)
+    result = read_result(job)
+    if args.linear and result is not None and result.status == DONE and result.linear_top1 is None:
+        score_linear(job, on_progress=on_progress)
+        result = read_result(job)
+    return result
 
 
-def carry_out_all(jobs: Sequence[Job], args: argparse.Namespace, table: Table, *, settings: str) -> list[Crashed]:
-    """Finish every job asked for, write the table of all after each; return what crashed."""
+def run_jobs(jobs: Sequence[Job], args: argparse.Namespace, table: Table, *, settings: str) -> list[RunCrashed]:
+    """Complete the selected jobs and rewrite the page of the table after each; return the crashes."""
     out, command = _folder(args), _command(args)
-    ended = {job: outcome(job) for job in jobs}
-    crashed: list[Crashed] = []
+    results = {job: read_result(job) for job in jobs}
+    crashed: list[RunCrashed] = []
 
     def write() -> None:
-        runs: dict[Cell, list[Outcome]] = {cell: [] for cell in table.cells}
-        for job, how in ended.items():
-            if how is not None:
-                runs[job.cell].append(how)
+        runs: dict[Cell, list[RunResult]] = {cell: [] for cell in table.cells}
+        for job, result in results.items():
+            if result is not None:
+                runs[job.cell].append(result)
         page.write(out, table, runs, settings=settings, command=command)
 
     out.mkdir(parents=True, exist_ok=True)
     write()
-    asked = chosen(jobs, args, table)
-    with tqdm(total=len(asked), bar_format=BAR, disable=None, file=sys.stderr) as bar:
-        for number, job in enumerate(asked):
+    selected = select_jobs(jobs, args, table)
+    with tqdm(total=len(selected), bar_format=BAR, disable=None, file=sys.stderr) as bar:
+        for number, job in enumerate(selected):
             bar.set_description_str(f"{job.cell.name}, seed {job.seed}")
-            if bar.disable and ended[job] is None:
-                print(f"{number + 1} of {len(asked)}: {job.cell.name}, seed {job.seed}", file=sys.stderr, flush=True)
-            before = ended[job]
+            if bar.disable and results[job] is None:
+                print(f"{number + 1} of {len(selected)}: {job.cell.name}, seed {job.seed}", file=sys.stderr, flush=True)
+            before = results[job]
             try:
-                ended[job] = finish(job, args, watch=partial(_show, bar, number))
-            except Crashed as error:
+                results[job] = complete_job(job, args, on_progress=partial(_show, bar, number))
+            except RunCrashed as error:
                 crashed.append(error)
                 tqdm.write(f"fastbyol-eval: {error}", file=sys.stderr)
-            if ended[job] != before:
+            if results[job] != before:
                 write()
             _show(bar, number, 1.0)
     return crashed
@@ -143,25 +146,27 @@ def _show(bar: tqdm[Any], done: int, progress: float) -> None:
 
 
 def main(args: argparse.Namespace) -> int:
-    """Run the table; return 0 when every run has ended, 2 on bad input or a crash, 75 when interrupted.
+    """Run the table and return the exit status: 0 if every run has ended, 2 after a crash, 75 if interrupted.
 
-    A run that diverged has ended; one that crashed is tried again by the same command. Raises ConfigError, BetonError
+    A run that diverged has ended; a run that crashed is tried again by the same command. Raises ConfigError, BetonError
     or OSError for bad input.
     """
     base = named(args.base)
     table = TABLES[args.name](base)
-    check(args, table)
+    check_arguments(args, table)
     out = _folder(args)
     length = f"a budget of {args.budget}" if args.budget else f"{args.epochs or base.epochs:g} epochs"
     settings = f"Recipe {args.base}, {Path(args.data).name}, {length} a run"
     try:
-        crashed = carry_out_all(jobs_of(args, table), args, table, settings=settings)
+        crashed = run_jobs(list_jobs(args, table), args, table, settings=settings)
     except KeyboardInterrupt:
         print("fastbyol-eval: interrupted; continue with the same command", file=sys.stderr)
         return INTERRUPTED
     if crashed:
-        told = ConfigError(f"{len(crashed)} runs crashed, the last: {crashed[-1]}; the same command tries them again")
-        return fail("fastbyol-eval", told, status=BAD_INPUT)
+        error = ConfigError(
+            f"{len(crashed)} runs crashed, the last: {crashed[-1]}; repeat the command to try them again"
+        )
+        return fail("fastbyol-eval", error, status=BAD_INPUT)
     print(f"table: {out / 'table.md'}")
     return DONE
 

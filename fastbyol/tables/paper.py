@@ -1,4 +1,4 @@
-"""Know the paper's ablation tables: each cell a change to a base recipe, beside the paper's score.
+"""The paper's ablation tables: cells that change a base recipe, with the paper's scores.
 
 Scores are linear top-1 on ImageNet of ResNet-50 after 300 epochs. Source: arXiv 2006.07733v3, section 5, appendix F.
 """
@@ -11,14 +11,18 @@ from dataclasses import dataclass
 from fastbyol.config import Recipe
 
 BASELINE = 72.5
-BASE_LR, BASE_WEIGHT_DECAY, BASE_OUT = 0.3, 1e-6, 256  # of the paper's ablations; a table scales them to its own base
+BASE_LR, BASE_WEIGHT_DECAY, BASE_OUT = (
+    0.3,
+    1e-6,
+    256,
+)  # of the paper's ablations; tables scale them to their base recipe
 
 
 @dataclass(frozen=True)
 class Cell:
-    """Name a cell, the change that makes it of the base recipe ("" for none), and the paper's score where it has one.
+    """One cell: its change to the base recipe ("" for none) and the paper's score, None if the paper has none.
 
-    `flags`: of fastbyol-train, for what is no part of a recipe.
+    `flags` of fastbyol-train set what is not part of a recipe.
     """
 
     name: str
@@ -28,13 +32,13 @@ class Cell:
 
     @property
     def folder(self) -> str:
-        """Give the name of the cell's folder."""
+        """The name of the cell's folder."""
         return " ".join([self.change or "baseline", *self.flags])
 
 
 @dataclass(frozen=True)
 class Table:
-    """Hold a table: what it varies, where it stands in the paper, its cells."""
+    """A table: its title, its place in the paper and its cells."""
 
     title: str
     source: str
@@ -42,12 +46,12 @@ class Table:
 
 
 def target(_: Recipe) -> Table:
-    """Vary where targets come from."""
+    """Vary the target network."""
     cells = [
         Cell("constant random network (τ = 1)", "target=constant", 18.8),
-        Cell("moving average, τ .999", "tau_base=0.999", 69.8),
-        Cell("moving average, τ .99", "tau_base=0.99", BASELINE),
-        Cell("moving average, τ .9", "tau_base=0.9", 68.4),
+        Cell("moving average, τ 0.999", "tau_base=0.999", 69.8),
+        Cell("moving average, τ 0.99", "tau_base=0.99", BASELINE),
+        Cell("moving average, τ 0.9", "tau_base=0.9", 68.4),
         Cell("stop-gradient of online (τ = 0)", "target=stop-gradient", 0.3),
         Cell("moving average, τ of the base recipe", ""),
     ]
@@ -55,30 +59,30 @@ def target(_: Recipe) -> Table:
 
 
 def negatives(_: Recipe) -> Table:
-    """Vary predictor, target and the weight of negatives. No target: the gradient flows into both projections.
+    """Vary predictor, target and the weight of negatives; without a target the gradient flows into both projections.
 
-    The paper prints "predictor, stop-gradient, β 1" twice, as 70.2 and 70.1; it is left out. It prints predictor and
-    stop-gradient without negatives twice, too: 5.5 here, .3 in table 5a. "Predictor, β 1" is 69.1 in 5b, 69.0 in 19.
+    The paper prints "predictor, stop-gradient, β 1" twice, as 70.2 and 70.1; this cell is left out. It also prints
+    "predictor, stop-gradient, β 0" twice: 5.5 here, 0.3 in table 5a. "Predictor, β 1" is 69.1 in 5b and 69.0 in 19.
     """
-    bare = "predictor_depth=0"
+    no_predictor = "predictor_depth=0"
     cells = [
         Cell("predictor, target, β 0 (BYOL)", "", BASELINE),
         Cell("predictor, target, β 1", "beta=1", 70.9),
-        Cell("target, β 1", f"{bare}+beta=1", 70.7),
-        Cell("β 1 (SimCLR)", f"{bare}+target=online+beta=1", 69.4),
-        Cell("stop-gradient, β 1", f"{bare}+target=stop-gradient+beta=1", 69.2),
+        Cell("target, β 1", f"{no_predictor}+beta=1", 70.7),
+        Cell("β 1 (SimCLR)", f"{no_predictor}+target=online+beta=1", 69.4),
+        Cell("stop-gradient, β 1", f"{no_predictor}+target=stop-gradient+beta=1", 69.2),
         Cell("predictor, β 1", "target=online+beta=1", 69.1),
         Cell("predictor, stop-gradient, β 0", "target=stop-gradient", 5.5),
         Cell("predictor, β 0", "target=online", 0.3),
-        Cell("target, β 0", bare, 0.2),
-        Cell("stop-gradient, β 0", f"{bare}+target=stop-gradient", 0.1),
-        Cell("β 0", f"{bare}+target=online", 0.1),
+        Cell("target, β 0", no_predictor, 0.2),
+        Cell("stop-gradient, β 0", f"{no_predictor}+target=stop-gradient", 0.1),
+        Cell("β 0", f"{no_predictor}+target=online", 0.1),
     ]
     return Table("From BYOL to SimCLR", "tables 5b and 19", cells)
 
 
 def temperature(_: Recipe) -> Table:
-    """Vary the temperature of the negatives beside predictor and target."""
+    """Vary the temperature of the negatives, with predictor and target."""
     scores = {
         0.1: (72.2, 72.4, 72.7, 72.6, 72.5, 72.5),
         0.5: (70.9, 72.0, 72.7, 72.7, 72.6, 72.5),
@@ -92,9 +96,9 @@ def temperature(_: Recipe) -> Table:
 
 
 def batch(base: Recipe) -> Table:
-    """Split the batch into micro-batches whose gradients are averaged: only batch norm sees smaller ones.
+    """Split the batch into micro-batches whose gradients are averaged, so that only batch norm sees smaller batches.
 
-    Parts that would leave batch norm less than 2 images of the base recipe's batch are left out.
+    Splits that would leave batch norm fewer than 2 images of the base recipe's batch are left out.
     """
     scores = {4096: BASELINE, 2048: 72.4, 1024: 72.2, 512: 72.2, 256: 71.8, 128: 69.6, 64: 59.7}
     parts = {size: max(scores) // size for size in scores}
@@ -107,7 +111,7 @@ def batch(base: Recipe) -> Table:
 
 
 def augmentation(_: Recipe) -> Table:
-    """Take transformations away from the views."""
+    """Remove transformations from the views."""
     rows = (
         ("no flip", "no_flip", 71.9),
         ("no blur", "no_blur", 71.2),
@@ -117,7 +121,7 @@ def augmentation(_: Recipe) -> Table:
         ("no blur in T'", "no_second_blur", 72.4),
         ("no solarization", "no_solarize", 72.3),
         ("no blur in T', no solarization", "no_second_blur_or_solarize", 72.2),
-        ("blur .5 and solarization .2 in both", "symmetric", 72.5),
+        ("blur 0.5 and solarization 0.2 in both", "symmetric", 72.5),
         ("crop", "crop", 59.4),
         ("crop, flip", "crop_flip", 60.1),
         ("crop, colour", "crop_color", 70.7),
@@ -139,7 +143,7 @@ def depth(_: Recipe) -> Table:
 
 
 def projection(base: Recipe) -> Table:
-    """Vary the size of the projection, in proportion to the base recipe's."""
+    """Vary the projection size, in proportion to the base recipe's."""
     scores = {16: 69.9, 32: 71.3, 64: 72.2, 128: 72.5, 256: 72.5, 512: 72.6}
     cells = [Cell(f"{out}", f"out={max(base.head.out * out // BASE_OUT, 1)}", score) for out, score in scores.items()]
     return Table("Projection size", "table 14b", cells)
@@ -157,7 +161,7 @@ def learning_rate(base: Recipe) -> Table:
 
 
 def weight_decay(base: Recipe) -> Table:
-    """Vary the weight decay, in proportion to the base recipe's; without any the paper's runs diverge."""
+    """Vary the weight decay, in proportion to the base recipe's; without it the paper's runs diverge."""
     scores = {1e-7: 72.1, 5e-7: 72.6, 1e-6: 72.5, 5e-6: 71.0, 1e-5: 69.6, 0.0: None}
     scale = base.optim.weight_decay / BASE_WEIGHT_DECAY
     return Table(
@@ -168,7 +172,7 @@ def weight_decay(base: Recipe) -> Table:
 
 
 def normalization(_: Recipe) -> Table:
-    """Vary what makes projections comparable."""
+    """Vary the normalisation of the projections."""
     scores = {"l2": BASELINE, "layernorm": 72.5, "none": 67.4, "batchnorm": 65.3}
     cells = [Cell(name, f"normalization={name}", score) for name, score in scores.items()]
     return Table("Normalisation in the loss", "table 20", cells)

@@ -54,7 +54,7 @@ def pack(images: list[Image], device: str) -> Packed:
 
 def one_view(boxes: list[tuple[int, ...]] | Tensor, **drawn: object) -> ViewParams:
     """Crop each image and do what `drawn` says, by column: one value for all images or one for each."""
-    packed = ViewParams.crops_alone(torch.as_tensor(boxes)).packed
+    packed = ViewParams.crops_only(torch.as_tensor(boxes)).packed
     for name, value in ({"factors": NEUTRAL, "order": IN_TURN} | drawn).items():
         columns = slice(COLUMNS[name], COLUMNS[name] + (4 if name in ("factors", "order") else 1))
         values = torch.as_tensor(value, dtype=torch.float32)

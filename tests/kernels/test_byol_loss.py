@@ -7,7 +7,7 @@ import torch
 from torch import Tensor
 
 from fastbyol.kernels import reference
-from fastbyol.kernels.byol_loss import NUM_WARPS, arguments, byol_loss, byol_loss_kernel
+from fastbyol.kernels.byol_loss import NUM_WARPS, byol_loss, byol_loss_kernel, launch_arguments
 from tests.tolerances import BF16_ULP, FLOAT32_LOSS, FLOAT32_LOSS_GRADIENT
 
 pytestmark = pytest.mark.usefixtures("poisoned")
@@ -97,10 +97,10 @@ def test_gradient_of_float16_survives_until_the_loss_scale(device: str) -> None:
 def test_partial_losses_of_many_programs_are_all_added(device: str) -> None:
     torch.manual_seed(0)
     q, z = torch.randn(2, 10, 8, device=device)
-    named = arguments(q, z, ticket=None, tile=8, chunk=4)  # ten programs of a row, three chunks
-    byol_loss_kernel[(named["programs"],)](**named, num_warps=NUM_WARPS)
-    assert named["programs"] == 10
-    torch.testing.assert_close(named["loss_ptr"].double(), expected(q, z)[0], rtol=0, atol=FLOAT32_LOSS)
+    launch = launch_arguments(q, z, ticket=None, tile=8, chunk=4)  # ten programs of a row, three chunks
+    byol_loss_kernel[(launch["programs"],)](**launch, num_warps=NUM_WARPS)
+    assert launch["programs"] == 10
+    torch.testing.assert_close(launch["loss_ptr"].double(), expected(q, z)[0], rtol=0, atol=FLOAT32_LOSS)
 
 
 def test_a_kept_ticket_serves_every_launch_and_saves_clearing_it(device: str, launches: list[str]) -> None:
