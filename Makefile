@@ -1,4 +1,4 @@
-# make demo: the whole chain on the embedded demo set; make lint, test, rehearse, test-peers: what CI runs.
+# make demo: the whole chain on the embedded demo set; make lint, docs, test, rehearse, test-peers: what CI runs.
 # make gpu CALL=1 OUT=DIR: a call on a GPU, uninstalled, with any python that has torch, triton, numpy, pillow, pytest.
 PYTHON ?= python3.11
 PYTHON312 ?= $(firstword $(filter-out %/shims/python3.12,$(wildcard \
@@ -12,9 +12,10 @@ BIN := $(VENV)/bin
 INSTALLED := $(VENV)/installed
 REHEARSAL := .venv-rehearsal
 PEERS := .venv-peers
+DOCS := .venv-docs
 PEERS_APT := build-essential pkg-config libopencv-dev libturbojpeg0-dev
 
-.PHONY: demo test test-triton rehearse test-peers soak lint bench bench-data gpu gpu-carry clean
+.PHONY: demo test test-triton rehearse test-peers soak lint docs bench bench-data gpu gpu-carry clean
 .DELETE_ON_ERROR:
 
 $(INSTALLED): pyproject.toml setup.py constraints.txt
@@ -85,6 +86,17 @@ lint: $(INSTALLED)
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 
+# The documentation, into site/; a dead link or a path that is not in the repository fails. Needs no torch.
+docs: $(DOCS)/installed
+	NO_MKDOCS_2_WARNING=1 $(DOCS)/bin/mkdocs build --strict
+
+$(DOCS)/installed: pyproject.toml constraints-docs.txt
+	test -x $(DOCS)/bin/python || $(PYTHON) -m venv $(DOCS)
+	$(DOCS)/bin/python -c 'import tomllib; project = tomllib.load(open("pyproject.toml", "rb"))["project"]; \
+		print(*project["optional-dependencies"]["docs"], sep="\n")' > $(DOCS)/requirements.txt
+	$(DOCS)/bin/pip install --quiet --disable-pip-version-check -c constraints-docs.txt -r $(DOCS)/requirements.txt
+	touch $@
+
 bench: $(INSTALLED)
 	for group in kernels views step optimizer; do \
 		$(BIN)/python benchmarks/bench.py $$group --json benchmarks/results/bench.jsonl || exit 1; done
@@ -103,4 +115,4 @@ gpu-carry:
 	$(PYTHON) benchmarks/gpu/carry.py $(if $(FAILED),--failed "$(FAILED)") $(CIFAR) $(IMAGENETTE)
 
 clean:
-	rm -rf $(VENV) $(REHEARSAL) $(PEERS) carried build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) $(REHEARSAL) $(PEERS) $(DOCS) carried build dist site *.egg-info .pytest_cache .mypy_cache .ruff_cache

@@ -31,7 +31,7 @@ from fastbyol.schedule import Schedule
 from fastbyol.signals import StopSignal
 from fastbyol.step import Eager
 from fastbyol.telemetry import Intervals
-from fastbyol.logger import RunLogger
+from fastbyol.teller import RunLogger
 from fastbyol.watchdog import Watchdog
 
 ScoreFunction = Callable[[Callable[[], bool]], float | None]  # of the current model; None if its argument stops it
@@ -229,7 +229,9 @@ class Loop:
                 while rows and (is_over or rows[0][0]["step"] <= self.position.step - behind):
                     self._write(*rows.popleft())
                     intervals.lap("log_s")
-                if now_s - saved_s > (config.checkpoint_s or self.saver.cost.interval_s()) and self._has_time(plan, now_s):
+                if now_s - saved_s > (config.checkpoint_s or self.saver.cost.interval_s()) and self._has_time(
+                    plan, now_s
+                ):
                     while rows and self.world.ranks == 1:  # ranks save by their own clocks; rows need all ranks
                         self._write(*rows.popleft())
                     saved_s = now_s if self._save_if_good(output) else saved_s
@@ -277,7 +279,9 @@ class Loop:
             progress = plan.advance(self.position.progress, step=step, since_s=since_s, now_s=now_s)
             if plan.is_over(step, now_s=now_s):
                 progress = 1.0
-        progress, stops, skipped = self.world.total([progress, float(self.stop.has_arrived), float(self._skipped_in_batch)])
+        progress, stops, skipped = self.world.total(
+            [progress, float(self.stop.has_arrived), float(self._skipped_in_batch)]
+        )
         self.skipped_samples += int(skipped)
         return progress, stops > 0
 

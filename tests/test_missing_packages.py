@@ -16,6 +16,7 @@ NAMED = ("simplejpeg", "pyarrow", "ffcv", "nvidia.dali", "tensorboard", "wandb",
 OTHERS = ("onnx", "hypothesis", "psutil", "sklearn", "numba", "xdist", "torchvision", "timm")  # of tests and benchmarks
 OPTIONAL = (*NAMED, *OTHERS)  # as imported
 NAMES = {"nvidia-dali-cuda130": "nvidia.dali", "scikit-learn": "sklearn"}  # a distribution's, where its import differs
+DOCUMENTATION = {"mkdocs", "mkdocs-material", "mkdocstrings-python"}  # of make docs
 TOOLS = {"pytest", "build", "setuptools", "ruff", "mypy", "pre-commit", "types-tqdm"}  # nothing of ours imports them
 NEEDED = {"torch", "triton", "numpy", "pillow", "tqdm", "safetensors"}
 NEEDING = {  # modules that exist for one package
@@ -123,7 +124,7 @@ def test_every_dependency_is_needed_or_tried_without() -> None:
         *(name for extra in project["optional-dependencies"].values() for name in extra),
     ]
     names = {re.split(r"[<>=\[]", name)[0] for name in listed}
-    assert {NAMES.get(name, name) for name in names - NEEDED - TOOLS} <= set(OPTIONAL)
+    assert {NAMES.get(name, name) for name in names - NEEDED - TOOLS - DOCUMENTATION} <= set(OPTIONAL)
 
 
 @pytest.mark.slow
