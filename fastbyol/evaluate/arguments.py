@@ -19,7 +19,7 @@ def positive_number(text: str) -> float:
     return _number(text, "more than 0", lambda value: value > 0)
 
 
-def fraction(text: str) -> float:
+def proper_fraction(text: str) -> float:
     """Parse a number strictly between 0 and 1."""
     return _number(text, "between 0 and 1", lambda value: 0 < value < 1)
 
@@ -110,7 +110,7 @@ def _linear(command: argparse.ArgumentParser) -> None:
 def _semi(command: argparse.ArgumentParser) -> None:
     _files(command)
     _seed(command)
-    command.add_argument("--fraction", type=fraction, default=0.01, metavar="X", help="of the training labels (0.01)")
+    command.add_argument("--fraction", type=proper_fraction, default=0.01, metavar="X", help="of the training labels (0.01)")
     help_text = "a stored split (default: that of this fraction and seed in RUN_DIR/splits, made if it is not there)"
     command.add_argument("--split", type=Path, metavar="F.json", help=help_text)
     help_text = "learning rates per 256 images"
