@@ -36,7 +36,7 @@ test: $(INSTALLED)
 # The kernels under the oldest Triton that is supported, which torch 2.11 brings on a GPU.
 test-triton: $(REHEARSAL)/installed
 	TRITON_INTERPRET=1 $(REHEARSAL)/bin/python -m pytest tests/kernels
-	$(REHEARSAL)/bin/python -m pytest tests/test_aot.py
+	$(REHEARSAL)/bin/python -m pytest tests/benchmarks/test_aot.py
 
 # The three calls of make gpu in reduced form, from a tree without .git, in a GPU machine's own environment. That needs
 # python3.12 and 6 GB of disk; no simplejpeg, no installed fastbyol. Its output stays in runs/rehearsal.
@@ -60,7 +60,7 @@ $(REHEARSAL)/installed: Makefile
 test-peers: $(PEERS)/installed
 	$(PEERS)/bin/python -c 'import ffcv, nvidia.dali, wandb'  # their tests skip themselves where they are missing
 	$(PEERS)/bin/pip show --quiet torchvision lightly timm  # which import only beside the torch they were built for
-	timeout 900 $(PEERS)/bin/python -m pytest -m peers tests/test_loader_contract.py tests/peers
+	timeout 900 $(PEERS)/bin/python -m pytest -m peers tests/loaders/test_contract.py tests/peers
 
 $(PEERS)/installed: pyproject.toml setup.py constraints.txt constraints-peers.txt
 	missing=$$(for name in $(PEERS_APT); do \
@@ -79,7 +79,7 @@ $(PEERS)/installed: pyproject.toml setup.py constraints.txt constraints-peers.tx
 
 # Thirty budgets and fifty kills, under an hour; goes on where it was stopped, and writes docs/reliability.md.
 soak: $(INSTALLED)
-	$(BIN)/python -m tests.soak
+	$(BIN)/python -m tests.support.soak
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -17,7 +17,7 @@ import torch
 import triton
 
 from benchmarks import harness, rows
-from fastbyol import device
+from fastbyol.system import device
 
 GROUPS = ("kernels", "views", "optimizer", "step", "candidates", "loader", "prep", "evaluate")
 HOST_GROUPS = ("loader", "prep", "evaluate")  # the same on a machine without a GPU

@@ -14,14 +14,14 @@ from typing import NoReturn
 
 from fastbyol.beton import BetonError, Reader
 from fastbyol.data_prep import write
-from fastbyol.data_prep.arguments import add_overwrite, add_workers, int_range
-from fastbyol.data_prep.describe import describe, format_lines
 from fastbyol.data_prep.images import ImageError, silence_pillow
-from fastbyol.data_prep.interrupt import interrupt_on_signals
+from fastbyol.data_prep.info import describe, format_lines
 from fastbyol.data_prep.settings import SettingsError
-from fastbyol.data_prep.sources.source import SourceError
+from fastbyol.data_prep.sources.base import SourceError
 from fastbyol.data_prep.verify import has_checksum, verify
 from fastbyol.jpeg import require_pillow
+from fastbyol.system.command_line import add_overwrite, add_workers, int_range
+from fastbyol.system.signals import interrupt_on_signals
 
 BAD_INPUT, INTERRUPTED = 2, 75
 FAULTS_SHOWN = 20  # by verify

@@ -13,7 +13,7 @@ from fastbyol.beton import StoredImage
 from fastbyol.data_prep.images import ImageError, prepare
 from fastbyol.data_prep.parallel import map_ordered
 from fastbyol.data_prep.settings import Settings
-from fastbyol.data_prep.sources.source import Sample, Source, SourceError
+from fastbyol.data_prep.sources.base import Sample, Source, SourceError
 from fastbyol.data_prep.writer import Writer
 
 OnError = Literal["fail", "skip"]

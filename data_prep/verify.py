@@ -10,8 +10,8 @@ import numpy as np
 from tqdm import tqdm
 
 from fastbyol.beton import BetonError, Reader
-from fastbyol.data_prep.describe import printable
 from fastbyol.data_prep.images import ImageError, check_stored
+from fastbyol.data_prep.info import printable
 from fastbyol.data_prep.parallel import map_ordered
 from fastbyol.data_prep.writer import BlockChecksums
 

@@ -8,13 +8,13 @@ import time
 from pathlib import Path
 
 from fastbyol.beton import SIDE_MAX
-from fastbyol.data_prep.arguments import add_overwrite, add_workers, fraction, int_range
 from fastbyol.data_prep.convert import convert
 from fastbyol.data_prep.partial import remove_stale
 from fastbyol.data_prep.settings import JPEG_SHARE, MODES, Settings
 from fastbyol.data_prep.sources import open_source
 from fastbyol.data_prep.sources.labels import RelabelledSource, read_class_names
 from fastbyol.data_prep.writer import require_output
+from fastbyol.system.command_line import add_overwrite, add_workers, fraction, int_range
 
 SOURCES = """\
 SOURCE is one of

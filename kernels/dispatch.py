@@ -30,7 +30,7 @@ def runs_triton(x: Tensor) -> bool:
 def allocate_only() -> Iterator[None]:
     """Make the kernels' wrappers allocate as on a GPU but launch nothing, for any tensor, in the with-block.
 
-    Used with fake tensors to measure memory (fastbyol.memory); the values of the results are arbitrary.
+    Used with fake tensors to measure memory (fastbyol.train.memory); the values of the results are arbitrary.
     """
     token, run = _allocates_only.set(True), JITFunction.run
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from fastbyol.batchnorm import BatchNormAct1d, BatchNormAct2d, BatchNormAddReLU2d, recalibrate_
-from tests.tolerances import FLOAT64_ATOL, FLOAT64_RTOL
+from tests.support.tolerances import FLOAT64_ATOL, FLOAT64_RTOL
 
 
 def drawn(kind: type[nn.Module], channels: int, **options: object) -> nn.Module:

@@ -15,8 +15,8 @@ from fastbyol.batchnorm import BatchNormAddReLU2d
 from fastbyol.byol import BYOL, embedding_std
 from fastbyol.config import EncoderConfig, HeadConfig, OptimConfig
 from fastbyol.kernels.reference import byol_loss
-from fastbyol.step import Eager
-from tests.tolerances import FLOAT64_ATOL, FLOAT64_RTOL, NAIVE_STEPS_RTOL
+from fastbyol.train.step import Eager
+from tests.support.tolerances import FLOAT64_ATOL, FLOAT64_RTOL, NAIVE_STEPS_RTOL
 
 TINY = EncoderConfig("resnet8", width=1 / 16, stem="cifar")
 HEAD = HeadConfig(hidden=16, out=8)

@@ -15,8 +15,8 @@ from torch import Tensor
 from fastbyol.config import ObjectiveConfig
 from fastbyol.kernels.byol_loss import byol_loss
 from fastbyol.objective import Objective, _all_gather, attraction, normalize, repulsion
-from tests import ranks
-from tests.tolerances import FLOAT64_ATOL, FLOAT64_RTOL
+from tests.support import ranks
+from tests.support.tolerances import FLOAT64_ATOL, FLOAT64_RTOL
 
 IMAGES, D = 5, 7
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from fastbyol import philox
-from tests.tolerances import KOLMOGOROV_SMIRNOV
+from tests.support.tolerances import KOLMOGOROV_SMIRNOV
 
 # Random123's kat_vectors, philox4x32 10 rounds: counter, key, result.
 KNOWN_ANSWERS = {

@@ -15,7 +15,7 @@ from PIL import Image
 from torch import Tensor
 
 from fastbyol.kernels import reference
-from tests.tolerances import FLOAT32_HSV, FLOAT32_OP, FLOAT64, PILLOW
+from tests.support.tolerances import FLOAT32_HSV, FLOAT32_OP, FLOAT64, PILLOW
 
 Box = tuple[int, int, int, int]
 

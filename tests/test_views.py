@@ -14,7 +14,7 @@ from fastbyol import views
 from fastbyol.config import ViewConfig
 from fastbyol.kernels import reference
 from fastbyol.kernels.view_params import ViewParams
-from tests.tolerances import (
+from tests.support.tolerances import (
     BINOMIAL_SIGMAS,
     CHI_SQUARE_23,
     FLOAT32_PADDING,

@@ -16,10 +16,10 @@ from torch.nn.modules._functions import SyncBatchNorm as TorchSyncBatchNorm
 from benchmarks.cases import plain
 from benchmarks.cases.compare import FLOAT32, HALF, HALF_MASKS, agree
 from benchmarks.harness import Absent, Case, Ready
-from fastbyol import apex
 from fastbyol.batchnorm import EPS, MOMENTUM
 from fastbyol.config import ConfigError
 from fastbyol.kernels.batchnorm import batch_norm_act, batch_norm_add_relu
+from fastbyol.train import larc
 
 SHAPES = (  # channels, side, residual: the widest batch norms of each stage of a ResNet-50 at 224 px
     (64, 56, False),
@@ -133,7 +133,7 @@ def _group() -> dist.ProcessGroup:
 def _apex(name: str, problem: Problem) -> Forward:
     """Wrap a batch norm of apex, which fuses ReLU and residual and takes [N, H, W, C]."""
     try:
-        module = apex.import_piece(name)
+        module = larc.import_piece(name)
     except ConfigError as error:
         raise Absent(str(error)) from error
     synced = {"process_group": _group(), "channel_last": True} if name == "SyncBatchNorm" else {}

@@ -19,7 +19,7 @@ from benchmarks.cases.compare import WrongResult
 from benchmarks.harness import Absent, Case, Ready
 from fastbyol.beton import Reader
 from fastbyol.encoder import build
-from fastbyol.evaluate import knn, linear, logistic, transfer
+from fastbyol.evaluate import knn, linear, linear_transfer, logistic
 from fastbyol.evaluate.features import Features, evenly_spaced, represent
 from fastbyol.evaluate.images import InputSettings
 from fastbyol.recipes import named
@@ -109,7 +109,7 @@ def _sklearn(module: str) -> Any:
 
 @cache
 def _chosen(device: str) -> dict[str, Any]:
-    return transfer.score(_clusters(LEARNED, 3), _clusters(SCORED, 4), device=device)
+    return linear_transfer.score(_clusters(LEARNED, 3), _clusters(SCORED, 4), device=device)
 
 
 def _path(device: str) -> Ready:
@@ -123,7 +123,7 @@ def _path(device: str) -> Ready:
         if abs(found["top1"] - wanted) > POINTS:
             raise WrongResult(f"top-1 {found['top1']:.2f}, scikit-learn's optimum {wanted:.2f}")
 
-    return Ready(lambda: transfer.score(_clusters(LEARNED, 3), _clusters(SCORED, 4), device=device), check)
+    return Ready(lambda: linear_transfer.score(_clusters(LEARNED, 3), _clusters(SCORED, 4), device=device), check)
 
 
 def _optimum(l2: float) -> Any:

@@ -24,11 +24,11 @@ from benchmarks.harness import Absent, Case, Ready
 from fastbyol import loaders, views
 from fastbyol.beton import Reader
 from fastbyol.config import ConfigError
-from fastbyol.device import queue_copy
 from fastbyol.kernels.view_params import ViewParams
-from fastbyol.loaders import Batch
+from fastbyol.loaders.batch import Batch
 from fastbyol.order import Rows
 from fastbyol.recipes import PAPER_VIEWS
+from fastbyol.system.device import queue_copy
 
 LEVELS_APART = 3.0  # on average: ffcv asks for libjpeg-turbo's fast DCT
 MANY, FEW = 8, 1  # batches a run and a thread (torch's DataLoader gives a batch to one of its processes)

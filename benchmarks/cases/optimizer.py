@@ -14,11 +14,12 @@ from torch import Tensor, nn
 from benchmarks.cases import plain
 from benchmarks.cases.compare import agree
 from benchmarks.harness import Absent, Case, Ready
-from fastbyol import apex, optim
+from fastbyol import optim
 from fastbyol.byol import BYOL
 from fastbyol.config import ConfigError, OptimConfig
 from fastbyol.kernels import reference
 from fastbyol.recipes import named
+from fastbyol.train import larc
 
 RECIPES = {"cuda": ("imagenet_rn50", "cifar10_rn18"), "cpu": ("cifar10_tiny",)}
 RATES = {"lr": 0.2, "tau": 0.99}
@@ -88,10 +89,10 @@ def _moved(model: BYOL, start: Problem) -> Tensor:
 
 
 def _apex_larc(problem: Callable[[], Problem]) -> Ready:
-    """Prepare apex's LARC, which is not LARS (see fastbyol.apex): timed, not compared."""
+    """Prepare apex's LARC, which is not LARS (see fastbyol.train.larc): timed, not compared."""
     own = _copied(problem())
     with _absent():
-        optimizer = apex.LARC(own.model, own.model.target_of(), own.config)
+        optimizer = larc.LARC(own.model, own.model.target_of(), own.config)
     optimizer.set_rates(**RATES)
     return Ready(optimizer.step)
 
@@ -116,7 +117,7 @@ def _fused_sgd(params: list[nn.Parameter]) -> torch.optim.Optimizer:
 
 def _apex_fused_sgd(params: list[nn.Parameter]) -> torch.optim.Optimizer:
     with _absent():
-        fused: Callable[..., torch.optim.Optimizer] = apex.import_piece("FusedSGD")
+        fused: Callable[..., torch.optim.Optimizer] = larc.import_piece("FusedSGD")
     return fused(params, lr=1e-3, momentum=0.9, weight_decay=1e-6)
 
 

@@ -56,7 +56,7 @@ def replace_(module: nn.Module) -> None:
 
 
 class PerView(nn.Module):
-    """Compute BYOL's loss with one forward per view, for an engine of fastbyol.step in the place of the model."""
+    """Compute BYOL's loss with one forward per view, for an engine of fastbyol.train.step in the place of the model."""
 
     def __init__(self, byol: BYOL) -> None:
         super().__init__()

@@ -12,10 +12,11 @@ from torch import Tensor
 from benchmarks.cases import plain
 from benchmarks.cases.compare import WrongResult
 from benchmarks.harness import Case, Ready
-from fastbyol import optim, step
+from fastbyol import optim
 from fastbyol.byol import BYOL
 from fastbyol.config import Recipe
 from fastbyol.recipes import named
+from fastbyol.train import step
 
 RECIPES = {"cuda": (("imagenet_rn50", 512), ("cifar10_rn18", 512)), "cpu": (("cifar10_tiny", 64),)}
 PRECISION = {"cuda": "bfloat16", "cpu": "float32"}

@@ -15,13 +15,14 @@ import torch
 from benchmarks.cases.compare import WrongResult
 from benchmarks.cases.photographs import Job, Photographs
 from benchmarks.harness import Absent, Case, Ready
-from fastbyol import loaders, optim, step, views
+from fastbyol import loaders, optim, views
 from fastbyol.byol import BYOL
 from fastbyol.config import ConfigError, Recipe
-from fastbyol.device import queue_copy
 from fastbyol.kernels.view_params import ViewParams
-from fastbyol.loaders import Batch
+from fastbyol.loaders.batch import Batch
 from fastbyol.recipes import named
+from fastbyol.system.device import queue_copy
+from fastbyol.train import step
 
 BATCH, STEPS = 256, 32  # a run begins with the batches decoded since the last one, two as a rule
 RATES = {"lr": 0.1, "tau": 0.99}

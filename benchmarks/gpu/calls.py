@@ -11,7 +11,7 @@ from pathlib import Path
 
 from benchmarks.gpu.images import Set, set_of
 from benchmarks.gpu.parts import Part
-from fastbyol.cgroups import available_cores
+from fastbyol.system.limits import available_cores
 
 DEADLINES_S = {1: 400.0, 2: 355.0, 3: 570.0}
 ROOT = Path(__file__).parents[2]

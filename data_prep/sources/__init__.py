@@ -6,11 +6,18 @@ import os
 from pathlib import Path
 
 from fastbyol.data_prep.sources import webdataset
+from fastbyol.data_prep.sources.base import Source, SourceError
 from fastbyol.data_prep.sources.folder import FolderSource
-from fastbyol.data_prep.sources.nested_tar import INNER_SUFFIX, NestedTarSource
 from fastbyol.data_prep.sources.pattern import expand_pattern
-from fastbyol.data_prep.sources.source import Source, SourceError
-from fastbyol.data_prep.sources.tar import TarSource, archive_errors, is_archive, iter_members, open_archive
+from fastbyol.data_prep.sources.tar import (
+    INNER_SUFFIX,
+    NestedTarSource,
+    TarSource,
+    archive_errors,
+    is_archive,
+    iter_members,
+    open_archive,
+)
 from fastbyol.data_prep.sources.webdataset import WebDatasetSource
 
 KINDS = "a folder of images, a .tar of one, ILSVRC2012's tar of tars, WebDataset shards or parquet"

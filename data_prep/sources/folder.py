@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from fastbyol.data_prep.sources.source import SUFFIXES, Sample, SourceError, is_image, listing_progress
+from fastbyol.data_prep.sources.base import SUFFIXES, Sample, SourceError, is_image, listing_progress
 
 
 class FolderSource:

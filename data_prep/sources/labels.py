@@ -9,7 +9,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from fastbyol.beton import BetonError, Reader
-from fastbyol.data_prep.sources.source import Sample, Source, SourceError
+from fastbyol.data_prep.sources.base import Sample, Source, SourceError
 
 NUMBER_MAX = 1 << 20  # far above any data set: a label of n needs n + 1 class names
 UNLABELLED = -1  # the label in test splits on the Hugging Face hub

@@ -13,8 +13,8 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from fastbyol.data_prep.sources.base import Sample, SourceError, listing_progress
 from fastbyol.data_prep.sources.labels import LabelCounter, label_index
-from fastbyol.data_prep.sources.source import Sample, SourceError, listing_progress
 
 IMAGE_NAMES = ("image", "img")  # preferred where several columns hold bytes
 LABEL_NAME = "label"

@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from fastbyol.data_prep.sources.source import SourceError
+from fastbyol.data_prep.sources.base import SourceError
 
 FILES_MAX = 1 << 20
 BRACES = re.compile(r"\{([^{}]*)\}")

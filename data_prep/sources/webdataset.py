@@ -9,8 +9,8 @@ from itertools import groupby
 from pathlib import Path, PurePosixPath
 from typing import NamedTuple
 
+from fastbyol.data_prep.sources.base import Sample, SourceError, is_image, listing_progress
 from fastbyol.data_prep.sources.labels import LabelCounter, label_index
-from fastbyol.data_prep.sources.source import Sample, SourceError, is_image, listing_progress
 from fastbyol.data_prep.sources.tar import archive_errors, iter_members, open_archive, read_member
 
 CLASS_SUFFIXES = ("cls", "cls.txt")

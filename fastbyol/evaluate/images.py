@@ -13,9 +13,10 @@ from torch import Tensor
 
 from fastbyol.beton import Reader
 from fastbyol.config import ViewConfig
-from fastbyol.loaders import Batch, load
+from fastbyol.loaders import load
+from fastbyol.loaders.batch import Batch
 from fastbyol.order import Rows, global_batch
-from fastbyol.threads import NO_TUNING, ThreadTuner
+from fastbyol.system.threads import NO_TUNING, ThreadTuner
 from fastbyol.views import apply, center_view, draw
 
 BATCH = 256  # images in a forward pass without a backward pass

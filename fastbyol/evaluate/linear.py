@@ -17,7 +17,7 @@ from fastbyol.evaluate import metrics
 from fastbyol.evaluate.features import Features, check_features, labels_of, represent
 from fastbyol.evaluate.images import InputSettings, random_crops, shuffled_batches
 from fastbyol.evaluate.splits import hold_out
-from fastbyol.threads import NO_TUNING, ThreadTuner
+from fastbyol.system.threads import NO_TUNING, ThreadTuner
 
 BASE_LRS = (0.4, 0.3, 0.2, 0.1, 0.05)  # paper, appendix C.1; times batch / 256, cosine to 0: the authors' code
 BATCH = 1024

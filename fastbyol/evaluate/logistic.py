@@ -18,7 +18,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fastbyol.evaluate.features import Features
-from fastbyol.threads import NO_TUNING, ThreadTuner
+from fastbyol.system.threads import NO_TUNING, ThreadTuner
 
 L2_PATH = tuple(
     float(10**e) for e in torch.linspace(-6, 5, 45, dtype=torch.float64).tolist()

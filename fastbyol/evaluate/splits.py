@@ -10,9 +10,9 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fastbyol import atomic
 from fastbyol.config import ConfigError, require
 from fastbyol.order import permutation
+from fastbyol.storage import files
 
 HELD_OUT = 0.1  # of the training images, to choose settings
 HELD_OUT_MAX = 10_009  # images: the size of the paper's local validation set of ImageNet
@@ -70,7 +70,7 @@ def save(path: Path, split: Split, labels: NDArray[np.int64], *, fraction: float
         "held": split.held.tolist(),
     }
     path.parent.mkdir(parents=True, exist_ok=True)
-    atomic.write(path, json.dumps(content) + "\n")
+    files.write(path, json.dumps(content) + "\n")
 
 
 def load(path: Path, labels: NDArray[np.int64]) -> Split:

@@ -4,43 +4,21 @@ from __future__ import annotations
 
 import importlib
 from collections.abc import Callable, Generator, Iterable
-from dataclasses import dataclass, field
 from functools import partial
 from types import ModuleType
 
-import numpy as np
 import torch
-from numpy.typing import NDArray
-from torch import Tensor
 
 from fastbyol.beton import Reader
 from fastbyol.config import LOADERS, ON_ERROR, ConfigError
 from fastbyol.kernels.view_params import ViewParams
+from fastbyol.loaders.batch import PREFETCH, Batch
 from fastbyol.order import Rows
 
+__all__ = ["PREFETCH", "Batch", "crop_by_dali", "decoding_threads", "default_workers", "load"]
 PACKAGES = {"native": None, "memory": None, "ffcv": "ffcv", "dali": "nvidia.dali"}  # that a loader needs
-PREFETCH = 2  # batches decoded in advance
 OTHER_THREADS = 2  # of a rank beside its decoders: one launches the GPU's work, one copies to the GPU
 FEW_WORKERS = 2  # enough on a CPU, where a step takes many times as long as decoding its batch
-
-
-@dataclass(frozen=True)
-class Batch:
-    """B decoded images of any sizes, in one buffer.
-
-    indices, epochs: int64 [B]; labels: int64 [B], or None where the file has none; pixels: uint8 [bytes], read-only,
-    the contiguous RGB rows of every image; offsets: int64 [B], the first byte of each image in `pixels`; sizes: int64
-    [B, 2], height and width; offsets and sizes are on the host. skipped: int64 [S], the requested samples that do not
-    decode, each replaced by the next sample of the file that does.
-    """
-
-    indices: NDArray[np.int64]
-    epochs: NDArray[np.int64]
-    labels: NDArray[np.int64] | None
-    pixels: Tensor
-    offsets: Tensor
-    sizes: Tensor
-    skipped: NDArray[np.int64] = field(default_factory=lambda: np.empty(0, np.int64))
 
 
 def load(
@@ -123,7 +101,7 @@ def _to_device(batches: Generator[Batch, None, None], device: torch.device) -> G
     """Copy the batches' pixels to a GPU, or hand pixels that another thread put there to this thread's stream."""
     if device.type == "cpu":
         return batches
-    transfer = importlib.import_module("fastbyol.loaders.transfer")
+    transfer = importlib.import_module("fastbyol.loaders.prefetch")
     on_gpu: Generator[Batch, None, None] = transfer.to_gpu(batches, device)
     return on_gpu
 

@@ -19,11 +19,10 @@ from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
 from fastbyol.beton import JPEG, BetonError, Reader
-from fastbyol.loaders import PREFETCH, Batch
-from fastbyol.loaders.aside import prefetch_in_thread
-from fastbyol.loaders.faults import BadSamples, StandIns
-from fastbyol.loaders.packing import Packing, pack
-from fastbyol.loaders.stored import decode_to_tensor, size_mismatch
+from fastbyol.loaders.batch import PREFETCH, Batch, Packing, pack
+from fastbyol.loaders.decode import decode_to_tensor, size_mismatch
+from fastbyol.loaders.prefetch import prefetch_in_thread
+from fastbyol.loaders.stand_ins import BadSamples, StandIns
 from fastbyol.order import Rows
 
 CHUNK_IMAGES = 64  # in a run of the pipeline

@@ -18,9 +18,8 @@ from torch import Tensor
 from torch.utils.dlpack import from_dlpack
 
 from fastbyol.kernels.view_params import ViewParams
-from fastbyol.loaders import PREFETCH, Batch
-from fastbyol.loaders.aside import prefetch_in_thread
-from fastbyol.loaders.packing import host_tensor
+from fastbyol.loaders.batch import PREFETCH, Batch, host_tensor
+from fastbyol.loaders.prefetch import prefetch_in_thread
 
 VIEWS = 2
 

@@ -30,11 +30,14 @@ from ffcv.pipeline.compiler import Compiler  # noqa: E402
 from ffcv.reader import Reader as FieldReader  # noqa: E402
 
 from fastbyol.beton import JPEG, BetonError, Reader  # noqa: E402
-from fastbyol.loaders import PREFETCH, Batch  # noqa: E402
-from fastbyol.loaders.aside import prefetch_in_thread  # noqa: E402
-from fastbyol.loaders.faults import BadSamples, StandIns  # noqa: E402
-from fastbyol.loaders.packing import pack  # noqa: E402
-from fastbyol.loaders.stored import unreadable_jpeg  # noqa: E402
+from fastbyol.loaders.batch import (  # noqa: E402
+    PREFETCH,
+    Batch,
+    pack,
+)
+from fastbyol.loaders.decode import unreadable_jpeg  # noqa: E402
+from fastbyol.loaders.prefetch import prefetch_in_thread  # noqa: E402
+from fastbyol.loaders.stand_ins import BadSamples, StandIns  # noqa: E402
 from fastbyol.order import Rows  # noqa: E402
 
 torch.set_num_threads(TORCH_THREADS)

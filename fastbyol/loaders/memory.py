@@ -16,10 +16,10 @@ from torch import Tensor
 
 from fastbyol.beton import Reader
 from fastbyol.config import ConfigError
-from fastbyol.loaders import PREFETCH, Batch, native
-from fastbyol.loaders.packing import Packing, max_batch_bytes, pack
-from fastbyol.loaders.ram import available_bytes
+from fastbyol.loaders import native
+from fastbyol.loaders.batch import PREFETCH, Batch, Packing, max_batch_bytes, pack
 from fastbyol.order import Rows
+from fastbyol.system.limits import available_bytes
 
 RAM_SHARE = 0.9  # of what is available
 GPU_SHARE = 0.5  # of what is free before training, which needs the rest

@@ -14,10 +14,9 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastbyol.beton import BetonError, Reader
-from fastbyol.loaders import PREFETCH, Batch
-from fastbyol.loaders.faults import BadSamples, StandIns
-from fastbyol.loaders.packing import Packing, max_batch_bytes, pack
-from fastbyol.loaders.stored import decode_into
+from fastbyol.loaders.batch import PREFETCH, Batch, Packing, max_batch_bytes, pack
+from fastbyol.loaders.decode import decode_into
+from fastbyol.loaders.stand_ins import BadSamples, StandIns
 from fastbyol.order import Rows
 
 PARTS_PER_WORKER = 2  # of a batch: a thread that finishes early takes work from a late one

@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 from fastbyol.config import ConfigError, Recipe
 from fastbyol.recipes import contrastive, imagenet, small
-from fastbyol.recipes.change import apply_change
 from fastbyol.recipes.imagenet import PAPER_VIEWS
+from fastbyol.recipes.overrides import apply_change
 
 __all__ = ["PAPER_VIEWS", "RECIPES", "named"]
 

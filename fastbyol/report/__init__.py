@@ -9,7 +9,6 @@ from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
-from fastbyol import atomic
 from fastbyol.beton import Reader
 from fastbyol.budget import format_duration
 from fastbyol.config import Config
@@ -17,6 +16,7 @@ from fastbyol.evaluate.neighbours import Neighbours
 from fastbyol.report import curves, pictures, settings, timeline
 from fastbyol.report.curves import SERIES
 from fastbyol.report.style import STYLE
+from fastbyol.storage import files
 
 __all__ = ["SERIES", "write"]
 
@@ -79,7 +79,7 @@ def write(  # noqa: PLR0913 - everything that a page shows
         f"<title>{name}, fastbyol</title><style>{STYLE}</style></head>"
         f"<body><main>{''.join(parts)}</main></body></html>"
     )
-    atomic.write(path, page)
+    files.write(path, page)
 
 
 def _section(title: str, note: str, body: str) -> str:

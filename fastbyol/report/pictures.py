@@ -18,7 +18,7 @@ from fastbyol.beton import Reader
 from fastbyol.config import Config
 from fastbyol.evaluate.neighbours import Neighbours
 from fastbyol.kernels.reference import IMAGENET_MEAN, IMAGENET_STD
-from fastbyol.loaders import Batch
+from fastbyol.loaders.batch import Batch
 from fastbyol.loaders.native import load
 from fastbyol.order import Rows, global_batch
 

@@ -15,14 +15,15 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from benchmarks.cases import plain
-from fastbyol import memory, optim, step, views
+from fastbyol import optim, views
 from fastbyol.batchnorm import synchronize_
 from fastbyol.byol import BYOL
 from fastbyol.config import EncoderConfig, HeadConfig, ObjectiveConfig, OptimConfig
-from fastbyol.device import HostCopy, Throttle, make_deterministic
 from fastbyol.kernels.view_params import ViewParams
 from fastbyol.recipes import PAPER_VIEWS, named
-from tests.tolerances import GPU_STEPS_RTOL
+from fastbyol.system.device import HostCopy, Throttle, make_deterministic
+from fastbyol.train import memory, step
+from tests.support.tolerances import GPU_STEPS_RTOL
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]
 

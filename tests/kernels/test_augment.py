@@ -18,7 +18,7 @@ from fastbyol.kernels import reference
 from fastbyol.kernels.augment import augment
 from fastbyol.kernels.blur import blur_down, finish
 from fastbyol.kernels.view_params import ViewParams
-from tests.tolerances import BF16_ULP, FLOAT16_PLANES, FLOAT32_KERNEL_VIEW
+from tests.support.tolerances import BF16_ULP, FLOAT16_PLANES, FLOAT32_KERNEL_VIEW
 
 Image = NDArray[np.uint8]
 Packed = tuple[Tensor, Tensor, Tensor]

@@ -16,7 +16,7 @@ from torch import Tensor
 from fastbyol.config import EncoderConfig
 from fastbyol.encoder import build
 from fastbyol.kernels import batchnorm, reference
-from tests.tolerances import FLOAT32_BATCHNORM, FLOAT32_BATCHNORM_COLD, FLOAT32_NETWORK, HALF_ULPS
+from tests.support.tolerances import FLOAT32_BATCHNORM, FLOAT32_BATCHNORM_COLD, FLOAT32_NETWORK, HALF_ULPS
 
 pytestmark = pytest.mark.usefixtures("poisoned")
 MOMENTUM, EPS = 0.1, 1e-5

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from fastbyol.kernels import reference
 from fastbyol.kernels.byol_loss import NUM_WARPS, byol_loss, byol_loss_kernel, launch_arguments
-from tests.tolerances import BF16_ULP, FLOAT32_LOSS, FLOAT32_LOSS_GRADIENT
+from tests.support.tolerances import BF16_ULP, FLOAT32_LOSS, FLOAT32_LOSS_GRADIENT
 
 pytestmark = pytest.mark.usefixtures("poisoned")
 UPSTREAM = 4.0

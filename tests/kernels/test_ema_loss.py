@@ -12,7 +12,7 @@ from fastbyol.kernels import reference
 from fastbyol.kernels.ema_loss import Workspace, ema_loss
 from fastbyol.kernels.segments import BLOCK
 from fastbyol.optim import LARS
-from tests.tolerances import FLOAT32_LARS, FLOAT32_LOSS, FLOAT32_LOSS_GRADIENT
+from tests.support.tolerances import FLOAT32_LARS, FLOAT32_LOSS, FLOAT32_LOSS_GRADIENT
 
 pytestmark = pytest.mark.usefixtures("poisoned")
 SHAPES = ((1,), (8, 3, 3, 3), (BLOCK,), (BLOCK + 5,), (7, 9))

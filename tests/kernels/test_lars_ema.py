@@ -19,7 +19,7 @@ from fastbyol.kernels.lars_ema import Workspace, lars_ema_
 from fastbyol.kernels.reference import LarsGroup, LarsRates
 from fastbyol.kernels.segments import BLOCK
 from fastbyol.optim import LARS
-from tests.tolerances import FLOAT32_LARS
+from tests.support.tolerances import FLOAT32_LARS
 
 pytestmark = pytest.mark.usefixtures("poisoned")
 ADAPTING = LarsRates(lr=0.5, momentum=0.9, weight_decay=0.01, trust=0.1, tau=0.75)

@@ -8,11 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from fastbyol import optim, step, views
+from fastbyol import optim, views
 from fastbyol.byol import BYOL
 from fastbyol.config import EncoderConfig, HeadConfig, ObjectiveConfig, OptimConfig
 from fastbyol.recipes import PAPER_VIEWS
-from tests.tolerances import KERNEL_STEPS
+from fastbyol.train import step
+from tests.support.tolerances import KERNEL_STEPS
 
 TINY = EncoderConfig("resnet8", width=1 / 32, stem="cifar")
 HEAD = HeadConfig(hidden=16, out=8)

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from tests.ranks import check_ranks_equal_one_process
-from tests.tolerances import FLOAT32_BATCHNORM
+from tests.support.ranks import check_ranks_equal_one_process
+from tests.support.tolerances import FLOAT32_BATCHNORM
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="two interpreters on the CPU; a GPU has its own tests")

@@ -15,14 +15,14 @@ import torch
 
 from fastbyol import loaders, views
 from fastbyol.beton import Reader
+from fastbyol.cli.train import main
 from fastbyol.config import ViewConfig
 from fastbyol.kernels.reference import IMAGENET_STD
 from fastbyol.kernels.view_params import ViewParams
-from fastbyol.loaders import Batch
+from fastbyol.loaders.batch import Batch
+from fastbyol.monitor.metrics import read_metrics
 from fastbyol.order import stream
-from fastbyol.runfolder import RunFolder
-from fastbyol.telemetry import read_metrics
-from fastbyol.train import main
+from fastbyol.storage.run_folder import RunFolder
 from tests.conftest import Betons
 
 pytestmark = pytest.mark.peers

@@ -8,9 +8,9 @@ from types import ModuleType
 import pytest
 import torch
 
-from fastbyol import formats
 from fastbyol.config import EncoderConfig
 from fastbyol.encoder import ResNet, build
+from fastbyol.export import formats
 
 pytestmark = pytest.mark.peers
 

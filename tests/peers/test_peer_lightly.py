@@ -10,7 +10,7 @@ import torch
 
 from fastbyol import schedule
 from fastbyol.kernels import reference
-from tests.tolerances import FLOAT64
+from tests.support.tolerances import FLOAT64
 
 pytestmark = pytest.mark.peers
 

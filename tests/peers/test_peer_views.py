@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from fastbyol.kernels import reference
-from tests.tolerances import FLOAT64, TORCHVISION_BLUR, TORCHVISION_HUE, TORCHVISION_NORMALIZE
+from tests.support.tolerances import FLOAT64, TORCHVISION_BLUR, TORCHVISION_HUE, TORCHVISION_NORMALIZE
 
 pytestmark = pytest.mark.peers
 

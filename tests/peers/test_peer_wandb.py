@@ -13,9 +13,10 @@ from pathlib import Path
 import pytest
 
 from fastbyol.config import ConfigError
-from fastbyol.telemetry import Telemetry, read_metrics
-from fastbyol.wandb_run import WandbRun
-from tests.test_telemetry import row
+from fastbyol.monitor.logger import Telemetry
+from fastbyol.monitor.metrics import read_metrics
+from fastbyol.monitor.wandb_sink import WandbRun
+from tests.monitor.test_metrics import row
 
 pytestmark = pytest.mark.peers
 
@@ -77,7 +78,7 @@ import sys
 import time
 from pathlib import Path
 from fastbyol.config import ConfigError
-from fastbyol.wandb_run import WandbRun
+from fastbyol.monitor.wandb_sink import WandbRun
 try:
     WandbRun("project", folder=Path(sys.argv[1]), name="a-run", settings={}, is_new=True)
 except ConfigError as error:

@@ -1,0 +1,42 @@
+"""Entry points of fastbyol-train and fastbyol-eval: signal handlers first, then the imports, which take seconds."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import signal
+import sys
+from types import FrameType
+from typing import NoReturn
+
+from fastbyol.system.signals import STOP_SIGNALS, active_stop_signals
+
+INTERRUPTED = 75
+
+
+def train() -> NoReturn:
+    """Run fastbyol-train."""
+    _start("train")
+
+
+def evaluate() -> NoReturn:
+    """Run fastbyol-eval."""
+    _start("eval")
+
+
+def _start(module: str) -> NoReturn:
+    """Import a command and run it; a signal during the import prints one line and ends the process with status 75."""
+
+    def quit_at_once(_number: int, _frame: FrameType | None) -> None:
+        # nothing has started; an exception could be lost in a callback of the import system
+        os.write(2, f"fastbyol-{module}: interrupted; give the same command again\n".encode())
+        os._exit(INTERRUPTED)
+
+    for number in active_stop_signals():
+        signal.signal(number, quit_at_once)
+    status: int = importlib.import_module(f"fastbyol.cli.{module}").main()
+    for number in STOP_SIGNALS:
+        signal.signal(number, signal.SIG_IGN)  # the work is done: a late signal must not change the status
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(status)  # every file is closed; unloading torch would cost a second of the budget

@@ -1,0 +1,169 @@
+"""Writers of encoders in the formats of torchvision, timm, detectron2 and ONNX.
+
+torchvision and timm use the same parameter names. detectron2 calls the stem `stem.conv1`, layer1..4 `res2..5`, a batch
+norm `convN.norm` and the projection `shortcut`. Source: the loaders of torchvision 0.28, timm 1.0 and detectron2 0.6.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import json
+import logging
+import pickle
+import re
+import warnings
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from fastbyol.config import ConfigError, EncoderConfig, require
+from fastbyol.encoder import ResNet
+from fastbyol.export import save_encoder
+from fastbyol.kernels.reference import IMAGENET_MEAN, IMAGENET_STD
+from fastbyol.storage import files
+
+DETECTRON2_NAMES = (  # applied in this order
+    (re.compile(r"^(conv1|bn1)\b"), r"stem.\1"),
+    (re.compile(r"^layer([1-4])\b"), lambda match: f"res{int(match[1]) + 1}"),
+    (re.compile(r"\bdownsample\.0\b"), "shortcut"),
+    (re.compile(r"\bdownsample\.1\b"), "shortcut.norm"),
+    (re.compile(r"\bbn([1-3])\b"), r"conv\1.norm"),
+)
+OPSET = 18  # torch's own default for ONNX
+
+
+def detectron2_name(name: str) -> str:
+    """Convert torchvision's name of a parameter to detectron2's."""
+    for pattern, replacement in DETECTRON2_NAMES:
+        name = pattern.sub(replacement, name)
+    return name
+
+
+def _tensors(encoder: ResNet) -> dict[str, Tensor]:
+    return {name: value.detach().cpu().contiguous() for name, value in encoder.state_dict().items()}
+
+
+def is_standard(config: EncoderConfig) -> bool:
+    """Tell whether torchvision and timm can build the network from its name alone."""
+    return config.width == 1 and config.stem == "imagenet" and config.arch != "resnet8"
+
+
+def _require_standard(config: EncoderConfig, kind: str) -> None:
+    """Raise ConfigError for a network that the other library has no name for."""
+    require(
+        is_standard(config),
+        f"the encoder is a {config.arch} of width {config.width:g} with stem {config.stem}; {kind} only has ResNets of "
+        "width 1 with the ImageNet stem; give --format safetensors, pth or onnx",
+    )
+
+
+def write_safetensors(path: Path, encoder: ResNet, config: EncoderConfig, px: int) -> None:
+    """Write safetensors for fastbyol.load_encoder, with torchvision's names."""
+    del px
+    save_encoder(path, encoder, config)
+
+
+def write_pth(path: Path, encoder: ResNet, config: EncoderConfig, px: int) -> None:
+    """Write a state dict with torchvision's names, for torch.load(weights_only=True)."""
+    del config, px
+    with files.replacement(path) as file:
+        torch.save(_tensors(encoder), file)
+
+
+def write_timm(path: Path, encoder: ResNet, config: EncoderConfig, px: int) -> None:
+    """Write a state dict for timm.create_model(arch, num_classes=0), and timm's config.json beside it."""
+    _require_standard(config, "timm")
+    write_pth(path, encoder, config, px)
+    model_config = {
+        "architecture": config.arch,
+        "num_classes": 0,
+        "num_features": encoder.features,
+        "pretrained_cfg": {
+            "input_size": [3, px, px],
+            "mean": IMAGENET_MEAN,
+            "std": IMAGENET_STD,
+            "interpolation": "bicubic",
+            "first_conv": "conv1",
+            "classifier": "fc",
+        },
+    }
+    files.write(path.with_name("config.json"), json.dumps(model_config, indent=2) + "\n")
+
+
+def write_detectron2(path: Path, encoder: ResNet, config: EncoderConfig, px: int) -> None:
+    """Write the pickle that detectron2's checkpointer loads as MODEL.WEIGHTS.
+
+    The model expects RGB images, PIXEL_MEAN [123.675, 116.28, 103.53], PIXEL_STD [58.395, 57.12, 57.375] and
+    RESNETS.STRIDE_IN_1X1 False.
+    """
+    del px
+    _require_standard(config, "detectron2")
+    arrays = {
+        detectron2_name(name): value.numpy()
+        for name, value in _tensors(encoder).items()
+        if not name.endswith("num_batches_tracked")  # detectron2 has no such buffer
+    }
+    with files.replacement(path) as file:
+        pickle.dump({"model": arrays, "__author__": "fastbyol", "matching_heuristics": True}, file)
+
+
+@contextmanager
+def _mute_logging() -> Iterator[None]:
+    before = logging.root.manager.disable
+    logging.disable(logging.WARNING)
+    try:
+        yield
+    finally:
+        logging.disable(before)
+
+
+def write_onnx(path: Path, encoder: ResNet, config: EncoderConfig, px: int) -> None:
+    """Write an ONNX graph from float32 images [N, 3, H, W] to representations [N, features], with N, H and W dynamic.
+
+    Raises ConfigError where the package onnxscript is missing.
+    """
+    del config
+    require(
+        importlib.util.find_spec("onnxscript") is not None,
+        "--format onnx needs the package onnxscript; pip install 'fastbyol[onnx]', or choose another --format",
+    )
+    images = torch.zeros(2, 3, px, px, device=encoder.conv1.weight.device)
+    with warnings.catch_warnings(), _mute_logging():
+        warnings.simplefilter("ignore")  # torch warns of its own exporter and of a missing torchvision
+        program: Any = torch.onnx.export(
+            encoder.eval(),
+            (images,),
+            dynamo=True,
+            input_names=["images"],
+            output_names=["representations"],
+            dynamic_shapes=(dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC),),
+            opset_version=OPSET,
+            verbose=False,
+        )
+    with files.replacement(path) as file:
+        file.write(program.model_proto.SerializeToString())
+
+
+Writer = Callable[[Path, ResNet, EncoderConfig, int], None]
+FORMATS: dict[str, Writer] = {
+    "safetensors": write_safetensors,
+    "pth": write_pth,
+    "timm": write_timm,
+    "detectron2": write_detectron2,
+    "onnx": write_onnx,
+}
+
+
+def write(kind: str, path: Path, encoder: ResNet, config: EncoderConfig, *, px: int) -> None:
+    """Write an encoder in format `kind`; px: side of an evaluation view, written as the input size.
+
+    Raises ConfigError where the format does not exist or cannot represent the encoder.
+    """
+    if kind not in FORMATS:
+        raise ConfigError(f"no format {kind!r}; choose one of {', '.join(FORMATS)}")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    FORMATS[kind](path, encoder, config, px)

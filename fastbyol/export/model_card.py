@@ -1,0 +1,127 @@
+"""Model card of an exported encoder: network, data, length of training, scores and how to load it."""
+
+from __future__ import annotations
+
+import platform
+import shlex
+from datetime import datetime
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastbyol.budget import format_duration
+from fastbyol.config import Config, to_json
+from fastbyol.export.formats import is_standard
+
+LOADING = {
+    "safetensors": 'encoder = fastbyol.load_encoder("{name}")',
+    "pth": 'torchvision.models.{arch}().load_state_dict(torch.load("{name}", weights_only=True), strict=False)',
+    "timm": 'timm.create_model("{arch}", num_classes=0, checkpoint_path="{name}")',
+    "detectron2": 'MODEL.WEIGHTS "{name}", INPUT.FORMAT "RGB", PIXEL_MEAN [123.675, 116.28, 103.53], '
+    "PIXEL_STD [58.395, 57.12, 57.375], RESNETS.STRIDE_IN_1X1 False",
+    "onnx": 'onnxruntime.InferenceSession("{name}").run(None, {{"images": images}})',
+}
+
+STATE_DICT_LOADING = (
+    'state = torch.load("{name}", weights_only=True)  # torchvision\'s names, though it has no such network'
+)
+
+
+def render(
+    config: Config, result: dict[str, Any], scores: list[dict[str, Any]], *, kind: str, name: str, features: int
+) -> str:
+    """Return the card, in Markdown, of the file `name` in format `kind`.
+
+    result: the content of result.json; scores: the score files of fastbyol-eval; features: length of a representation.
+    """
+    encoder = config.recipe.encoder
+    length = f"{result['epochs']:.4g} epochs, {result['images']} images, {format_duration(result['elapsed_s'])}"
+    rows = {
+        "network": f"{encoder.arch}, width {encoder.width:g}, stem {encoder.stem}; images to {features} features",
+        "method": f"BYOL (arXiv 2006.07733), recipe {config.recipe.name}, no labels used",
+        "data": f"{Path(config.data).name}",
+        "budget": _budget(config),
+        "trained for": length,
+        "seed": str(config.seed),
+        "input": f"RGB, float32, ImageNet mean and std; evaluated at {config.recipe.eval_px} px",
+        "versions": f"fastbyol {_version()}, torch {torch.__version__}, Python {platform.python_version()}",
+    }
+    table = "\n".join(f"| {key} | {value} |" for key, value in rows.items())
+    is_state_dict_only = kind == "pth" and not is_standard(encoder)
+    loading = (STATE_DICT_LOADING if is_state_dict_only else LOADING[kind]).format(name=name, arch=encoder.arch)
+    return f"""# {name}
+
+| | |
+|---|---|
+{table}
+
+## Load
+```
+{loading}
+```
+
+## Scores
+{_scores(result, scores)}
+
+## Train it again
+```
+{_command(config, result)}
+```
+
+## Configuration
+```json
+{to_json(config).rstrip()}
+```
+"""
+
+
+def _budget(config: Config) -> str:
+    if config.deadline is not None:
+        return f"until {datetime.fromtimestamp(config.deadline).isoformat(' ', 'minutes')}"
+    return "none (a number of epochs)" if config.budget_s is None else format_duration(config.budget_s)
+
+
+def _version() -> str:
+    try:
+        return version("fastbyol")
+    except PackageNotFoundError:
+        return "of a checkout"
+
+
+def _scores(result: dict[str, Any], scores: list[dict[str, Any]]) -> str:
+    lines = ["| protocol | trained | reference | validation file |", "|---|---|---|---|"]
+    if result.get("knn_top1") is not None:
+        lines.append(
+            f"| kNN within the run | {result['knn_top1']:.2f} % | {_percent(result.get('knn_top1_random_init'))} | |"
+        )
+    for row in scores:
+        reference = next(
+            (f"{_percent(_headline_score(row[k]))} ({k})" for k in ("random_init", "supervised") if k in row), ""
+        )
+        part = f", {row['fraction']:.3g} of the labels" if "fraction" in row else ""
+        protocol = row["protocol"] + part + (f", {row['views']}" if "views" in row else "")
+        lines.append(
+            f"| {protocol} | {_percent(_headline_score(row['trained']))} | {reference} | {Path(row['val']).name} |"
+        )
+    return "\n".join(lines)
+
+
+def _headline_score(scored: dict[str, Any]) -> float | None:
+    return next((scored[key] for key in ("score", "miou", "top1") if key in scored), None)
+
+
+def _percent(value: float | None) -> str:
+    return "" if value is None else f"{value:.2f} %"
+
+
+def _command(config: Config, result: dict[str, Any]) -> str:
+    if config.budget_s is not None:
+        length = f"--budget {config.budget_s:g}s"
+    else:
+        length = f"--epochs {config.epochs or result['epochs']:g}"  # a deadline is past
+    val = f" --val {shlex.quote(Path(config.val).name)}" if config.val else ""
+    data = shlex.quote(Path(config.data).name)
+    command = f"fastbyol-train {config.recipe.name} --data {data}{val} {length} --seed {config.seed}"
+    return f"{command}\n# and the settings below"

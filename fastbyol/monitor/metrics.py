@@ -1,0 +1,79 @@
+"""Live metrics of a run: metrics.jsonl, TensorBoard, W&B, and a progress bar or a line every 30 s."""
+
+from __future__ import annotations
+
+import json
+import time
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from fastbyol.config import ConfigError
+
+LAPS = ("loader_wait_s", "views_s", "step_s", "agree_s", "log_s", "checkpoint_s")  # of the loop, in a row
+
+
+def read_metrics(path: Path) -> list[dict[str, Any]]:
+    """Read every whole row of a metrics.jsonl; leave out a last line cut short by a kill."""
+    return [row for row, _ in _rows_and_ends(path)]
+
+
+def _rows_and_ends(path: Path) -> list[tuple[dict[str, Any], int]]:
+    """Pair every whole row with the offset of its end in the file."""
+    if not path.exists():
+        return []
+    rows, end = [], 0
+    for line in path.read_bytes().split(b"\n")[:-1]:
+        end += len(line) + 1
+        try:
+            rows.append((json.loads(line), end))
+        except ValueError as error:
+            raise ConfigError(f"{path} holds a line that is not JSON ({error}); remove that line") from error
+    return rows
+
+
+def peak_gib(device: str) -> float:
+    """Return this process's peak memory in GiB: the GPU's as torch counts it, or resident memory on a CPU."""
+    if device == "cuda":
+        return torch.cuda.max_memory_allocated() / 2**30
+    status = Path("/proc/self/status").read_text()  # not getrusage: its peak includes the parent process's
+    return int(status.split("VmHWM:")[1].split()[0]) / 2**20  # KiB
+
+
+class Intervals:
+    """Where the loop's time goes between two rows: seconds of each of LAPS, on the host.
+
+    On a GPU the host only launches work: its time shows up where the host next waits.
+    """
+
+    def __init__(self) -> None:
+        self.seconds = dict.fromkeys(LAPS, 0.0)
+        self.images = 0
+        self._began = self._lap = time.perf_counter()
+
+    def lap(self, name: str) -> None:
+        """Add the time since the last lap to `name`, one of LAPS."""
+        now = time.perf_counter()
+        self.seconds[name] += now - self._lap
+        self._lap = now
+
+    def skip(self) -> None:
+        """Leave the time since the last lap out of the sums and of the interval."""
+        now = time.perf_counter()
+        self._began += now - self._lap
+        self._lap = now
+
+    def take(self) -> dict[str, float]:
+        """Return and reset the sums, the interval, images/s and the fraction of time spent waiting, in [0, 1]."""
+        now = time.perf_counter()
+        interval_s = now - self._began
+        row = {
+            "images_per_s": self.images / interval_s,
+            "interval_s": interval_s,
+            **self.seconds,
+            "loader_wait_share": min(self.seconds["loader_wait_s"] / interval_s, 1.0),
+        }
+        self.seconds = dict.fromkeys(self.seconds, 0.0)
+        self.images, self._began, self._lap = 0, now, now
+        return row

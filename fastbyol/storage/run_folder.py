@@ -1,0 +1,154 @@
+"""Layout of a run folder, its lock, and the checks before a run may use it."""
+
+from __future__ import annotations
+
+import dataclasses
+import fcntl
+import json
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from fastbyol.config import Config, ConfigError, from_json, to_json
+from fastbyol.storage import files
+
+FREE_ON_RESUME = {  # settings that change no weight of a step
+    "budget_s",
+    "deadline",
+    "device",
+    "engine",
+    "workers",
+    "threads",
+    "prefetch",
+    "log_every",
+    "checkpoint_s",
+    "recomputes",
+    "deterministic",
+    "knn_bank",
+    "knn_at",
+    "stop_on_collapse",
+    "profile",
+    "tensorboard",
+    "wandb",
+}
+FREE_IN_RECIPE = {"eval_px", "eval_margin"}  # the same, among the recipe's settings
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """The paths in one run's folder."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """The configuration."""
+        return self.path / "config.json"
+
+    @property
+    def metrics(self) -> Path:
+        """The rows: one JSON object a line, every log_every steps."""
+        return self.path / "metrics.jsonl"
+
+    @property
+    def checkpoints(self) -> Path:
+        """The folder of the two newest checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def encoder(self) -> Path:
+        """The online encoder, safetensors, torchvision's names."""
+        return self.path / "encoder.safetensors"
+
+    @property
+    def report(self) -> Path:
+        """The report, one self-contained page."""
+        return self.path / "report.html"
+
+    @property
+    def result(self) -> Path:
+        """The result; it exists only once the run has finished."""
+        return self.path / "result.json"
+
+    @property
+    def tensorboard(self) -> Path:
+        """The folder of TensorBoard's event files."""
+        return self.path / "tensorboard"
+
+    @property
+    def profile(self) -> Path:
+        """The folder of the trace of --profile."""
+        return self.path / "profile"
+
+    @property
+    def scores(self) -> Path:
+        """The folder of fastbyol-eval's scores."""
+        return self.path / "scores"
+
+    def read_config(self) -> Config:
+        """Read the configuration; raise ConfigError when the folder holds no run."""
+        if not self.config.is_file():
+            raise ConfigError(f"{self.path} holds no run (no config.json); give the --out folder of fastbyol-train")
+        return from_json(self.config.read_text())
+
+
+def check_unused(folder: RunFolder, *, overwrite: bool) -> None:
+    """Create the folder; raise ConfigError when it holds a run that may not be overwritten."""
+    if folder.config.exists() and not overwrite:
+        raise ConfigError(f"{folder.path} already holds a run; give --resume, --overwrite or another --out")
+    folder.path.mkdir(parents=True, exist_ok=True)
+
+
+@contextmanager
+def lock(folder: RunFolder) -> Iterator[None]:
+    """Lock a run folder against other processes of this machine; raise ConfigError where one holds the lock.
+
+    The lock ends with the process, however that ends. On a file system without locks nothing is locked.
+    """
+    descriptor = os.open(folder.path, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        _flock(descriptor, folder.path)
+        yield
+    finally:
+        os.close(descriptor)
+
+
+def _flock(descriptor: int, path: Path) -> None:
+    with suppress(OSError):
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise ConfigError(f"another process trains in {path}; wait until it ends, or give another --out") from None
+
+
+def initialize(folder: RunFolder, config: Config) -> None:
+    """Remove the files of an earlier run and write the new run's configuration."""
+    for path in (folder.config, folder.metrics, folder.encoder, folder.report, folder.result):
+        path.unlink(missing_ok=True)
+    for path in (folder.checkpoints, folder.tensorboard, folder.profile, folder.scores):
+        if path.exists():
+            shutil.rmtree(path)
+    files.write(folder.config, to_json(config))
+
+
+def check_resumable(folder: RunFolder, config: Config) -> None:
+    """Raise ConfigError, naming every setting that differs, unless `config` continues the run in the folder."""
+    recorded = folder.read_config()
+    if config.micro_batches is None:  # not given: as the run started
+        config = dataclasses.replace(config, micro_batches=recorded.micro_batches)
+    before, now = (dataclasses.asdict(c) for c in (recorded, config))
+    for settings in (before, now):
+        settings["recipe"] = {name: x for name, x in settings["recipe"].items() if name not in FREE_IN_RECIPE}
+    differing = [name for name in before if before[name] != now[name] and name not in FREE_ON_RESUME]
+    if differing:
+        changes = "; ".join(f"{name} was {before[name]}, is {now[name]}" for name in differing)
+        raise ConfigError(f"--resume continues the same run, but {changes}; give the old settings, or another --out")
+
+
+def write_result(folder: RunFolder, result: dict[str, Any]) -> None:
+    """Write result.json atomically: where it exists, the run has finished."""
+    files.write(folder.result, json.dumps(result, indent=2) + "\n")

@@ -1,0 +1,83 @@
+"""Input pipeline from the file to views: a rank's batches, decoded ahead of the step, and their views."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterator
+
+import torch
+from torch import Tensor
+
+from fastbyol import views
+from fastbyol.beton import Reader
+from fastbyol.config import Config
+from fastbyol.kernels.view_params import ViewParams
+from fastbyol.loaders import crop_by_dali, load
+from fastbyol.loaders.batch import Batch
+from fastbyol.monitor.metrics import Intervals
+from fastbyol.order import stream
+from fastbyol.system.device import queue_copy
+from fastbyol.system.distributed import World
+
+
+class Pipeline:
+    """The input pipeline of one run on one rank; views have dtype `precision`."""
+
+    def __init__(self, config: Config, reader: Reader, world: World, *, precision: torch.dtype) -> None:
+        self.config, self.reader, self.world, self.precision = config, reader, world, precision
+
+    def batches(self, start: int) -> Generator[Batch, None, None]:
+        """Load this rank's rows of global batches start, start + 1, ... without end."""
+        config, world = self.config, self.world
+        rows = stream(
+            start,
+            batch_size=config.recipe.batch_size,
+            count=len(self.reader),
+            seed=config.seed,
+            rank=world.rank,
+            ranks=world.ranks,
+        )
+        loaded = load(
+            config.loader,
+            self.reader,
+            rows,
+            workers=config.workers,
+            prefetch=config.prefetch,
+            on_error=config.on_error,
+            device=config.device,
+            processes=world.local_ranks,
+        )
+        if config.crop == "kernels":
+            return loaded
+        return crop_by_dali(
+            loaded, self._draw, crop_px=config.recipe.crop_px, workers=config.workers, device=config.device
+        )
+
+    def _draw(self, batch: Batch) -> ViewParams:
+        """Draw both views of a batch's samples, from the sizes of the uncropped images."""
+        config, sizes = self.config, batch.sizes.numpy()[: len(batch.indices)]
+        return views.draw(
+            config.recipe.views, seed=config.seed, epochs=batch.epochs, indices=batch.indices, sizes=sizes
+        )
+
+    def views(self, batch: Batch, crop_px: int, intervals: Intervals) -> Iterator[Tensor]:
+        """Yield the views of a batch, one micro-batch [2B/n, 3, crop_px, crop_px] at a time."""
+        device, drawn = self.config.device, self._draw(batch)
+        if self.config.crop == "dali":
+            drawn = views.params_of_crops(drawn, crop_px=crop_px)
+        pixels, offsets, sizes, packed = (
+            queue_copy(tensor, device) for tensor in (batch.pixels, batch.offsets, batch.sizes, drawn.packed)
+        )
+        count = len(batch.offsets) // self.config.parts
+        for number in range(self.config.parts):
+            intervals.lap("step_s")  # of the previous micro-batch
+            part = slice(number * count, (number + 1) * count)
+            images = views.apply(
+                pixels,
+                offsets[part],
+                sizes[part],
+                ViewParams(packed[:, part].contiguous()),
+                crop_px=crop_px,
+                dtype=self.precision,
+            )
+            intervals.lap("views_s")
+            yield images

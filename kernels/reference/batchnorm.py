@@ -1,0 +1,180 @@
+"""Batch norm with statistics per view, over ranks and for evaluation, and max-pooling, in plain torch."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def check_channels(x: Tensor, weight: Tensor) -> None:
+    """Raise ValueError unless x is [N, C] or [N, C, H, W] with the C channels of weight [C]."""
+    if x.ndim not in (2, 4) or x.shape[1] != len(weight):
+        raise ValueError(f"batch norm of C = {len(weight)} channels got {list(x.shape)}; give [N, C] or [N, C, H, W]")
+
+
+def check_views(x: Tensor, weight: Tensor, *, views: int, is_alone: bool) -> None:
+    """Raise ValueError unless x splits into views and each channel has at least 2 values, as a variance needs.
+
+    is_alone: no other rank contributes values.
+    """
+    check_channels(x, weight)
+    if x.shape[0] % views:
+        raise ValueError(
+            f"batch norm got {x.shape[0]} rows for {views} views; give views of equal size, one after the other"
+        )
+    if is_alone and x.numel() // (x.shape[1] * views) < 2:
+        raise ValueError(f"batch norm got {list(x.shape)} for {views} views, one value per channel; give more images")
+
+
+def check_residual(x: Tensor, residual: Tensor) -> None:
+    """Raise ValueError unless the residual has the shape of x."""
+    if residual.shape != x.shape:
+        raise ValueError(f"batch norm got a residual {list(residual.shape)} for x {list(x.shape)}; give equal shapes")
+
+
+class _SumOverRanks(torch.autograd.Function):
+    """The sum of a tensor over the ranks of a group; its gradient is the sum of the ranks' gradients."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, group: dist.ProcessGroup) -> Tensor:
+        ctx.group = group
+        total = x.clone()
+        dist.all_reduce(total, group=group)
+        return total
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None]:
+        return _SumOverRanks.apply(grad, ctx.group), None
+
+
+def _synchronized_batch_norm(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    running_mean: Tensor,
+    running_var: Tensor,
+    *,
+    views: int,
+    momentum: float,
+    eps: float,
+    group: dist.ProcessGroup,
+) -> Tensor:
+    """Normalise x with statistics of d = x - running mean over a group; one all-reduce of [V, 2C+1] sums each way."""
+    wide = torch.promote_types(x.dtype, torch.float32)
+    per_channel = (1, 1, -1, *[1] * (x.ndim - 2))
+    d = x.unflatten(0, (views, -1)).to(wide) - running_mean.view(per_channel)  # [V, B, C, ...]
+    across = [i for i in range(d.ndim) if i not in (0, 2)]
+    local_count = d.new_full((views, 1), d[0].numel() // len(weight))
+    sums = torch.cat((d.sum(across), d.square().sum(across), local_count), 1)
+    joined: Tensor = _SumOverRanks.apply(sums, group)
+    total, square, count = joined.split((len(weight), len(weight), 1), 1)
+    offset = total / count
+    variance = (square / count - offset.square()).clamp_min(0)
+    with torch.no_grad():
+        for mean, unbiased in zip(running_mean + offset, variance * (count / (count - 1)), strict=True):
+            running_mean.lerp_(mean.to(running_mean.dtype), momentum)
+            running_var.lerp_(unbiased.to(running_var.dtype), momentum)
+    per_view = (views, 1, -1, *[1] * (x.ndim - 2))
+    xhat = (d - offset.view(per_view)) * torch.rsqrt(variance + eps).view(per_view)
+    return torch.addcmul(bias.view(per_channel), xhat, weight.view(per_channel)).flatten(0, 1).to(x.dtype)
+
+
+def batch_norm_act(
+    x: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    running_mean: Tensor,
+    running_var: Tensor,
+    num_batches_tracked: Tensor | None,
+    *,
+    relu: bool,
+    views: int,
+    momentum: float,
+    eps: float,
+    group: dist.ProcessGroup | None = None,
+) -> Tensor:
+    """Normalise x with the batch statistics of each view, like `views` separate forwards, then apply ReLU if `relu`.
+
+    x is [V*B, C] or [V*B, C, H, W], view-major; weight, bias [C]. running_mean and running_var [C] are updated in
+    place, view after view, with the unbiased variance; a channel where either would become inf or NaN keeps both.
+    num_batches_tracked, int64, grows by `views`. With a group, a view's statistics are over all ranks, whose running
+    statistics must be equal and whose B may differ; gradients of weight and bias are those of the own rank. Raises
+    ValueError if the first dimension does not split into `views`, or if a channel has one value per view.
+    """
+    check_views(x, weight, views=views, is_alone=group is None)
+    if num_batches_tracked is not None:
+        num_batches_tracked.add_(views)
+    mean, var = running_mean.clone(), running_var.clone()
+    if group is not None:
+        y = _synchronized_batch_norm(x, weight, bias, mean, var, views=views, momentum=momentum, eps=eps, group=group)
+    else:
+        y = torch.cat([F.batch_norm(part, mean, var, weight, bias, True, momentum, eps) for part in x.chunk(views)])
+    with torch.no_grad():
+        is_finite = mean.isfinite() & var.isfinite()
+        running_mean.copy_(torch.where(is_finite, mean, running_mean))
+        running_var.copy_(torch.where(is_finite, var, running_var))
+    return y.relu_() if relu else y
+
+
+def batch_norm_add_relu(
+    x: Tensor,
+    residual: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    running_mean: Tensor,
+    running_var: Tensor,
+    num_batches_tracked: Tensor | None,
+    *,
+    views: int,
+    momentum: float,
+    eps: float,
+    group: dist.ProcessGroup | None = None,
+) -> tuple[Tensor, Tensor]:
+    """Compute relu(batch norm of x + residual) and return it twice, once for each of two consumers.
+
+    The residual has the shape of x; everything else is as in batch_norm_act.
+    """
+    check_residual(x, residual)
+    y = batch_norm_act(
+        x,
+        weight,
+        bias,
+        running_mean,
+        running_var,
+        num_batches_tracked,
+        relu=False,
+        views=views,
+        momentum=momentum,
+        eps=eps,
+        group=group,
+    )
+    z = y.add_(residual).relu_()
+    return z, z
+
+
+def batch_norm_eval(
+    x: Tensor,
+    residual: Tensor | None,
+    weight: Tensor,
+    bias: Tensor,
+    running_mean: Tensor,
+    running_var: Tensor,
+    *,
+    relu: bool,
+    eps: float,
+) -> Tensor:
+    """Normalise x with the running statistics, add the residual if given, then apply ReLU if `relu`."""
+    y = F.batch_norm(x, running_mean, running_var, weight, bias, False, 0.0, eps)
+    if residual is not None:
+        y = y.add_(residual)
+    return y.relu_() if relu else y
+
+
+def max_pool(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Pool x [N, C, H, W] by 3x3 windows, stride 2, padding 1; return [N, C, OH, OW] twice, for two consumers."""
+    z = F.max_pool2d(x, 3, 2, 1)
+    return z, z

@@ -1,0 +1,71 @@
+"""Laws of the rehearsal: it measures what the closing work will take, neither colder nor smaller."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from fastbyol import schedule
+from fastbyol.beton import Reader
+from fastbyol.budget import Stopwatch
+from fastbyol.config import Config
+from fastbyol.evaluate.images import pad_to_length
+from fastbyol.monitor.metrics import Intervals
+from fastbyol.recipes import named
+from fastbyol.storage import checkpoint
+from fastbyol.storage.checkpoint import copy_to_host
+from fastbyol.storage.run_folder import RunFolder
+from fastbyol.system.distributed import join_ranks
+from fastbyol.system.signals import StopSignal
+from fastbyol.train.runner import Run
+from tests.conftest import Betons
+
+
+@contextmanager
+def begun(betons: Betons, out: Path) -> Iterator[Run]:
+    recipe = named("demo+batch_size=32")
+    config = Config(recipe, data=str(betons.train), val=str(betons.val), epochs=9.0)
+    with ExitStack() as stack:
+        world = stack.enter_context(join_ranks("cpu"))
+        train, val = (stack.enter_context(Reader(path)) for path in (betons.train, betons.val))
+        watch = Stopwatch(age_s=0.0)
+        yield Run(config, RunFolder(out), train=train, val=val, world=world, stopwatch=watch, stop=StopSignal())
+
+
+def test_what_only_the_first_batch_takes_is_not_reserved(betons: Betons, tmp_path: Path) -> None:
+    with begun(betons, tmp_path / "run") as run:
+        seen: list[Any] = []
+
+        def compile_first(*_: Any) -> None:
+            if not seen:
+                time.sleep(3.0)
+            seen.append(None)
+
+        run.loop.model.online.encoder.register_forward_pre_hook(compile_first)
+        run.closing.rehearse()
+        assert seen
+        assert run.closing.seconds["evaluate"] < 3.0
+
+
+def test_batches_of_a_gpu_have_one_size() -> None:
+    parts = pad_to_length([np.arange(4), np.arange(4, 6)], 4)
+    assert [part.tolist() for part in parts] == [[0, 1, 2, 3], [4, 5, 5, 5]]
+
+
+def test_the_rehearsed_checkpoint_is_as_large_as_those_of_training(betons: Betons, tmp_path: Path) -> None:
+    def size(state: dict[str, Any], step: int) -> int:
+        checkpoint.save(tmp_path / "checkpoints", copy_to_host(state), step=step)
+        return (tmp_path / "checkpoints" / f"step-{step:09d}.pt").stat().st_size
+
+    with begun(betons, tmp_path / "run") as run:
+        rehearsed = size(run.loop.state(with_momenta=True), 0)
+        batches = run.loop.pipeline.batches(0)
+        run.loop.step(batches, schedule.build(run.config.recipe, epochs=9.0), Intervals(), progress=0.0)
+        batches.close()
+        assert rehearsed == pytest.approx(size(run.loop.state(), 1), rel=0.05)
