@@ -8,10 +8,7 @@ import math
 from dataclasses import dataclass
 from typing import Any
 
-
-class ConfigError(ValueError):
-    """A setting that cannot be used; the message says what came, what was wanted and what to do."""
-
+from fastbyol.errors import ConfigError, require
 
 TARGET_STATISTICS = ("batch", "running")
 OPTIMIZERS = ("lars", "apex-larc")
@@ -20,12 +17,6 @@ CROPS = ("kernels", "dali")
 ON_ERROR = ("fail", "skip")  # for a sample that does not decode
 TARGETS = ("ema", "constant", "stop-gradient", "online")
 NORMALIZATIONS = ("l2", "layernorm", "batchnorm", "none")
-
-
-def require(claim: bool, message: str) -> None:
-    """Raise ConfigError(message) unless the claim holds."""
-    if not claim:
-        raise ConfigError(message)
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,8 @@ import torch
 from torch import Tensor, nn
 
 from fastbyol.batchnorm import BatchNormAct2d, BatchNormAddReLU2d, normalize_then
-from fastbyol.config import EncoderConfig, require
+from fastbyol.config import EncoderConfig
+from fastbyol.errors import require
 from fastbyol.kernels.max_pool import max_pool
 
 Twins = tuple[Tensor, Tensor]  # a feature map, once for a block's convolutions and once for its shortcut

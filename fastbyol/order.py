@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fastbyol.config import ConfigError
+from fastbyol.errors import ConfigError
 from fastbyol.philox import key_of, philox4x32
 
 ORDER_STREAM = 0xFFFFFFFF  # fourth word of the Philox counter; views use small values there

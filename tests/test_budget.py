@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from fastbyol.budget import SLURM_MARGIN_S, Stopwatch, format_duration, parse_budget, parse_duration
-from fastbyol.config import ConfigError
+from fastbyol.errors import ConfigError
 
 
 @pytest.mark.parametrize(

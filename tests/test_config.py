@@ -10,17 +10,9 @@ import pytest
 import torch
 
 from fastbyol import schedule
-from fastbyol.config import (
-    Config,
-    ConfigError,
-    HeadConfig,
-    ObjectiveConfig,
-    OptimConfig,
-    ViewConfig,
-    from_json,
-    to_json,
-)
+from fastbyol.config import Config, HeadConfig, ObjectiveConfig, OptimConfig, ViewConfig, from_json, to_json
 from fastbyol.encoder import ResNet
+from fastbyol.errors import ConfigError
 from fastbyol.recipes import PAPER_VIEWS, RECIPES, named
 
 

@@ -8,8 +8,9 @@ from pathlib import Path
 import pytest
 import torch
 
-from fastbyol.config import ConfigError, EncoderConfig
+from fastbyol.config import EncoderConfig
 from fastbyol.encoder import ARCHS, STEMS, ResNet, build
+from fastbyol.errors import ConfigError
 
 TORCHVISION = json.loads((Path(__file__).parent / "data" / "torchvision_resnets.json").read_text())["models"]
 PUBLISHED_PARAMETERS = {  # with the 1000-class layer: torchvision's model pages

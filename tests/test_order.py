@@ -7,7 +7,7 @@ from itertools import islice
 import numpy as np
 import pytest
 
-from fastbyol.config import ConfigError
+from fastbyol.errors import ConfigError
 from fastbyol.order import global_batch, permutation, rows_of_rank, stream
 
 PINNED = [6, 1, 2, 4, 5, 0, 3, 7]  # a change here changes every run: resuming older ones would no longer be exact

@@ -17,7 +17,7 @@ from benchmarks.cases import plain
 from benchmarks.cases.compare import FLOAT32, HALF, HALF_MASKS, agree
 from benchmarks.harness import Absent, Case, Ready
 from fastbyol.batchnorm import EPS, MOMENTUM
-from fastbyol.config import ConfigError
+from fastbyol.errors import ConfigError
 from fastbyol.kernels.batchnorm import batch_norm_act, batch_norm_add_relu
 from fastbyol.train import larc
 

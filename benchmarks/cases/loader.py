@@ -23,7 +23,7 @@ from benchmarks.cases.rivals import CROP_PX, TwoViews
 from benchmarks.harness import Absent, Case, Ready
 from fastbyol import loaders, views
 from fastbyol.beton import Reader
-from fastbyol.config import ConfigError
+from fastbyol.errors import ConfigError
 from fastbyol.kernels.view_params import ViewParams
 from fastbyol.loaders.batch import Batch
 from fastbyol.order import Rows

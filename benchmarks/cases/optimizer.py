@@ -16,7 +16,8 @@ from benchmarks.cases.compare import agree
 from benchmarks.harness import Absent, Case, Ready
 from fastbyol import optim
 from fastbyol.byol import BYOL
-from fastbyol.config import ConfigError, OptimConfig
+from fastbyol.config import OptimConfig
+from fastbyol.errors import ConfigError
 from fastbyol.kernels import reference
 from fastbyol.recipes import named
 from fastbyol.train import larc

@@ -17,7 +17,8 @@ from benchmarks.cases.photographs import Job, Photographs
 from benchmarks.harness import Absent, Case, Ready
 from fastbyol import loaders, optim, views
 from fastbyol.byol import BYOL
-from fastbyol.config import ConfigError, Recipe
+from fastbyol.config import Recipe
+from fastbyol.errors import ConfigError
 from fastbyol.kernels.view_params import ViewParams
 from fastbyol.loaders.batch import Batch
 from fastbyol.recipes import named

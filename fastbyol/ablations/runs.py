@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from fastbyol.ablations.paper import Cell
-from fastbyol.config import ConfigError
+from fastbyol.errors import ConfigError
 from fastbyol.evaluate import linear
 from fastbyol.monitor.metrics import read_metrics
 from fastbyol.storage import files

@@ -13,8 +13,9 @@ from itertools import product
 from fastbyol.beton import BetonError, Reader
 from fastbyol.cli import table as tables
 from fastbyol.cli.arguments import build_parser
-from fastbyol.config import Config, ConfigError, require
+from fastbyol.config import Config
 from fastbyol.encoder import ResNet, build
+from fastbyol.errors import ConfigError, require
 from fastbyol.evaluate import finetune, knn, linear, linear_transfer, masks, segmentation, semi_supervised, splits
 from fastbyol.evaluate.features import Features, check_classes, check_features, evenly_spaced, labels_of, represent
 from fastbyol.evaluate.images import InputSettings

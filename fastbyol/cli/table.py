@@ -18,7 +18,7 @@ from fastbyol.ablations.paper import TABLES, Cell, Table
 from fastbyol.ablations.runs import Job, RunCrashed, RunResult, read_result, score_linear, train_run
 from fastbyol.beton import Reader
 from fastbyol.budget import parse_duration
-from fastbyol.config import ConfigError, require
+from fastbyol.errors import ConfigError, require
 from fastbyol.evaluate.features import check_classes
 from fastbyol.recipes import named
 from fastbyol.system.command_line import BAD_INPUT, DONE, INTERRUPTED, fail, whole_number

@@ -13,17 +13,8 @@ from typing import Any
 
 from fastbyol.beton import BetonError
 from fastbyol.budget import Length, Stopwatch, parse_budget, parse_duration, process_age_s
-from fastbyol.config import (
-    CROPS,
-    LOADERS,
-    ON_ERROR,
-    OPTIMIZERS,
-    TARGET_STATISTICS,
-    Config,
-    ConfigError,
-    CropRamp,
-    Recipe,
-)
+from fastbyol.config import CROPS, LOADERS, ON_ERROR, OPTIMIZERS, TARGET_STATISTICS, Config, CropRamp, Recipe
+from fastbyol.errors import ConfigError
 from fastbyol.loaders import default_workers
 from fastbyol.monitor.wandb_sink import require_wandb
 from fastbyol.monitor.watchdog import Diverged

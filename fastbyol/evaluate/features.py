@@ -12,8 +12,8 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fastbyol.beton import Reader
-from fastbyol.config import ConfigError, require
 from fastbyol.encoder import ResNet
+from fastbyol.errors import ConfigError, require
 from fastbyol.evaluate.images import InputSettings, center_views
 
 CLASSES_MAX = 65_536  # a larger label is a mistake, and would cost much memory

@@ -15,8 +15,8 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from fastbyol.beton import Reader
-from fastbyol.config import require
 from fastbyol.encoder import ResNet
+from fastbyol.errors import require
 from fastbyol.evaluate import metrics
 from fastbyol.evaluate.features import labels_of
 from fastbyol.evaluate.images import BATCH as BATCH_CENTRED

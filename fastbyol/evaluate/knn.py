@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from fastbyol.config import require
+from fastbyol.errors import require
 from fastbyol.evaluate.features import Features
 
 K = 20

@@ -16,7 +16,7 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fastbyol import philox
-from fastbyol.config import ConfigError, require
+from fastbyol.errors import ConfigError, require
 from fastbyol.jpeg import PILLOW_ERRORS
 from fastbyol.kernels.reference import IMAGENET_MEAN, IMAGENET_STD
 from fastbyol.order import global_batch

@@ -11,8 +11,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from tqdm import tqdm
 
-from fastbyol.config import require
 from fastbyol.encoder import BasicBlock, Bottleneck, ResNet, init_
+from fastbyol.errors import require
 from fastbyol.evaluate.finetune import HParams, copy_encoder, run_sgd
 from fastbyol.evaluate.images import InputSettings
 from fastbyol.evaluate.masks import IGNORED, Pair, augmented_batches, read_pair

@@ -10,7 +10,7 @@ from typing import NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from fastbyol.config import ConfigError, require
+from fastbyol.errors import ConfigError, require
 from fastbyol.order import permutation
 from fastbyol.storage import files
 

@@ -10,8 +10,9 @@ from pathlib import Path
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
 
-from fastbyol.config import ConfigError, EncoderConfig
+from fastbyol.config import EncoderConfig
 from fastbyol.encoder import ResNet
+from fastbyol.errors import ConfigError
 from fastbyol.storage import files
 
 NAME = "encoder.safetensors"  # in a run folder

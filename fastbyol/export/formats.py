@@ -20,8 +20,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastbyol.config import ConfigError, EncoderConfig, require
+from fastbyol.config import EncoderConfig
 from fastbyol.encoder import ResNet
+from fastbyol.errors import ConfigError, require
 from fastbyol.export import save_encoder
 from fastbyol.kernels.reference import IMAGENET_MEAN, IMAGENET_STD
 from fastbyol.storage import files

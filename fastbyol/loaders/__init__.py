@@ -10,7 +10,8 @@ from types import ModuleType
 import torch
 
 from fastbyol.beton import Reader
-from fastbyol.config import LOADERS, ON_ERROR, ConfigError
+from fastbyol.config import LOADERS, ON_ERROR
+from fastbyol.errors import ConfigError
 from fastbyol.kernels.view_params import ViewParams
 from fastbyol.loaders.batch import PREFETCH, Batch
 from fastbyol.order import Rows

@@ -15,7 +15,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from fastbyol.beton import Reader
-from fastbyol.config import ConfigError
+from fastbyol.errors import ConfigError
 from fastbyol.loaders import native
 from fastbyol.loaders.batch import PREFETCH, Batch, Packing, max_batch_bytes, pack
 from fastbyol.order import Rows

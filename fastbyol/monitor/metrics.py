@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from fastbyol.config import ConfigError
+from fastbyol.errors import ConfigError
 
 LAPS = ("loader_wait_s", "views_s", "step_s", "agree_s", "log_s", "checkpoint_s")  # of the loop, in a row
 

@@ -10,7 +10,7 @@ import threading
 from pathlib import Path
 from typing import Any
 
-from fastbyol.config import ConfigError
+from fastbyol.errors import ConfigError
 from fastbyol.storage import files
 
 PACKAGE = "wandb"

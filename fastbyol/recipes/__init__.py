@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Callable
 
-from fastbyol.config import ConfigError, Recipe
+from fastbyol.config import Recipe
+from fastbyol.errors import ConfigError
 from fastbyol.recipes import contrastive, imagenet, small
 from fastbyol.recipes.imagenet import PAPER_VIEWS
 from fastbyol.recipes.overrides import apply_change

@@ -6,7 +6,8 @@ import dataclasses
 from dataclasses import replace
 from typing import Any, NamedTuple, get_type_hints
 
-from fastbyol.config import ConfigError, Preset, Recipe, ViewConfig
+from fastbyol.config import Preset, Recipe, ViewConfig
+from fastbyol.errors import ConfigError
 
 # What each named set of views omits from the first and from the second view. Source: paper, appendix F.3, table 17.
 OMITTED: dict[str, tuple[str, str]] = {

@@ -13,7 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from fastbyol.config import Config, ConfigError, from_json, to_json
+from fastbyol.config import Config, from_json, to_json
+from fastbyol.errors import ConfigError
 from fastbyol.storage import files
 
 FREE_ON_RESUME = {  # settings that change no weight of a step

@@ -6,7 +6,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from fastbyol.config import ConfigError
+from fastbyol.errors import ConfigError
 from fastbyol.storage import files
 from fastbyol.storage.run_folder import RunFolder
 

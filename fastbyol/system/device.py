@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.utils import deterministic
 
-from fastbyol.config import ConfigError
+from fastbyol.errors import ConfigError
 
 
 def choose_device(requested: str | None) -> str:

@@ -18,7 +18,7 @@ import torch.distributed as dist
 from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
-from fastbyol.config import ConfigError
+from fastbyol.errors import ConfigError
 
 HOST_TIMEOUT = timedelta(days=1)  # rank timeout: hosts wait for rank 0's evaluation; a dead rank is detected at once
 DEVICE_TIMEOUT = timedelta(minutes=10)  # rank timeout: devices only wait for steps, of which compilation is longest

@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from fastbyol.config import ConfigError, OptimConfig
+from fastbyol.config import OptimConfig
+from fastbyol.errors import ConfigError
 from fastbyol.kernels import reference
 from fastbyol.optim import parameter_groups
 

@@ -15,7 +15,8 @@ from torch import Tensor
 from fastbyol.beton import Reader
 from fastbyol.budget import Stopwatch
 from fastbyol.byol import Output, embedding_std
-from fastbyol.config import Config, ConfigError
+from fastbyol.config import Config
+from fastbyol.errors import ConfigError
 from fastbyol.evaluate.features import CLASSES_MAX
 from fastbyol.loaders.batch import Batch
 from fastbyol.monitor.logger import RunLogger

@@ -21,7 +21,8 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
 from fastbyol.byol import BYOL, VIEWS
-from fastbyol.config import ConfigError, Recipe
+from fastbyol.config import Recipe
+from fastbyol.errors import ConfigError
 from fastbyol.kernels.dispatch import allocate_only
 from fastbyol.train.step import PRECISIONS
 

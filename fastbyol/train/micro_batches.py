@@ -9,7 +9,8 @@ from dataclasses import replace
 import torch
 
 from fastbyol.beton import Reader
-from fastbyol.config import Config, ConfigError
+from fastbyol.config import Config
+from fastbyol.errors import ConfigError
 from fastbyol.loaders.memory import GPU_SHARE
 from fastbyol.order import global_batch, rows_of_rank
 from fastbyol.system.distributed import World

@@ -15,7 +15,8 @@ from fastbyol import optim, schedule
 from fastbyol.beton import Reader
 from fastbyol.budget import Stopwatch, format_duration
 from fastbyol.byol import BYOL
-from fastbyol.config import Config, ConfigError, to_json
+from fastbyol.config import Config, to_json
+from fastbyol.errors import ConfigError
 from fastbyol.evaluate import features
 from fastbyol.jpeg import require_pillow
 from fastbyol.monitor.metrics import Intervals, read_metrics

@@ -16,7 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from fastbyol.byol import BYOL, Output
-from fastbyol.config import ConfigError
+from fastbyol.errors import ConfigError
 from fastbyol.optim import LARS
 from fastbyol.train import larc
 

@@ -13,7 +13,7 @@ import torch
 
 from fastbyol.cli.eval import main
 from fastbyol.cli.train import main as train
-from fastbyol.config import ConfigError
+from fastbyol.errors import ConfigError
 from fastbyol.evaluate import linear
 from fastbyol.export import load_encoder, save_encoder
 from fastbyol.storage.run_folder import RunFolder

@@ -14,10 +14,11 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.neighbors import KNeighborsClassifier
 
 from fastbyol.beton import JPEG, BetonError, Reader, StoredImage
-from fastbyol.config import ConfigError, EncoderConfig
+from fastbyol.config import EncoderConfig
 from fastbyol.data_prep import demo
 from fastbyol.data_prep.writer import Writer
 from fastbyol.encoder import build
+from fastbyol.errors import ConfigError
 from fastbyol.evaluate import knn, linear
 from fastbyol.evaluate.features import Features, OutOfTime, check_classes, check_features, extract
 from fastbyol.evaluate.images import InputSettings, random_crops, shuffled_batches

@@ -11,8 +11,9 @@ import pytest
 import torch
 
 from fastbyol.beton import Reader
-from fastbyol.config import ConfigError, EncoderConfig
+from fastbyol.config import EncoderConfig
 from fastbyol.encoder import ResNet, build
+from fastbyol.errors import ConfigError
 from fastbyol.evaluate import finetune, semi_supervised
 from fastbyol.evaluate.finetune import Grid, HParams
 from fastbyol.evaluate.images import InputSettings

@@ -9,8 +9,9 @@ import pytest
 import torch
 from PIL import Image
 
-from fastbyol.config import ConfigError, EncoderConfig
+from fastbyol.config import EncoderConfig
 from fastbyol.encoder import build
+from fastbyol.errors import ConfigError
 from fastbyol.evaluate import masks, segmentation
 from fastbyol.evaluate.finetune import HParams, copy_encoder
 from fastbyol.evaluate.images import InputSettings

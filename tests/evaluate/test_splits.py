@@ -8,7 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from fastbyol.config import ConfigError
+from fastbyol.errors import ConfigError
 from fastbyol.evaluate import splits
 
 LABELS = np.random.default_rng(0).integers(0, 10, 3000)

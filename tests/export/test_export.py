@@ -9,8 +9,9 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from fastbyol.config import ConfigError, EncoderConfig
+from fastbyol.config import EncoderConfig
 from fastbyol.encoder import build
+from fastbyol.errors import ConfigError
 from fastbyol.export import load_encoder, save_encoder
 
 

@@ -13,8 +13,9 @@ import torch
 from onnx.reference import ReferenceEvaluator
 
 import fastbyol
-from fastbyol.config import ConfigError, EncoderConfig
+from fastbyol.config import EncoderConfig
 from fastbyol.encoder import ResNet, build
+from fastbyol.errors import ConfigError
 from fastbyol.export import formats
 
 SMALL = EncoderConfig("resnet18", width=0.125)

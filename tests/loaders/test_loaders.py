@@ -12,9 +12,10 @@ import pytest
 from fastbyol import loaders
 from fastbyol.beton import RAW, Reader, StoredImage
 from fastbyol.cli import train
-from fastbyol.config import Config, ConfigError
+from fastbyol.config import Config
 from fastbyol.data_prep import cli
 from fastbyol.data_prep.writer import Writer
+from fastbyol.errors import ConfigError
 from fastbyol.monitor.logger import RunLogger
 from fastbyol.recipes import named
 from fastbyol.storage.run_folder import RunFolder

@@ -14,8 +14,8 @@ import torch
 
 from fastbyol import loaders
 from fastbyol.beton import JPEG, RAW, BetonError, Reader, StoredImage
-from fastbyol.config import ConfigError
 from fastbyol.data_prep.writer import Writer
+from fastbyol.errors import ConfigError
 from fastbyol.loaders import memory
 from fastbyol.loaders.batch import pack
 from fastbyol.loaders.native import decode

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from fastbyol.config import ConfigError
+from fastbyol.errors import ConfigError
 from fastbyol.monitor.logger import Telemetry, describe
 from fastbyol.monitor.metrics import Intervals, peak_gib, read_metrics
 from fastbyol.monitor.tensorboard import scalars

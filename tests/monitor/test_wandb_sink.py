@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from fastbyol.config import ConfigError
+from fastbyol.errors import ConfigError
 from fastbyol.monitor.wandb_sink import FINISH_S, require_wandb, run_id
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from fastbyol.config import ConfigError
+from fastbyol.errors import ConfigError
 from fastbyol.monitor.logger import Telemetry
 from fastbyol.monitor.metrics import read_metrics
 from fastbyol.monitor.wandb_sink import WandbRun

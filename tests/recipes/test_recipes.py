@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from fastbyol.byol import MLP, Branch
-from fastbyol.config import ConfigError
 from fastbyol.encoder import ResNet
+from fastbyol.errors import ConfigError
 from fastbyol.recipes import PAPER_VIEWS, RECIPES, named, overrides
 from fastbyol.schedule import ema_rate, learning_rate, peaks
 

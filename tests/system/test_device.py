@@ -9,7 +9,7 @@ import sys
 import pytest
 import torch
 
-from fastbyol.config import ConfigError
+from fastbyol.errors import ConfigError
 from fastbyol.system.device import Throttle, choose_device, queue_copy
 
 

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 
 from fastbyol import optim
-from fastbyol.config import ConfigError, OptimConfig
+from fastbyol.config import OptimConfig
+from fastbyol.errors import ConfigError
 from fastbyol.optim import LARS
 from fastbyol.train import larc
 

@@ -12,7 +12,8 @@ from torch import Tensor
 
 from fastbyol.byol import Output
 from fastbyol.cli.train import main
-from fastbyol.config import ConfigError, Recipe
+from fastbyol.config import Recipe
+from fastbyol.errors import ConfigError
 from fastbyol.monitor.metrics import read_metrics
 from fastbyol.recipes import named
 from fastbyol.storage.run_folder import RunFolder

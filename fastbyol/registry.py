@@ -1,0 +1,100 @@
+"""Parts that are chosen by name: ours, those that others register, and any `module:attribute` that can be imported.
+
+A registry names where a part is and imports it when it is used, so that a command line can list and check names without
+importing torch. docs/extending.md shows what each kind of part has to look like.
+"""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from fastbyol.errors import ConfigError
+
+
+class Registry(Mapping[str, str]):
+    """The parts of one kind: a mapping from name to "module:attribute".
+
+    kind: what the parts are, as an error names them ("loader").
+    """
+
+    def __init__(self, kind: str, parts: Mapping[str, str]) -> None:
+        self.kind = kind
+        self._parts = dict(parts)
+
+    def __getitem__(self, name: str) -> str:
+        return self._parts[name]
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._parts)
+
+    def __len__(self) -> int:
+        return len(self._parts)
+
+    def register(self, name: str, target: str) -> None:
+        """Give the part at "module:attribute" a name; raise ConfigError where the name is taken or the target is none."""
+        if name in self._parts:
+            raise ConfigError(f"a second {self.kind} named {name!r}; give it another name")
+        if not _is_target(target):
+            raise ConfigError(f"{self.kind} {name!r} at {target!r}; give it as module:attribute")
+        self._parts[name] = target
+
+    def check(self, name: str) -> str:
+        """Return a name that can be looked up: one of the registry's, or "module:attribute"; else raise ConfigError."""
+        if name not in self._parts and not _is_target(name):
+            raise ConfigError(
+                f"no {self.kind} {name!r}; choose one of {', '.join(self._parts)}, or give your own as module:attribute"
+            )
+        return name
+
+    def find(self, name: str) -> Any:
+        """Import the part of that name, or at "module:attribute"; raise ConfigError where that cannot be done.
+
+        An ImportError from inside one of our own modules is passed on, for the caller to name the missing package.
+        """
+        target = self._parts.get(self.check(name), name)
+        module, _, attribute = target.partition(":")
+        try:
+            return getattr(importlib.import_module(module), attribute)
+        except (ImportError, AttributeError) as error:
+            if name in self._parts:
+                raise
+            raise ConfigError(
+                f"{self.kind} {name!r} cannot be imported ({error}); give module:attribute of a module on PYTHONPATH"
+            ) from error
+
+
+def _is_target(text: str) -> bool:
+    module, colon, attribute = text.partition(":")
+    return bool(colon) and attribute.isidentifier() and all(part.isidentifier() for part in module.split("."))
+
+
+ENCODERS = Registry(
+    "encoder",
+    dict.fromkeys(
+        ("resnet8", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnet200"), "fastbyol.encoder:build"
+    ),
+)
+OBJECTIVES = Registry("objective", {"byol": "fastbyol.objective:Objective"})
+OPTIMIZERS = Registry("optimizer", {"lars": "fastbyol.optim:build", "apex-larc": "fastbyol.train.larc:LARC"})
+LOADERS = Registry(
+    "loader",
+    {
+        "native": "fastbyol.loaders.native:load",
+        "memory": "fastbyol.loaders.memory:load",
+        "ffcv": "fastbyol.loaders.ffcv:load",
+        "dali": "fastbyol.loaders.dali:load",
+    },
+)
+PROTOCOLS = Registry(
+    "protocol",
+    {
+        "knn": "fastbyol.evaluate.knn:PROTOCOL",
+        "linear": "fastbyol.evaluate.linear:PROTOCOL",
+        "semi": "fastbyol.evaluate.semi_supervised:PROTOCOL",
+        "transfer": "fastbyol.evaluate.linear_transfer:PROTOCOL",
+        "finetune": "fastbyol.evaluate.finetune:PROTOCOL",
+        "segment": "fastbyol.evaluate.segmentation:PROTOCOL",
+    },
+)
