@@ -33,7 +33,7 @@ class Registry(Mapping[str, str]):
         return len(self._parts)
 
     def register(self, name: str, target: str) -> None:
-        """Give the part at "module:attribute" a name; raise ConfigError where the name is taken or the target is none."""
+        """Give the part at "module:attribute" a name; raise ConfigError for a name that is taken, or another form."""
         if name in self._parts:
             raise ConfigError(f"a second {self.kind} named {name!r}; give it another name")
         if not _is_target(target):

@@ -77,7 +77,7 @@ START = """
 import sys
 import time
 from pathlib import Path
-from fastbyol.config import ConfigError
+from fastbyol.errors import ConfigError
 from fastbyol.monitor.wandb_sink import WandbRun
 try:
     WandbRun("project", folder=Path(sys.argv[1]), name="a-run", settings={}, is_new=True)
