@@ -68,5 +68,5 @@ def test_a_batch_that_ranks_cannot_share_is_refused(batch_size: int, ranks: int,
 
 
 def test_a_rank_outside_its_ranks_is_refused() -> None:
-    with pytest.raises(ConfigError, match="rank 2 of 2"):
+    with pytest.raises(ConfigError, match="rank is 2 of 2"):
         rows_of_rank(global_batch(0, batch_size=4, count=41, seed=0), rank=2, ranks=2)
