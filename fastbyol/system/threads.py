@@ -22,6 +22,7 @@ from fastbyol.system.usage import usage
 UNITS, UNITS_S, UNITS_MAX_S = 3, 0.05, 1.0  # units and seconds that a trial takes at least; seconds that end it
 BAD = 3.0  # times the best pace; a trial slower than that ends early
 SLOW = 1.5  # times the pace of the choice; work slower than that starts new trials
+SLOW_UNIT_S = 0.25  # a unit that takes as long, and BAD times the pace, shows alone that the work became slow
 WINDOW, WINDOW_S = 4, 0.5  # units and seconds over which the pace is measured
 BETTER = 0.95  # of the current pace; a faster number replaces the one in use
 TRIALS_SHARE = 0.02  # most of the time that periodic trials may lose
@@ -67,7 +68,7 @@ class ThreadTuner:
 
     numbers: the candidates, ascending; with fewer than two nothing is measured or changed. notify: called once, with a
     line for the user, when fewer than all threads are first chosen. clock: seconds; set_threads: sets the number;
-    other_cpu_s: the CPU seconds of other processes.
+    other_cpu_s: the CPU seconds of other processes; cores: of the machine, all of them by default.
     """
 
     def __init__(
@@ -78,10 +79,12 @@ class ThreadTuner:
         clock: Callable[[], float] = time.perf_counter,
         set_threads: Callable[[int], None] = torch.set_num_threads,
         other_cpu_s: Callable[[], float] = read_other_cpu_s,
+        cores: int | None = None,
     ) -> None:
         self.numbers, self.notify = tuple(numbers), notify
         self.lost_s = 0.0  # in trials, compared with the number they chose
         self._clock, self._set_threads, self._other_cpu_s = clock, set_threads, other_cpu_s
+        self._cores = cores or os.cpu_count() or 1
         self._works: dict[Hashable, _Work] = {}
         self._has_notified = False
         self._last: _Work | None = None
@@ -147,8 +150,12 @@ class ThreadTuner:
         else:
             work.recent.append(took_s)
             self._measure_idle_cores(now_s)
-            if self._is_due(work, now_s):
+            is_slow = self._is_slow(work, took_s, now_s)
+            if is_slow or self._is_due(work, now_s):
                 work.to_try, work.tried, work.units, work.spent_s, work.count = list(self.numbers), {}, [], 0.0, 0
+            if is_slow:  # another program has come: its core is not to be tried again at once
+                self._measure_idle_cores(now_s, every_s=0.1)
+                self._limit_to_idle_cores(work)
 
     def _limit_to_idle_cores(self, work: _Work) -> None:
         """Postpone trials of more threads than idle cores: a unit could take 70 times as long."""
@@ -203,17 +210,22 @@ class ThreadTuner:
                 "the number follows the measured pace, and --threads fixes it"
             )
 
+    def _is_slow(self, work: _Work, took_s: float, now_s: float) -> bool:
+        """Tell whether the work became slow: one unit by far, or the last few on average."""
+        if work.number == self.numbers[0] or now_s < work.slow_from_s or not work.pace_s:
+            return False
+        if took_s > max(BAD * work.pace_s, SLOW_UNIT_S):
+            return True
+        units = list(work.recent)[-WINDOW:]
+        if sum(units) < WINDOW_S:
+            units = list(work.recent)
+        is_known = len(units) >= 2 and (sum(units) >= UNITS_MAX_S or len(units) >= WINDOW)
+        return is_known and sum(units) / len(units) > SLOW * work.pace_s
+
     def _is_due(self, work: _Work, now_s: float) -> bool:
-        """Tell whether to try all numbers again: time has passed, the work became slow, or cores became idle."""
+        """Tell whether to try all numbers again: time has passed, or cores became idle."""
         if now_s >= work.next_s:
             return True
-        if work.number > self.numbers[0] and now_s >= work.slow_from_s:
-            units = list(work.recent)[-WINDOW:]
-            if sum(units) < WINDOW_S:
-                units = list(work.recent)
-            is_known = len(units) >= 2 and (sum(units) >= UNITS_MAX_S or len(units) >= WINDOW)
-            if is_known and sum(units) / len(units) > SLOW * work.pace_s > 0:
-                return True
         wanted = work.number + IDLE_CORES
         is_new_room = work.idle_cores < wanted <= self._idle_cores
         return work.number < self.numbers[-1] and is_new_room and now_s >= work.slow_from_s
@@ -223,7 +235,7 @@ class ThreadTuner:
         before_s, before_cpu_s = self._last_reading
         if now_s - before_s >= every_s:
             other_cpu_s = self._other_cpu_s()
-            self._idle_cores = (os.cpu_count() or 1) - (other_cpu_s - before_cpu_s) / (now_s - before_s)
+            self._idle_cores = self._cores - (other_cpu_s - before_cpu_s) / (now_s - before_s)
             self._last_reading = now_s, other_cpu_s
 
 

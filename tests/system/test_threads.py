@@ -24,6 +24,7 @@ class Machine:
             clock=lambda: self.now_s,
             set_threads=self.use,
             other_cpu_s=lambda: self.others_s,
+            cores=2,
         )
 
     def use(self, number: int) -> None:
@@ -55,6 +56,24 @@ def test_a_program_that_comes_costs_a_few_steps_and_is_named_once() -> None:
     assert machine.work(60.0) >= 0.8 * 60.0 / 0.1
     assert len(machine.said) == 1
     assert "1 of 2 threads" in machine.said[0]
+
+
+def test_a_program_that_comes_slows_one_unit_alone() -> None:
+    machine = Machine(ALONE)
+    machine.work(20.0)
+    machine.pace, machine.others = BESIDE_ONE, 1.0
+    assert machine.work(4.0) >= (4.0 - BESIDE_ONE[2]) / BESIDE_ONE[1]
+
+
+def test_threads_for_which_no_core_is_idle_are_not_tried_first() -> None:
+    machine = Machine(BESIDE_ONE, others=1.0)
+    with machine.threads.unit("step"):  # cold: with all threads
+        machine.now_s, machine.others_s = machine.now_s + BESIDE_ONE[2], machine.others_s + BESIDE_ONE[2]
+    assert machine.work(4.0) == pytest.approx(4.0 / BESIDE_ONE[1], abs=1.0)
+    assert machine.said == [
+        "other programs leave 1.0 cores idle: at most 1 of 2 threads compute for now; the number follows the measured "
+        "pace, and --threads fixes it"
+    ]
 
 
 def test_cores_that_become_idle_are_used_again() -> None:
