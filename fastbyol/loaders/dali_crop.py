@@ -39,8 +39,8 @@ def crop(
 
     A thread makes them, on a GPU on a stream of its own, so that the thread waits for DALI and no step does. It also
     calls `draw`, which returns the parameters of a batch's views. pixels: uint8 [2B * crop_px * crop_px * 3], view 0
-    first, not flipped; offsets: [2B]; sizes: [2B, 2]. views.params_of_crops() converts the same parameters to those that
-    finish such a batch.
+    first, not flipped; offsets: [2B]; sizes: [2B, 2]. views.params_of_crops() converts the same parameters to those
+    that finish such a batch.
     """
     target = torch.device(device)
     return prefetch_in_thread(
