@@ -91,7 +91,7 @@ def test_evaluation_uses_running_statistics_and_leaves_them() -> None:
 
 
 def test_a_batch_that_does_not_split_is_refused() -> None:
-    with pytest.raises(ValueError, match="equal parts"):
+    with pytest.raises(ValueError, match="equal size"):
         BatchNormAct1d(2, views=2)(torch.randn(5, 2))
 
 

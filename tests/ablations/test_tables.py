@@ -98,10 +98,10 @@ def ended(betons: Betons, tmp_path_factory: pytest.TempPathFactory) -> Job:
 
 
 def test_a_run_that_ended_has_scores_and_a_spread(ended: Job) -> None:
-    result = read_result(ended)
+    found = read_result(ended)
     result = json.loads(ended.folder.result.read_text())
     last = read_metrics(ended.folder.metrics)[-1]
-    assert result == RunResult(
+    assert found == RunResult(
         0,
         knn_top1=result["knn_top1"],
         knn_top1_random_init=result["knn_top1_random_init"],

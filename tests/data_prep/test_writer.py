@@ -224,7 +224,7 @@ def test_the_name_never_disappears_while_files_replace_each_other(tmp_path: Path
         (StoredImage(JPEG, 0, 5, b"x"), 0, "0x5"),
         (StoredImage(JPEG, 5, 65536, b"x"), 0, "5x65536"),
         (StoredImage(JPEG, 5, 5, b""), 0, "0 bytes"),
-        (StoredImage(RAW, 2, 2, b"x" * 11), 0, "11 bytes; 12 wanted"),
+        (StoredImage(RAW, 2, 2, b"x" * 11), 0, "11 bytes; wanted 12"),
         (StoredImage(JPEG, 5, 5, bytes(PAGE + 1)), 0, "a page holds"),
     ],
 )

@@ -50,7 +50,7 @@ def test_a_stored_split_comes_back(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("case", "expected"),
     [
-        ("other labels", "other labels"),
+        ("other labels", "labels differ"),
         ("other count", "splits 3000 images"),
         ("no json", "not a saved split"),
         ("twice", "lists an image twice"),

@@ -315,7 +315,7 @@ def test_evaluation_has_gradients(device: str) -> None:
 
 @pytest.mark.parametrize(
     ("shape", "views", "message"),
-    [((5, 3), 2, "equal parts"), ((2, 3), 2, "one value per channel"), ((4, 2), 2, "channels"), ((4, 3, 2), 2, "give")],
+    [((5, 3), 2, "equal size"), ((2, 3), 2, "one value per channel"), ((4, 2), 2, "channels"), ((4, 3, 2), 2, "give")],
 )
 def test_what_cannot_be_normalised_is_refused(device: str, shape: tuple[int, ...], views: int, message: str) -> None:
     case = draw(2, (2, 3), device)

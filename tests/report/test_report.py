@@ -314,7 +314,7 @@ def test_a_curve_breaks_where_values_are_missing() -> None:
 @pytest.mark.parametrize("count", [0, 1, 999, 1000, 1999, 2000, 54_321])
 def test_long_runs_are_thinned_and_keep_their_ends(count: int) -> None:
     rows = [{"step": number} for number in range(count)]
-    thinned = curves.thin(rows)
+    thinned = curves.thin_rows(rows)
     assert len(thinned) <= 2 * curves.PLOTTED_ROWS
     assert [*thinned[:1], *thinned[-1:]] == [*rows[:1], *rows[-1:]]
 
