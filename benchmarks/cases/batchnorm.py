@@ -19,6 +19,7 @@ from benchmarks.harness import Absent, Case, Ready
 from fastbyol.batchnorm import EPS, MOMENTUM
 from fastbyol.errors import ConfigError
 from fastbyol.kernels.batchnorm import batch_norm_act, batch_norm_add_relu
+from fastbyol.kernels.reference import NormParams
 from fastbyol.train import larc
 
 SHAPES = (  # channels, side, residual: the widest batch norms of each stage of a ResNet-50 at 224 px
@@ -95,16 +96,10 @@ Forward = Callable[..., Sequence[Tensor]]  # x, residual, weight, bias, running_
 
 def fused(x: Tensor, residual: Tensor | None, *moved: Tensor, views: int, group: Any = None) -> Sequence[Tensor]:
     """Call fastbyol's kernels: all views in one call."""
-    weight, bias, mean, var = moved
+    norm = NormParams(*moved, None, views=views, momentum=MOMENTUM, eps=EPS, group=group)
     if residual is None:
-        return (
-            batch_norm_act(
-                x, weight, bias, mean, var, None, relu=True, views=views, momentum=MOMENTUM, eps=EPS, group=group
-            ),
-        )
-    return batch_norm_add_relu(
-        x, residual, weight, bias, mean, var, None, views=views, momentum=MOMENTUM, eps=EPS, group=group
-    )
+        return (batch_norm_act(x, norm, relu=True),)
+    return batch_norm_add_relu(x, residual, norm)
 
 
 def in_torch(x: Tensor, residual: Tensor | None, *moved: Tensor) -> Sequence[Tensor]:
