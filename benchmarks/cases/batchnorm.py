@@ -1,4 +1,4 @@
-"""Know the batch norms that are timed: those of a ResNet-50, with their ReLU, with and without a residual sum."""
+"""The timed batch norms: those of a ResNet-50, with their ReLU, with and without a residual sum."""
 
 from __future__ import annotations
 
@@ -38,7 +38,7 @@ MASK_BYTES = 1 / 8
 
 @dataclass(frozen=True)
 class Problem:
-    """Say which batch norm, of x [views * images, channels, side, side] in channels-last memory."""
+    """A batch norm of x [views * images, channels, side, side] in channels-last memory."""
 
     channels: int
     side: int
@@ -48,14 +48,14 @@ class Problem:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Give what autocast leaves convolutions in, and for one population what apex's groupbn is limited to."""
+        """What autocast leaves convolutions in, and for one population what apex's groupbn is limited to."""
         if self.device == "cpu":
             return torch.float32
         return torch.float16 if self.views == 1 else torch.bfloat16
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
-        """Give the shape of x."""
+        """The shape of x."""
         return self.views * IMAGES[self.device], self.channels, self.side, self.side
 
     def bytes_moved(self, *, backward: bool) -> int:
@@ -67,7 +67,7 @@ class Problem:
 
 
 class Tensors(NamedTuple):
-    """Hold the inputs that all rivals share, and the gradients of the output's one or two consumers."""
+    """The inputs that all rivals share, and the gradients of the output's one or two consumers."""
 
     x: Tensor
     residual: Tensor | None
@@ -169,7 +169,7 @@ def _run(forward: Forward, tensors: Tensors, *, parts: int, backward: bool) -> C
 
 
 def _joined(parts: int, problem: Problem, results: Sequence[Tensor], *, backward: bool) -> list[Tensor]:
-    """Put the parts' results together, so that runs of any number of parts compare."""
+    """Concatenate the parts' results, so that runs with different numbers of parts can be compared."""
     if not backward:
         step = 1 + problem.has_residual
         return [torch.cat(tuple(results[::step]))]

@@ -1,4 +1,4 @@
-"""Know the JPEGs that loaders are timed on: those of a source, or drawn ones, as .beton files of several sizes."""
+"""The JPEGs that loaders are timed on: those of a source, or drawn ones, as .beton files of several sizes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ DRAWN, DRAWN_PX = 50, (640, 480)
 
 
 class Photographs:
-    """Hold images of a source, of a .beton, or drawn where neither is given; written when first asked for."""
+    """Images of a source or a .beton, or drawn ones if neither is given; written on first use."""
 
     def __init__(self, source: Path | None, name: str | None) -> None:
         self.source = source
@@ -64,7 +64,7 @@ class Photographs:
 
 @dataclass(frozen=True)
 class Job:
-    """Say which images are loaded in one run, in batches of how many, by how many threads, for which device."""
+    """The images of one run, its batch size, its number of threads and its device."""
 
     photographs: Photographs
     size: str

@@ -33,7 +33,7 @@ SHAPES = [  # views, then [B, C] or [B, C, H, W]
 
 
 class Case(NamedTuple):
-    """Hold what a batch norm reads and moves; residual and dz, one for each result, may be missing."""
+    """What a batch norm reads and updates; residual and dz, one for each result, may be missing."""
 
     x: Tensor
     residual: Tensor | None
@@ -46,7 +46,7 @@ class Case(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """Hold what a batch norm returns, its gradients, and the statistics it moved."""
+    """What a batch norm returns, its gradients, and the statistics it updated."""
 
     z: Tensor
     dx: Tensor
@@ -255,7 +255,7 @@ def test_a_second_derivative_is_refused(device: str) -> None:
 
 @pytest.fixture(params=["alone", "synced"])
 def group(request: pytest.FixtureRequest, device: str) -> Iterator[dist.ProcessGroup | None]:
-    """Give no process group, then one of a single rank."""
+    """Yield no process group, then one of a single rank."""
     if request.param == "alone":
         yield None
         return
