@@ -32,11 +32,8 @@ SPLIT_TILES = 4  # at least this many tiles per program, so that partial sums ar
 # Programs that sum at the same time: 6 blocks of 128 threads on each of 128 multiprocessors. This many fit on sm_90,
 # with up to 80 registers; on sm_80 the backward's sums take up to 91, and 5 blocks fit.
 PROGRAMS = 768
-FINALIZE = {
-    "BS": 512,
-    "BC": 8,
-    "num_warps": 8,
-}  # splits and channels: few channels per program, so that many multiprocessors read
+# Splits and channels: few channels per program, so that many multiprocessors read.
+FINALIZE = {"BS": 512, "BC": 8, "num_warps": 8}
 
 
 @triton.jit
@@ -164,9 +161,8 @@ def finalize_kernel(
         tl.store(rstd_ptr + group * channels + c, 1.0 / tl.sqrt(variance + eps), mask=inside)
         running_mean = (1.0 - momentum) * running_mean + momentum * mean
         running_var = (1.0 - momentum) * running_var + momentum * variance * (count / (count - 1.0))
-    is_finite = (tl.abs(running_mean) < float("inf")) & (
-        tl.abs(running_var) < float("inf")
-    )  # comparisons with NaN are false
+    # comparisons with NaN are false
+    is_finite = (tl.abs(running_mean) < float("inf")) & (tl.abs(running_var) < float("inf"))
     tl.store(running_mean_ptr + c, running_mean, mask=inside & is_finite)
     tl.store(running_var_ptr + c, running_var, mask=inside & is_finite)
     if batches_ptr is not None and tl.program_id(0) == 0:

@@ -15,11 +15,7 @@ from benchmarks.harness import Absent
 from fastbyol.beton import Reader
 from fastbyol.order import Rows, stream
 
-SIDES_PX = {
-    "256 px": 256,
-    "500 px": 500,
-    "original size": 4096,
-}  # the longest side, at most; the last are not encoded anew
+SIDES_PX = {"256 px": 256, "500 px": 500, "original size": 4096}  # at most, the longer; the last are not encoded anew
 IMAGES_MAX = 1000  # of a source, spread evenly over it
 DRAWN, DRAWN_PX = 50, (640, 480)
 
