@@ -14,8 +14,8 @@ COMMANDS = {
 }
 
 
-def main(argv: Sequence[str] | None = None) -> int:
-    """Print the commands; return 0."""
+def build_parser() -> Parser:
+    """Build the parser, whose help lists the commands."""
     parser = Parser(
         prog="fastbyol",
         usage="python -m fastbyol [--version]",
@@ -24,6 +24,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         formatter_class=EpilogFormatter,
     )
     add_version(parser)
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print the commands; return 0."""
+    parser = build_parser()
     parser.parse_args(argv)
     parser.print_help()
     return DONE

@@ -42,7 +42,7 @@ def parse(words: Sequence[str]) -> tuple[argparse.Namespace, Protocol | None]:
     parser = build_parser()
     if not words or words[0].startswith("-"):
         parser.parse_args(words)
-        parser.error("no protocol given; give one of its names first, as in fastbyol-eval knn RUN_DIR")
+        parser.error("no protocol given; give one first, as in fastbyol-eval knn RUN_DIR")
     name = words[0]
     try:
         protocol = None if name in COMMANDS else find_protocol(name)

@@ -24,7 +24,7 @@ OF_RECIPE = "(default: the recipe's)"
 class RecipesAction(argparse.Action):
     """--recipes: print the table of recipes and exit."""
 
-    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:  # type: ignore[override]
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
         """Print the table."""
         print(format_recipes())
         parser.exit()
@@ -34,7 +34,7 @@ def build_parser() -> Parser:
     """Build the parser; names and meanings of flags are a contract (see CHANGELOG.md)."""
     parser = Parser(
         prog="fastbyol-train",
-        usage="fastbyol-train RECIPE --data F.beton [options]",
+        usage="fastbyol-train RECIPE [options]",
         description="Train a BYOL encoder within a budget.",
     )
     parser.add_argument(

@@ -226,10 +226,11 @@ def _prepare(args: argparse.Namespace, files: Files, inputs: InputSettings) -> t
     settings = {"epochs": args.epochs, "seed": args.seed, "base_lrs": args.lrs}
 
     def job(encoder: ResNet, label: str) -> Scores:
-        if args.cached:
-            both, where = represent_both(encoder, files, inputs), {"device": inputs.device, "threads": inputs.threads}
-            return score(*both, **settings, **where, label=label)._asdict()
-        return score_augmented(encoder, files, inputs, **settings, label=label)._asdict()
+        if not args.cached:
+            return score_augmented(encoder, files, inputs, **settings, label=label)._asdict()
+        train, val = represent_both(encoder, files, inputs)
+        result = score(train, val, **settings, device=inputs.device, threads=inputs.threads, label=label)
+        return result._asdict()
 
     views = "cached" if args.cached else "crop and flip"
     return {"views": views, "epochs": args.epochs, "seed": args.seed}, job

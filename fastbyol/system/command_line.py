@@ -15,38 +15,11 @@ import fastbyol
 from fastbyol.system.limits import available_cores
 
 
-def positive_number(text: str) -> float:
-    """Parse a number above 0."""
-    return _number(text, "more than 0", lambda value: value > 0)
-
-
-def proper_fraction(text: str) -> float:
-    """Parse a number strictly between 0 and 1."""
-    return _number(text, "between 0 and 1", lambda value: 0 < value < 1)
-
-
-def nonnegative_number(text: str) -> float:
-    """Parse a number of at least 0."""
-    return _number(text, "of at least 0", lambda value: value >= 0)
-
-
-def _number(text: str, wanted: str, is_valid: Callable[[float], bool]) -> float:
-    try:
-        value = float(text)
-    except ValueError:
-        value = math.nan
-    if not (math.isfinite(value) and is_valid(value)):
-        raise argparse.ArgumentTypeError(f"{text!r} given; wanted a number {wanted}")
-    return value
-
-
+DONE, RANK_LOST, BAD_INPUT, DIVERGED, INTERRUPTED = 0, 1, 2, 3, 75  # exit statuses
 THREADS = (
     "threads that compute, on a CPU (default: OMP_NUM_THREADS, which torchrun sets; else the fastest, by measuring)"
 )
 WORKERS = "decoding threads (default: the cores of this rank less 2 on cuda, 2 on a CPU)"
-
-
-DONE, RANK_LOST, BAD_INPUT, DIVERGED, INTERRUPTED = 0, 1, 2, 3, 75
 
 
 class HelpFormatter(argparse.HelpFormatter):
@@ -62,8 +35,11 @@ class HelpFormatter(argparse.HelpFormatter):
         return f"{text} (default: {shown})" if shown else text
 
 
-class EpilogFormatter(HelpFormatter, argparse.RawDescriptionHelpFormatter):
-    """The same layout, with an epilog whose lines are broken already."""
+class EpilogFormatter(HelpFormatter):
+    """The same layout, with texts of several lines left as they are."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:  # the hook of argparse.RawDescriptionHelpFormatter
+        return text if "\n" in text else super()._fill_text(text, width, indent)
 
 
 class Parser(argparse.ArgumentParser):
@@ -72,7 +48,9 @@ class Parser(argparse.ArgumentParser):
     def __init__(self, **settings: Any) -> None:
         super().__init__(**{"formatter_class": HelpFormatter, **settings})
 
-    def parse_args(self, args: Sequence[str] | None = None, namespace: Any = None) -> Any:
+    def parse_args(  # type: ignore[override]  # one signature for argparse's three
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> argparse.Namespace:
         """Parse a command line; unknown words are an error that names the nearest flag."""
         found, unknown = self.parse_known_args(args, namespace)
         if unknown:
@@ -105,7 +83,7 @@ def describe_unknown(words: Sequence[str], *, known: Sequence[str]) -> str:
 class VersionAction(argparse.Action):
     """--version: print the version and exit; it is looked up only then."""
 
-    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:  # type: ignore[override]
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
         """Print the command and fastbyol's version."""
         print(f"{parser.prog} {fastbyol.__version__}")
         parser.exit()
@@ -140,6 +118,31 @@ def fail(command: str, error: Exception, *, status: int) -> int:
     """Print an exception as one line on stderr and return the status."""
     print(f"{command}: error: {' '.join(str(error).split())}", file=sys.stderr)
     return status
+
+
+def positive_number(text: str) -> float:
+    """Parse a number above 0."""
+    return _number(text, "more than 0", lambda value: value > 0)
+
+
+def proper_fraction(text: str) -> float:
+    """Parse a number strictly between 0 and 1."""
+    return _number(text, "between 0 and 1", lambda value: 0 < value < 1)
+
+
+def nonnegative_number(text: str) -> float:
+    """Parse a number of at least 0."""
+    return _number(text, "of at least 0", lambda value: value >= 0)
+
+
+def _number(text: str, wanted: str, is_valid: Callable[[float], bool]) -> float:
+    try:
+        value = float(text)
+    except ValueError:
+        value = math.nan
+    if not (math.isfinite(value) and is_valid(value)):
+        raise argparse.ArgumentTypeError(f"{text!r} given; wanted a number {wanted}")
+    return value
 
 
 def seed(text: str) -> int:
