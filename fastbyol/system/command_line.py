@@ -14,7 +14,6 @@ from typing import Any, NoReturn
 import fastbyol
 from fastbyol.system.limits import available_cores
 
-
 DONE, RANK_LOST, BAD_INPUT, DIVERGED, INTERRUPTED = 0, 1, 2, 3, 75  # exit statuses
 THREADS = (
     "threads that compute, on a CPU (default: OMP_NUM_THREADS, which torchrun sets; else the fastest, by measuring)"
