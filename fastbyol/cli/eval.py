@@ -78,7 +78,7 @@ def find_protocol(name: str) -> Protocol:
 
 def build_command_parser(name: str, protocol: Protocol | None) -> Parser:
     """Build the parser of a protocol or command; names and meanings of flags are a contract and do not change."""
-    description = (PROTOCOL_SUMMARIES | COMMANDS).get(name, "")
+    description = (PROTOCOL_SUMMARIES | COMMANDS).get(name, f"the protocol at {name}")
     parser = Parser(prog=f"fastbyol-eval {name}", description=f"{description[:1].upper()}{description[1:]}.")
     if name == "table":
         add_table_flags(parser)
