@@ -90,7 +90,7 @@ for split, count in (("train", 24), ("val", 8)):
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 256, (40, 48, 3), dtype=np.uint8)).save(path)
 
-from fastbyol import eval as evaluation, train
+from fastbyol.cli import eval as evaluation, train
 from fastbyol.data_prep import cli
 
 files = ["--train=train.beton", "--val=val.beton"]
@@ -163,7 +163,7 @@ def test_without_pillow_a_command_says_in_one_line_what_to_install(tmp_path: Pat
     script = f"""{HIDE}
 hide(["PIL", "simplejpeg"])
 os.chdir({str(tmp_path)!r})
-from fastbyol import eval as evaluation, train
+from fastbyol.cli import eval as evaluation, train
 from fastbyol.data_prep import cli
 for main, words in (
     (train.main, ["demo", "--out=run"]),
