@@ -14,7 +14,6 @@ from fastbyol.beton import BetonError, Reader
 from fastbyol.cli import table as tables
 from fastbyol.cli.arguments import build_parser
 from fastbyol.config import Config
-from fastbyol.encoder import ResNet, build
 from fastbyol.errors import ConfigError, require
 from fastbyol.evaluate import finetune, knn, linear, linear_transfer, masks, segmentation, semi_supervised, splits
 from fastbyol.evaluate.features import Features, check_classes, check_features, evenly_spaced, labels_of, represent
@@ -22,6 +21,7 @@ from fastbyol.evaluate.images import InputSettings
 from fastbyol.export import formats, load_encoder, model_card
 from fastbyol.jpeg import require_pillow
 from fastbyol.loaders import default_workers
+from fastbyol.parts import Encoder, build_encoder
 from fastbyol.storage import files
 from fastbyol.storage.run_folder import RunFolder
 from fastbyol.storage.scores import Scores, load_scores, save_scores
@@ -33,15 +33,15 @@ from fastbyol.system.signals import StopSignal
 from fastbyol.system.threads import ThreadTuner
 
 Files = tuple[Reader, Reader]
-ScoreEncoder = Callable[[ResNet, str], Scores]  # arguments: the encoder, a label for the progress bars
+ScoreEncoder = Callable[[Encoder, str], Scores]  # arguments: the encoder, a label for the progress bars
 
 
-def _open(folder: RunFolder) -> tuple[Config, ResNet]:
+def _open(folder: RunFolder) -> tuple[Config, Encoder]:
     """Read the configuration and the encoder of a run; raise ConfigError if it has not finished."""
     config = folder.read_config()
     if not folder.result.is_file():
         raise ConfigError(f"the run in {folder.path} has not finished; continue it with fastbyol-train --resume")
-    return config, load_encoder(folder.encoder)
+    return config, load_encoder(folder.encoder, trust=True)  # as the run's own configuration names it
 
 
 def score(args: argparse.Namespace) -> Scores:
@@ -56,7 +56,7 @@ def score(args: argparse.Namespace) -> Scores:
     encoders = {"trained": trained}
     if options.get("from_scratch", True) and not (options.get("skip_random_init") or options.get("skip_supervised")):
         second = "supervised" if args.protocol == "semi" else "random_init"
-        encoders[second] = build(config.recipe.encoder, seed=config.seed)
+        encoders[second] = build_encoder(config.recipe.encoder, seed=config.seed)
     torch_threads = threads.make_tuner(
         args.threads, device, notify=lambda text: print(f"fastbyol-eval: {text}", file=sys.stderr)
     )
@@ -84,7 +84,7 @@ def score(args: argparse.Namespace) -> Scores:
 
 
 def _features(
-    encoder: ResNet, files: Files, inputs: InputSettings, *, bank: int | None = None
+    encoder: Encoder, files: Files, inputs: InputSettings, *, bank: int | None = None
 ) -> tuple[Features, Features]:
     train, val = files
     both = (
@@ -104,7 +104,7 @@ def _knn(args: argparse.Namespace, files: Files, inputs: InputSettings) -> tuple
     for k, temperature in product(args.k, args.temperature):
         knn.check_settings(k, min(args.bank or len(files[0]), len(files[0])), temperature=temperature)
 
-    def score_encoder(encoder: ResNet, _: str) -> Scores:
+    def score_encoder(encoder: Encoder, _: str) -> Scores:
         bank, queries = _features(encoder, files, inputs, bank=args.bank)
         cells = knn.sweep(bank, queries, args.k, args.temperature, device=inputs.device)
         headline = {"top1": cells[0].top1, "k": cells[0].k, "temperature": cells[0].temperature}
@@ -116,7 +116,7 @@ def _knn(args: argparse.Namespace, files: Files, inputs: InputSettings) -> tuple
 def _linear(args: argparse.Namespace, files: Files, inputs: InputSettings) -> tuple[Scores, ScoreEncoder]:
     settings = {"epochs": args.epochs, "seed": args.seed, "base_lrs": args.lrs}
 
-    def score_encoder(encoder: ResNet, label: str) -> Scores:
+    def score_encoder(encoder: Encoder, label: str) -> Scores:
         if args.cached:
             result = linear.score(
                 *_features(encoder, files, inputs),
@@ -136,13 +136,13 @@ def _linear(args: argparse.Namespace, files: Files, inputs: InputSettings) -> tu
 def _semi(args: argparse.Namespace, files: Files, inputs: InputSettings) -> tuple[Scores, ScoreEncoder]:
     labels = labels_of(files[0])
     name = f"{args.fraction:g}-seed{args.seed}-{splits.fingerprint(labels)[:8]}.json"
-    path = args.split or RunFolder(args.run_dir).path / "splits" / name
+    path = args.split or RunFolder(args.run_dir).splits / name
     if args.split is None and not path.exists():
         split = splits.balanced_split(labels, args.fraction, seed=args.seed)
         splits.save(path, split, labels, fraction=args.fraction, seed=args.seed)
     split = splits.load(path, labels)
 
-    def score_encoder(encoder: ResNet, label: str) -> Scores:
+    def score_encoder(encoder: Encoder, label: str) -> Scores:
         return semi_supervised.score(
             encoder, files, split, base_lrs=args.lrs, epochs=args.epochs, inputs=inputs, seed=args.seed, label=label
         )
@@ -154,7 +154,7 @@ def _transfer(args: argparse.Namespace, files: Files, inputs: InputSettings) -> 
     """Use whole centre squares: the protocol resizes the short side to the network's input size."""
     whole = replace(inputs, margin=1.0)
 
-    def score_encoder(encoder: ResNet, label: str) -> Scores:
+    def score_encoder(encoder: Encoder, label: str) -> Scores:
         train, val = _features(encoder, files, whole)
         settings = {"metric": args.metric, "device": inputs.device, "threads": inputs.threads}
         return linear_transfer.score(train, val, **settings, seed=args.seed, label=label)
@@ -165,7 +165,7 @@ def _transfer(args: argparse.Namespace, files: Files, inputs: InputSettings) -> 
 def _finetune(args: argparse.Namespace, files: Files, inputs: InputSettings) -> tuple[Scores, ScoreEncoder]:
     grid = finetune.Grid(args.lrs, args.weight_decays, args.steps)
 
-    def score_encoder(encoder: ResNet, label: str) -> Scores:
+    def score_encoder(encoder: Encoder, label: str) -> Scores:
         return finetune.score(encoder, files, grid=grid, metric=args.metric, inputs=inputs, seed=args.seed, label=label)
 
     return {}, score_encoder
@@ -190,7 +190,7 @@ def _segment(args: argparse.Namespace, device: str, torch_threads: ThreadTuner) 
     hparams = finetune.HParams(args.lr, args.weight_decay, args.steps, min(args.batch_size, len(train)))
     inputs, classes = InputSettings(args.crop_px, 1.0, device=device, threads=torch_threads), int(known.max()) + 1
 
-    def score_encoder(encoder: ResNet, label: str) -> Scores:
+    def score_encoder(encoder: Encoder, label: str) -> Scores:
         return segmentation.score(
             encoder,
             (train, val),

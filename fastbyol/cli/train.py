@@ -6,20 +6,21 @@ import argparse
 import math
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from fastbyol.beton import BetonError
 from fastbyol.budget import Length, Stopwatch, parse_budget, parse_duration, process_age_s
-from fastbyol.config import CROPS, LOADERS, ON_ERROR, OPTIMIZERS, TARGET_STATISTICS, Config, CropRamp, Recipe
+from fastbyol.config import CROPS, ON_ERROR, TARGET_STATISTICS, Config, CropRamp, Recipe
 from fastbyol.errors import ConfigError
 from fastbyol.loaders import default_workers
 from fastbyol.monitor.wandb_sink import require_wandb
 from fastbyol.monitor.watchdog import Diverged
 from fastbyol.recipes import RECIPES, named
 from fastbyol.recipes.overrides import with_peaks
+from fastbyol.registry import LOADERS, OPTIMIZERS, Registry
 from fastbyol.storage.checkpoint import CheckpointError
 from fastbyol.storage.run_folder import RunFolder
 from fastbyol.system.command_line import (
@@ -76,7 +77,11 @@ def build_parser() -> argparse.ArgumentParser:
     )
     existing.add_argument("--overwrite", action="store_true", help="replace the run in --out")
     parser.add_argument(
-        "--loader", choices=LOADERS, default="native", help="native: threads; memory: decode once; ffcv, dali: theirs"
+        "--loader",
+        type=part_of(LOADERS),
+        default="native",
+        metavar="NAME",
+        help="native: threads; memory: decode once; ffcv, dali: theirs; or your own as module:attribute",
     )
     parser.add_argument(
         "--crop", choices=CROPS, default="kernels", help="who crops the views: our kernels, or DALI, a little apart"
@@ -105,7 +110,13 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--device", choices=["cuda", "cpu"], help="default: cuda where there is one")
     parser.add_argument("--engine", choices=list(ENGINES), help="default: graph on cuda, eager on cpu")
     parser.add_argument("--precision", choices=list(PRECISIONS), help="default: bfloat16 on cuda, float32 on cpu")
-    parser.add_argument("--optimizer", choices=OPTIMIZERS, default="lars", help="apex-larc needs NVIDIA apex")
+    parser.add_argument(
+        "--optimizer",
+        type=part_of(OPTIMIZERS),
+        default="lars",
+        metavar="NAME",
+        help="lars; apex-larc, which needs NVIDIA apex; or your own as module:attribute",
+    )
     parser.add_argument(
         "--target-statistics", choices=TARGET_STATISTICS, help="what the target normalises by (paper: batch)"
     )
@@ -152,6 +163,18 @@ def progress_points(text: str) -> tuple[float, ...]:
         raise argparse.ArgumentTypeError(
             f"{text!r} given; wanted fractions of the run, separated by commas, as in 0.25,0.5,0.75"
         ) from None
+
+
+def part_of(registry: Registry) -> Callable[[str], str]:
+    """Return a parser of a name of the registry, or of module:attribute."""
+
+    def check(text: str) -> str:
+        try:
+            return registry.check(text)
+        except ConfigError as error:
+            raise argparse.ArgumentTypeError(str(error)) from None
+
+    return check
 
 
 def gib(text: str) -> float:
@@ -207,13 +230,14 @@ def recipe_of(args: argparse.Namespace) -> Recipe:
 def config_of(args: argparse.Namespace, folder: RunFolder) -> Config:
     """Build the configuration from the command line; recipe demo without --data uses files in the run folder."""
     recipe = recipe_of(args)
-    data, val = args.data, args.val
+    data: Path | None = args.data
+    val: Path | None = args.val
     if data is None:
         if args.recipe != "demo" or val is not None or ranks() > 1:
             raise ConfigError(
                 f"recipe {args.recipe} needs images; give --data F.beton, a file written by fastbyol-prep write"
             )
-        data, val = (folder.path / "data" / name for name in ("train.beton", "val.beton"))
+        data, val = folder.demo_train, folder.demo_val
     length = Length() if args.budget is None else parse_budget(args.budget)
     device = choose_device(args.device)
     runs_graph = device == "cuda" and ranks() == 1

@@ -15,13 +15,13 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from fastbyol.beton import Reader
-from fastbyol.encoder import ResNet
 from fastbyol.errors import require
 from fastbyol.evaluate import metrics
 from fastbyol.evaluate.features import labels_of
 from fastbyol.evaluate.images import BATCH as BATCH_CENTRED
 from fastbyol.evaluate.images import InputSettings, center_views, random_crops, shuffled_batches
 from fastbyol.evaluate.splits import Split, hold_out
+from fastbyol.parts import Encoder
 
 MOMENTUM = 0.9
 BATCH = 256
@@ -62,7 +62,7 @@ class Trial(NamedTuple):
 class Classifier(nn.Module):
     """An encoder and a linear layer that starts at 0: maps images [N, 3, H, W] to logits [N, classes]."""
 
-    def __init__(self, encoder: ResNet, classes: int) -> None:
+    def __init__(self, encoder: Encoder, classes: int) -> None:
         super().__init__()
         self.encoder = encoder
         self.linear = nn.Linear(encoder.features, classes)
@@ -73,13 +73,6 @@ class Classifier(nn.Module):
         """Map images to logits."""
         logits: Tensor = self.linear(self.encoder(images))
         return logits
-
-
-def copy_encoder(encoder: ResNet) -> ResNet:
-    """Copy an encoder for fine-tuning, with batch norms that take a batch as one population rather than two views."""
-    tuned = ResNet(encoder.config, views=1)
-    tuned.load_state_dict(encoder.state_dict())
-    return tuned.to(encoder.conv1.weight.device)
 
 
 def run_sgd(
@@ -112,7 +105,7 @@ def run_sgd(
 
 
 def tune(
-    encoder: ResNet,
+    encoder: Encoder,
     reader: Reader,
     indices: NDArray[np.int64],
     *,
@@ -129,7 +122,7 @@ def tune(
         hparams.batch >= 2, f"{len(indices)} labelled images to fine-tune on; batch norm needs at least 2; give more"
     )
     labels = torch.from_numpy(labels_of(reader))
-    network = Classifier(copy_encoder(encoder), int(labels.max()) + 1).to(inputs.device)
+    network = Classifier(encoder.with_views(1), int(labels.max()) + 1).to(inputs.device)
     for layer in network.modules():
         if isinstance(layer, nn.modules.batchnorm._BatchNorm):
             layer.momentum = min(BN_STEPS * hparams.batch / len(indices), 0.1)
@@ -164,7 +157,7 @@ def predict(
 
 
 def score(
-    encoder: ResNet,
+    encoder: Encoder,
     files: tuple[Reader, Reader],
     *,
     grid: Grid,
@@ -200,7 +193,7 @@ def score(
 
 
 def run_trials(
-    encoder: ResNet,
+    encoder: Encoder,
     train: Reader,
     split: Split,
     combinations: Sequence[HParams],

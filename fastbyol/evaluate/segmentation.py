@@ -12,10 +12,11 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from fastbyol.encoder import BasicBlock, Bottleneck, ResNet, init_
-from fastbyol.errors import require
-from fastbyol.evaluate.finetune import HParams, copy_encoder, run_sgd
+from fastbyol.errors import ConfigError, require
+from fastbyol.evaluate.finetune import HParams, run_sgd
 from fastbyol.evaluate.images import InputSettings
 from fastbyol.evaluate.masks import IGNORED, Pair, augmented_batches, read_pair
+from fastbyol.parts import Encoder
 
 STEPS = 30_000  # these constants: He et al. 2020 (MoCo), appendix; docs/numerics.md has the paper's
 LR = 3e-3
@@ -26,12 +27,16 @@ STRIDE = 16
 HEAD_CHANNELS, HEAD_DILATION = 256, 6
 
 
-def dilate_(encoder: ResNet, stride: int) -> None:
+def dilate_(encoder: Encoder, stride: int) -> None:
     """Lower the encoder's output stride in place, replacing the stride of the last groups by dilated 3x3 convolutions.
 
     As in torchvision, the first block of such a group has the dilation of the group before it, and the others have
-    the new dilation. Raises ConfigError for a stride that the encoder cannot have.
+    the new dilation. Raises ConfigError for a stride that the encoder cannot have, and for one that is no ResNet.
     """
+    if not isinstance(encoder, ResNet):
+        raise ConfigError(
+            f"encoder {encoder.config.arch} has no stages to dilate; segmentation needs a ResNet: give another protocol"
+        )
     stem = int(encoder.conv1.stride[0]) * (2 if isinstance(encoder.maxpool, nn.MaxPool2d) else 1)
     strides = [stem * 2**n for n in range(len(encoder.stages))]
     require(
@@ -57,7 +62,7 @@ def _strided_conv(block: BasicBlock | Bottleneck) -> nn.Conv2d:
 class Segmenter(nn.Module):
     """An encoder, two dilated 3x3 convolutions and a 1x1: maps images [N, 3, H, W] to logits [N, classes, H, W]."""
 
-    def __init__(self, encoder: ResNet, classes: int, *, stride: int, seed: int) -> None:
+    def __init__(self, encoder: Encoder, classes: int, *, stride: int, seed: int) -> None:
         super().__init__()
         dilate_(encoder, stride)
         self.encoder = encoder
@@ -101,7 +106,7 @@ def confusion_matrix(network: Segmenter, found: Sequence[Pair], *, classes: int,
 
 
 def score(
-    encoder: ResNet,
+    encoder: Encoder,
     found: tuple[Sequence[Pair], Sequence[Pair]],
     *,
     classes: int,
@@ -117,7 +122,7 @@ def score(
     in two steps.
     """
     train, val = found
-    network = Segmenter(copy_encoder(encoder), classes, stride=stride, seed=seed).to(inputs.device)
+    network = Segmenter(encoder.with_views(1), classes, stride=stride, seed=seed).to(inputs.device)
     batches = augmented_batches(
         train, px=inputs.px, batch=hparams.batch, steps=hparams.steps, seed=seed, device=inputs.device
     )

@@ -9,11 +9,12 @@ from typing import Any
 import numpy as np
 
 from fastbyol.beton import Reader
-from fastbyol.encoder import ResNet
 from fastbyol.evaluate import metrics
 from fastbyol.evaluate.finetune import Classifier, HParams, Trial, predict, run_trials
 from fastbyol.evaluate.images import InputSettings
 from fastbyol.evaluate.splits import Split
+from fastbyol.parts import Encoder
+from fastbyol.recipe import scale_lr
 
 BATCH = 1024
 BASE_LRS = (0.005, 0.01, 0.02, 0.05, 0.1)  # times batch / 256; paper, appendix C.1
@@ -23,11 +24,12 @@ EPOCHS = (30, 50)
 def combinations(images: int, base_lrs: Sequence[float], epochs: Sequence[int]) -> list[HParams]:
     """List the hyperparameters to try for this number of labelled images: batch 1024 or fewer, no weight decay."""
     batch = min(BATCH, images)
-    return [HParams(lr * batch / 256, 0.0, max(n * images // batch, 1), batch) for lr, n in product(base_lrs, epochs)]
+    rates = [scale_lr(base_lr, batch_size=batch) for base_lr in base_lrs]
+    return [HParams(lr, 0.0, max(n * images // batch, 1), batch) for lr, n in product(rates, epochs)]
 
 
 def score(
-    encoder: ResNet,
+    encoder: Encoder,
     files: tuple[Reader, Reader],
     split: Split,
     *,
