@@ -37,16 +37,16 @@ def load_encoder(path: str | os.PathLike[str], *, trust: bool = False) -> Encode
         path = RunFolder(Path(path)).encoder
     try:
         with safe_open(path, framework="pt") as file:
-            settings = json.loads(file.metadata()["fastbyol"])
+            config = EncoderConfig(**json.loads(file.metadata()["fastbyol"]))
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - not a mapping
-        if settings["arch"] not in ENCODERS and not trust:
+        if config.arch not in ENCODERS and not trust:
             raise ConfigError(
-                f"{path} wants code of its own, {settings['arch']!r}, which could do anything; if you trust whoever "
-                "made the file, give load_encoder(..., trust=True)"
+                f"{path} wants code of its own, {config.arch!r}, which could do anything; if you trust whoever made "
+                "the file, give load_encoder(..., trust=True)"
             )
-        encoder = build_encoder(EncoderConfig(**settings), seed=None)
+        encoder = build_encoder(config, seed=None)
         encoder.load_state_dict(tensors)
-    except (SafetensorError, OSError, KeyError, TypeError, RuntimeError, json.JSONDecodeError) as error:
+    except (SafetensorError, OSError, KeyError, TypeError, AttributeError, RuntimeError, json.JSONDecodeError) as error:
         raise ConfigError(
             f"{path} is not an encoder exported by fastbyol ({error}); give a folder in which fastbyol-train finished"
         ) from error
