@@ -67,12 +67,13 @@ class Loop:
         self.throttle = Throttle(config.device)
         self.watchdog = Watchdog(dimensions=config.recipe.head.out, stops_on_collapse=config.stop_on_collapse)
         self.rows = RowWriter(
+            config,
+            reader,
+            world,
             optimizer=self.optimizer,
             probe=self.probe,
             watchdog=self.watchdog,
             logger=self.logger,
-            world=world,
-            device=config.device,
         )
         self.position = Position()
         self.scored_at: set[float] = set()  # the part of config.knn_at that is done
@@ -204,7 +205,9 @@ class Loop:
         is_over = progress == 1.0 or is_stopped
         due = {share for share in self.config.knn_at if share <= progress < 1.0} - self.scored_at
         if is_over or due or self.position.step % self.config.log_every == 0:
-            row = self._start_row(session.schedule, elapsed_s=session.now_s)
+            row = self.rows.start(
+                self.position, session.schedule, elapsed_s=session.now_s, skipped_samples=self.skipped_samples
+            )
             numbers = self.rows.copy_numbers(output)
             intervals.lap("log_s")
             if due and not is_stopped:
@@ -263,18 +266,3 @@ class Loop:
         )
         self.skipped_samples += int(skipped)
         return progress, stops > 0
-
-    def _start_row(self, schedule: Schedule, *, elapsed_s: float) -> dict[str, Any]:
-        """Return the row of the current position without the numbers on the device."""
-        at = self.position
-        return {
-            "step": at.step,
-            "epoch": at.step * self.config.recipe.batch_size / len(self.reader),
-            "progress": at.progress,
-            "elapsed_s": elapsed_s,
-            "lr": schedule.learning_rate(at.progress),
-            "tau": schedule.tau(at.progress),
-            "crop_px": schedule.crop_px(at.progress),
-            "skipped_samples": self.skipped_samples,
-            "threads": torch.get_num_threads(),
-        }

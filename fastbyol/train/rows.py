@@ -7,13 +7,17 @@ from typing import Any, NamedTuple
 
 import torch
 
+from fastbyol.beton import Reader
 from fastbyol.byol import Output, embedding_std
+from fastbyol.config import Config
 from fastbyol.monitor.logger import RunLogger
 from fastbyol.monitor.watchdog import Watchdog
 from fastbyol.parts import Optimizer
+from fastbyol.schedule import Schedule
 from fastbyol.system.device import STEPS_AHEAD, HostCopy
 from fastbyol.system.distributed import World
 from fastbyol.train.probe import Probe
+from fastbyol.train.session import Position
 
 
 class _Row(NamedTuple):
@@ -32,17 +36,33 @@ class RowWriter:
 
     def __init__(
         self,
+        config: Config,
+        reader: Reader,
+        world: World,
         *,
         optimizer: Optimizer,
         probe: Probe | None,
         watchdog: Watchdog,
         logger: RunLogger,
-        world: World,
-        device: str,
     ) -> None:
         self.optimizer, self.probe, self.watchdog, self.logger, self.world = optimizer, probe, watchdog, logger, world
-        self._behind = STEPS_AHEAD if device == "cuda" else 0  # steps, after which a GPU has them: nothing waits
+        self._batch_size, self._images = config.recipe.batch_size, len(reader)
+        self._behind = STEPS_AHEAD if config.device == "cuda" else 0  # steps, after which a GPU has them: nothing waits
         self._rows: deque[_Row] = deque()
+
+    def start(self, at: Position, schedule: Schedule, *, elapsed_s: float, skipped_samples: int) -> dict[str, Any]:
+        """Return the row of a position without the numbers on the device."""
+        return {
+            "step": at.step,
+            "epoch": at.step * self._batch_size / self._images,
+            "progress": at.progress,
+            "elapsed_s": elapsed_s,
+            "lr": schedule.learning_rate(at.progress),
+            "tau": schedule.tau(at.progress),
+            "crop_px": schedule.crop_px(at.progress),
+            "skipped_samples": skipped_samples,
+            "threads": torch.get_num_threads(),
+        }
 
     def copy_numbers(self, output: Output) -> HostCopy:
         """Start copying the numbers of a row from the device."""
