@@ -100,6 +100,13 @@ def synchronize_(module: nn.Module, group: dist.ProcessGroup | None) -> None:
             layer.group = group
 
 
+def set_views_(module: nn.Module, views: int) -> None:
+    """Make every batch norm in the module take a batch as this many views."""
+    for layer in module.modules():
+        if isinstance(layer, _PerView):
+            layer.views = views
+
+
 @torch.no_grad()
 def recalibrate_(
     module: nn.Module, batches: Iterable[Tensor], *, autocast: AbstractContextManager[Any] | None = None

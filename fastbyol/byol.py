@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from fastbyol import batchnorm
 from fastbyol.batchnorm import BatchNormAct1d
 from fastbyol.config import EncoderConfig, HeadConfig, ObjectiveConfig
-from fastbyol.encoder import ResNet, build, init_
+from fastbyol.encoder import init_
 from fastbyol.kernels import reference
 from fastbyol.kernels.ema_loss import Workspace, ema_loss
-from fastbyol.objective import Objective
+from fastbyol.parts import Encoder, build_encoder, build_objective
 
 VIEWS = 2
 
@@ -43,7 +43,7 @@ class MLP(nn.Sequential):
 class Branch(nn.Module):
     """Encoder and projector, the part that online and target network have in common."""
 
-    def __init__(self, encoder: ResNet, projector: MLP) -> None:
+    def __init__(self, encoder: Encoder, projector: MLP) -> None:
         super().__init__()
         self.encoder = encoder
         self.projector = projector
@@ -84,16 +84,17 @@ class BYOL(nn.Module):
     ) -> None:
         super().__init__()
         self.target_statistics = target_statistics
-        resnet = build(encoder, seed=seed, views=VIEWS)
-        projector = MLP(resnet.features, head, depth=head.projector_depth)
+        backbone = build_encoder(encoder, seed=seed, views=VIEWS)
+        projector = MLP(backbone.features, head, depth=head.projector_depth)
         predictor = MLP(head.out, head, depth=head.predictor_depth)
         generator = torch.Generator().manual_seed(seed + 1)
         init_(projector, generator)
         init_(predictor, generator)
-        self.online = Branch(resnet, projector)
+        self.online = Branch(backbone, projector)
         self.predictor = predictor
         self.target = copy.deepcopy(self.online).requires_grad_(False) if objective.has_target else None
-        self.objective = Objective(objective, dimensions=head.out, seed=seed + 2)
+        self.target_source = objective.target
+        self.objective = build_objective(objective, dimensions=head.out, seed=seed + 2)
         self._workspace = Workspace()  # for a lagged target
 
     def forward(self, views: Tensor, *, tau: Tensor | None = None) -> Output:
@@ -108,10 +109,11 @@ class BYOL(nn.Module):
         projections = self.online.projector(representations)
         predictions = self.predictor(projections)
         if targets is None:
-            targets = projections if self.objective.config.target == "online" else projections.detach()
+            targets = projections if self.target_source == "online" else projections.detach()
         first_view = representations.detach().chunk(VIEWS)[0]
         if tau is None:
-            return Output(self.objective(predictions, targets), targets.detach(), first_view)
+            loss: Tensor = self.objective(predictions, targets)
+            return Output(loss, targets.detach(), first_view)
         assert self.target is not None  # Recipe rejects a lagged target without a target network
         target_params, online_params = list(self.target.parameters()), list(self.online.parameters())
         loss = ema_loss(predictions, targets, target_params, online_params, tau=tau, workspace=self._workspace)
@@ -135,7 +137,7 @@ class BYOL(nn.Module):
     def synchronize_(self, group: dist.ProcessGroup | None) -> None:
         """Share batch-norm statistics and negatives among the ranks of a group, each with equally many images."""
         batchnorm.synchronize_(self, group)
-        self.objective.group = group
+        self.objective.group = group  # type: ignore[assignment]  # a plain attribute, for losses with negatives
 
     def update_target_statistics(self, tau: Tensor) -> None:
         """Move the target's running statistics towards the online network's by the EMA, at the weights' tau."""
@@ -148,7 +150,7 @@ class BYOL(nn.Module):
 
     def target_of(self) -> dict[nn.Parameter, Tensor]:
         """Map each online parameter to the target parameter that follows it; {} where the target does not move."""
-        if self.target is None or self.objective.config.target == "constant":
+        if self.target is None or self.target_source == "constant":
             return {}
         return dict(zip(self.online.parameters(), self.target.parameters(), strict=True))
 

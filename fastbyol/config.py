@@ -1,4 +1,4 @@
-"""Configuration of a run: frozen dataclasses that check their values when they are built."""
+"""Configuration of a run: a frozen dataclass that checks its values when it is built, and its JSON."""
 
 from __future__ import annotations
 
@@ -9,253 +9,44 @@ from dataclasses import dataclass
 from typing import Any
 
 from fastbyol.errors import ConfigError, require
+from fastbyol.recipe import (
+    NORMALIZATIONS,
+    TARGET_STATISTICS,
+    TARGETS,
+    CropRamp,
+    EncoderConfig,
+    HeadConfig,
+    ObjectiveConfig,
+    OptimConfig,
+    Preset,
+    Recipe,
+    ViewConfig,
+)
+from fastbyol.registry import LOADERS, OPTIMIZERS
 
-TARGET_STATISTICS = ("batch", "running")
-OPTIMIZERS = ("lars", "apex-larc")
-LOADERS = ("native", "memory", "ffcv", "dali")
+__all__ = [
+    "CROPS",
+    "NORMALIZATIONS",
+    "ON_ERROR",
+    "TARGETS",
+    "TARGET_STATISTICS",
+    "Config",
+    "CropRamp",
+    "EncoderConfig",
+    "HeadConfig",
+    "ObjectiveConfig",
+    "OptimConfig",
+    "Preset",
+    "Recipe",
+    "ViewConfig",
+    "from_json",
+    "to_json",
+]
+
 CROPS = ("kernels", "dali")
 ENGINES = ("eager", "graph", "compile")
 PRECISIONS = ("float32", "bfloat16")
 ON_ERROR = ("fail", "skip")  # for a sample that does not decode
-TARGETS = ("ema", "constant", "stop-gradient", "online")
-NORMALIZATIONS = ("l2", "layernorm", "batchnorm", "none")
-
-
-@dataclass(frozen=True)
-class ViewConfig:
-    """The distribution of one view; the defaults are T of the paper (appendix B).
-
-    Probabilities lie in [0, 1]; `area` is a fraction of the image; `ratio` is width / height, drawn log-uniformly;
-    strengths are half-widths of uniform distributions; `sigma` is in pixels of the output view.
-    """
-
-    area: tuple[float, float] = (0.08, 1.0)
-    ratio: tuple[float, float] = (3 / 4, 4 / 3)
-    flip: float = 0.5
-    jitter: float = 0.8
-    brightness: float = 0.4
-    contrast: float = 0.4
-    saturation: float = 0.2
-    hue: float = 0.1
-    grayscale: float = 0.2
-    blur: float = 1.0
-    sigma: tuple[float, float] = (0.1, 2.0)
-    solarize: float = 0.0
-
-    def __post_init__(self) -> None:
-        for name in ("flip", "jitter", "grayscale", "blur", "solarize"):
-            value = getattr(self, name)
-            require(0 <= value <= 1, f"view probability {name} is {value}; give a number from 0 to 1")
-        for name in ("area", "ratio", "sigma"):
-            low, high = getattr(self, name)
-            require(0 < low <= high < math.inf, f"view range {name} is ({low}, {high}); give 0 < low <= high")
-        require(self.area[1] <= 1, f"view area ends at {self.area[1]}; a crop cannot exceed the image: give at most 1")
-        for name in ("brightness", "contrast", "saturation", "hue"):
-            value = getattr(self, name)
-            require(0 <= value <= 1, f"view strength {name} is {value}; give a number from 0 to 1")
-
-
-@dataclass(frozen=True)
-class EncoderConfig:
-    """A ResNet: a key of encoder.ARCHS, a multiplier of every layer's channels, a key of encoder.STEMS."""
-
-    arch: str = "resnet50"
-    width: float = 1
-    stem: str = "imagenet"
-
-    def __post_init__(self) -> None:
-        require(0 < self.width < math.inf, f"width is {self.width}; give a multiplier of the channels above 0")
-
-
-@dataclass(frozen=True)
-class HeadConfig:
-    """The sizes of projector and predictor: depth - 1 times Linear(hidden) -> BN -> ReLU, then Linear(out).
-
-    The depths count linear layers (paper, appendix F.1), 1 to 3; predictor depth 0 means no predictor.
-    """
-
-    hidden: int = 4096
-    out: int = 256
-    projector_depth: int = 2
-    predictor_depth: int = 2
-
-    def __post_init__(self) -> None:
-        for name in ("hidden", "out"):
-            value = getattr(self, name)
-            require(value >= 1, f"head size {name} is {value}; give at least 1")
-        for name, least in (("projector_depth", 1), ("predictor_depth", 0)):
-            value = getattr(self, name)
-            require(value in range(least, 4), f"{name} is {value}; give a number of linear layers from {least} to 3")
-
-
-@dataclass(frozen=True)
-class ObjectiveConfig:
-    """The loss to minimise; the defaults are BYOL's. Source: paper, section 5 and appendix F.4 to F.6.
-
-    `target`: where the second view's projection comes from. "ema": the target network, which follows the online
-    network; "constant": a target network that never moves; "stop-gradient": the online network, without a gradient;
-    "online": the online network with its gradient. `normalization`: of the projections, before they are compared.
-    `beta`: weight of the negatives, at `temperature`. Negatives are the other images of the batch or, with `queue` > 0,
-    that many earlier target projections. Without a predictor, beta 1 and target "online" are SimCLR; beta 1, target
-    "ema" and a queue are MoCo.
-    """
-
-    target: str = "ema"
-    normalization: str = "l2"
-    beta: float = 0.0
-    temperature: float = 0.1
-    queue: int = 0
-
-    def __post_init__(self) -> None:
-        for name, value, known in (
-            ("target", self.target, TARGETS),
-            ("normalization", self.normalization, NORMALIZATIONS),
-        ):
-            require(value in known, f"{name} is {value!r}; give one of {', '.join(known)}")
-        require(0 <= self.beta < math.inf, f"beta is {self.beta}; give a weight of the negatives from 0")
-        require(0 < self.temperature < math.inf, f"temperature is {self.temperature}; give more than 0")
-        require(
-            self.normalization == "l2" or self.beta == 0,
-            f"negatives are compared by cosine, not by normalization {self.normalization}; give beta 0 or l2",
-        )
-        require(self.queue >= 0, f"queue is {self.queue}; give a number of projections, 0 for none")
-        require(
-            self.queue == 0 or (self.beta > 0 and self.target in ("ema", "constant")),
-            f"a queue of {self.queue} is not used with beta {self.beta:g} and target {self.target}; "
-            "give beta above 0 and target ema or constant",
-        )
-
-    @property
-    def has_target(self) -> bool:
-        """Tell whether there is a target network besides the online network."""
-        return self.target in ("ema", "constant")
-
-
-@dataclass(frozen=True)
-class OptimConfig:
-    """The peaks of the schedules and the constants of LARS.
-
-    `base_lr`: peak learning rate per 256 images of batch, reached linearly over `warmup_epochs`. `tau_base`: the
-    target's EMA rate at the start, which rises to 1 unless `tau_rises` is False. `trust`: LARS's trust coefficient.
-    """
-
-    base_lr: float
-    weight_decay: float
-    tau_base: float
-    warmup_epochs: float = 10
-    momentum: float = 0.9
-    trust: float = 1e-3
-    tau_rises: bool = True
-
-    def __post_init__(self) -> None:
-        for name in ("base_lr", "weight_decay", "warmup_epochs"):
-            value = getattr(self, name)
-            require(0 <= value < math.inf, f"{name} is {value}; give a number from 0")
-        require(0 <= self.tau_base <= 1, f"tau_base is {self.tau_base}; give a number from 0 to 1")
-        require(0 < self.trust < math.inf, f"trust is {self.trust}; give a trust coefficient of LARS above 0")
-        require(0 <= self.momentum < 1, f"momentum is {self.momentum}; give a number from 0 up to, not including, 1")
-
-
-@dataclass(frozen=True)
-class Preset:
-    """The base learning rate and base tau for a run of `epochs` epochs."""
-
-    epochs: float
-    base_lr: float
-    tau_base: float
-
-    def __post_init__(self) -> None:
-        require(0 < self.epochs < math.inf, f"preset epochs is {self.epochs}; give more than 0")
-        require(0 <= self.base_lr < math.inf, f"preset base_lr is {self.base_lr}; give a number from 0")
-        require(0 <= self.tau_base <= 1, f"preset tau_base is {self.tau_base}; give a number from 0 to 1")
-
-
-@dataclass(frozen=True)
-class CropRamp:
-    """Smaller views early on: each of `sizes_px` for an equal share of progress 0 to `until`, then full size."""
-
-    sizes_px: tuple[int, ...]
-    until: float = 0.6
-
-    def __post_init__(self) -> None:
-        require(bool(self.sizes_px), "crop ramp has no sizes; give at least one side in pixels")
-        require(min(self.sizes_px, default=8) >= 8, f"crop ramp is {self.sizes_px}; give sides of at least 8 pixels")
-        require(0 < self.until < 1, f"crop ramp lasts until {self.until}; give a share of the run between 0 and 1")
-
-    @classmethod
-    def between(cls, start_px: int, full_px: int) -> CropRamp:
-        """Build a ramp from `start_px` to `full_px` in three equal steps, rounded to 32 px, or to 4 for small views."""
-        require(
-            8 <= start_px < full_px, f"crop ramp starts at {start_px} px; give 8 up to, not including, {full_px} px"
-        )
-        multiple = 32 if full_px >= 128 else 4
-        thirds = (start_px + (full_px - start_px) * number / 3 for number in range(1, 3))
-        rounded = {round(px / multiple) * multiple for px in thirds}
-        return cls((start_px, *sorted(px for px in rounded if start_px < px < full_px)))
-
-
-@dataclass(frozen=True)
-class Recipe:
-    """A training recipe: networks, views, loss, optimisation and their sizes.
-
-    `epochs`: the length the constants were chosen for; `presets`: rates for other lengths. `crop_px`: side of a
-    training view; `eval_px`: side of an evaluation view, the centre square whose side is `eval_margin` times the
-    image's short side. Departures from the paper: with `target_statistics` "running" the target normalises by an EMA of
-    the online network's running statistics instead of its own batch statistics; `lagged_target` moves the target in the
-    kernel launch of the loss, one step late; `crop_ramp` starts with smaller views; `recalibrate`: batches from which
-    the running statistics are computed anew after training, 0 for none.
-    """
-
-    name: str
-    encoder: EncoderConfig
-    head: HeadConfig
-    views: tuple[ViewConfig, ViewConfig]
-    optim: OptimConfig
-    crop_px: int
-    batch_size: int
-    epochs: float
-    eval_px: int
-    eval_margin: float = 1.0
-    target_statistics: str = "batch"
-    lagged_target: bool = False
-    presets: tuple[Preset, ...] = ()
-    crop_ramp: CropRamp | None = None
-    recalibrate: int = 0
-    objective: ObjectiveConfig = ObjectiveConfig()
-
-    def __post_init__(self) -> None:
-        require(
-            self.target_statistics in TARGET_STATISTICS,
-            f"target_statistics is {self.target_statistics!r}; give one of {', '.join(TARGET_STATISTICS)}",
-        )
-        require(self.batch_size >= 2, f"batch size is {self.batch_size}; batch norm needs at least 2 images")
-        for name in ("crop_px", "eval_px"):
-            value = getattr(self, name)
-            require(value >= 8, f"{name} is {value}; give at least 8")
-        require(0 < self.eval_margin <= 1, f"eval_margin is {self.eval_margin}; give a share of the short side up to 1")
-        require(0 < self.epochs < math.inf, f"the recipe's epochs is {self.epochs}; give more than 0")
-        require(self.recalibrate >= 0, f"recalibrate is {self.recalibrate}; give a number of batches from 0")
-        objective = self.objective
-        require(
-            objective.target == "ema" or not (self.lagged_target or self.target_statistics == "running"),
-            f"target {objective.target} does not follow the online network; give target ema, or neither "
-            "--lagged-target nor --target-statistics running",
-        )
-        require(
-            (objective.normalization, objective.beta) == ("l2", 0) or not self.lagged_target,
-            f"--lagged-target with normalization {objective.normalization} and beta {objective.beta:g}, but it needs "
-            "BYOL's own loss; give normalization l2 and beta 0",
-        )
-        require(
-            objective.queue == 0 or objective.queue >= 2 * self.batch_size,
-            f"a queue of {objective.queue} is smaller than the projections of a batch of {self.batch_size}; "
-            f"give at least {2 * self.batch_size}",
-        )
-
-    @property
-    def peak_lr(self) -> float:
-        """The peak learning rate, base_lr * batch_size / 256."""
-        return self.optim.base_lr * self.batch_size / 256
 
 
 @dataclass(frozen=True)
@@ -314,12 +105,12 @@ class Config:
             f"epochs is {self.epochs or 0:g}, not more than the {self.recipe.optim.warmup_epochs:g} epochs of warm-up; "
             "give more --epochs or fewer --warmup-epochs",
         )
-        require(self.optimizer in OPTIMIZERS, f"optimizer is {self.optimizer!r}; give one of {', '.join(OPTIMIZERS)}")
+        OPTIMIZERS.check(self.optimizer)
         require(self.workers >= 1, f"workers is {self.workers}; give at least 1")
         require(self.threads is None or self.threads >= 1, f"threads is {self.threads}; give at least 1")
         require(self.prefetch >= 1, f"prefetch is {self.prefetch}; give at least 1 batch")
         require(self.on_error in ON_ERROR, f"on_error is {self.on_error!r}; give one of {', '.join(ON_ERROR)}")
-        require(self.loader in LOADERS, f"loader is {self.loader!r}; give one of {', '.join(LOADERS)}")
+        LOADERS.check(self.loader)
         require(self.crop in CROPS, f"crop is {self.crop!r}; give one of {', '.join(CROPS)}")
         require(
             self.crop == "kernels" or (self.recipe.crop_ramp is None and self.parts == 1),

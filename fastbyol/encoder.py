@@ -11,6 +11,7 @@ from fastbyol.batchnorm import BatchNormAct2d, BatchNormAddReLU2d, normalize_the
 from fastbyol.config import EncoderConfig
 from fastbyol.errors import require
 from fastbyol.kernels.max_pool import max_pool
+from fastbyol.parts import Encoder
 
 Twins = tuple[Tensor, Tensor]  # a feature map, once for a block's convolutions and once for its shortcut
 
@@ -108,12 +109,11 @@ STEMS: dict[str, Callable[[int], tuple[nn.Conv2d, nn.Module]]] = {
 }
 
 
-class ResNet(nn.Module):
+class ResNet(Encoder):
     """A ResNet without its classifier: images [N, 3, H, W] to representations [N, features].
 
-    Attributes: `config`; `features`, the length of a representation. In training N is views*B, view-major, and every
-    batch norm takes statistics per view. The width multiplies the channels of the stem and of every stage (paper,
-    section 3.2), unlike torchvision's wide ResNets. Source: He et al. 2015; stride placement as in torchvision.
+    The width multiplies the channels of the stem and of every stage (paper, section 3.2), unlike torchvision's wide
+    ResNets. Source: He et al. 2015; stride placement as in torchvision.
     """
 
     def __init__(self, config: EncoderConfig, *, views: int = 2) -> None:
@@ -156,6 +156,41 @@ class ResNet(nn.Module):
             twins = self.get_submodule(stage)(twins)
         return twins[0]
 
+    def multiply_adds(self, *, px: int) -> int:
+        """Count the multiply-adds of the convolutions for one image of px pixels a side.
+
+        Computed from the layers' sizes, on any device: a forward on device meta would cost a second of imports in
+        torch.
+        """
+        side, total = _convolution_cost(self.conv1, px)
+        if isinstance(self.maxpool, nn.MaxPool2d):
+            side = _output_side(self.maxpool, side)
+        for stage in self.stages:
+            for block in self.get_submodule(stage).children():
+                if isinstance(block.downsample, nn.Sequential):
+                    total += _convolution_cost(block.downsample[0], side)[1]
+                for convolution in block.children():
+                    if isinstance(convolution, nn.Conv2d):
+                        side, cost = _convolution_cost(convolution, side)
+                        total += cost
+        return total
+
+
+def _output_side(window: nn.Conv2d | nn.MaxPool2d, side: int) -> int:
+    """Return the side of a square feature map after a convolution or pooling."""
+    size, stride, padding = (
+        value if isinstance(value, int) else int(value[0])
+        for value in (window.kernel_size, window.stride, window.padding)
+    )
+    return (side + 2 * padding - size) // stride + 1
+
+
+def _convolution_cost(convolution: nn.Module, side: int) -> tuple[int, int]:
+    """Return the side of a convolution's output and its multiply-adds: every weight once for every output pixel."""
+    assert isinstance(convolution, nn.Conv2d)
+    side = _output_side(convolution, side)
+    return side, side * side * convolution.weight.numel()
+
 
 def init_(module: nn.Module, generator: torch.Generator) -> None:
     """Draw convolution and linear weights from a normal of std 1/sqrt(fan_in), truncated at 2 std; zero the biases."""
@@ -167,8 +202,9 @@ def init_(module: nn.Module, generator: torch.Generator) -> None:
                 nn.init.zeros_(layer.bias)
 
 
-def build(config: EncoderConfig, *, seed: int, views: int = 2) -> ResNet:
-    """Build a ResNet in channels-last memory whose weights depend only on (config, seed)."""
+def build(config: EncoderConfig, *, seed: int | None, views: int = 2) -> ResNet:
+    """Build a ResNet in channels-last memory whose weights depend only on (config, seed); None: for others' weights."""
     encoder = ResNet(config, views=views)
-    init_(encoder, torch.Generator().manual_seed(seed))
+    if seed is not None:
+        init_(encoder, torch.Generator().manual_seed(seed))
     return encoder

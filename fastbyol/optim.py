@@ -25,6 +25,9 @@ class LARS(torch.optim.Optimizer):
     number of such steps in all, and in a row up to now.
     """
 
+    is_capturable = True
+    skips_bad_steps = True
+
     def __init__(
         self,
         params: Iterable[nn.Parameter] | Iterable[dict[str, Any]],

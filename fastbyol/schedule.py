@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from fastbyol.config import CropRamp, Recipe
+from fastbyol.recipe import CropRamp, Recipe, scale_lr
 
 
 def _cosine_decay(progress: float) -> float:
@@ -88,7 +88,7 @@ def build(recipe: Recipe, *, epochs: float, warmup_max: float = 1.0) -> Schedule
         epochs=epochs,
         base_lr=base_lr,
         tau_base=tau_base,
-        peak_lr=base_lr * recipe.batch_size / 256,
+        peak_lr=scale_lr(base_lr, batch_size=recipe.batch_size),
         warmup=min(recipe.optim.warmup_epochs / epochs, warmup_max),
         full_px=recipe.crop_px,
         ramp=recipe.crop_ramp,

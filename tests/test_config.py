@@ -57,6 +57,12 @@ def test_configurations_survive_json(name: str) -> None:
     assert from_json(to_json(whole)) == whole
 
 
+def test_a_configuration_of_0_1_without_a_loss_is_byols() -> None:
+    older = json.loads(to_json(config()))
+    del older["recipe"]["objective"]["loss"]
+    assert from_json(json.dumps(older)) == config()
+
+
 @pytest.mark.parametrize("text", ["", "[]", "{}", '{"recipe": 3}', to_json(config()).replace('"seed"', '"sead"')])
 def test_a_foreign_configuration_is_refused(text: str) -> None:
     with pytest.raises(ConfigError, match="not a configuration"):

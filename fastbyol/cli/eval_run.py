@@ -10,7 +10,6 @@ from contextlib import ExitStack
 from fastbyol.beton import BetonError, Reader
 from fastbyol.cli import table as tables
 from fastbyol.config import Config
-from fastbyol.encoder import ResNet, build
 from fastbyol.errors import ConfigError, require
 from fastbyol.evaluate.features import check_classes
 from fastbyol.evaluate.images import InputSettings
@@ -18,6 +17,7 @@ from fastbyol.evaluate.protocol import Files, Protocol
 from fastbyol.export import formats, load_encoder, model_card
 from fastbyol.jpeg import require_pillow
 from fastbyol.loaders import default_workers
+from fastbyol.parts import Encoder, build_encoder
 from fastbyol.storage import files
 from fastbyol.storage.run_folder import RunFolder
 from fastbyol.storage.scores import Scores, load_scores, save_scores
@@ -48,12 +48,12 @@ def run(args: argparse.Namespace, protocol: Protocol | None) -> int:
     return DONE
 
 
-def open_run(folder: RunFolder) -> tuple[Config, ResNet]:
+def open_run(folder: RunFolder) -> tuple[Config, Encoder]:
     """Read the configuration and the encoder of a run; raise ConfigError if it has not finished."""
     config = folder.read_config()
     if not folder.result.is_file():
         raise ConfigError(f"the run in {folder.path} has not finished; continue it with fastbyol-train --resume")
-    return config, load_encoder(folder.encoder)
+    return config, load_encoder(folder.encoder, trust=True)  # the run's own configuration names it
 
 
 def score(args: argparse.Namespace, protocol: Protocol) -> Scores:
@@ -63,7 +63,7 @@ def score(args: argparse.Namespace, protocol: Protocol) -> Scores:
     device = choose_device(args.device)
     encoders = {"trained": trained}
     if protocol.scores_baseline(args):
-        encoders[protocol.baseline] = build(config.recipe.encoder, seed=config.seed)
+        encoders[protocol.baseline] = build_encoder(config.recipe.encoder, seed=config.seed)
     workers = (args.workers if protocol.has_files else None) or default_workers(device, cores=available_cores())
     torch_threads = threads.make_tuner(args.threads, device, notify=_notify)
     inputs = InputSettings(config.recipe.eval_px, config.recipe.eval_margin, workers, device, threads=torch_threads)

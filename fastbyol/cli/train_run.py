@@ -110,7 +110,7 @@ def config_of(args: argparse.Namespace, folder: RunFolder) -> Config:
             raise ConfigError(
                 f"recipe {args.recipe} needs images; give --data F.beton, a file written by fastbyol-prep write"
             )
-        data, val = (folder.path / "data" / name for name in ("train.beton", "val.beton"))
+        data, val = folder.demo_train, folder.demo_val
     length = Length() if args.budget is None else parse_budget(args.budget)
     device = choose_device(args.device)
     runs_graph = device == "cuda" and ranks() == 1

@@ -12,9 +12,9 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fastbyol.beton import Reader
-from fastbyol.encoder import ResNet
 from fastbyol.errors import ConfigError, require
 from fastbyol.evaluate.images import InputSettings, center_views
+from fastbyol.parts import Encoder
 
 CLASSES_MAX = 65_536  # a larger label is a mistake, and would cost much memory
 LISTED_MAX = 5  # classes that a message lists
@@ -94,7 +94,7 @@ def evenly_spaced(count: int, limit: int | None) -> NDArray[np.int64]:
 
 
 def extract(
-    encoder: ResNet,
+    encoder: Encoder,
     reader: Reader,
     *,
     eval_px: int,
@@ -111,13 +111,13 @@ def extract(
     raised. `on_error` handles an image that does not decode, see InputSettings. Raises ConfigError if the file has no
     labels.
     """
-    inputs = InputSettings(eval_px, margin, workers, encoder.conv1.weight.device.type, on_error)
+    inputs = InputSettings(eval_px, margin, workers, next(encoder.parameters()).device.type, on_error)
     return represent(encoder, reader, evenly_spaced(len(reader), limit), inputs, stop=stop)
 
 
 @torch.inference_mode()
 def represent(
-    encoder: ResNet,
+    encoder: Encoder,
     reader: Reader,
     indices: NDArray[np.int64],
     inputs: InputSettings,
@@ -148,7 +148,7 @@ def represent(
 
 
 def represent_both(
-    encoder: ResNet, files: tuple[Reader, Reader], inputs: InputSettings, *, bank: int | None = None
+    encoder: Encoder, files: tuple[Reader, Reader], inputs: InputSettings, *, bank: int | None = None
 ) -> tuple[Features, Features]:
     """Compute and check the representations of a training and a validation file; `bank` limits the first."""
     train, val = files

@@ -16,7 +16,6 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from fastbyol.beton import Reader
-from fastbyol.encoder import ResNet
 from fastbyol.errors import require
 from fastbyol.evaluate import metrics
 from fastbyol.evaluate.features import labels_of
@@ -24,6 +23,7 @@ from fastbyol.evaluate.images import BATCH as BATCH_CENTRED
 from fastbyol.evaluate.images import InputSettings, center_views, random_crops, shuffled_batches
 from fastbyol.evaluate.protocol import Files, Job, Protocol, add_from_scratch, add_seed
 from fastbyol.evaluate.splits import Split, hold_out
+from fastbyol.parts import Encoder
 from fastbyol.storage.scores import Scores
 from fastbyol.system.command_line import nonnegative_number, positive_number, whole_number
 
@@ -66,7 +66,7 @@ class Trial(NamedTuple):
 class Classifier(nn.Module):
     """An encoder and a linear layer that starts at 0: maps images [N, 3, H, W] to logits [N, classes]."""
 
-    def __init__(self, encoder: ResNet, classes: int) -> None:
+    def __init__(self, encoder: Encoder, classes: int) -> None:
         super().__init__()
         self.encoder = encoder
         self.linear = nn.Linear(encoder.features, classes)
@@ -77,13 +77,6 @@ class Classifier(nn.Module):
         """Map images to logits."""
         logits: Tensor = self.linear(self.encoder(images))
         return logits
-
-
-def copy_encoder(encoder: ResNet) -> ResNet:
-    """Copy an encoder for fine-tuning, with batch norms that take a batch as one population rather than two views."""
-    tuned = ResNet(encoder.config, views=1)
-    tuned.load_state_dict(encoder.state_dict())
-    return tuned.to(encoder.conv1.weight.device)
 
 
 def run_sgd(
@@ -116,7 +109,7 @@ def run_sgd(
 
 
 def tune(
-    encoder: ResNet,
+    encoder: Encoder,
     reader: Reader,
     indices: NDArray[np.int64],
     *,
@@ -133,7 +126,7 @@ def tune(
         hparams.batch >= 2, f"{len(indices)} labelled images to fine-tune on; batch norm needs at least 2; give more"
     )
     labels = torch.from_numpy(labels_of(reader))
-    network = Classifier(copy_encoder(encoder), int(labels.max()) + 1).to(inputs.device)
+    network = Classifier(encoder.with_views(1), int(labels.max()) + 1).to(inputs.device)
     for layer in network.modules():
         if isinstance(layer, nn.modules.batchnorm._BatchNorm):
             layer.momentum = min(BN_STEPS * hparams.batch / len(indices), 0.1)
@@ -168,7 +161,7 @@ def predict(
 
 
 def score(
-    encoder: ResNet,
+    encoder: Encoder,
     files: tuple[Reader, Reader],
     *,
     grid: Grid,
@@ -204,7 +197,7 @@ def score(
 
 
 def run_trials(
-    encoder: ResNet,
+    encoder: Encoder,
     train: Reader,
     split: Split,
     combinations: Sequence[HParams],
@@ -247,7 +240,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 def _prepare(args: argparse.Namespace, files: Files, inputs: InputSettings) -> tuple[Scores, Job]:
     grid = Grid(args.lrs, args.weight_decays, args.steps)
 
-    def job(encoder: ResNet, label: str) -> Scores:
+    def job(encoder: Encoder, label: str) -> Scores:
         return score(encoder, files, grid=grid, metric=args.metric, inputs=inputs, seed=args.seed, label=label)
 
     return {}, job

@@ -13,11 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
-from fastbyol.encoder import ResNet
 from fastbyol.errors import require
 from fastbyol.evaluate.features import Features, represent_both
 from fastbyol.evaluate.images import InputSettings
 from fastbyol.evaluate.protocol import Files, Job, Protocol
+from fastbyol.parts import Encoder
 from fastbyol.storage.scores import Scores
 from fastbyol.system.command_line import whole_number
 
@@ -158,7 +158,7 @@ def _prepare(args: argparse.Namespace, files: Files, inputs: InputSettings) -> t
     for k, temperature in product(args.k, args.temperature):
         check_settings(k, min(args.bank or len(files[0]), len(files[0])), temperature=temperature)
 
-    def job(encoder: ResNet, _: str) -> Scores:
+    def job(encoder: Encoder, _: str) -> Scores:
         bank, queries = represent_both(encoder, files, inputs, bank=args.bank)
         cells = sweep(bank, queries, args.k, args.temperature, device=inputs.device)
         headline = {"top1": cells[0].top1, "k": cells[0].k, "temperature": cells[0].temperature}

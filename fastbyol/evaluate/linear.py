@@ -13,12 +13,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from fastbyol.beton import Reader
-from fastbyol.encoder import ResNet
 from fastbyol.evaluate import metrics
 from fastbyol.evaluate.features import Features, check_features, labels_of, represent, represent_both
+from fastbyol.evaluate.finetune import MOMENTUM
 from fastbyol.evaluate.images import InputSettings, random_crops, shuffled_batches
 from fastbyol.evaluate.protocol import Files, Job, Protocol, add_seed
 from fastbyol.evaluate.splits import hold_out
+from fastbyol.parts import Encoder
+from fastbyol.recipe import scale_lr
 from fastbyol.storage.scores import Scores
 from fastbyol.system.command_line import positive_number, whole_number
 from fastbyol.system.threads import NO_TUNING, ThreadTuner
@@ -26,7 +28,6 @@ from fastbyol.system.threads import NO_TUNING, ThreadTuner
 BASE_LRS = (0.4, 0.3, 0.2, 0.1, 0.05)  # paper, appendix C.1; times batch / 256, cosine to 0: the authors' code
 BATCH = 1024
 EPOCHS = 80
-MOMENTUM = 0.9
 LOG_MIN = -45.0  # least log-probability: far below rounding; products with denormals are many times slower
 TrainBatch = tuple[Tensor, Tensor, Tensor]  # representations [n, F], labels [n], is held out [n] bool
 
@@ -96,7 +97,7 @@ def fit(
     Heads 0..L-1, one per learning rate, learn from all images. With several rates, heads L..2L-1 learn from all but the
     held-out images, so that one pass chooses the rate and also fits the classifier on the whole training file.
     """
-    rates = [lr * batch / 256 for lr in base_lrs] * (2 if len(base_lrs) > 1 else 1)
+    rates = [scale_lr(lr, batch_size=batch) for lr in base_lrs] * (2 if len(base_lrs) > 1 else 1)
     heads: Heads | None = None
     bar = tqdm(train_batches, total=steps, desc=label, unit="steps", delay=2, leave=False, disable=None)
     for step, (values, labels, held) in enumerate(threads.units(bar, label)):
@@ -165,7 +166,7 @@ def score(
 
 
 def score_augmented(
-    encoder: ResNet,
+    encoder: Encoder,
     files: tuple[Reader, Reader],
     inputs: InputSettings,
     *,
@@ -225,7 +226,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 def _prepare(args: argparse.Namespace, files: Files, inputs: InputSettings) -> tuple[Scores, Job]:
     settings = {"epochs": args.epochs, "seed": args.seed, "base_lrs": args.lrs}
 
-    def job(encoder: ResNet, label: str) -> Scores:
+    def job(encoder: Encoder, label: str) -> Scores:
         if not args.cached:
             return score_augmented(encoder, files, inputs, **settings, label=label)._asdict()
         train, val = represent_both(encoder, files, inputs)

@@ -9,12 +9,12 @@ from typing import Any
 
 import torch
 
-from fastbyol.encoder import ResNet
 from fastbyol.evaluate import logistic, metrics
 from fastbyol.evaluate.features import Features, represent_both
 from fastbyol.evaluate.images import InputSettings
 from fastbyol.evaluate.protocol import Files, Job, Protocol, add_seed
 from fastbyol.evaluate.splits import hold_out
+from fastbyol.parts import Encoder
 from fastbyol.storage.scores import Scores
 from fastbyol.system.threads import NO_TUNING, ThreadTuner
 
@@ -67,7 +67,7 @@ def _prepare(args: argparse.Namespace, files: Files, inputs: InputSettings) -> t
     """Use whole centre squares: the protocol resizes the short side to the network's input size."""
     whole = replace(inputs, margin=1.0)
 
-    def job(encoder: ResNet, label: str) -> Scores:
+    def job(encoder: Encoder, label: str) -> Scores:
         train, val = represent_both(encoder, files, whole)
         settings = {"metric": args.metric, "device": inputs.device, "threads": inputs.threads}
         return score(train, val, **settings, seed=args.seed, label=label)

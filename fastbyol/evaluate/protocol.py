@@ -12,11 +12,11 @@ from fastbyol.system.command_line import seed
 
 if TYPE_CHECKING:
     from fastbyol.beton import Reader
-    from fastbyol.encoder import ResNet
     from fastbyol.evaluate.images import InputSettings
+    from fastbyol.parts import Encoder
 
 Files: TypeAlias = "tuple[Reader, Reader]"  # labelled images to learn from, and to score on
-Job: TypeAlias = "Callable[[ResNet, str], Scores]"  # from an encoder on its device, and a label for progress bars
+Job: TypeAlias = "Callable[[Encoder, str], Scores]"  # from an encoder on its device, and a label for progress bars
 Prepare: TypeAlias = "Callable[[argparse.Namespace, Any, InputSettings], tuple[Scores, Job]]"
 
 

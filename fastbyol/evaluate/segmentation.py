@@ -15,11 +15,12 @@ from torch import Tensor, nn
 from tqdm import tqdm
 
 from fastbyol.encoder import BasicBlock, Bottleneck, ResNet, init_
-from fastbyol.errors import require
-from fastbyol.evaluate.finetune import HParams, copy_encoder, run_sgd
+from fastbyol.errors import ConfigError, require
+from fastbyol.evaluate.finetune import HParams, run_sgd
 from fastbyol.evaluate.images import InputSettings
 from fastbyol.evaluate.masks import IGNORED, Pair, augmented_batches, find_classes, find_pairs, read_pair
 from fastbyol.evaluate.protocol import Job, Protocol, add_from_scratch, add_seed
+from fastbyol.parts import Encoder
 from fastbyol.storage.scores import Scores
 from fastbyol.system.command_line import nonnegative_number, positive_number, whole_number
 
@@ -32,12 +33,16 @@ STRIDE = 16
 HEAD_CHANNELS, HEAD_DILATION = 256, 6
 
 
-def dilate_(encoder: ResNet, stride: int) -> None:
+def dilate_(encoder: Encoder, stride: int) -> None:
     """Lower the encoder's output stride in place, replacing the stride of the last groups by dilated 3x3 convolutions.
 
     As in torchvision, the first block of such a group has the dilation of the group before it, and the others have
-    the new dilation. Raises ConfigError for a stride that the encoder cannot have.
+    the new dilation. Raises ConfigError for a stride that the encoder cannot have, and for one that is no ResNet.
     """
+    if not isinstance(encoder, ResNet):
+        raise ConfigError(
+            f"encoder {encoder.config.arch} has no stages to dilate; segmentation needs a ResNet: give another protocol"
+        )
     stem = int(encoder.conv1.stride[0]) * (2 if isinstance(encoder.maxpool, nn.MaxPool2d) else 1)
     strides = [stem * 2**n for n in range(len(encoder.stages))]
     require(
@@ -63,7 +68,7 @@ def _strided_conv(block: BasicBlock | Bottleneck) -> nn.Conv2d:
 class Segmenter(nn.Module):
     """An encoder, two dilated 3x3 convolutions and a 1x1: maps images [N, 3, H, W] to logits [N, classes, H, W]."""
 
-    def __init__(self, encoder: ResNet, classes: int, *, stride: int, seed: int) -> None:
+    def __init__(self, encoder: Encoder, classes: int, *, stride: int, seed: int) -> None:
         super().__init__()
         dilate_(encoder, stride)
         self.encoder = encoder
@@ -107,7 +112,7 @@ def confusion_matrix(network: Segmenter, found: Sequence[Pair], *, classes: int,
 
 
 def score(
-    encoder: ResNet,
+    encoder: Encoder,
     found: tuple[Sequence[Pair], Sequence[Pair]],
     *,
     classes: int,
@@ -123,7 +128,7 @@ def score(
     in two steps.
     """
     train, val = found
-    network = Segmenter(copy_encoder(encoder), classes, stride=stride, seed=seed).to(inputs.device)
+    network = Segmenter(encoder.with_views(1), classes, stride=stride, seed=seed).to(inputs.device)
     batches = augmented_batches(
         train, px=inputs.px, batch=hparams.batch, steps=hparams.steps, seed=seed, device=inputs.device
     )
@@ -197,7 +202,7 @@ def _prepare(args: argparse.Namespace, _: None, inputs: InputSettings) -> tuple[
     hparams = HParams(args.lr, args.weight_decay, args.steps, min(args.batch_size, len(train)))
     crops, classes = replace(inputs, px=args.crop_px, margin=1.0), int(known.max()) + 1
 
-    def job(encoder: ResNet, label: str) -> Scores:
+    def job(encoder: Encoder, label: str) -> Scores:
         return score(
             encoder,
             (train, val),

@@ -11,13 +11,15 @@ from typing import Any
 import numpy as np
 
 from fastbyol.beton import Reader
-from fastbyol.encoder import ResNet
 from fastbyol.evaluate import metrics, splits
 from fastbyol.evaluate.features import labels_of
 from fastbyol.evaluate.finetune import Classifier, HParams, Trial, predict, run_trials
 from fastbyol.evaluate.images import InputSettings
 from fastbyol.evaluate.protocol import Files, Job, Protocol, add_seed
 from fastbyol.evaluate.splits import Split
+from fastbyol.parts import Encoder
+from fastbyol.recipe import scale_lr
+from fastbyol.storage.run_folder import RunFolder
 from fastbyol.storage.scores import Scores
 from fastbyol.system.command_line import positive_number, proper_fraction, whole_number
 
@@ -29,11 +31,12 @@ EPOCHS = (30, 50)
 def combinations(images: int, base_lrs: Sequence[float], epochs: Sequence[int]) -> list[HParams]:
     """List the hyperparameters to try for this number of labelled images: batch 1024 or fewer, no weight decay."""
     batch = min(BATCH, images)
-    return [HParams(lr * batch / 256, 0.0, max(n * images // batch, 1), batch) for lr, n in product(base_lrs, epochs)]
+    rates = [scale_lr(base_lr, batch_size=batch) for base_lr in base_lrs]
+    return [HParams(lr, 0.0, max(n * images // batch, 1), batch) for lr, n in product(rates, epochs)]
 
 
 def score(
-    encoder: ResNet,
+    encoder: Encoder,
     files: tuple[Reader, Reader],
     split: Split,
     *,
@@ -97,13 +100,13 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 def _prepare(args: argparse.Namespace, files: Files, inputs: InputSettings) -> tuple[Scores, Job]:
     labels = labels_of(files[0])
     name = f"{args.fraction:g}-seed{args.seed}-{splits.fingerprint(labels)[:8]}.json"
-    path = args.split or args.run_dir / "splits" / name
+    path = args.split or RunFolder(args.run_dir).splits / name
     if args.split is None and not path.exists():
         split = splits.balanced_split(labels, args.fraction, seed=args.seed)
         splits.save(path, split, labels, fraction=args.fraction, seed=args.seed)
     split = splits.load(path, labels)
 
-    def job(encoder: ResNet, label: str) -> Scores:
+    def job(encoder: Encoder, label: str) -> Scores:
         return score(
             encoder, files, split, base_lrs=args.lrs, epochs=args.epochs, inputs=inputs, seed=args.seed, label=label
         )

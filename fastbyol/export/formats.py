@@ -21,10 +21,10 @@ import torch
 from torch import Tensor
 
 from fastbyol.config import EncoderConfig
-from fastbyol.encoder import ResNet
 from fastbyol.errors import ConfigError, require
 from fastbyol.export import save_encoder
 from fastbyol.kernels.reference import IMAGENET_MEAN, IMAGENET_STD
+from fastbyol.parts import Encoder
 from fastbyol.storage import files
 
 DETECTRON2_NAMES = (  # applied in this order
@@ -34,6 +34,7 @@ DETECTRON2_NAMES = (  # applied in this order
     (re.compile(r"\bdownsample\.1\b"), "shortcut.norm"),
     (re.compile(r"\bbn([1-3])\b"), r"conv\1.norm"),
 )
+STANDARD = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnet200")  # torchvision's and timm's
 OPSET = 18  # torch's own default for ONNX
 
 
@@ -44,13 +45,13 @@ def detectron2_name(name: str) -> str:
     return name
 
 
-def _tensors(encoder: ResNet) -> dict[str, Tensor]:
+def _tensors(encoder: Encoder) -> dict[str, Tensor]:
     return {name: value.detach().cpu().contiguous() for name, value in encoder.state_dict().items()}
 
 
 def is_standard(config: EncoderConfig) -> bool:
     """Tell whether torchvision and timm can build the network from its name alone."""
-    return config.width == 1 and config.stem == "imagenet" and config.arch != "resnet8"
+    return config.width == 1 and config.stem == "imagenet" and config.arch in STANDARD
 
 
 def _require_standard(config: EncoderConfig, kind: str) -> None:
@@ -62,20 +63,20 @@ def _require_standard(config: EncoderConfig, kind: str) -> None:
     )
 
 
-def write_safetensors(path: Path, encoder: ResNet, config: EncoderConfig, px: int) -> None:
+def write_safetensors(path: Path, encoder: Encoder, config: EncoderConfig, px: int) -> None:
     """Write safetensors for fastbyol.load_encoder, with torchvision's names."""
     del px
     save_encoder(path, encoder, config)
 
 
-def write_pth(path: Path, encoder: ResNet, config: EncoderConfig, px: int) -> None:
+def write_pth(path: Path, encoder: Encoder, config: EncoderConfig, px: int) -> None:
     """Write a state dict with torchvision's names, for torch.load(weights_only=True)."""
     del config, px
     with files.replacement(path) as file:
         torch.save(_tensors(encoder), file)
 
 
-def write_timm(path: Path, encoder: ResNet, config: EncoderConfig, px: int) -> None:
+def write_timm(path: Path, encoder: Encoder, config: EncoderConfig, px: int) -> None:
     """Write a state dict for timm.create_model(arch, num_classes=0), and timm's config.json beside it."""
     _require_standard(config, "timm")
     write_pth(path, encoder, config, px)
@@ -95,7 +96,7 @@ def write_timm(path: Path, encoder: ResNet, config: EncoderConfig, px: int) -> N
     files.write(path.with_name("config.json"), json.dumps(model_config, indent=2) + "\n")
 
 
-def write_detectron2(path: Path, encoder: ResNet, config: EncoderConfig, px: int) -> None:
+def write_detectron2(path: Path, encoder: Encoder, config: EncoderConfig, px: int) -> None:
     """Write the pickle that detectron2's checkpointer loads as MODEL.WEIGHTS.
 
     The model expects RGB images, PIXEL_MEAN [123.675, 116.28, 103.53], PIXEL_STD [58.395, 57.12, 57.375] and
@@ -122,7 +123,7 @@ def _mute_logging() -> Iterator[None]:
         logging.disable(before)
 
 
-def write_onnx(path: Path, encoder: ResNet, config: EncoderConfig, px: int) -> None:
+def write_onnx(path: Path, encoder: Encoder, config: EncoderConfig, px: int) -> None:
     """Write an ONNX graph from float32 images [N, 3, H, W] to representations [N, features], with N, H and W dynamic.
 
     Raises ConfigError where the package onnxscript is missing.
@@ -132,7 +133,7 @@ def write_onnx(path: Path, encoder: ResNet, config: EncoderConfig, px: int) -> N
         importlib.util.find_spec("onnxscript") is not None,
         "--format onnx needs the package onnxscript; pip install 'fastbyol[onnx]', or choose another --format",
     )
-    images = torch.zeros(2, 3, px, px, device=encoder.conv1.weight.device)
+    images = torch.zeros(2, 3, px, px, device=next(encoder.parameters()).device)
     with warnings.catch_warnings(), _mute_logging():
         warnings.simplefilter("ignore")  # torch warns of its own exporter and of a missing torchvision
         program: Any = torch.onnx.export(
@@ -149,7 +150,7 @@ def write_onnx(path: Path, encoder: ResNet, config: EncoderConfig, px: int) -> N
         file.write(program.model_proto.SerializeToString())
 
 
-Writer = Callable[[Path, ResNet, EncoderConfig, int], None]
+Writer = Callable[[Path, Encoder, EncoderConfig, int], None]
 FORMATS: dict[str, Writer] = {
     "safetensors": write_safetensors,
     "pth": write_pth,
@@ -159,7 +160,7 @@ FORMATS: dict[str, Writer] = {
 }
 
 
-def write(kind: str, path: Path, encoder: ResNet, config: EncoderConfig, *, px: int) -> None:
+def write(kind: str, path: Path, encoder: Encoder, config: EncoderConfig, *, px: int) -> None:
     """Write an encoder in format `kind`; px: side of an evaluation view, written as the input size.
 
     Raises ConfigError where the format does not exist or cannot represent the encoder.

@@ -3,23 +3,47 @@
 from __future__ import annotations
 
 import importlib
-from collections.abc import Callable, Generator, Iterable
-from functools import partial
-from types import ModuleType
+import sys
+from collections.abc import Callable, Generator, Iterable, Iterator
+from contextlib import contextmanager
+from typing import Protocol
 
 import torch
 
 from fastbyol.beton import Reader
-from fastbyol.config import LOADERS, ON_ERROR
+from fastbyol.config import ON_ERROR
 from fastbyol.errors import ConfigError
 from fastbyol.kernels.view_params import ViewParams
 from fastbyol.loaders.batch import PREFETCH, Batch
 from fastbyol.order import Rows
+from fastbyol.registry import LOADERS
 
-__all__ = ["PREFETCH", "Batch", "crop_by_dali", "decoding_threads", "default_workers", "load"]
-PACKAGES = {"native": None, "memory": None, "ffcv": "ffcv", "dali": "nvidia.dali"}  # that a loader needs
+__all__ = ["PREFETCH", "Batch", "Loader", "crop_by_dali", "decoding_threads", "default_workers", "load"]
+PACKAGES = {"ffcv": "ffcv", "dali": "nvidia.dali"}  # that a loader of ours needs beside fastbyol's own
 OTHER_THREADS = 2  # of a rank beside its decoders: one launches the GPU's work, one copies to the GPU
 FEW_WORKERS = 2  # enough on a CPU, where a step takes many times as long as decoding its batch
+
+
+class Loader(Protocol):
+    """The function that a name among LOADERS stands for; see load() for its arguments.
+
+    Pixels may lie on the host or on `device`; load() copies them there. A function decoding_threads(reader, *, workers)
+    of the same module tells how many threads decode; without one it is `workers`.
+    """
+
+    def __call__(
+        self,
+        reader: Reader,
+        batches: Iterable[Rows],
+        *,
+        workers: int,
+        prefetch: int,
+        on_error: str,
+        device: torch.device,
+        processes: int,
+    ) -> Generator[Batch, None, None]:
+        """Yield the decoded batches in the given order."""
+        ...
 
 
 def load(
@@ -37,19 +61,15 @@ def load(
 
     `workers` threads decode up to `prefetch` batches in advance. A sample that does not decode raises BetonError with
     its index when its batch is due (on_error "fail"), or is replaced by the next sample of the file that does ("skip").
-    processes: the number of processes on this machine that load at the same time; loader memory holds the decoded file
-    in each. Closing the generator ends the threads. Raises ConfigError for settings that cannot be used and for a
-    missing package, before anything is decoded.
+    name: of LOADERS, or "module:attribute" of a Loader. processes: the number of processes on this machine that load at
+    the same time; loader memory holds the decoded file in each. Closing the generator ends the threads. Raises
+    ConfigError for settings that cannot be used and for a missing package, before anything is decoded.
     """
     _check_settings(name, workers=workers, prefetch=prefetch, on_error=on_error, processes=processes)
-    module = _import(name, package=PACKAGES[name], extra=name, flag="--loader")
-    target = _with_index(device)
-    loader: Callable[..., Generator[Batch, None, None]] = module.load
-    if name == "memory":
-        loader = partial(loader, processes=processes)
-    return _to_device(
-        loader(reader, batches, workers=workers, prefetch=prefetch, on_error=on_error, device=target), target
-    )
+    target, loader = _with_index(device), _find(name)
+    settings = {"workers": workers, "prefetch": prefetch, "processes": processes}
+    loaded = loader(reader, batches, **settings, on_error=on_error, device=target)
+    return _to_device(loaded, target)
 
 
 def default_workers(device: str, *, cores: int, local_ranks: int = 1) -> int:
@@ -68,7 +88,9 @@ def decoding_threads(name: str, reader: Reader, *, workers: int) -> int | None:
 
     Raises ConfigError where its package is missing.
     """
-    module = _import(name, package=PACKAGES[name], extra=name, flag="--loader")
+    module = sys.modules[_find(name).__module__]
+    if not hasattr(module, "decoding_threads"):
+        return workers
     count: int | None = module.decoding_threads(reader, workers=workers)
     return count
 
@@ -85,7 +107,8 @@ def crop_by_dali(
 
     Raises ConfigError where DALI is missing.
     """
-    module = _import("dali_crop", package="nvidia.dali", extra="dali", flag="--crop")
+    with _need(PACKAGES["dali"], extra="dali", flag="--crop"):
+        module = importlib.import_module("fastbyol.loaders.dali_crop")
     target = _with_index(device)
     return _to_device(module.crop(batches, draw, crop_px=crop_px, workers=workers, device=target), target)
 
@@ -107,10 +130,18 @@ def _to_device(batches: Generator[Batch, None, None], device: torch.device) -> G
     return on_gpu
 
 
-def _import(name: str, *, package: str | None, extra: str, flag: str) -> ModuleType:
-    """Import a module of this folder; raise ConfigError, with what to install, where its package is missing."""
+def _find(name: str) -> Loader:
+    """Import the loader of this name; raise ConfigError, with what to install, where a package is missing."""
+    with _need(PACKAGES.get(name), extra=name, flag="--loader"):
+        loader: Loader = LOADERS.find(name)
+    return loader
+
+
+@contextmanager
+def _need(package: str | None, *, extra: str, flag: str) -> Iterator[None]:
+    """Raise ConfigError, with what to install, where an import in the with-block fails for want of the package."""
     try:
-        return importlib.import_module(f"fastbyol.loaders.{name}")
+        yield
     except ImportError as error:
         if package is None or (error.name or "").partition(".")[0] == "fastbyol":
             raise
@@ -121,8 +152,7 @@ def _import(name: str, *, package: str | None, extra: str, flag: str) -> ModuleT
 
 
 def _check_settings(name: str, *, workers: int, prefetch: int, on_error: str, processes: int) -> None:
-    if name not in LOADERS:
-        raise ConfigError(f"no loader {name!r}; choose one of {', '.join(LOADERS)}")
+    LOADERS.check(name)
     if on_error not in ON_ERROR:
         raise ConfigError(f"on_error is {on_error!r}; choose one of {', '.join(ON_ERROR)}")
     for setting, value in (("workers", workers), ("prefetch", prefetch), ("processes", processes)):

@@ -39,6 +39,7 @@ def load(
     prefetch: int = PREFETCH,
     on_error: str = "fail",
     device: torch.device | str = "cpu",
+    processes: int = 1,  # noqa: ARG001  # one signature for all loaders
 ) -> Generator[Batch, None, None]:
     """Yield the decoded batches in the given order, by DALI with `workers` threads, up to `prefetch` in advance.
 

@@ -58,6 +58,7 @@ def load(
     prefetch: int = PREFETCH,
     on_error: str = "fail",
     device: torch.device | str = "cpu",
+    processes: int = 1,  # noqa: ARG001  # one signature for all loaders
 ) -> Generator[Batch, None, None]:
     """Yield the decoded batches in the given order, by `workers` threads of ffcv's, up to `prefetch` in advance.
 

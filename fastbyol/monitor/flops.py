@@ -9,7 +9,6 @@ from torch import nn
 
 from fastbyol.byol import BYOL, VIEWS
 from fastbyol.config import Recipe
-from fastbyol.encoder import ResNet
 
 PASSES_ONLINE = 3  # the forward, and the backward's two products for each one of the forward
 PASSES_TARGET = 1
@@ -40,59 +39,27 @@ PEAKS_TFLOPS: dict[str, tuple[float | None, float]] = {
 }
 
 
-def train_flops_per_image(recipe: Recipe, *, crop_px: int) -> float:
+def train_flops_per_image(recipe: Recipe, *, crop_px: int) -> float | None:
     """Count the floating-point operations of a training step per image, for both views of crop_px pixels a side.
 
     Convolutions and linear layers alone, a multiply-add as two: forward and backward of the online network and forward
     of the target, where there is one, for each view. The stem's gradient with respect to the images is counted, though
-    it is never computed.
+    it is never computed. None where the encoder does not count its own.
     """
     with torch.device("meta"):
         model = BYOL(recipe.encoder, recipe.head, seed=0)
-    branch = encoder_multiply_adds(model.online.encoder, px=crop_px) + head_multiply_adds(model.online.projector)
+    encoder = model.online.encoder.multiply_adds(px=crop_px)
+    if encoder is None:
+        return None
+    branch = encoder + head_multiply_adds(model.online.projector)
     predictor = head_multiply_adds(model.predictor)
     passes_target = PASSES_TARGET if recipe.objective.has_target else 0  # else the online projections are the targets
     return 2 * VIEWS * (PASSES_ONLINE * (branch + predictor) + passes_target * branch)
 
 
-def encoder_multiply_adds(encoder: ResNet, *, px: int) -> int:
-    """Count the multiply-adds of the encoder's convolutions for one image of px pixels a side.
-
-    Computed from the layers' sizes, on any device: a forward on device meta would cost a second of imports in torch.
-    """
-    side, total = _convolution_cost(encoder.conv1, px)
-    if isinstance(encoder.maxpool, nn.MaxPool2d):
-        side = _output_side(encoder.maxpool, side)
-    for stage in encoder.stages:
-        for block in encoder.get_submodule(stage).children():
-            if isinstance(block.downsample, nn.Sequential):
-                total += _convolution_cost(block.downsample[0], side)[1]
-            for convolution in block.children():
-                if isinstance(convolution, nn.Conv2d):
-                    side, macs = _convolution_cost(convolution, side)
-                    total += macs
-    return total
-
-
 def head_multiply_adds(head: nn.Module) -> int:
     """Count the multiply-adds of a projector or predictor for one image."""
     return sum(layer.weight.numel() for layer in head.modules() if isinstance(layer, nn.Linear))
-
-
-def _output_side(window: nn.Conv2d | nn.MaxPool2d, side: int) -> int:
-    """Return the side of a square feature map after a convolution or pooling."""
-    size, stride, padding = (
-        value if isinstance(value, int) else int(value[0])
-        for value in (window.kernel_size, window.stride, window.padding)
-    )
-    return (side + 2 * padding - size) // stride + 1
-
-
-def _convolution_cost(convolution: nn.Module, side: int) -> tuple[int, int]:
-    """Return the side of a convolution's output and its multiply-adds: every weight once for every output pixel."""
-    assert isinstance(convolution, nn.Conv2d)
-    side = _output_side(convolution, side)
-    return side, side * side * convolution.weight.numel()
 
 
 class Meter:
@@ -105,10 +72,10 @@ class Meter:
         self._recipe = recipe
         peak = None if device_name is None else peak_flops(device_name, precision)
         self._peak = None if peak is None else peak * gpus
-        self._flops_per_image: dict[int, float] = {}  # by crop_px
+        self._flops_per_image: dict[int, float | None] = {}  # by crop_px
 
     def read(self, images_per_s: float, *, crop_px: int) -> dict[str, float]:
-        """Return {"mfu": model FLOP utilisation in [0, 1]} for a row; {} where the GPU's peak is not known.
+        """Return {"mfu": model FLOP utilisation in [0, 1]} for a row; {} if a GPU's peak or the FLOPs are not known.
 
         Source: Chowdhery et al. 2022.
         """
@@ -116,7 +83,8 @@ class Meter:
             return {}
         if crop_px not in self._flops_per_image:
             self._flops_per_image[crop_px] = train_flops_per_image(self._recipe, crop_px=crop_px)
-        return {"mfu": images_per_s * self._flops_per_image[crop_px] / self._peak}
+        flops = self._flops_per_image[crop_px]
+        return {} if flops is None else {"mfu": images_per_s * flops / self._peak}
 
 
 def peak_flops(device_name: str, precision: str) -> float | None:

@@ -63,7 +63,7 @@ def utilization_over(readings: Sequence[tuple[Usage, dict[str, float]]], *, core
 def advice(seen: Utilization, *, threads: int | None, cores: int, loader: str) -> str | None:
     """Return a line with the time lost, its likely cause and the remedy; None where little is lost.
 
-    threads: the number that decode, None where more would not help; loader: the one in use, of config.LOADERS.
+    threads: the number that decode, None where more would not help; loader: the one in use, of registry.LOADERS.
     """
     if seen.waiting <= WARN_FRACTION:
         return None

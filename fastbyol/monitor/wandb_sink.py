@@ -12,6 +12,7 @@ from typing import Any
 
 from fastbyol.errors import ConfigError
 from fastbyol.storage import files
+from fastbyol.storage.run_folder import RunFolder
 
 PACKAGE = "wandb"
 UPLOAD_S = 8.0  # limit of wandb's own process on uploading the rest, also when ours exits
@@ -29,7 +30,7 @@ def run_id(folder: Path, *, is_new: bool) -> str:
 
     Two folders of one name are two runs. Raises OSError where the folder cannot be written.
     """
-    path = folder / "wandb-id"
+    path = RunFolder(folder).wandb_id
     stored = path.read_text().strip() if path.is_file() and not is_new else ""
     if not stored:
         stored = secrets.token_hex(8)

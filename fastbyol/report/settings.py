@@ -5,13 +5,14 @@ from __future__ import annotations
 from typing import Any
 
 from fastbyol.config import Config, HeadConfig, ObjectiveConfig, OptimConfig, Recipe, ViewConfig
+from fastbyol.recipe import scale_lr
 from fastbyol.schedule import peaks
 
 
 def loss_ends_at_8(config: Config) -> bool:
-    """Return whether the loss lies in [0, 8], which holds for l2-normalised rows without negatives."""
+    """Return whether the loss lies in [0, 8], as BYOL's does for l2-normalised rows without negatives."""
     goal = config.recipe.objective
-    return goal.normalization == "l2" and goal.beta == 0
+    return goal.loss == "byol" and goal.normalization == "l2" and goal.beta == 0
 
 
 def table(config: Config, plan: dict[str, Any] | None) -> dict[str, str]:
@@ -23,11 +24,12 @@ def _usual(config: Config, plan: dict[str, Any]) -> dict[str, str]:
     recipe, optim = config.recipe, config.recipe.optim
     base_lr, tau_base = peaks(recipe, epochs=config.epochs or recipe.epochs)
     base_lr, tau_base = plan.get("base_lr", base_lr), plan.get("tau_base", tau_base)
+    peak_lr = scale_lr(base_lr, batch_size=recipe.batch_size)
     return {
         "validation": config.val or "none",
         "encoder": f"{recipe.encoder.arch}, width {recipe.encoder.width:g}, {recipe.encoder.stem} stem",
         "heads": _heads(recipe.head),
-        "peak learning rate": f"{base_lr * recipe.batch_size / 256:.4g} (base {base_lr:.4g} per 256 images)",
+        "peak learning rate": f"{peak_lr:.4g} (base {base_lr:.4g} per 256 images)",
         "warm-up": f"{optim.warmup_epochs:g} epochs",
         "weight decay": f"{optim.weight_decay:g}",
         **_rate(optim, recipe.objective, tau_base),
@@ -59,6 +61,7 @@ def _rate(optim: OptimConfig, objective: ObjectiveConfig, tau_base: float) -> di
 def _departures(config: Config) -> dict[str, str]:
     recipe, goal = config.recipe, config.recipe.objective
     departures = {
+        "loss": goal.loss if goal.loss != "byol" else "",
         "targets": goal.target if goal.target != "ema" else "",
         "normalisation": goal.normalization if goal.normalization != "l2" else "",
         "negatives": _negatives(goal),

@@ -90,6 +90,31 @@ class RunFolder:
         """The folder of fastbyol-eval's scores."""
         return self.path / "scores"
 
+    @property
+    def splits(self) -> Path:
+        """The folder of the label splits that fastbyol-eval semi draws."""
+        return self.path / "splits"
+
+    @property
+    def wandb_id(self) -> Path:
+        """The id of the run at Weights & Biases."""
+        return self.path / "wandb-id"
+
+    @property
+    def demo_train(self) -> Path:
+        """The training images that recipe demo draws itself."""
+        return self.path / "data" / "train.beton"
+
+    @property
+    def demo_val(self) -> Path:
+        """The validation images that recipe demo draws itself."""
+        return self.path / "data" / "val.beton"
+
+    @property
+    def rehearsal(self) -> RunFolder:
+        """The folder in which the closing work is rehearsed; it is removed afterwards."""
+        return RunFolder(self.path / "rehearsal")
+
     def read_config(self) -> Config:
         """Read the configuration; raise ConfigError when the folder holds no run."""
         if not self.config.is_file():

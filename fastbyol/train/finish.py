@@ -56,7 +56,7 @@ class Closing:
         score = self.knn_top1()
         if loop.position.step == 0:
             loop.notes["knn_top1_random_init"] = score
-        rehearsal = RunFolder(self.folder.path / "rehearsal")
+        rehearsal = self.folder.rehearsal
         try:
             with self._timed("checkpoint"):
                 began_s = time.monotonic()
@@ -153,12 +153,12 @@ class Closing:
     def _is_past(self, time_s: float) -> bool:
         return self.loop.stopwatch.elapsed_s() > time_s
 
-    def finish(self, *, deadline_s: float | None, score_until_s: float | None) -> None:
+    def finish(self, *, deadline_s: float | None, score_until_s: float) -> None:
         """Export and score the encoder, write report and result.json; give up the score after `score_until_s`."""
         loop, at = self.loop, self.loop.position
         self.recalibrate()
         self._export(self.folder)
-        score = self.knn_top1(None if score_until_s is None else partial(self._is_past, score_until_s))
+        score = self.knn_top1(partial(self._is_past, score_until_s))
         if score is None and self.val is not None:
             loop.logger.warn("no time was left to score the encoder; fastbyol-eval knn does")
         images = at.step * self.config.recipe.batch_size

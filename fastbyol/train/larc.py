@@ -57,6 +57,9 @@ class LARC:
     host, so it cannot be captured in a CUDA graph. Raises ConfigError if apex or its LARC is missing.
     """
 
+    is_capturable = False
+    skips_bad_steps = False
+
     def __init__(self, module: nn.Module, target_of: Mapping[nn.Parameter, Tensor], config: OptimConfig) -> None:
         weights, others = parameter_groups(module, weight_decay=config.weight_decay, trust=config.trust)
         adaptive = torch.optim.SGD(
@@ -68,7 +71,7 @@ class LARC:
         device = weights["params"][0].device
         self.tau = torch.ones((), device=device)
         self._tau = 1.0
-        self.skipped = torch.zeros(2, dtype=torch.int32, device=device)  # LARC skips no step
+        self.skipped = torch.zeros(2, dtype=torch.int32, device=device)
 
     @property
     def state(self) -> dict[torch.Tensor, dict[str, Any]]:

@@ -6,6 +6,7 @@ import math
 from collections import deque
 from dataclasses import dataclass, field
 from statistics import median
+from typing import Protocol
 
 EXIT_S = 0.5  # reserved for the exit of the process when nothing competes with it; it takes about 0.05
 LEAVE_S = 0.2  # the part of EXIT_S for which a score is given up
@@ -16,11 +17,43 @@ SCORE_SLOWDOWN_MAX = 2.5  # after a score, report and result get at most this ma
 RECENT = 16  # steps whose median is the current time of a step
 
 
+class Plan(Protocol):
+    """Progress from 0 to 1, and the end of a run: by steps or by the clock."""
+
+    @property
+    def end_s(self) -> float:
+        """The latest end of training, in seconds of the run."""
+        ...
+
+    @property
+    def score_until_s(self) -> float:
+        """The time at which an unfinished score is given up, in seconds of the run."""
+        ...
+
+    def advance(self, progress: float, *, step: int, since_s: float, now_s: float) -> float:
+        """Return the progress after `step` steps at `now_s`, given the progress at `since_s`."""
+        ...
+
+    def is_over(self, step: int, *, now_s: float) -> bool:
+        """Tell whether training ends after this many steps."""
+        ...
+
+    def record_step(self, crop_px: int, seconds: float) -> None:
+        """Record the time of one step."""
+        ...
+
+    def record_piece(self, piece: str, seconds: float) -> None:
+        """Record the time of a piece of closing work."""
+        ...
+
+
 @dataclass(frozen=True)
 class StepPlan:
-    """Progress by steps: step / total_steps."""
+    """Progress by steps: step / total_steps, however long that takes."""
 
     total_steps: int
+    end_s: float = math.inf
+    score_until_s: float = math.inf
 
     def advance(self, progress: float, *, step: int, since_s: float, now_s: float) -> float:  # noqa: ARG002
         """Return the progress after `step` steps; the clock does not matter."""
@@ -29,6 +62,12 @@ class StepPlan:
     def is_over(self, step: int, *, now_s: float) -> bool:  # noqa: ARG002
         """Tell whether all steps are done."""
         return step >= self.total_steps
+
+    def record_step(self, crop_px: int, seconds: float) -> None:
+        """Leave out the time of a step, which changes nothing."""
+
+    def record_piece(self, piece: str, seconds: float) -> None:
+        """Leave out the time of closing work, which changes nothing."""
 
 
 @dataclass
@@ -117,5 +156,10 @@ class ClockPlan:
         """Tell whether another step of the current length would end after `end_s`."""
         return now_s + (1 + self.in_flight) * self.reserve.step_s() > self.end_s
 
+    def record_step(self, crop_px: int, seconds: float) -> None:
+        """Record the time of one step in the reserve."""
+        self.reserve.record_step(crop_px, seconds)
 
-Plan = StepPlan | ClockPlan
+    def record_piece(self, piece: str, seconds: float) -> None:
+        """Record the time of a piece of closing work in the reserve."""
+        self.reserve.record_piece(piece, seconds)

@@ -10,8 +10,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastbyol import optim
-from fastbyol.config import OptimConfig
+from fastbyol.beton import Reader
+from fastbyol.config import Config, OptimConfig
 from fastbyol.encoder import init_
+from fastbyol.evaluate.features import CLASSES_MAX
+from fastbyol.system.distributed import World
 
 
 class ProbeMetrics(NamedTuple):
@@ -78,3 +81,13 @@ class Probe:
         self.classifier.load_state_dict(state["classifier"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.sums.copy_(state["sums"])
+
+
+def build_probe(config: Config, reader: Reader, world: World, *, features: int) -> Probe | None:
+    """Build the online probe for a labelled file; None without labels, or with a label outside the classes."""
+    if reader.labels is None or reader.labels.min() < 0 or reader.labels.max() >= CLASSES_MAX:
+        return None
+    classes = int(reader.labels.max()) + 1
+    probe = Probe(features, classes, config.recipe.optim, seed=config.seed + 3, device=config.device)
+    probe.group = world.group
+    return probe

@@ -17,11 +17,9 @@ from torch.nn.parallel import DistributedDataParallel
 
 from fastbyol.byol import BYOL, Output
 from fastbyol.errors import ConfigError
-from fastbyol.optim import LARS
-from fastbyol.train import larc
+from fastbyol.parts import Optimizer
 
 WARM_UP = 3  # eager steps before a capture, in which cuDNN chooses algorithms and LARS allocates momenta
-Optimizer = LARS | larc.LARC
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
 
@@ -249,6 +247,9 @@ def engine(
             raise ConfigError(f"{setting} is {value!r}; give one of {', '.join(known)}")
     if name != "eager" and not next(model.parameters()).is_cuda:
         raise ConfigError(f"engine {name} needs a GPU, and this run is on the CPU; leave --engine out")
-    if name == "graph" and isinstance(optimizer, larc.LARC):
-        raise ConfigError("apex's LARC reads norms on the host, which a CUDA graph cannot hold; give --engine eager")
+    if name == "graph" and not optimizer.is_capturable:
+        raise ConfigError(
+            f"engine graph with optimizer {type(optimizer).__name__}, which reads values on the host, as a CUDA graph "
+            "cannot; give --engine eager"
+        )
     return ENGINES[name](model, optimizer, precision=PRECISIONS[precision], lagged_target=lagged_target)

@@ -13,7 +13,7 @@ from fastbyol.config import EncoderConfig
 from fastbyol.encoder import build
 from fastbyol.errors import ConfigError
 from fastbyol.evaluate import masks, segmentation
-from fastbyol.evaluate.finetune import HParams, copy_encoder
+from fastbyol.evaluate.finetune import HParams
 from fastbyol.evaluate.images import InputSettings
 
 
@@ -39,7 +39,7 @@ def draw(folder: Path, count: int, *, seed: int) -> tuple[Path, Path]:
 def test_a_dilated_encoder_adds_positions_and_keeps_the_rest(arch: str, stride: int) -> None:
     encoder = build(EncoderConfig(arch, width=1 / 16), seed=0, views=1)
     encoder(torch.randn(8, 3, 64, 64))  # moves the running statistics
-    dilated = copy_encoder(encoder).eval()
+    dilated = encoder.with_views(1).eval()
     segmentation.dilate_(dilated, stride)
     images = torch.randn(2, 3, 96, 128)
     coarse, fine = encoder.eval().feature_map(images), dilated.feature_map(images)

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 
 from fastbyol.config import EncoderConfig
 from fastbyol.encoder import build
@@ -34,6 +35,23 @@ def test_names_are_torchvisions(tmp_path: Path) -> None:
     assert set(load_file(tmp_path / "e.safetensors")) == {
         line.split()[0] for line in stored if not line.startswith("fc.")
     }
+
+
+def test_a_file_that_names_code_of_its_own_is_refused_without_importing_it(tmp_path: Path) -> None:
+    path, config = tmp_path / "encoder.safetensors", EncoderConfig("this:d", width=0.125)  # a module of Python's own
+    save_encoder(path, build(EncoderConfig("resnet8", width=0.125), seed=0), config)
+    with pytest.raises(ConfigError, match=r"wants code of its own, 'this:d'.* trust=True"):
+        load_encoder(path)
+    assert "this" not in sys.modules
+
+
+@pytest.mark.parametrize("arch", ["resnet19", ["resnet8"], None])
+def test_a_file_of_an_unknown_encoder_is_refused(tmp_path: Path, arch: object) -> None:
+    tensors = {"conv1.weight": torch.zeros(1)}
+    save_file(tensors, tmp_path / "e.safetensors", {"fastbyol": json.dumps({"arch": arch, "width": 0.125})})
+    for trust in (False, True):
+        with pytest.raises(ConfigError):
+            load_encoder(tmp_path / "e.safetensors", trust=trust)
 
 
 @pytest.mark.parametrize(

@@ -11,7 +11,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from fastbyol.byol import BYOL
 from fastbyol.config import EncoderConfig, HeadConfig, ObjectiveConfig
 from fastbyol.encoder import ResNet
-from fastbyol.monitor.flops import Meter, encoder_multiply_adds, peak_flops, train_flops_per_image
+from fastbyol.monitor.flops import Meter, peak_flops, train_flops_per_image
 from fastbyol.recipes import named
 
 
@@ -33,7 +33,7 @@ def resnet50_macs() -> int:
 
 def test_resnet50_takes_the_published_multiply_adds() -> None:
     with torch.device("meta"):
-        macs = encoder_multiply_adds(ResNet(EncoderConfig("resnet50")), px=224)
+        macs = ResNet(EncoderConfig("resnet50")).multiply_adds(px=224)
     assert macs == resnet50_macs()
     assert (macs + 2048 * 1000) / 1e9 == pytest.approx(4.09, abs=0.005)  # with the classifier, as it is published
 

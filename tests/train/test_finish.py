@@ -23,7 +23,7 @@ from fastbyol.storage.checkpoint import copy_to_host
 from fastbyol.storage.run_folder import RunFolder
 from fastbyol.system.distributed import join_ranks
 from fastbyol.system.signals import StopSignal
-from fastbyol.train.runner import Run
+from fastbyol.train.runner import OpenRun, Run
 from tests.conftest import Betons
 
 
@@ -35,7 +35,8 @@ def begun(betons: Betons, out: Path) -> Iterator[Run]:
         world = stack.enter_context(join_ranks("cpu"))
         train, val = (stack.enter_context(Reader(path)) for path in (betons.train, betons.val))
         watch = Stopwatch(age_s=0.0)
-        yield Run(config, RunFolder(out), train=train, val=val, world=world, stopwatch=watch, stop=StopSignal())
+        opened = OpenRun(config, RunFolder(out), train, val, world, "new")
+        yield Run(config, opened, stopwatch=watch, stop=StopSignal())
 
 
 def test_what_only_the_first_batch_takes_is_not_reserved(betons: Betons, tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 
 from fastbyol.train.plan import EXIT_S, LEAVE_S, MARGIN, ClockPlan, Reserve, StepPlan
@@ -13,6 +15,14 @@ def test_step_plan_ends_at_exactly_one() -> None:
     assert plan.advance(0.5, step=1, since_s=0, now_s=99) == 1 / 7
     assert not plan.is_over(6, now_s=1e9)
     assert plan.is_over(7, now_s=0)
+
+
+def test_a_run_of_steps_ends_by_no_clock() -> None:
+    plan = StepPlan(7)
+    plan.record_step(24, 1e9)
+    plan.record_piece("evaluate", 1e9)
+    assert plan.end_s == plan.score_until_s == math.inf
+    assert not plan.is_over(6, now_s=1e12)
 
 
 def plan_until(end_s: float) -> ClockPlan:

@@ -1,0 +1,144 @@
+"""Interfaces of the parts of a run that can be replaced: encoder, objective and optimiser."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from typing import Any, Protocol
+
+from torch import Tensor, nn
+
+from fastbyol.batchnorm import set_views_
+from fastbyol.config import EncoderConfig, ObjectiveConfig, OptimConfig
+from fastbyol.errors import ConfigError
+from fastbyol.registry import ENCODERS, OBJECTIVES, OPTIMIZERS
+
+
+class Encoder(nn.Module):
+    """The base class of encoders: images [N, 3, H, W] to representations [N, features].
+
+    Subclasses set `config` and `features`, the length of a representation, and define forward. In training N is
+    views*B, view-major, and each batch norm of fastbyol.batchnorm takes its statistics per view.
+    """
+
+    config: EncoderConfig
+    features: int
+
+    def set_recompute(self, enabled: bool) -> None:
+        """Choose whether the backward recomputes cheap activations or keeps them; an encoder may have none."""
+
+    def feature_map(self, images: Tensor) -> Tensor:
+        """Map images [N, 3, H, W] to the last feature map [N, features, h, w]; raise ConfigError where none exists."""
+        del images
+        raise ConfigError(f"encoder {self.config.arch} has no feature map; give a protocol other than segment")
+
+    def multiply_adds(self, *, px: int) -> int | None:
+        """Count the multiply-adds of one image of px pixels a side; None where they are not known."""
+        del px
+        return None
+
+    def with_views(self, views: int) -> Encoder:
+        """Return a copy whose batch norms take a batch as this many views."""
+        copied = copy.deepcopy(self)
+        set_views_(copied, views)
+        return copied
+
+
+class EncoderBuilder(Protocol):
+    """A function that builds an encoder whose weights depend only on (config, seed).
+
+    seed None: the weights are replaced afterwards, so they need not be drawn.
+    """
+
+    def __call__(self, config: EncoderConfig, *, seed: int | None, views: int) -> Encoder:
+        """Build the encoder with batch norms for this many views."""
+        ...
+
+
+class ObjectiveBuilder(Protocol):
+    """A class or function that builds a loss: a module whose forward maps (q, z), both [2B, D], to a scalar."""
+
+    def __call__(self, config: ObjectiveConfig, *, dimensions: int, seed: int) -> nn.Module:
+        """Build the loss for projections of length `dimensions`."""
+        ...
+
+
+class Optimizer(Protocol):
+    """An optimiser of the online network whose step also moves the targets by the EMA.
+
+    `skipped`: steps left out because of inf or NaN in a gradient, in all and in a row up to now, int32 [2] on the
+    parameters' device. `tau`: the EMA rate, a scalar there.
+    """
+
+    is_capturable: bool  # a CUDA graph can hold step()
+    skips_bad_steps: bool  # inf or NaN in a gradient change nothing but `skipped`
+    skipped: Tensor
+
+    @property
+    def state(self) -> Mapping[Any, dict[str, Any]]:
+        """The tensors that steps change, by parameter and name, as in torch's optimisers."""
+        ...
+
+    @property
+    def tau(self) -> Tensor:
+        """The EMA rate of the last set_rates."""
+        ...
+
+    def zero_grad(self) -> None:
+        """Set every gradient to None."""
+        ...
+
+    def set_rates(self, *, lr: float, tau: float) -> None:
+        """Set the learning rate and tau for the next step."""
+        ...
+
+    def step(self) -> Any:
+        """Update parameters and targets in place."""
+        ...
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the state as plain values and tensors."""
+        ...
+
+    def load_state_dict(self, state_dict: dict[str, Any], /) -> None:
+        """Restore the state that state_dict returned."""
+        ...
+
+
+class OptimizerBuilder(Protocol):
+    """A class or function that builds an optimiser of a module's trainable parameters."""
+
+    def __call__(
+        self, module: nn.Module, target_of: Mapping[nn.Parameter, Tensor], config: OptimConfig, /
+    ) -> Optimizer:
+        """Build the optimiser; target_of: each parameter's EMA target, where it has one."""
+        ...
+
+
+def build_encoder(config: EncoderConfig, *, seed: int | None, views: int = 2) -> Encoder:
+    """Build the encoder named by config.arch, with weights that depend only on (config, seed).
+
+    seed None: the weights are replaced afterwards. Raises ConfigError where the encoder cannot be imported or is no
+    Encoder.
+    """
+    build: EncoderBuilder = ENCODERS.find(config.arch)
+    encoder = build(config, seed=seed, views=views)
+    if not isinstance(encoder, Encoder):
+        raise ConfigError(
+            f"encoder {config.arch!r} built a {type(encoder).__name__}; return a subclass of fastbyol.parts.Encoder"
+        )
+    return encoder
+
+
+def build_objective(config: ObjectiveConfig, *, dimensions: int, seed: int) -> nn.Module:
+    """Build the loss named by config.loss; raise ConfigError where it cannot be imported."""
+    build: ObjectiveBuilder = OBJECTIVES.find(config.loss)
+    return build(config, dimensions=dimensions, seed=seed)
+
+
+def build_optimizer(
+    name: str, module: nn.Module, target_of: Mapping[nn.Parameter, Tensor], config: OptimConfig
+) -> Optimizer:
+    """Build the optimiser of this name; raise ConfigError where it cannot be imported."""
+    build: OptimizerBuilder = OPTIMIZERS.find(name)
+    return build(module, target_of, config)
