@@ -53,7 +53,7 @@ $(REHEARSAL)/installed: Makefile
 	test -n "$(PYTHON312)" || { echo "no python3.12 was found; give make PYTHON312=/path/to/python3.12" >&2; exit 1; }
 	test -x $(REHEARSAL)/bin/python || $(PYTHON312) -m venv $(REHEARSAL)
 	$(REHEARSAL)/bin/pip install --quiet --disable-pip-version-check \
-		torch==2.11.0 triton==3.6.0 "numpy<2.4" pillow tqdm safetensors pytest hypothesis setuptools
+		torch==2.11.0 triton==3.6.0 "numpy<2.4" pillow tqdm safetensors pytest pytest-xdist hypothesis setuptools
 	touch $@
 
 # ffcv, DALI, torchvision, lightly, timm and W&B as oracles, in an environment of their own; ffcv is built from source.

@@ -1,4 +1,4 @@
-"""Know the small files that several tests read."""
+"""Environment of the tests, and the small files that several of them read."""
 
 from __future__ import annotations
 
@@ -8,19 +8,19 @@ from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-import torch
 
 from fastbyol.beton import JPEG, StoredImage
 
-THREADS = os.environ.setdefault("OMP_NUM_THREADS", "2")  # of the processes that tests start, too: bits depend on it
-torch.set_num_threads(int(THREADS))
-signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which who begins the tests may ignore, as nohup does
-if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as a shell's background does, and processes pass on
+# torch reads it when it is imported, here and in the processes that tests start: bits depend on it. One thread each,
+# because the workers of pytest-xdist share the cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup ignores it, and processes inherit that
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as for a job in a shell's background
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 class Betons(NamedTuple):
-    """Name a labelled training and validation file and an unlabelled one, all of the demo set's classes."""
+    """A labelled training and validation file and an unlabelled one, all of the demo set's classes."""
 
     train: Path
     val: Path

@@ -39,33 +39,37 @@ class Hiding:
             return None
         return self.finder.find_spec(name, path, target)
 
-def hide(names):
+def forget(names):
     for name in list(sys.modules):
-        if any(name == hidden or name.startswith(hidden + ".") for hidden in names):
+        if any(name == each or name.startswith(each + ".") for each in names):
             del sys.modules[name]
+
+def hide(names):
+    forget(names)
     sys.meta_path[:] = [Hiding(finder, names) for finder in sys.meta_path]
 """
 IMPORTS = (
     HIDE
     + """
 import importlib, json, os, pkgutil, traceback
-import torch, triton, numpy, PIL.Image
 
 packages, needing = json.loads(sys.argv[1]), json.loads(sys.argv[2])
 
-def import_all():
+def import_all(hidden):
     import fastbyol
     for module in pkgutil.walk_packages(fastbyol.__path__, "fastbyol."):
         if not any(importlib.util.find_spec(need.partition(".")[0]) is None or need in hidden
                    for need in needing.get(module.name, ())):
             importlib.import_module(module.name)
 
+import_all([])  # so that the children have torch and the packages that are not hidden
 for hidden in packages:
     child = os.fork()
     if child == 0:
         try:
+            forget(["fastbyol"])
             hide(hidden)
-            import_all()
+            import_all(hidden)
         except BaseException:
             traceback.print_exc()
             os._exit(1)
@@ -90,7 +94,7 @@ for split, count in (("train", 24), ("val", 8)):
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 256, (40, 48, 3), dtype=np.uint8)).save(path)
 
-from fastbyol import eval as evaluation, train
+from fastbyol.cli import eval as evaluation, train
 from fastbyol.data_prep import cli
 
 files = ["--train=train.beton", "--val=val.beton"]
@@ -163,7 +167,7 @@ def test_without_pillow_a_command_says_in_one_line_what_to_install(tmp_path: Pat
     script = f"""{HIDE}
 hide(["PIL", "simplejpeg"])
 os.chdir({str(tmp_path)!r})
-from fastbyol import eval as evaluation, train
+from fastbyol.cli import eval as evaluation, train
 from fastbyol.data_prep import cli
 for main, words in (
     (train.main, ["demo", "--out=run"]),

@@ -25,7 +25,7 @@ from fastbyol.data_prep.sources import open_source
 from fastbyol.data_prep.sources.base import SourceError
 from tests.support.layouts import draw, pack
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 COMMAND = [sys.executable, "-m", "fastbyol.data_prep.cli"]
 
 

@@ -16,7 +16,7 @@ from PIL import Image
 
 from tests.support.layouts import packed
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 SAMPLES = 200_000
 FOLDERS = 200
 # Measured: 9.3 and .5. The index of 180 000 samples takes 8.2, and a page of zeros at the end may take 8.

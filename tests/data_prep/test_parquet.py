@@ -19,7 +19,7 @@ from fastbyol.data_prep.sources import open_source
 from fastbyol.data_prep.sources.base import SourceError
 from tests.support.layouts import contents, draw
 
-ROOT = Path(__file__).parent.parent
+ROOT = Path(__file__).parents[2]
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 CAT_DOG = {"names": ["cat", "dog"], "_type": "ClassLabel"}
 

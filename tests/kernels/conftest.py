@@ -1,4 +1,4 @@
-"""Know where the kernel tests run, on a GPU or under Triton's interpreter (TRITON_INTERPRET=1), and how they spy."""
+"""Device of the kernel tests, a GPU or Triton's interpreter (TRITON_INTERPRET=1), and a record of launches."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Know how tests start our commands as processes: alone, or as ranks under torchrun."""
+"""Commands that tests start as processes: alone, or as ranks under torchrun."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Know how to run a function as several ranks on the CPU, and that ranks which share statistics equal one process."""
+"""Functions run as several ranks on the CPU, and the check that ranks with shared statistics equal one process."""
 
 from __future__ import annotations
 
@@ -44,7 +44,7 @@ def _enter(rank_main: Callable[[int, Path], Any], rank: int, ranks: int, folder:
 
 
 class Inputs(NamedTuple):
-    """Hold a rank's images and gradient, [V*B, C, H, W], view-major, and the layers all ranks start from."""
+    """Images and gradient of a rank, [V*B, C, H, W], view-major, and the layers that all ranks start from."""
 
     layers: nn.ModuleList
     x: Tensor
