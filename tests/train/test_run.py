@@ -122,6 +122,25 @@ def test_the_same_seed_trains_the_same_encoder(betons: Betons, finished: Path, t
     assert encoders_are_equal(finished, tmp_path / "run")
 
 
+@pytest.fixture
+def _threads_as_before() -> Iterator[None]:
+    before = torch.get_num_threads()
+    yield
+    torch.set_num_threads(before)
+
+
+@pytest.mark.usefixtures("_threads_as_before")
+@pytest.mark.parametrize("threads", [1, 2])
+def test_a_given_number_of_threads_trains_the_same_encoder_each_time(
+    betons: Betons, tmp_path: Path, threads: int
+) -> None:
+    for name in ("first", "again"):
+        asked = arguments(betons, tmp_path / name, "--epochs=2", "--warmup-epochs=1", f"--threads={threads}")
+        assert main(asked) == 0
+        assert torch.get_num_threads() == threads
+    assert encoders_are_equal(tmp_path / "first", tmp_path / "again")
+
+
 def test_scores_in_the_midst_of_training_change_nothing(betons: Betons, finished: Path, tmp_path: Path) -> None:
     asked = arguments(betons, tmp_path / "run", f"--val={betons.val}", "--epochs=3", "--warmup-epochs=1")
     assert main([*asked, "--knn-at=0.8,0.4", "--log-every=5"]) == 0
