@@ -44,6 +44,12 @@ def _one_thread() -> Iterator[None]:
 
 
 @pytest.fixture
+def short_splits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give a split of batch norm's rows one tile: the interpreter spends its time on empty ones otherwise."""
+    monkeypatch.setattr("fastbyol.kernels.batchnorm_statistics.SPLIT_TILES", 1)
+
+
+@pytest.fixture
 def poisoned() -> Iterator[None]:
     """Let torch.empty return NaN and huge integers, so that nothing passes that was not written."""
     torch.use_deterministic_algorithms(True, warn_only=True)

@@ -331,6 +331,7 @@ def test_a_residual_of_another_shape_is_refused(device: str) -> None:
         add_relu(case._replace(residual=case.residual[:2]))
 
 
+@pytest.mark.usefixtures("short_splits")
 def test_a_networks_gradients_are_the_references(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)  # the convolutions are not what is compared
     ours = build(EncoderConfig("resnet8", width=1 / 8, stem="cifar"), seed=0).to(device)
@@ -374,6 +375,7 @@ def test_a_captured_step_is_the_step() -> None:
         assert torch.equal(got, want)
 
 
+@pytest.mark.usefixtures("short_splits")
 def test_recomputed_activations_give_the_same_bits_and_are_not_kept(device: str) -> None:
     config, kept, grads = EncoderConfig("resnet50", width=1 / 16, stem="cifar"), [], []
     images = channels_last(torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))).to(device)

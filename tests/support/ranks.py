@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-import multiprocessing
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from fastbyol.batchnorm import BatchNormAct2d, BatchNormAddReLU2d, synchronize_
+from tests.support.forks import CONTEXT
 
 TIMEOUT_S = 120
 VIEWS = 2
@@ -21,8 +21,7 @@ VIEWS = 2
 
 def run(rank_main: Callable[[int, Path], Any], folder: Path, *, ranks: int) -> list[Any]:
     """Call rank_main(rank, folder) in processes that form a gloo group; return the results in order of rank."""
-    context = multiprocessing.get_context("spawn")
-    processes = [context.Process(target=_enter, args=(rank_main, rank, ranks, folder)) for rank in range(ranks)]
+    processes = [CONTEXT.Process(target=_enter, args=(rank_main, rank, ranks, folder)) for rank in range(ranks)]
     for process in processes:
         process.start()
     try:
