@@ -13,6 +13,7 @@ INSTALLED := $(VENV)/installed
 REHEARSAL := .venv-rehearsal
 PEERS := .venv-peers
 DOCS := .venv-docs
+IN_PARALLEL := -n logical --maxprocesses 8 --dist worksteal --durations 10
 PEERS_APT := build-essential pkg-config libopencv-dev libturbojpeg0-dev
 
 .PHONY: demo test test-triton rehearse test-peers soak lint docs bench bench-data gpu gpu-carry clean
@@ -30,12 +31,12 @@ demo: $(INSTALLED)
 	$(BIN)/fastbyol-eval knn runs/demo --train runs/demo-data/train.beton --val runs/demo-data/val.beton
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest --ignore tests/kernels
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/kernels
+	$(BIN)/python -m pytest --ignore tests/kernels $(IN_PARALLEL)
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/kernels $(IN_PARALLEL)
 
 # The kernels under the oldest Triton that is supported, which torch 2.11 brings on a GPU.
 test-triton: $(REHEARSAL)/installed
-	TRITON_INTERPRET=1 $(REHEARSAL)/bin/python -m pytest tests/kernels
+	TRITON_INTERPRET=1 $(REHEARSAL)/bin/python -m pytest tests/kernels $(IN_PARALLEL)
 	$(REHEARSAL)/bin/python -m pytest tests/benchmarks/test_aot.py
 
 # The three calls of make gpu in reduced form, from a tree without .git, in a GPU machine's own environment. That needs

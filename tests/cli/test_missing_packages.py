@@ -15,7 +15,11 @@ ROOT = Path(__file__).parents[2]
 NAMED = ("simplejpeg", "pyarrow", "ffcv", "nvidia.dali", "tensorboard", "wandb", "onnxscript", "matplotlib", "apex")
 OTHERS = ("onnx", "hypothesis", "psutil", "sklearn", "numba", "xdist", "torchvision", "timm")  # of tests and benchmarks
 OPTIONAL = (*NAMED, *OTHERS)  # as imported
-NAMES = {"nvidia-dali-cuda130": "nvidia.dali", "scikit-learn": "sklearn"}  # a distribution's, where its import differs
+NAMES = {
+    "nvidia-dali-cuda130": "nvidia.dali",
+    "scikit-learn": "sklearn",
+    "pytest-xdist": "xdist",
+}  # a distribution's, where its import differs
 DOCUMENTATION = {"mkdocs", "mkdocs-material", "mkdocstrings-python"}  # of make docs
 TOOLS = {"pytest", "build", "setuptools", "ruff", "mypy", "pre-commit", "types-tqdm"}  # nothing of ours imports them
 NEEDED = {"torch", "triton", "numpy", "pillow", "tqdm", "safetensors"}
