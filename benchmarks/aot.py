@@ -1,4 +1,4 @@
-"""Know what the compiler makes of a kernel for a GPU that is not here: registers, spills, width of accesses, barriers.
+"""What the compiler makes of a kernel for a GPU that is not here: registers, spills, width of accesses, barriers.
 
 `python benchmarks/aot.py` compiles every build of builds.py for sm_80 and sm_90 and prints the table; --write puts it
 into docs/performance.md. Never under TRITON_INTERPRET, which replaces the compiler.
@@ -11,10 +11,9 @@ import re
 import subprocess
 import sys
 import tempfile
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from collections.abc import Sequence
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a script, from a checkout
 
@@ -23,6 +22,7 @@ import triton.backends.nvidia
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
+from benchmarks.builds import BUILDS, Build
 from benchmarks.document import DOCUMENT, put
 
 ARCHS = (80, 90)
@@ -33,32 +33,8 @@ BEGIN, END = "<!-- aot table: python benchmarks/aot.py --write -->", "<!-- end o
 
 
 @dataclass(frozen=True)
-class Build:
-    """Ask for one specialisation of a kernel as its launcher would, with the limits it must keep.
-
-    types: Triton's type of every run-time argument, such as "*bf16", "i32", "fp32"; constexprs: the others.
-    divisible: integer arguments that are multiples of 16, as the launcher would find them; pointers always are.
-    wide_loads, wide_stores: least number of 128-bit global accesses; registers: ceiling per thread;
-    barriers: ceiling of barrier instructions; shared: ceiling of shared memory in bytes.
-    """
-
-    name: str
-    kernel: Any
-    types: Mapping[str, str]
-    constexprs: Mapping[str, Any]
-    num_warps: int
-    registers: int
-    divisible: Sequence[str] = ()
-    wide_loads: int = 0
-    wide_stores: int = 0
-    barriers: int = 0
-    shared: int = 0
-    options: Mapping[str, Any] = field(default_factory=dict)
-
-
-@dataclass(frozen=True)
 class Usage:
-    """Hold what the machine code of one build uses; loads and stores are of global memory, by width in bits."""
+    """What the machine code of one build uses; loads and stores are of global memory, by width in bits."""
 
     registers: int
     stack: int
@@ -121,8 +97,8 @@ def _read(cubin: bytes, *, shared: int) -> Usage:
     )
 
 
-def faults(build: Build, usage: Usage) -> list[str]:
-    """Say which limits of the build its machine code breaks."""
+def broken_limits(build: Build, usage: Usage) -> list[str]:
+    """List the limits of the build that its machine code breaks."""
     checks = (
         (usage.spills == 0, f"{usage.spills} spills"),
         (usage.stack == 0, f"{usage.stack} bytes of stack"),
@@ -136,7 +112,7 @@ def faults(build: Build, usage: Usage) -> list[str]:
 
 
 def table(usages: Sequence[tuple[Build, int, Usage]]) -> str:
-    """Lay the figures out as a Markdown table, under the version of the compiler that they are of."""
+    """Format the figures as a Markdown table, under the version of the compiler that made them."""
     names = ("kernel", "arch", "warps", "registers", "occupancy", "spills", "shared", "barriers", "loads", "stores")
     lines = [" | ".join(names), " | ".join("---" for _ in names)]
     for build, arch, usage in usages:
@@ -158,15 +134,13 @@ def table(usages: Sequence[tuple[Build, int, Usage]]) -> str:
 
 def main() -> int:
     """Compile every build, print the table, return 1 where a limit is broken."""
-    from benchmarks.builds import BUILDS  # noqa: PLC0415  # builds.py names Build, which this file defines
-
     parser = argparse.ArgumentParser(prog="aot.py", description=__doc__)
     parser.add_argument("--only", metavar="TEXT", default="", help="builds whose name holds this")
     parser.add_argument("--write", action="store_true", help="put the table into docs/performance.md")
     args = parser.parse_args()
     chosen = [build for build in BUILDS if args.only in build.name]
     usages = [(build, arch, compile_build(build, arch)) for build in chosen for arch in ARCHS]
-    broken = [f"{b.name} sm_{a}: {fault}" for b, a, usage in usages for fault in faults(b, usage)]
+    broken = [f"{b.name} sm_{a}: {fault}" for b, a, usage in usages for fault in broken_limits(b, usage)]
     print(table(usages))
     print("\n".join(broken), file=sys.stderr)
     if args.write:

@@ -71,13 +71,13 @@ def _cases_of_group(args: argparse.Namespace, where: str) -> Iterator[harness.Ca
 
 
 def is_chosen(case: harness.Case, *, only: str, without: Sequence[str]) -> bool:
-    """Tell whether a case is asked for: its name, shape or rival holds `only` and nothing of `without`."""
+    """Return whether a case is asked for: its name, shape or rival holds `only` and nothing of `without`."""
     name = f"{case.case}, {case.shape}, {case.implementation}"
     return only in name and not any(text in name for text in without)
 
 
 def parser() -> argparse.ArgumentParser:
-    """Describe the command line."""
+    """Return the parser of the command line."""
     described = argparse.ArgumentParser(prog="bench.py", description=__doc__)
     described.add_argument("group", choices=GROUPS)
     described.add_argument("--json", type=Path, metavar="FILE", help="append the rows to this .jsonl")

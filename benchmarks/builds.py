@@ -1,12 +1,13 @@
-"""Know specialisations of the kernels, those of a ResNet-50 step and edge cases, and their machine code's limits."""
+"""Specialisations of the kernels, those of a ResNet-50 step and edge cases, with the limits of their machine code."""
 
 from __future__ import annotations
 
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from triton import next_power_of_2
 
-from benchmarks.aot import Build
 from fastbyol.kernels import (
     batchnorm,
     batchnorm_statistics,
@@ -19,6 +20,31 @@ from fastbyol.kernels import (
     max_pool,
     segments,
 )
+
+
+@dataclass(frozen=True)
+class Build:
+    """A specialisation of a kernel as its launcher asks for it, and the limits that it must keep.
+
+    types: Triton's type of every run-time argument, such as "*bf16", "i32", "fp32"; constexprs: the others.
+    divisible: integer arguments that are multiples of 16, as the launcher would find them; pointers always are.
+    wide_loads, wide_stores: least number of 128-bit global accesses; registers: ceiling per thread;
+    barriers: ceiling of barrier instructions; shared: ceiling of shared memory in bytes.
+    """
+
+    name: str
+    kernel: Any
+    types: Mapping[str, str]
+    constexprs: Mapping[str, Any]
+    num_warps: int
+    registers: int
+    divisible: Sequence[str] = ()
+    wide_loads: int = 0
+    wide_stores: int = 0
+    barriers: int = 0
+    shared: int = 0
+    options: Mapping[str, Any] = field(default_factory=dict)
+
 
 BATCHNORM_SUMS = {"barriers": 16, "shared": 1024}  # programs add up their lanes and warps, once, at the end
 

@@ -1,4 +1,4 @@
-"""Know the document that holds the generated tables, and how one gets between its two markers."""
+"""The document with the generated tables, each between two markers."""
 
 from __future__ import annotations
 

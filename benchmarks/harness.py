@@ -24,11 +24,11 @@ LEAST_ROUNDS = 3
 
 
 class Absent(Exception):
-    """Say that a rival is not installed on this machine."""
+    """A rival is not installed on this machine."""
 
 
 class ContextLost(RuntimeError):
-    """Say that a kernel broke this process's CUDA context; what follows comparison `number` needs a new process."""
+    """A kernel broke this process's CUDA context; what follows comparison `number` needs a new process."""
 
     def __init__(self, number: int) -> None:
         super().__init__(f"the CUDA context was lost in comparison {number}")
@@ -37,7 +37,7 @@ class ContextLost(RuntimeError):
 
 @dataclass(frozen=True)
 class Ready:
-    """Hold a prepared implementation: `run` does the work once, `check` raises where its results are wrong."""
+    """A prepared implementation: `run` does the work once, `check` raises where its results are wrong."""
 
     run: Callable[[], object]
     check: Callable[[], object] | None = None
@@ -45,11 +45,11 @@ class Ready:
 
 @dataclass(frozen=True)
 class Case:
-    """Name something to time. `prepare` makes it ready, or raises Absent. Cases of one name, shape and dtype compete.
+    """An implementation to time. Cases of one name, shape and dtype compete.
 
-    images: of one run, where that means anything. bytes_moved: the least any implementation of this algorithm reads and
-    writes in one run, so that GB/s compare. is_alone: too large to stay in memory beside its rivals, or too slow to
-    prepare for them to wait.
+    prepare: makes it ready, or raises Absent. images: of one run, where that means anything. bytes_moved: the least any
+    implementation of this algorithm reads and writes in one run, so that GB/s compare. is_alone: too large to stay in
+    memory beside its rivals, or too slow to prepare for them to wait.
     """
 
     case: str
@@ -63,18 +63,18 @@ class Case:
 
     @property
     def is_compiled(self) -> bool:
-        """Tell whether torch.compile makes it, which takes seconds to minutes."""
+        """Whether torch.compile makes it, which takes seconds to minutes."""
         return "compile" in self.implementation
 
     @property
     def question(self) -> tuple[str, str, str, str]:
-        """Name the comparison this case belongs to."""
+        """The comparison that this case belongs to."""
         return self.case, self.shape, self.dtype, self.implementation if self.is_alone else ""
 
 
 @dataclass
 class _Entry:
-    """Follow one case through a comparison: what it is, what is run, what it took, why it failed."""
+    """One case in a comparison: the case, the prepared implementation, its times, its error."""
 
     case: Case
     ready: Ready | None = None
@@ -85,7 +85,7 @@ class _Entry:
 
 @dataclass(frozen=True)
 class Limits:
-    """Bound a measurement: rounds and seconds of each comparison, seconds of a preparation, and when all must end."""
+    """Limits of a measurement: rounds and seconds of each comparison, seconds of a preparation, and the deadline."""
 
     repeats: int = 20
     seconds: float = 5.0
@@ -116,7 +116,7 @@ def measure(
 
 
 def _compare(entries: Sequence[_Entry], stopwatch: Stopwatch, limits: Limits) -> bool:
-    """Fill the entries; tell whether the device still works."""
+    """Fill the entries; return whether the device still works."""
     for entry in entries:
         if time.monotonic() > limits.deadline:
             entry.error = "not run: the time limit had passed"
@@ -145,7 +145,7 @@ def _compare(entries: Sequence[_Entry], stopwatch: Stopwatch, limits: Limits) ->
 
 @contextmanager
 def _becoming_a_row(entry: _Entry) -> Iterator[None]:
-    """Turn whatever a rival raises into its result."""
+    """Record whatever a rival raises as its result."""
     try:
         yield
     except Absent as error:
@@ -177,7 +177,7 @@ def _alarm(seconds: float) -> Iterator[None]:
 
 
 def _works(device: str) -> bool:
-    """Tell whether the device still answers; an illegal access leaves every later call failing."""
+    """Return whether the device still answers; an illegal access leaves every later call failing."""
     if device == "cpu":
         return True
     try:
@@ -188,7 +188,7 @@ def _works(device: str) -> bool:
 
 
 def _free(device: str) -> None:
-    """Give back what a comparison held, compiled code too: Dynamo stops compiling after eight forms of a function."""
+    """Free what a comparison held, compiled code too: Dynamo stops compiling after eight forms of a function."""
     if device == "cuda":  # where something is compiled
         torch.compiler.reset()
         gc.collect()

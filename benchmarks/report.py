@@ -11,7 +11,7 @@ from pathlib import Path
 sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a script, from a checkout
 
 from benchmarks.document import DOCUMENT, put
-from benchmarks.rows import Row, read, table
+from benchmarks.rows import SHOWN, Row, read, table
 
 MARKERS = {
     True: (
@@ -24,42 +24,26 @@ MARKERS = {
     ),
 }
 OURS = "fastbyol"
-HOST_CASE, HOST_BASELINE = (
-    "loader",
-    "fastbyol native: decode",
-)  # its implementations do more or less, as their names say
+# The implementations of this case do more or less, as their names say.
+HOST_CASE, HOST_BASELINE = "loader", "fastbyol native: decode"
 NONE_YET = {True: "No GPU has run these benchmarks yet.", False: "No CPU has run these benchmarks yet."}
-COLUMNS = (
-    "shape",
-    "dtype",
-    "implementation",
-    "p20_ms",
-    "p50_ms",
-    "p80_ms",
-    "host_ms",
-    "cpu_ms_per_image",
-    "images_per_s",
-    "gb_per_s",
-    "fraction_of_copy",
-    "commit",
-    "error",
-)
+COLUMNS = (*(name for name in SHOWN if name not in ("case", "error")), "commit", "error")  # a case has its own table
 
 
 def is_gpu(row: Row) -> bool:
-    """Tell where a row was measured; the oldest rows name no GPU and had none."""
+    """Return whether a row was measured on a GPU; the oldest rows name no GPU and had none."""
     return row.get("gpu") is not None
 
 
 def machine(row: Row) -> str:
-    """Name what a row was measured on: rows of two machines are never compared."""
+    """Return the machine that a row was measured on; rows of two machines are never compared."""
     versions = [f"{name} {row[name]}" for name in ("torch", "triton", "cuda", "python") if row.get(name)]
     processor = row["gpu"] if is_gpu(row) else f"{row['hardware']}, {row['threads']} threads"
     return f"{processor}; {', '.join(versions)}"
 
 
 def question(row: Row) -> tuple[str, str, str]:
-    """Name the comparison a row belongs to."""
+    """Return the key of the comparison that a row belongs to."""
     return row["case"], row["shape"], row["dtype"]
 
 
@@ -70,7 +54,7 @@ def newest(rows: Iterable[Row]) -> list[Row]:
 
 
 def summary(rows: Sequence[Row]) -> str:
-    """Set fastbyol's best beside the best rival, a line a comparison; nothing where there is only one of them."""
+    """Format fastbyol's best beside the best rival, one line per comparison that has both."""
     lines = [
         "| case | shape | fastbyol ms | best rival | its ms | times faster | fraction of copy |",
         "|---|---|---|---|---|---|---|",
@@ -96,7 +80,7 @@ def summary(rows: Sequence[Row]) -> str:
 
 
 def host_costs(rows: Sequence[Row]) -> str:
-    """Set the CPU time of an image, how many times native's it is, and images/s side by side: a table a set of images.
+    """Format the CPU time of an image, how many times native's it is, and images/s: one table per set of images.
 
     Rows of older versions, which hold no CPU time, are left out.
     """
@@ -133,7 +117,7 @@ def _host_cost(rows: Mapping[tuple[str, str], Row], implementation: str, shape: 
 
 
 def markdown(rows: Iterable[Row], *, on_gpu: bool) -> str:
-    """Lay out what was measured on GPUs, or on CPUs: a section a machine, a summary and a table a case."""
+    """Format what was measured on GPUs, or on CPUs: one section per machine, with a summary and one table per case."""
     kept = [row for row in newest(rows) if is_gpu(row) == on_gpu]
     if not kept:
         return NONE_YET[on_gpu]

@@ -55,7 +55,7 @@ CARDS = (Card("H100", 3.0e12, 790e12), Card("H200", 4.3e12, 790e12))  # one chip
 
 @dataclass
 class Unit:
-    """Describe a convolution and the batch norm after it, in bytes of one image's view; a batch shares the weight's."""
+    """A convolution and the batch norm after it, in bytes per image and view; a batch shares the weight's."""
 
     read: float
     written: float
@@ -67,19 +67,19 @@ class Unit:
 
 
 class Part(NamedTuple):
-    """Hold a piece of work."""
+    """A piece of work: floating-point operations and bytes moved."""
 
     flops: float
     moved: float
 
     def seconds(self, card: Card) -> float:
-        """Bound the time on a card from below."""
+        """Return a lower bound of the time on a card."""
         return max(self.flops / card.rate, self.moved / card.bandwidth)
 
 
 @dataclass(frozen=True)
 class Network:
-    """Hold the units of an encoder, the bytes of its block inputs, and those around its max-pool."""
+    """The units of an encoder, the bytes of its block inputs, and those around its max-pool."""
 
     units: list[Unit]
     block_inputs: list[float]
@@ -159,7 +159,7 @@ def pooling(network: Network) -> Iterator[Part]:
 
 
 class Prediction(NamedTuple):
-    """Sum up one way of running a step, per image."""
+    """Work, bytes and speed of one way of running a step, per image."""
 
     gflop: float
     mb: float
@@ -177,7 +177,7 @@ def predict(network: Network, passes: Callable[..., Iterator[Part]], card: Card)
 
 
 def markdown() -> str:
-    """Lay the predictions out, eager beside fused, for each card."""
+    """Format the predictions, eager beside fused, for each card."""
     rates = " | ".join(f"{card.name} images/s, eager | fused | times" for card in CARDS)
     lines = [f"| network | GFLOP/image | MB/image, eager | MB/image, fused | {rates} |"]
     lines.append("|---" * (4 + 3 * len(CARDS)) + "|")

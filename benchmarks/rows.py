@@ -1,4 +1,4 @@
-"""Know what a row says: what was timed, how long it took or why not, and where it ran."""
+"""Rows of results: what was timed, how long it took or why it failed, and where it ran."""
 
 from __future__ import annotations
 
@@ -72,14 +72,14 @@ def _rounded(value: float | None, digits: int) -> float | None:
 
 
 def has_failed(row: Row) -> bool:
-    """Tell whether a row stands for something broken or unmeasured, not merely for a rival that is not installed."""
+    """Return whether a row stands for something broken or unmeasured, not merely for a rival that is not installed."""
     error = row.get("error")
     return error is not None and not error.startswith("absent")
 
 
 @cache
 def place(device: str, commit: str | None = None) -> Row:
-    """Say where and with what: commit (a tree without git has to be told), processor, GPU, threads, load, versions."""
+    """Describe the machine: commit (given for a tree without git), processor, GPU, threads, load, versions."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text().splitlines() if cpuinfo.exists() else []
     models = [line.partition(": ")[2] for line in lines if line.startswith("model name")]
@@ -108,7 +108,7 @@ def _described() -> str:
 
 
 def append(path: Path, rows: Sequence[Row]) -> None:
-    """Add the rows to a .jsonl file; results are kept, not replaced."""
+    """Append the rows to a .jsonl file."""
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("a") as file:
         file.writelines(json.dumps(row) + "\n" for row in rows)
@@ -120,7 +120,7 @@ def read(path: Path) -> list[Row]:
 
 
 def table(rows: Sequence[Row], columns: Sequence[str] = SHOWN) -> str:
-    """Lay the rows out as a Markdown table, without the columns that none of them fills."""
+    """Format the rows as a Markdown table, without the columns that none of them fills."""
     names = [name for name in columns if any(row.get(name) is not None for row in rows)]
     lines = [" | ".join(names), " | ".join("---" for _ in names)]
     for row in rows:
@@ -130,7 +130,7 @@ def table(rows: Sequence[Row], columns: Sequence[str] = SHOWN) -> str:
 
 
 def line(row: Row) -> str:
-    """Say in one line what came out, as progress."""
+    """Format a row as one line of progress."""
     named = ", ".join(row[name] for name in ("case", "shape", "implementation"))
     if row["error"]:
         return f"{named}: {row['error']}"

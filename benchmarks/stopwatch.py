@@ -1,4 +1,4 @@
-"""Know how one run is timed: on the device by events, on the host by the clock and by the CPU time it took."""
+"""The timing of one run: on the device by events, on the host by the clock and by the CPU time it took."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ WARM_UPS = {"cuda": 3, "cpu": 1}
 
 
 class Taken(NamedTuple):
-    """Hold milliseconds of one run: on the device, until the host could go on, and of CPU time."""
+    """Milliseconds of one run: on the device, until the host could go on, and of CPU time."""
 
     taken_ms: float
     host_ms: float
@@ -28,7 +28,7 @@ class Taken(NamedTuple):
 
 
 class Stopwatch:
-    """Time one run on a device; on a GPU by events, with the caches filled by something else."""
+    """A timer of runs on a device; on a GPU by events, with the caches filled by something else."""
 
     def __init__(self, device: str) -> None:
         self.device = device
@@ -37,7 +37,7 @@ class Stopwatch:
             self._began, self._ended = (torch.cuda.Event(enable_timing=True) for _ in range(2))
 
     def __call__(self, run: Callable[[], object]) -> Taken:
-        """Run once and say how long it took."""
+        """Run once and return the times."""
         if self.device == "cpu":
             cpu_s, began = cpu_seconds(), time.perf_counter()
             run()
@@ -55,7 +55,7 @@ class Stopwatch:
         return Taken(self._began.elapsed_time(self._ended), host_ms, cpu_ms)
 
     def copy_gb_per_s(self) -> float | None:
-        """Measure what a plain copy reaches on the GPU, bytes read plus bytes written."""
+        """Measure the GPU's bandwidth in a plain copy, bytes read plus bytes written; None on a CPU."""
         if self.device == "cpu":
             return None  # what is timed on a CPU fits its caches, and would not compare
         source = torch.ones(COPY_BYTES // 4, device=self.device)

@@ -20,7 +20,7 @@ from fastbyol.data_prep.settings import SettingsError
 from fastbyol.data_prep.sources.base import SourceError
 from fastbyol.data_prep.verify import has_checksum, verify
 from fastbyol.jpeg import require_pillow
-from fastbyol.system.command_line import add_overwrite, add_workers, int_range
+from fastbyol.system.command_line import EpilogFormatter, Parser, add_overwrite, add_version, add_workers, int_range
 from fastbyol.system.signals import interrupt_on_signals
 
 BAD_INPUT, INTERRUPTED = 2, 75
@@ -31,7 +31,7 @@ class UsageError(ValueError):
     """A wrong flag or argument."""
 
 
-class _Parser(argparse.ArgumentParser):
+class _Parser(Parser):
     """A parser that raises UsageError instead of printing the usage and exiting."""
 
     def error(self, message: str) -> NoReturn:
@@ -70,26 +70,27 @@ def main(argv: Sequence[str] | None = None) -> int:
 def build_parser() -> argparse.ArgumentParser:
     """Return the parser of all four commands; their flags and outputs are a contract and do not change."""
     parser = _Parser(prog="fastbyol-prep", description="Turn images into .beton files and check them.")
-    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    add_version(parser)
+    commands = parser.add_subparsers(required=True, title="commands, each with --help", metavar="COMMAND")
     write.add_arguments(
         commands.add_parser(
             "write",
             help="write a .beton from images, wherever they lie",
-            epilog=write.SOURCES,
-            formatter_class=argparse.RawDescriptionHelpFormatter,
+            epilog=write.describe_sources(),
+            formatter_class=EpilogFormatter,
         )
     )
     command = commands.add_parser("verify", help="check structure, checksums and that every image decodes")
-    command.add_argument("file", metavar="FILE", type=Path)
+    command.add_argument("file", metavar="FILE", type=Path, help="a .beton")
     add_workers(command)
     command.set_defaults(run=_run_verify)
     command = commands.add_parser("info", help="say what a .beton holds")
-    command.add_argument("file", metavar="FILE", type=Path)
+    command.add_argument("file", metavar="FILE", type=Path, help="a .beton")
     command.add_argument("--json", action="store_true", help="print every fact as one JSON object")
     command.set_defaults(run=_run_info)
     command = commands.add_parser("demo", help="draw the demo set: DIR/train.beton and DIR/val.beton")
-    command.add_argument("directory", metavar="DIR", type=Path)
-    command.add_argument("--seed", type=int_range(0), default=0, metavar="N", help="of the drawing (default 0)")
+    command.add_argument("directory", metavar="DIR", type=Path, help="folder of both files")
+    command.add_argument("--seed", type=int_range(0), default=0, metavar="N", help="seed of the drawing")
     add_overwrite(command)
     command.set_defaults(run=_run_demo)
     return parser

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import argparse
+import shutil
 import sys
+import textwrap
 import time
 from pathlib import Path
 
@@ -14,71 +16,82 @@ from fastbyol.data_prep.settings import JPEG_SHARE, MODES, Settings
 from fastbyol.data_prep.sources import open_source
 from fastbyol.data_prep.sources.labels import RelabelledSource, read_class_names
 from fastbyol.data_prep.writer import require_output
-from fastbyol.system.command_line import add_overwrite, add_workers, fraction, int_range
+from fastbyol.system.command_line import add_overwrite, add_workers, format_list, fraction, int_range
 
-SOURCES = """\
-SOURCE is one of
-  FOLDER                      class folders, or a flat folder without labels
-  FILE.tar                    the same in an archive, or ILSVRC2012_img_train.tar (a .tar a class)
-  'shard-{0000..0099}.tar'    WebDataset shards, quoted; label from .cls, else from "label" in .json
-  FILE.parquet, FOLDER        Hugging Face style: image bytes and a column "label"; or a quoted
-  'data/train-*.parquet'      pattern; wants pip install 'fastbyol[parquet]'
-Without labels it writes an image-only .beton. Nothing under OUT.beton's name is ever unfinished.
-"""
+SOURCES = {
+    "FOLDER": "class folders, or a flat folder without labels",
+    "FILE.tar": "the same in an archive, or ILSVRC2012_img_train.tar, with one .tar per class",
+    "'shard-{0000..0099}.tar'": 'WebDataset shards, quoted; label from .cls, else from "label" in .json',
+    "FILE.parquet": "Hugging Face style: image bytes and a column \"label\"; needs pip install 'fastbyol[parquet]'",
+    "'data/train-*.parquet'": "the same in several files, quoted; a FOLDER of them will do, too",
+}
+ENDING = "Without labels it writes an image-only .beton. A file named OUT.beton is always complete."
+
+
+def describe_sources() -> str:
+    """Return the end of the help of `write`: what SOURCE can be."""
+    width = max(shutil.get_terminal_size().columns - 2, 40)
+    return f"SOURCE is one of\n{format_list(SOURCES)}\n{textwrap.fill(ENDING, width)}"
 
 
 def add_arguments(command: argparse.ArgumentParser) -> None:
     """Add the flags of `write`."""
-    defaults = Settings()
     command.add_argument("source", metavar="SOURCE", type=Path, help="where the images lie, see below")
-    command.add_argument("out", metavar="OUT.beton", type=Path)
-    command.add_argument(
+    command.add_argument("out", metavar="OUT.beton", type=Path, help="the file to write")
+    _add_images(command)
+    _add_selection(command)
+    add_workers(command.add_argument_group("machine"))
+    command.set_defaults(run=run)
+
+
+def _add_images(command: argparse.ArgumentParser) -> None:
+    group, defaults = command.add_argument_group("images"), Settings()
+    group.add_argument(
         "--max-side",
         type=int_range(1, SIDE_MAX),
         default=defaults.max_side,
         metavar="PX",
-        help=f"shrink the longest side to this, never enlarge (default {defaults.max_side})",
+        help="shrink the longest side to this, never enlarge",
     )
-    command.add_argument(
-        "--quality",
-        type=int_range(1, 100),
-        default=defaults.quality,
-        metavar="Q",
-        help=f"JPEG quality, 4:2:0 (default {defaults.quality})",
+    group.add_argument(
+        "--quality", type=int_range(1, 100), default=defaults.quality, metavar="Q", help="JPEG quality, 4:2:0"
     )
-    command.add_argument(
+    group.add_argument(
         "--mode",
         choices=MODES,
         default=defaults.mode,
         help="jpeg: re-encode all; raw: RGB bytes; passthrough: keep upright baseline RGB JPEGs within --max-side byte "
-        f"for byte, re-encode the rest; proportion: jpeg and raw, mixed by --jpeg-share (default {defaults.mode})",
+        "for byte, re-encode the rest; proportion: jpeg and raw, mixed by --jpeg-share",
     )
-    command.add_argument(
+    group.add_argument(
         "--jpeg-share",
         type=fraction,
         metavar="P",
-        help=f"in mode proportion, the share of JPEGs, chosen by a hash of each file (default {JPEG_SHARE})",
+        help=f"in mode proportion, the share of JPEGs, chosen by a hash of each file (default: {JPEG_SHARE})",
     )
-    command.add_argument(
+
+
+def _add_selection(command: argparse.ArgumentParser) -> None:
+    labels = command.add_argument_group("labels")
+    labels.add_argument(
         "--classes-from",
         type=Path,
         metavar="FILE",
         help="number the classes as another .beton does, its .json, or a .json list of names; classes may be missing "
-        "here, an unknown one is an error",
+        "here, an unknown one is an error (default: the source's own numbers)",
     )
-    command.add_argument(
-        "--label-column", metavar="NAME", help='parquet column, or .json key, of the label (default "label")'
+    labels.add_argument(
+        "--label-column", metavar="NAME", help='parquet column, or .json key, of the label (default: "label")'
     )
-    add_workers(command)
-    command.add_argument(
+    output = command.add_argument_group("output")
+    output.add_argument("--limit", type=int_range(1), metavar="N", help="take N images, spread evenly (default: all)")
+    output.add_argument(
         "--on-error",
         choices=("fail", "skip"),
         default="fail",
-        help="a bad image ends the command, or is left out and recorded in the sidecar (default fail)",
+        help="a bad image ends the command, or is left out and recorded in the sidecar",
     )
-    command.add_argument("--limit", type=int_range(1), metavar="N", help="take N images, spread evenly over the source")
-    add_overwrite(command)
-    command.set_defaults(run=run)
+    add_overwrite(output)
 
 
 def run(arguments: argparse.Namespace) -> int:

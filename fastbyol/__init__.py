@@ -2,6 +2,7 @@
 
 import importlib
 import os
+from pathlib import Path
 from typing import Any
 
 # Make idle threads spin for about 0.1 ms, then sleep. Libgomp's default spins far longer: as fast on an idle machine,
@@ -13,7 +14,20 @@ if "OMP_WAIT_POLICY" not in os.environ:
 
 
 def __getattr__(name: str) -> Any:
-    """Import `load_encoder` on first use: it imports torch, which `fastbyol.beton` does not need."""
+    """Import `load_encoder`, which needs torch, or look up `__version__` on first use."""
     if name == "load_encoder":
         return importlib.import_module("fastbyol.export").load_encoder
+    if name == "__version__":
+        return _version()
     raise AttributeError(f"module 'fastbyol' has no attribute {name!r}")
+
+
+def _version() -> str:
+    """Return the installed version or, in a source tree that is not installed, that of its pyproject.toml."""
+    metadata = importlib.import_module("importlib.metadata")
+    try:
+        return str(metadata.version("fastbyol"))
+    except metadata.PackageNotFoundError:
+        project = Path(__file__).parents[1] / "pyproject.toml"
+        lines = project.read_text().split("\n") if project.exists() else []
+        return next((line.split('"')[1] for line in lines if line.startswith("version = ")), "unknown")

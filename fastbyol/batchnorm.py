@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from fastbyol.kernels.batchnorm import batch_norm_act, batch_norm_act_then, batch_norm_add_relu, batch_norm_eval
 from fastbyol.kernels.dispatch import runs_triton
+from fastbyol.kernels.reference import NormParams
 
 EPS = 1e-5
 MOMENTUM = 0.1
@@ -28,14 +29,12 @@ class _PerView(nn.modules.batchnorm._BatchNorm):
         self.views = views
         self.group: dist.ProcessGroup | None = None
 
-    def _tensors(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    def _params(self) -> NormParams:
         assert self.running_mean is not None
         assert self.running_var is not None
-        return self.weight, self.bias, self.running_mean, self.running_var
-
-    def _options(self) -> dict[str, Any]:
         assert self.momentum is not None
-        return {"views": self.views, "momentum": self.momentum, "eps": EPS, "group": self.group}
+        tensors = (self.weight, self.bias, self.running_mean, self.running_var, self.num_batches_tracked)
+        return NormParams(*tensors, views=self.views, momentum=self.momentum, eps=EPS, group=self.group)
 
 
 class _Act(_PerView):
@@ -48,8 +47,8 @@ class _Act(_PerView):
     def forward(self, x: Tensor) -> Tensor:
         """Normalise [V*B, C, ...] per view in training, [N, C, ...] by the running statistics in evaluation."""
         if not self.training:
-            return batch_norm_eval(x, None, *self._tensors(), relu=self.relu, eps=EPS)
-        return batch_norm_act(x, *self._tensors(), self.num_batches_tracked, relu=self.relu, **self._options())
+            return batch_norm_eval(x, None, self._params(), relu=self.relu)
+        return batch_norm_act(x, self._params(), relu=self.relu)
 
 
 class BatchNormAct1d(_Act, nn.BatchNorm1d):
@@ -71,9 +70,9 @@ class BatchNormAddReLU2d(_PerView, nn.BatchNorm2d):
     def forward(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]  # two inputs
         """Return the result twice, once for each consumer, so that the kernel can add their gradients."""
         if not self.training:
-            z = batch_norm_eval(x, residual, *self._tensors(), relu=True, eps=EPS)
+            z = batch_norm_eval(x, residual, self._params(), relu=True)
             return z, z
-        return batch_norm_add_relu(x, residual, *self._tensors(), self.num_batches_tracked, **self._options())
+        return batch_norm_add_relu(x, residual, self._params())
 
 
 def normalize_then(norm: nn.Module, x: Tensor, consumer: nn.Module) -> Tensor:
@@ -91,9 +90,7 @@ def normalize_then(norm: nn.Module, x: Tensor, consumer: nn.Module) -> Tensor:
     ):
         result: Tensor = consumer(norm(x))
         return result
-    return batch_norm_act_then(
-        consumer, x, *norm._tensors(), norm.num_batches_tracked, relu=norm.relu, **norm._options()
-    )
+    return batch_norm_act_then(consumer, x, norm._params(), relu=norm.relu)
 
 
 def synchronize_(module: nn.Module, group: dist.ProcessGroup | None) -> None:

@@ -98,3 +98,11 @@ PROTOCOLS = Registry(
         "segment": "fastbyol.evaluate.segmentation:PROTOCOL",
     },
 )
+PROTOCOL_SUMMARIES = {  # for fastbyol-eval --help, which imports no protocol
+    "knn": "nearest neighbours by cosine, weighted and plain",
+    "linear": "a linear classifier, its learning rate chosen on held-out training images",
+    "semi": "fine-tuning on a class-balanced part of the labels, beside the same network from scratch",
+    "transfer": "logistic regression by L-BFGS, its penalty chosen on held-out training images",
+    "finetune": "fine-tuning on all labels, rate and decay chosen on held-out training images",
+    "segment": "semantic segmentation by a convolutional head, from images and masks",
+}

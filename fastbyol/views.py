@@ -17,6 +17,8 @@ from fastbyol.kernels.view_params import ViewParams
 BLOCKS = 4  # Philox calls per view, four words each; word k of a view always sets the same parameter
 ORDERS = np.array(list(permutations(range(4))))  # [24, 4]
 
+apply = augment  # draw() and apply() are one pair: whoever draws parameters needs no other import
+
 
 def draw(
     views: tuple[ViewConfig, ...],
@@ -59,25 +61,6 @@ def view_columns(view: ViewConfig, u: NDArray[np.float64], sizes: NDArray[np.int
     factors = (2 * u[:, 10:14] - 1) * strength + (0, 1, 1, 0)
     order = ORDERS[np.floor(u[:, 14] * len(ORDERS)).astype(np.int64)]
     return np.column_stack((top, left, crop_height, crop_width, flags, sigma, factors, order))
-
-
-def apply(
-    pixels: Tensor,
-    offsets: Tensor,
-    sizes: Tensor,
-    params: ViewParams,
-    *,
-    crop_px: int,
-    dtype: torch.dtype = torch.float32,
-    out: Tensor | None = None,
-) -> Tensor:
-    """Compute the views: crop, flip, jitter, grayscale, blur, solarize, normalise; all but the last stay in [0, 1].
-
-    pixels: [bytes] uint8, RGB images HWC of any sizes; offsets: [B] int64, an image's first byte; sizes: [B, 2]
-    (H, W); all tensors on one device. Result: [V*B, 3, crop_px, crop_px] channels_last, all of view 0, then all of
-    view 1; written to `out` if given, so that its address stays the same (CUDA graphs).
-    """
-    return augment(pixels, offsets, sizes, params, crop_px=crop_px, dtype=dtype, out=out)
 
 
 def params_of_crops(params: ViewParams, *, crop_px: int) -> ViewParams:

@@ -27,15 +27,16 @@ def augment(
     params: ViewParams,
     *,
     crop_px: int,
-    dtype: torch.dtype,
+    dtype: torch.dtype = torch.float32,
     out: Tensor | None = None,
 ) -> Tensor:
     """Make V views of B images: crop, flip, jitter, grayscale, blur, solarize, normalise.
 
     pixels: [bytes] uint8, RGB images H W C of any sizes, each below 2**31 bytes; offsets: [B] int64, the first byte of
     each image; sizes: [B, 2] (H, W); params: V views of the B images; all on one device. Result: [V*B, 3, crop_px,
-    crop_px] channels_last, view-major, in `out` if given. All operations but the last keep values in [0, 1]. Raises
-    ValueError if `out` has another shape, dtype, device or memory format.
+    crop_px] channels_last, all of view 0, then all of view 1; written to `out` if given, so that its address stays the
+    same (CUDA graphs). All operations but the last keep values in [0, 1]. Raises ValueError if `out` has another shape,
+    dtype, device or memory format.
     """
     views, images, _ = params.packed.shape
     out = reference.views_out(out, count=views * images, crop_px=crop_px, dtype=dtype, device=pixels.device)

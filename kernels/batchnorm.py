@@ -50,6 +50,7 @@ from fastbyol.kernels.batchnorm_statistics import (
     sum_launch,
 )
 from fastbyol.kernels.dispatch import runs_triton
+from fastbyol.kernels.reference import NormParams
 
 TILE_BYTES = 4096  # of x per program at a time: two 128-bit accesses per thread
 
@@ -234,16 +235,18 @@ def _apply(
     bias: Tensor,
     *,
     relu: bool,
-    views: int,
-    keep_mask: bool,
+    keep_mask: bool = False,
     eps: float | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """Return z and, with keep_mask, the ReLU's mask [M, C / 8] uint8; if eps is given, rstd is the variance."""
+    """Return z and, with keep_mask, the ReLU's mask [M, C / 8] uint8; mean and rstd are [G, C].
+
+    If eps is given, as in evaluation, rstd is the variance.
+    """
     channels = x.shape[1]
     z = torch.empty_like(x)
     mask_shape = (x.numel() // channels, triton.cdiv(channels, 8))
     mask = x.new_empty(mask_shape, dtype=torch.uint8) if keep_mask else None
-    grid, sizes = _apply_launch(x, views)
+    grid, sizes = _apply_launch(x, len(mean))
     apply_kernel[grid](x, residual, z, mask, mean, rstd, weight, bias, **sizes, eps=eps, RELU=relu, num_warps=WARPS)
     return z, mask
 
@@ -264,7 +267,7 @@ class _BatchNorm(torch.autograd.Function):
         group: dist.ProcessGroup | None,
     ) -> Tensor | tuple[Tensor, Tensor]:
         mean, rstd = statistics
-        z, mask = _apply(x, residual, mean, rstd, weight, bias, relu=relu, views=len(mean), keep_mask=keep_mask)
+        z, mask = _apply(x, residual, mean, rstd, weight, bias, relu=relu, keep_mask=keep_mask)
         ctx.save_for_backward(x, mask, statistics, weight, bias)
         ctx.relu, ctx.group, ctx.residual_dtype = relu, group, None if residual is None else residual.dtype
         ctx.set_materialize_grads(False)  # an unused result has no gradient, and none is read
@@ -298,97 +301,41 @@ class _BatchNorm(torch.autograd.Function):
         return dx, g, dweight, dbias, None, None, None, None
 
 
-def _prepare(
-    x: Tensor,
-    weight: Tensor,
-    running_mean: Tensor,
-    running_var: Tensor,
-    num_batches_tracked: Tensor | None,
-    *,
-    views: int,
-    momentum: float,
-    eps: float,
-    group: dist.ProcessGroup | None,
-) -> tuple[Tensor, Tensor]:
+def _prepare(x: Tensor, norm: NormParams) -> tuple[Tensor, Tensor]:
     """Check x; return it in channels-last memory with mean and rstd [2, G, C]; update the running statistics."""
-    reference.check_views(x, weight, views=views, is_alone=group is None)
+    reference.check_views(x, norm)
     x = _channels_last(x, "x")
-    options: dict[str, Any] = {"views": views, "momentum": momentum, "eps": eps, "group": group}
-    return x, batch_statistics(x, running_mean, running_var, num_batches_tracked, **options)
+    return x, batch_statistics(x, norm)
 
 
-def _batch_norm(
-    x: Tensor,
-    residual: Tensor | None,
-    weight: Tensor,
-    bias: Tensor,
-    running_mean: Tensor,
-    running_var: Tensor,
-    num_batches_tracked: Tensor | None,
-    *,
-    relu: bool,
-    views: int,
-    momentum: float,
-    eps: float,
-    group: dist.ProcessGroup | None,
-) -> Any:
-    options: dict[str, Any] = {"views": views, "momentum": momentum, "eps": eps, "group": group}
-    x, statistics = _prepare(x, weight, running_mean, running_var, num_batches_tracked, **options)
+def _batch_norm(x: Tensor, residual: Tensor | None, norm: NormParams, *, relu: bool) -> Any:
+    x, statistics = _prepare(x, norm)
     keep_mask = residual is not None and torch.is_grad_enabled()
-    return _BatchNorm.apply(x, residual, weight, bias, statistics, relu, keep_mask, group)
+    return _BatchNorm.apply(x, residual, norm.weight, norm.bias, statistics, relu, keep_mask, norm.group)
 
 
-def batch_norm_act(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    running_mean: Tensor,
-    running_var: Tensor,
-    num_batches_tracked: Tensor | None,
-    *,
-    relu: bool,
-    views: int,
-    momentum: float,
-    eps: float,
-    group: dist.ProcessGroup | None = None,
-) -> Tensor:
+def batch_norm_act(x: Tensor, norm: NormParams, *, relu: bool) -> Tensor:
     """Normalise x with the batch statistics of each view, then apply ReLU if `relu`; see reference.batch_norm_act."""
-    statistics = (running_mean, running_var, num_batches_tracked)
-    options: dict[str, Any] = {"views": views, "momentum": momentum, "eps": eps, "group": group}
     if not runs_triton(x):
-        return reference.batch_norm_act(x, weight, bias, *statistics, relu=relu, **options)
-    z: Tensor = _batch_norm(x, None, weight, bias, *statistics, relu=relu, **options)
+        return reference.batch_norm_act(x, norm, relu=relu)
+    z: Tensor = _batch_norm(x, None, norm, relu=relu)
     return z
 
 
-def batch_norm_act_then(
-    consumer: Callable[[Tensor], Tensor],
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    running_mean: Tensor,
-    running_var: Tensor,
-    num_batches_tracked: Tensor | None,
-    *,
-    relu: bool,
-    views: int,
-    momentum: float,
-    eps: float,
-    group: dist.ProcessGroup | None = None,
-) -> Tensor:
+def batch_norm_act_then(consumer: Callable[[Tensor], Tensor], x: Tensor, norm: NormParams, *, relu: bool) -> Tensor:
     """Return consumer(batch_norm_act(x, ...)); its backward recomputes the normalised x instead of keeping it.
 
     This saves memory of x's size and costs one read and one write of it; x is kept anyway for batch norm's own
     backward. The results have the same bits. x must be a tensor for which dispatch.runs_triton is true.
     """
-    options: dict[str, Any] = {"views": views, "momentum": momentum, "eps": eps, "group": group}
-    x, statistics = _prepare(x, weight, running_mean, running_var, num_batches_tracked, **options)
-    z: Tensor = _BatchNorm.apply(x, None, weight, bias, statistics, relu, False, group)
+    x, statistics = _prepare(x, norm)
+    weight, bias = norm.weight, norm.bias
+    z: Tensor = _BatchNorm.apply(x, None, weight, bias, statistics, relu, False, norm.group)
     place, kept = z.untyped_storage()._cdata, x.detach()
 
     def recompute_z() -> Tensor:
         mean, rstd = statistics
-        return _apply(kept, None, mean, rstd, weight, bias, relu=relu, views=views, keep_mask=False)[0]
+        return _apply(kept, None, mean, rstd, weight, bias, relu=relu)[0]
 
     def pack(saved: Tensor) -> Tensor | Callable[[], Tensor]:
         return recompute_z if saved.untyped_storage()._cdata == place else saved
@@ -400,55 +347,30 @@ def batch_norm_act_then(
         return consumer(z)
 
 
-def batch_norm_add_relu(
-    x: Tensor,
-    residual: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    running_mean: Tensor,
-    running_var: Tensor,
-    num_batches_tracked: Tensor | None,
-    *,
-    views: int,
-    momentum: float,
-    eps: float,
-    group: dist.ProcessGroup | None = None,
-) -> tuple[Tensor, Tensor]:
+def batch_norm_add_relu(x: Tensor, residual: Tensor, norm: NormParams) -> tuple[Tensor, Tensor]:
     """Return relu(batch norm + residual) twice, once for each consumer; see reference.batch_norm_add_relu.
 
     Both share memory. Either gradient may be missing; two are added inside the backward kernel.
     """
-    statistics = (running_mean, running_var, num_batches_tracked)
-    options: dict[str, Any] = {"views": views, "momentum": momentum, "eps": eps, "group": group}
     if not runs_triton(x):
-        return reference.batch_norm_add_relu(x, residual, weight, bias, *statistics, **options)
+        return reference.batch_norm_add_relu(x, residual, norm)
     reference.check_residual(x, residual)
     residual = _channels_last(residual, "residual")
-    twins: tuple[Tensor, Tensor] = _batch_norm(x, residual, weight, bias, *statistics, relu=True, **options)
+    twins: tuple[Tensor, Tensor] = _batch_norm(x, residual, norm, relu=True)
     return twins
 
 
-def batch_norm_eval(
-    x: Tensor,
-    residual: Tensor | None,
-    weight: Tensor,
-    bias: Tensor,
-    running_mean: Tensor,
-    running_var: Tensor,
-    *,
-    relu: bool,
-    eps: float,
-) -> Tensor:
+def batch_norm_eval(x: Tensor, residual: Tensor | None, norm: NormParams, *, relu: bool) -> Tensor:
     """Normalise x with the running statistics, add the residual, apply ReLU; see reference.batch_norm_eval.
 
     One launch with one read and one write; plain torch if gradients are enabled, which is rare in evaluation.
     """
     if torch.is_grad_enabled() or not runs_triton(x):
-        return reference.batch_norm_eval(x, residual, weight, bias, running_mean, running_var, relu=relu, eps=eps)
-    reference.check_channels(x, weight)
+        return reference.batch_norm_eval(x, residual, norm, relu=relu)
+    reference.check_channels(x, norm.weight)
     if residual is not None:
         reference.check_residual(x, residual)
         residual = _channels_last(residual, "residual")
     x = _channels_last(x, "x")
-    z, _ = _apply(x, residual, running_mean, running_var, weight, bias, relu=relu, views=1, keep_mask=False, eps=eps)
-    return z
+    mean, var = norm.running_mean[None], norm.running_var[None]
+    return _apply(x, residual, mean, var, norm.weight, norm.bias, relu=relu, eps=norm.eps)[0]

@@ -22,6 +22,8 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
+from fastbyol.kernels.reference import NormParams
+
 WARPS = 4
 WIDEST = 64  # channels per tile: whole 128-byte lines of bf16; wider tiles exchange weights through shared memory
 STATS_TILE_BYTES = 8192  # of x per program where only x is read: as many bytes in flight as in the other kernels
@@ -30,11 +32,8 @@ SPLIT_TILES = 4  # at least this many tiles per program, so that partial sums ar
 # Programs that sum at the same time: 6 blocks of 128 threads on each of 128 multiprocessors. This many fit on sm_90,
 # with up to 80 registers; on sm_80 the backward's sums take up to 91, and 5 blocks fit.
 PROGRAMS = 768
-FINALIZE = {
-    "BS": 512,
-    "BC": 8,
-    "num_warps": 8,
-}  # splits and channels: few channels per program, so that many multiprocessors read
+# Splits and channels: few channels per program, so that many multiprocessors read.
+FINALIZE = {"BS": 512, "BC": 8, "num_warps": 8}
 
 
 @triton.jit
@@ -162,9 +161,8 @@ def finalize_kernel(
         tl.store(rstd_ptr + group * channels + c, 1.0 / tl.sqrt(variance + eps), mask=inside)
         running_mean = (1.0 - momentum) * running_mean + momentum * mean
         running_var = (1.0 - momentum) * running_var + momentum * variance * (count / (count - 1.0))
-    is_finite = (tl.abs(running_mean) < float("inf")) & (
-        tl.abs(running_var) < float("inf")
-    )  # comparisons with NaN are false
+    # comparisons with NaN are false
+    is_finite = (tl.abs(running_mean) < float("inf")) & (tl.abs(running_var) < float("inf"))
     tl.store(running_mean_ptr + c, running_mean, mask=inside & is_finite)
     tl.store(running_var_ptr + c, running_var, mask=inside & is_finite)
     if batches_ptr is not None and tl.program_id(0) == 0:
@@ -215,22 +213,13 @@ def reduce_splits(
     return sums
 
 
-def batch_statistics(
-    x: Tensor,
-    running_mean: Tensor,
-    running_var: Tensor,
-    num_batches_tracked: Tensor | None,
-    *,
-    views: int,
-    momentum: float,
-    eps: float,
-    group: dist.ProcessGroup | None,
-) -> Tensor:
+def batch_statistics(x: Tensor, norm: NormParams) -> Tensor:
     """Return mean and rstd in one float32 tensor [2, G, C] and update the running statistics."""
+    views, group = norm.views, norm.group
     grid, sizes = sum_launch(x, views, tile_bytes=STATS_TILE_BYTES)
     channels, rows = sizes["channels"], sizes["rows"]
     partial = x.new_empty((2, views, grid[1], channels), dtype=torch.float32)
-    stats_kernel[grid](x, running_mean, partial, **sizes, num_warps=WARPS)
+    stats_kernel[grid](x, norm.running_mean, partial, **sizes, num_warps=WARPS)
     splits = grid[1]
     if group is not None:
         partial, splits = reduce_splits(partial, rows, totals=None, group=group), 1
@@ -239,14 +228,14 @@ def batch_statistics(
         partial,
         statistics[0],
         statistics[1],
-        running_mean,
-        running_var,
-        num_batches_tracked,
+        norm.running_mean,
+        norm.running_var,
+        norm.num_batches_tracked,
         channels,
         splits,
         float(rows),
-        momentum,
-        eps,
+        norm.momentum,
+        norm.eps,
         GROUPS=views,
         COUNTED=group is not None,
         **FINALIZE,

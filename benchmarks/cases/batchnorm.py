@@ -1,4 +1,4 @@
-"""Know the batch norms that are timed: those of a ResNet-50, with their ReLU, with and without a residual sum."""
+"""The timed batch norms: those of a ResNet-50, with their ReLU, with and without a residual sum."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from benchmarks.harness import Absent, Case, Ready
 from fastbyol.batchnorm import EPS, MOMENTUM
 from fastbyol.errors import ConfigError
 from fastbyol.kernels.batchnorm import batch_norm_act, batch_norm_add_relu
+from fastbyol.kernels.reference import NormParams
 from fastbyol.train import larc
 
 SHAPES = (  # channels, side, residual: the widest batch norms of each stage of a ResNet-50 at 224 px
@@ -37,7 +38,7 @@ MASK_BYTES = 1 / 8
 
 @dataclass(frozen=True)
 class Problem:
-    """Say which batch norm, of x [views * images, channels, side, side] in channels-last memory."""
+    """A batch norm of x [views * images, channels, side, side] in channels-last memory."""
 
     channels: int
     side: int
@@ -47,14 +48,14 @@ class Problem:
 
     @property
     def dtype(self) -> torch.dtype:
-        """Give what autocast leaves convolutions in, and for one population what apex's groupbn is limited to."""
+        """What autocast leaves convolutions in, and for one population what apex's groupbn is limited to."""
         if self.device == "cpu":
             return torch.float32
         return torch.float16 if self.views == 1 else torch.bfloat16
 
     @property
     def shape(self) -> tuple[int, int, int, int]:
-        """Give the shape of x."""
+        """The shape of x."""
         return self.views * IMAGES[self.device], self.channels, self.side, self.side
 
     def bytes_moved(self, *, backward: bool) -> int:
@@ -66,7 +67,7 @@ class Problem:
 
 
 class Tensors(NamedTuple):
-    """Hold the inputs that all rivals share, and the gradients of the output's one or two consumers."""
+    """The inputs that all rivals share, and the gradients of the output's one or two consumers."""
 
     x: Tensor
     residual: Tensor | None
@@ -95,16 +96,10 @@ Forward = Callable[..., Sequence[Tensor]]  # x, residual, weight, bias, running_
 
 def fused(x: Tensor, residual: Tensor | None, *moved: Tensor, views: int, group: Any = None) -> Sequence[Tensor]:
     """Call fastbyol's kernels: all views in one call."""
-    weight, bias, mean, var = moved
+    norm = NormParams(*moved, None, views=views, momentum=MOMENTUM, eps=EPS, group=group)
     if residual is None:
-        return (
-            batch_norm_act(
-                x, weight, bias, mean, var, None, relu=True, views=views, momentum=MOMENTUM, eps=EPS, group=group
-            ),
-        )
-    return batch_norm_add_relu(
-        x, residual, weight, bias, mean, var, None, views=views, momentum=MOMENTUM, eps=EPS, group=group
-    )
+        return (batch_norm_act(x, norm, relu=True),)
+    return batch_norm_add_relu(x, residual, norm)
 
 
 def in_torch(x: Tensor, residual: Tensor | None, *moved: Tensor) -> Sequence[Tensor]:
@@ -174,7 +169,7 @@ def _run(forward: Forward, tensors: Tensors, *, parts: int, backward: bool) -> C
 
 
 def _joined(parts: int, problem: Problem, results: Sequence[Tensor], *, backward: bool) -> list[Tensor]:
-    """Put the parts' results together, so that runs of any number of parts compare."""
+    """Concatenate the parts' results, so that runs with different numbers of parts can be compared."""
     if not backward:
         step = 1 + problem.has_residual
         return [torch.cat(tuple(results[::step]))]

@@ -1,4 +1,4 @@
-"""Know how a rival's results are held against the reference."""
+"""Comparisons of a rival's results with the reference."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ HALF_MASKS = 0.1  # a ReLU after a rounded sum passes one gradient in a thousand
 
 
 class WrongResult(AssertionError):
-    """Say by how much a result misses the reference."""
+    """The results differ too much from the reference; the message says by how much."""
 
 
 def agree(results: Sequence[Tensor], expected: Sequence[Tensor], *, tolerance: float) -> None:

@@ -1,4 +1,4 @@
-"""Know the evaluations that are timed: neighbours, logistic regression over 45 penalties, a sweep of linear heads.
+"""The timed evaluations: neighbours, logistic regression over 45 penalties, a sweep of linear heads.
 
 Neighbours and regression run on drawn representations in clusters, the sweep on the demo set. Rival of the first two is
 scikit-learn; of the sweep, the same training with one learning rate, whose time five are to exceed by less than half.
@@ -83,7 +83,7 @@ def _agree_on_neighbours(indices: Tensor, queries: Tensor, bank: Tensor) -> None
 
 
 def _peak_gib(*, reset: bool = False) -> float:
-    """Read the most memory this process has held, GiB, since the last reset."""
+    """Return the peak memory of this process since the last reset, in GiB."""
     if reset:
         Path("/proc/self/clear_refs").write_text("5")
     return int(Path("/proc/self/status").read_text().split("VmHWM:")[1].split()[0]) / 2**20  # KiB

@@ -1,4 +1,4 @@
-"""Know the loaders that are timed, and whose: from stored JPEGs to what the host hands on for two-view training.
+"""The timed loaders, ours and others': from stored JPEGs to what the host hands on for two-view training.
 
 Our loaders hand whole images on, decoded once, and leave crops, colours and blur to the GPU. What the others hand on
 differs, and is part of their names.
@@ -67,7 +67,7 @@ def cases(source: Path | None, *, name: str | None, device: str, batch_size: int
 
 
 def _implementations(device: str) -> Iterator[tuple[str, int, Callable[[Job], Ready]]]:
-    """List who is timed: name, batches of a run, what prepares it."""
+    """List the loaders: name, batches of a run, function that prepares it."""
     for name, loader in OURS.items():
         yield name, MANY, partial(_ours, loader, has_views=False)
     if device == "cpu":
@@ -160,7 +160,7 @@ def _theirs(prepare: Callable[[Job], Callable[[], TwoViews]], job: Job) -> Ready
 
 @contextmanager
 def _torch_threads(count: int) -> Iterator[None]:
-    """Let torch use so many threads, whatever a rival asks it for (importing ffcv sets one)."""
+    """Set torch's number of threads in the block, whatever a rival sets (importing ffcv sets one)."""
     before = torch.get_num_threads()
     torch.set_num_threads(count)
     try:

@@ -1,4 +1,4 @@
-"""Know the losses that are timed: BYOL's with its gradient, alone and with the EMA of all targets."""
+"""The timed losses: BYOL's with its gradient, alone and with the EMA of all targets."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ SMALL_BRANCH = (3**3 * 64, 5, 1000)
 
 
 class Tensors(NamedTuple):
-    """Hold predictions and projections [2B, D], the tensors of an EMA, and what our launches keep on the device."""
+    """Predictions and projections [2B, D], the tensors of an EMA, and what our launches keep on the device."""
 
     q: Tensor
     z: Tensor

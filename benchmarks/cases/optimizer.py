@@ -1,4 +1,4 @@
-"""Know the optimisers that are timed: LARS and the EMA of the target over all tensors of a BYOL model."""
+"""The timed optimisers: LARS and the EMA of the target over all tensors of a BYOL model."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ DISPLACEMENT = 1e-3  # of parameters about a thousand times larger, in float32
 
 
 class Problem(NamedTuple):
-    """Hold a model whose parameters have gradients, and its optimiser's constants."""
+    """A model whose parameters have gradients, and its optimiser's constants."""
 
     model: BYOL
     config: OptimConfig
@@ -124,7 +124,7 @@ def _apex_fused_sgd(params: list[nn.Parameter]) -> torch.optim.Optimizer:
 
 @contextmanager
 def _absent() -> Iterator[None]:
-    """Turn the project's message about a missing piece of apex into a rival's absence."""
+    """Raise Absent, with fastbyol's message, where a piece of apex is missing."""
     try:
         yield
     except ConfigError as error:

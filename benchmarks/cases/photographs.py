@@ -1,4 +1,4 @@
-"""Know the JPEGs that loaders are timed on: those of a source, or drawn ones, as .beton files of several sizes."""
+"""The JPEGs that loaders are timed on: those of a source, or drawn ones, as .beton files of several sizes."""
 
 from __future__ import annotations
 
@@ -15,17 +15,13 @@ from benchmarks.harness import Absent
 from fastbyol.beton import Reader
 from fastbyol.order import Rows, stream
 
-SIDES_PX = {
-    "256 px": 256,
-    "500 px": 500,
-    "original size": 4096,
-}  # the longest side, at most; the last are not encoded anew
+SIDES_PX = {"256 px": 256, "500 px": 500, "original size": 4096}  # at most, the longer; the last are not encoded anew
 IMAGES_MAX = 1000  # of a source, spread evenly over it
 DRAWN, DRAWN_PX = 50, (640, 480)
 
 
 class Photographs:
-    """Hold images of a source, of a .beton, or drawn where neither is given; written when first asked for."""
+    """Images of a source or a .beton, or drawn ones if neither is given; written on first use."""
 
     def __init__(self, source: Path | None, name: str | None) -> None:
         self.source = source
@@ -64,7 +60,7 @@ class Photographs:
 
 @dataclass(frozen=True)
 class Job:
-    """Say which images are loaded in one run, in batches of how many, by how many threads, for which device."""
+    """The images of one run, its batch size, its number of threads and its device."""
 
     photographs: Photographs
     size: str

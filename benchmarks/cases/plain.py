@@ -1,4 +1,4 @@
-"""Know BYOL's step as plain torch code has it: a forward per view, one operation after the other."""
+"""BYOL's step as plain torch code has it: a forward per view, one operation after the other."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ def loss(q: Tensor, z: Tensor) -> Tensor:
 
 
 class BatchNorm(nn.Module):
-    """Stand in for one of fastbyol's batch norms, on its very parameters and statistics, one view a call."""
+    """A stand-in for one of fastbyol's batch norms, on the same parameters and statistics, one view a call."""
 
     def __init__(self, ours: BatchNormAct1d | BatchNormAct2d | BatchNormAddReLU2d) -> None:
         super().__init__()
@@ -47,7 +47,7 @@ class BatchNorm(nn.Module):
 
 
 def replace_(module: nn.Module) -> None:
-    """Put the stand-in in the place of every batch norm inside the module."""
+    """Replace every batch norm inside the module by the stand-in."""
     for name, child in module.named_children():
         if isinstance(child, BatchNormAct1d | BatchNormAct2d | BatchNormAddReLU2d):
             setattr(module, name, BatchNorm(child))

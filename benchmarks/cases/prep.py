@@ -1,4 +1,4 @@
-"""Know the conversions that are timed: image files to one .beton, in each mode, against FFCV's own writer.
+"""The timed conversions: image files to one .beton, in each mode, against FFCV's own writer.
 
 Passthrough decodes every JPEG to check it, at an eighth of the size: most of its time is that entropy decoding.
 """
@@ -84,7 +84,7 @@ def _ffcv(folder: tempfile.TemporaryDirectory[str], mode: Mode, *, workers: int,
 
 
 class _Files:
-    """Show image files as FFCV's writer wants a data set: indexed, decoded by Pillow."""
+    """Image files as a data set for FFCV's writer: indexed, decoded by Pillow."""
 
     def __init__(self, files: list[Path]) -> None:
         self._files = files

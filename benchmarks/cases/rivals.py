@@ -1,4 +1,4 @@
-"""Know how others make two views of an image on the host: ffcv and DALI; torchvision and lightly on PIL images.
+"""Two views of an image as others make them on the host: ffcv and DALI; torchvision and lightly on PIL images.
 
 All read the same .beton file. Each takes a job and returns a function that yields the batches of one run, both views of
 each. None is set up to do more than its users' code does.
@@ -190,7 +190,7 @@ def _torchvision(job: Job, blur_of: Callable[[Any], Any]) -> Callable[[], TwoVie
 
 
 def lightly(job: Job) -> Callable[[], TwoViews]:
-    """Take lightly's transform for BYOL as it comes."""
+    """Build lightly's transform for BYOL with its defaults."""
     return _pil(job, _import_peer("lightly.transforms").BYOLTransform())
 
 
@@ -219,7 +219,7 @@ def _import_peer(name: str) -> Any:
 
 
 def _pil(job: Job, transform: Callable[[Image], Sequence[Tensor]]) -> Callable[[], TwoViews]:
-    """Have processes of torch's DataLoader decode each image once, by Pillow, and transform it twice."""
+    """Decode each image once, by Pillow, and transform it twice, in processes of torch's DataLoader."""
     indices = np.concatenate([rows.indices for rows in job.rows()]).tolist()
     loader = DataLoader(
         _Images(job.reader(), transform),
@@ -233,7 +233,7 @@ def _pil(job: Job, transform: Callable[[Image], Sequence[Tensor]]) -> Callable[[
 
 
 class _Images(Dataset[Sequence[Tensor]]):
-    """Show a .beton file as torch's DataLoader wants a data set."""
+    """A .beton file as a torch data set."""
 
     def __init__(self, reader: Reader, transform: Callable[[Image], Sequence[Tensor]]) -> None:
         self._reader, self._transform = reader, transform

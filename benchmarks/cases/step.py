@@ -1,4 +1,4 @@
-"""Know the training steps that are timed: forward, backward, LARS and EMA on given views, by every engine."""
+"""The timed training steps: forward, backward, LARS and EMA on given views, by every engine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Know the augmentations that are timed: both views of photographs and of small images, from packed bytes."""
+"""The timed augmentations: both views of photographs and of small images, from packed bytes."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ CHECKED = 32  # images the check makes again in float32 and plain torch
 
 @dataclass(frozen=True)
 class Problem:
-    """Say how many images of which size become two views of crop_px each."""
+    """The number and the size of the images that become two views of crop_px each."""
 
     images: int
     height: int
@@ -42,7 +42,7 @@ PROBLEMS = {
 
 
 class Tensors(NamedTuple):
-    """Hold packed images on the device, and both views' draws."""
+    """Packed images on the device, and both views' draws."""
 
     pixels: Tensor
     offsets: Tensor
@@ -163,7 +163,7 @@ def _kornia(problem: Problem, dtype: torch.dtype, tensors: Callable[[], Tensors]
 
 
 def cases(device: str) -> Iterator[Case]:
-    """Compare both views' making from bytes on the device; draw their parameters, which is the host's part."""
+    """Compare making both views from bytes on the device, and drawing their parameters on the host."""
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     rivals = {"fastbyol": _fastbyol, "torchvision, image by image": _torchvision, "kornia": _kornia}
     if device == "cuda":

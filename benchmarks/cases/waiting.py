@@ -1,4 +1,4 @@
-"""Know how much of a training step is spent waiting for data: steps behind each loader, against steps that never wait.
+"""The part of a training step that is spent waiting for data: steps behind each loader, against steps that never wait.
 
 The share is 1 less the time of the steps on one batch, over and over, divided by the time of those behind the loader.
 """

@@ -106,7 +106,7 @@ def unpack_wheels(carried: Path, site: Path) -> list[str]:
 
 
 def environment_of(work: Path) -> dict[str, str]:
-    """Give what the parts' processes find: the tree and the wheels importable, caches in one place, NCCL on lo."""
+    """Return the parts' environment: the tree and the wheels importable, caches in one place, NCCL on lo."""
     paths = [str(ROOT), str(work / "site"), *filter(None, [os.environ.get("PYTHONPATH")])]
     return {
         **os.environ,

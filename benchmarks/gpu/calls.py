@@ -44,7 +44,7 @@ class Where:
 
     @property
     def is_gpu(self) -> bool:
-        """Tell whether this is no rehearsal."""
+        """Whether this is no rehearsal."""
         return self.device == "cuda"
 
     @property
@@ -53,7 +53,7 @@ class Where:
         return max(available_cores() - 2, 1)
 
     def images(self, name: str) -> Set:
-        """Say where a set of images lies once it is converted."""
+        """Return the path of a converted set of images."""
         return set_of(name, self.work / "images")
 
 

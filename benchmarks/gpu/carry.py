@@ -23,7 +23,7 @@ DOWNLOAD_S = 120.0
 
 
 class TooLarge(Exception):
-    """Say that what must travel does not fit."""
+    """The files that must travel do not fit."""
 
 
 def tree_bytes(root: Path) -> int:

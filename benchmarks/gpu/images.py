@@ -37,7 +37,7 @@ class Set:
 
 
 def set_of(name: str, folder: Path) -> Set:
-    """Say where the files of a set lie."""
+    """Return the paths of the files of a set."""
     return Set(folder / f"{name}.train.beton", folder / f"{name}.val.beton")
 
 

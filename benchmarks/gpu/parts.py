@@ -39,7 +39,7 @@ class Outcome:
 
     @property
     def is_ok(self) -> bool:
-        """Tell whether the part did its work, or said why there was none."""
+        """Whether the part did its work, or gave a reason to skip it."""
         return self.status == "ok" or self.status.startswith("skipped")
 
 
@@ -76,11 +76,11 @@ class Running:
 
     @property
     def has_ended(self) -> bool:
-        """Tell whether the process has ended, or was stopped and its farewell took too long."""
+        """Return whether the process has ended, or was stopped and took too long to end."""
         return self.process.poll() is not None or time.monotonic() >= self._farewell_ends
 
     def outcome(self) -> Outcome:
-        """Wait for the end of the output, end what the part left running, and say how it went."""
+        """Wait for the end of the output, end what the part left running, and return the outcome."""
         seconds = time.monotonic() - self.began
         self._signal(signal.SIGKILL)
         code = self.process.wait()

@@ -43,7 +43,7 @@ def read_whole(out: Path) -> list[dict[str, Any]]:
 
 
 def compare(whole: list[dict[str, Any]], resumed: list[dict[str, Any]]) -> str | None:
-    """Say what is wrong with a resumed run's rows beside those of a run left alone; None where nothing is."""
+    """Describe how a resumed run's rows differ from those of a run left alone; None if they do not."""
     steps, expected = [row["step"] for row in resumed], [row["step"] for row in whole]
     if steps != expected:
         return f"failed: steps {steps[:3]}..{steps[-3:]} instead of {expected[:3]}..{expected[-3:]}"

@@ -89,9 +89,8 @@ def main() -> int:
     parser.add_argument("--val", metavar="F.beton", help="to score on; also given to the training")
     own, arguments = sys.argv[1 : sys.argv.index("--")], sys.argv[sys.argv.index("--") + 1 :]
     args = parser.parse_args(own)
-    signal.signal(
-        signal.SIGINT, lambda *_: None
-    )  # it is the training's, which ends with a checkpoint, and then its row
+    # an interrupt is for the training, which ends with a checkpoint; its row follows
+    signal.signal(signal.SIGINT, lambda *_: None)
     given = [*arguments, *(("--val", args.val) if args.val else ())]
     command = [sys.executable, "-m", "fastbyol.train", *given, "--out", str(args.out), "--overwrite"]
     print(" ".join(command), flush=True)

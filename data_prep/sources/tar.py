@@ -15,9 +15,8 @@ from fastbyol.data_prep.sources.base import FILE_BYTES_MAX, SUFFIXES, Sample, So
 # OverflowError: a header may claim a size or a position that no file has.
 TAR_ERRORS = (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, OverflowError)
 EXTENDED = b"xgXLK"  # types of members with a long header for the next one: pax, Solaris's pax, GNU's long names
-EXTENDED_BYTES_MAX = (
-    1 << 18
-)  # tarfile reads each in one piece; extended attributes, the longest part, have up to 64 KiB
+# tarfile reads each in one piece; extended attributes, the longest part, have up to 64 KiB.
+EXTENDED_BYTES_MAX = 1 << 18
 
 
 class UnsupportedArchive(tarfile.TarError):

@@ -21,36 +21,9 @@ from fastbyol.budget import parse_duration
 from fastbyol.errors import ConfigError, require
 from fastbyol.evaluate.features import check_classes
 from fastbyol.recipes import named
-from fastbyol.system.command_line import BAD_INPUT, DONE, INTERRUPTED, fail, whole_number
+from fastbyol.system.command_line import BAD_INPUT, DONE, INTERRUPTED, fail
 
 BAR = "{percentage:3.0f}%|{bar}| {n:.2f} of {total:g} runs, {desc} [{elapsed}<{remaining}]"
-
-
-def add_arguments(parser: argparse.ArgumentParser) -> None:
-    """Add the flags of the command; their names and meanings are a contract and do not change."""
-    parser.add_argument("name", metavar="NAME", choices=list(TABLES), help=f"one of {', '.join(TABLES)}")
-    parser.add_argument("--base", required=True, metavar="RECIPE", help="the recipe that each cell changes")
-    parser.add_argument("--data", required=True, metavar="F.beton", help="training images, labelled")
-    parser.add_argument("--val", required=True, metavar="F.beton", help="labelled images to score with kNN")
-    length = parser.add_mutually_exclusive_group()
-    length.add_argument("--budget", metavar="3m", help="wall-clock of each run")
-    length.add_argument("--epochs", type=float, metavar="N", help="length of each run (default: the recipe's)")
-    parser.add_argument("--seeds", type=whole_number, default=3, metavar="N", help="runs a cell, of seeds 0 to N-1")
-    parser.add_argument(
-        "--cells", type=whole_number, nargs="+", metavar="N", help="run these alone, counted from 1 (default: all)"
-    )
-    parser.add_argument(
-        "--linear", action="store_true", help="also score each run by a linear classifier on cached representations"
-    )
-    parser.add_argument("--out", type=Path, metavar="DIR", help="folder of the table (default: runs/table-NAME)")
-    parser.add_argument(
-        "--with",
-        dest="more",
-        nargs=argparse.REMAINDER,
-        default=[],
-        metavar="FLAGS",
-        help="all that follows goes to fastbyol-train: --with --workers 8 --device cuda",
-    )
 
 
 def list_jobs(args: argparse.Namespace, table: Table) -> list[Job]:

@@ -1,136 +1,167 @@
-"""The command fastbyol-train: from a recipe and a .beton file to a run folder with a scored, exported encoder."""
+"""The command fastbyol-train: its flags, which are checked before torch is imported."""
 
 from __future__ import annotations
 
 import argparse
 import math
-import subprocess
 import sys
-from collections.abc import Sequence
-from dataclasses import replace
+from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any
+from typing import NoReturn
 
-from fastbyol.beton import BetonError
-from fastbyol.budget import Length, Stopwatch, parse_budget, parse_duration, process_age_s
-from fastbyol.config import CROPS, LOADERS, ON_ERROR, OPTIMIZERS, TARGET_STATISTICS, Config, CropRamp, Recipe
+from fastbyol import registry
+from fastbyol.budget import Stopwatch, parse_budget, parse_duration, process_age_s
+from fastbyol.cli.recipes import format_recipes
+from fastbyol.config import CROPS, ENGINES, ON_ERROR, PRECISIONS, TARGET_STATISTICS
 from fastbyol.errors import ConfigError
-from fastbyol.loaders import default_workers
-from fastbyol.monitor.wandb_sink import require_wandb
-from fastbyol.monitor.watchdog import Diverged
-from fastbyol.recipes import RECIPES, named
-from fastbyol.recipes.overrides import with_peaks
-from fastbyol.storage.checkpoint import CheckpointError
-from fastbyol.storage.run_folder import RunFolder
-from fastbyol.system.command_line import (
-    BAD_INPUT,
-    DIVERGED,
-    DONE,
-    INTERRUPTED,
-    RANK_LOST,
-    THREADS,
-    WORKERS,
-    Parser,
-    fail,
-    seed,
-)
-from fastbyol.system.device import choose_device
-from fastbyol.system.distributed import RankLost, local_ranks, rank, ranks
-from fastbyol.system.limits import available_cores
+from fastbyol.recipes import named
+from fastbyol.system.command_line import BAD_INPUT, THREADS, WORKERS, Parser, add_version, fail, seed
 from fastbyol.system.signals import StopSignal
-from fastbyol.train import memory
-from fastbyol.train.runner import run as run_training
-from fastbyol.train.step import ENGINES, PRECISIONS
 
-RECALIBRATE = 50  # batches of batch-norm recalibration after a crop ramp
+OF_RECIPE = "(default: the recipe's)"
 
 
-def build_parser() -> argparse.ArgumentParser:
+class RecipesAction(argparse.Action):
+    """--recipes: print the table of recipes and exit."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        """Print the table."""
+        print(format_recipes())
+        parser.exit()
+
+
+def build_parser() -> Parser:
     """Build the parser; names and meanings of flags are a contract (see CHANGELOG.md)."""
-    parser = Parser(prog="fastbyol-train", description="Train a BYOL encoder within a budget.")
-    parser.add_argument(
-        "recipe", metavar="RECIPE", help=f"one of {', '.join(RECIPES)}; NAME+setting=value+setting=value changes it"
+    parser = Parser(
+        prog="fastbyol-train",
+        usage="fastbyol-train RECIPE [options]",
+        description="Train a BYOL encoder within a budget.",
     )
-    parser.add_argument("--data", metavar="F.beton", help="training images; recipe demo draws its own")
-    parser.add_argument("--val", metavar="F.beton", help="labelled images to score with kNN before and after")
     parser.add_argument(
-        "--knn-at",
-        type=progress_points,
-        default=(),
-        metavar="X,X",
-        help="score at these shares of the run, too: 0.25,0.5,0.75",
+        "recipe",
+        metavar="RECIPE",
+        help="name of a recipe, see --recipes; NAME+setting=value+setting=value changes it",
     )
-    length = parser.add_mutually_exclusive_group()
+    add_version(parser)
+    parser.add_argument(
+        "--recipes", action=RecipesAction, nargs=0, default=argparse.SUPPRESS, help="print a table of recipes and exit"
+    )
+    _add_data(parser)
+    _add_length(parser)
+    _add_run_folder(parser)
+    _add_method(parser)
+    _add_machine(parser)
+    _add_logging(parser)
+    return parser
+
+
+def _add_data(parser: Parser) -> None:
+    group = parser.add_argument_group("data")
+    group.add_argument("--data", metavar="F.beton", help="training images; only recipe demo draws its own")
+    group.add_argument("--val", metavar="F.beton", help="labelled images to score by kNN before and after training")
+    group.add_argument(
+        "--loader",
+        type=part_of(registry.LOADERS),
+        default="native",
+        metavar="NAME",
+        help="native: threads; memory: decode each image once; ffcv, dali: these packages; or your module:attribute",
+    )
+    group.add_argument("--workers", type=int, metavar="N", help=WORKERS)
+    group.add_argument("--prefetch", type=int, default=2, metavar="N", help="batches decoded in advance")
+    group.add_argument(
+        "--on-error", choices=ON_ERROR, default="fail", help="an image that does not decode: stop, or take the next"
+    )
+
+
+def _add_length(parser: Parser) -> None:
+    group = parser.add_argument_group("length")
+    length = group.add_mutually_exclusive_group()
     length.add_argument(
         "--budget",
-        metavar="8h",
-        help="wall-clock from process start to exit: 90s, 8h, 1d12h; 'until 2026-12-01T08:00'; slurm: what the job has",
+        metavar="TIME",
+        help="wall-clock from process start to exit: 90s, 8h, 1d12h; until 2026-12-01T08:00; slurm: what the job has",
     )
-    length.add_argument("--epochs", type=float, metavar="N", help="length in epochs (default: the recipe's)")
-    parser.add_argument("--out", type=Path, metavar="DIR", help="run folder (default: runs/RECIPE)")
-    existing = parser.add_mutually_exclusive_group()
+    length.add_argument("--epochs", type=float, metavar="N", help=f"passes over the training images {OF_RECIPE}")
+
+
+def _add_run_folder(parser: Parser) -> None:
+    group = parser.add_argument_group("run folder")
+    group.add_argument("--out", type=Path, metavar="DIR", help="folder of the run (default: runs/RECIPE)")
+    existing = group.add_mutually_exclusive_group()
     existing.add_argument(
         "--resume",
         action="store_true",
         help="continue the run in --out from its newest checkpoint; begin it if none is there",
     )
     existing.add_argument("--overwrite", action="store_true", help="replace the run in --out")
-    parser.add_argument(
-        "--loader", choices=LOADERS, default="native", help="native: threads; memory: decode once; ffcv, dali: theirs"
+    group.add_argument(
+        "--checkpoint-every", metavar="TIME", help="between checkpoints, such as 5m (default: by their measured cost)"
     )
-    parser.add_argument(
-        "--crop", choices=CROPS, default="kernels", help="who crops the views: our kernels, or DALI, a little apart"
+
+
+def _add_method(parser: Parser) -> None:
+    group = parser.add_argument_group("method")
+    group.add_argument("--batch-size", type=int, metavar="N", help=f"images in a step, over all ranks {OF_RECIPE}")
+    group.add_argument("--base-lr", type=float, metavar="X", help=f"peak learning rate per 256 images {OF_RECIPE}")
+    group.add_argument(
+        "--warmup-epochs", type=float, metavar="N", help=f"epochs in which the learning rate rises {OF_RECIPE}"
     )
-    parser.add_argument("--prefetch", type=int, default=2, metavar="N", help="batches decoded in advance")
-    parser.add_argument(
-        "--on-error", choices=ON_ERROR, default="fail", help="an image that does not decode: stop, or take the next"
+    group.add_argument("--weight-decay", type=float, metavar="X", help=f"strength of weight decay {OF_RECIPE}")
+    group.add_argument("--tau-base", type=float, metavar="X", help=f"EMA rate of the target at the start {OF_RECIPE}")
+    group.add_argument("--seed", type=seed, default=0, metavar="N", help="seed of weights, order and views")
+    group.add_argument(
+        "--optimizer",
+        type=part_of(registry.OPTIMIZERS),
+        default="lars",
+        metavar="NAME",
+        help="lars; apex-larc, which needs NVIDIA apex; or your module:attribute",
     )
-    parser.add_argument(
-        "--batch-size", type=int, metavar="N", help="global batch, over all ranks (default: the recipe's)"
+    group.add_argument(
+        "--crop", choices=CROPS, default="kernels", help="what crops the views: our kernels, or DALI, a little apart"
     )
-    parser.add_argument(
+    group.add_argument(
+        "--crop-ramp", type=int, metavar="PX", help="begin with views of this side and grow them (default: full size)"
+    )
+    group.add_argument(
+        "--target-statistics",
+        choices=TARGET_STATISTICS,
+        help="normalisation of the target: by its batch, as in the paper, or by running statistics (default: batch)",
+    )
+    group.add_argument(
+        "--lagged-target",
+        action="store_const",
+        const=True,
+        help="move the target in the launch of the loss, one step later than the paper",
+    )
+
+
+def _add_machine(parser: Parser) -> None:
+    group = parser.add_argument_group("machine")
+    group.add_argument("--device", choices=["cuda", "cpu"], help="where to train (default: cuda where there is one)")
+    group.add_argument(
+        "--engine",
+        choices=ENGINES,
+        help="how a step runs: op by op, as a CUDA graph, or by torch.compile (default: graph on one GPU, else eager)",
+    )
+    group.add_argument(
+        "--precision",
+        choices=PRECISIONS,
+        help="number format of the networks (default: bfloat16 on cuda, float32 on a CPU)",
+    )
+    group.add_argument(
         "--micro-batches",
         type=int,
         metavar="N",
         help="equal parts a rank's batch is computed in, each a population of batch norm (default: 1, or on a GPU the "
         "fewest that fit its memory)",
     )
-    parser.add_argument(
-        "--crop-ramp", type=int, metavar="PX", help="begin with views of this side and grow them to full size"
-    )
-    parser.add_argument("--base-lr", type=float, metavar="X", help="peak learning rate per 256 images")
-    parser.add_argument("--tau-base", type=float, metavar="X", help="target rate at the start")
-    parser.add_argument("--weight-decay", type=float, metavar="X")
-    parser.add_argument("--warmup-epochs", type=float, metavar="N", help="epochs of rising learning rate")
-    parser.add_argument("--device", choices=["cuda", "cpu"], help="default: cuda where there is one")
-    parser.add_argument("--engine", choices=list(ENGINES), help="default: graph on cuda, eager on cpu")
-    parser.add_argument("--precision", choices=list(PRECISIONS), help="default: bfloat16 on cuda, float32 on cpu")
-    parser.add_argument("--optimizer", choices=OPTIMIZERS, default="lars", help="apex-larc needs NVIDIA apex")
-    parser.add_argument(
-        "--target-statistics", choices=TARGET_STATISTICS, help="what the target normalises by (paper: batch)"
-    )
-    parser.add_argument(
-        "--lagged-target",
-        action="store_const",
-        const=True,
-        help="move the target in the launch of the loss, one step later than the paper",
-    )
-    parser.add_argument("--seed", type=seed, default=0, metavar="N")
-    parser.add_argument("--workers", type=int, metavar="N", help=WORKERS)
-    parser.add_argument("--threads", type=int, metavar="N", help=THREADS)
-    parser.add_argument("--log-every", type=int, default=20, metavar="N", help="steps from row to row of metrics.jsonl")
-    parser.add_argument(
-        "--checkpoint-every", metavar="5m", help="time from checkpoint to checkpoint (default: by their measured cost)"
-    )
-    parser.add_argument(
-        "--stop-on-collapse", action="store_true", help="end with status 3 when the embeddings collapse"
-    )
-    parser.add_argument(
+    group.add_argument("--threads", type=int, metavar="N", help=THREADS)
+    group.add_argument(
         "--deterministic",
         action="store_true",
         help="the same bits on every run also on a GPU, where it is slower; what has no such form warns",
     )
-    parser.add_argument(
+    group.add_argument(
         "--plan",
         nargs="?",
         type=gib,
@@ -138,10 +169,43 @@ def build_parser() -> argparse.ArgumentParser:
         metavar="GIB",
         help="only say how much GPU memory a step needs and how it would be split: on the GPU here, or on one of GIB",
     )
-    parser.add_argument("--profile", action="store_true", help="write a trace of ten steps to the run folder")
-    parser.add_argument("--no-tensorboard", action="store_true", help="write no TensorBoard events")
-    parser.add_argument("--wandb", metavar="PROJECT", help="log to this project of Weights & Biases")
-    return parser
+
+
+def _add_logging(parser: Parser) -> None:
+    group = parser.add_argument_group("scores and logging")
+    group.add_argument(
+        "--knn-at",
+        type=progress_points,
+        default=(),
+        metavar="X,X",
+        help="score on --val at these shares of the run, too: 0.25,0.5,0.75",
+    )
+    group.add_argument("--log-every", type=int, default=20, metavar="N", help="steps between rows of metrics.jsonl")
+    group.add_argument("--stop-on-collapse", action="store_true", help="end with status 3 when the embeddings collapse")
+    group.add_argument("--profile", action="store_true", help="write a trace of ten steps to the run folder")
+    group.add_argument("--no-tensorboard", action="store_true", help="write no TensorBoard events")
+    group.add_argument("--wandb", metavar="PROJECT", help="log to this project of Weights & Biases")
+
+
+def check_texts(args: argparse.Namespace) -> None:
+    """Raise ConfigError for a recipe, a budget or an interval that cannot be read."""
+    named(args.recipe)
+    if args.budget not in (None, "slurm"):  # asking Slurm takes a process
+        parse_budget(args.budget)
+    if args.checkpoint_every is not None:
+        parse_duration(args.checkpoint_every, flag="--checkpoint-every")
+
+
+def part_of(parts: registry.Registry) -> Callable[[str], str]:
+    """Return an argparse type for the name of a registered part, or the user's own module:attribute."""
+
+    def name(text: str) -> str:
+        try:
+            return parts.check(text)
+        except ConfigError as error:
+            raise argparse.ArgumentTypeError(str(error)) from error
+
+    return name
 
 
 def progress_points(text: str) -> tuple[float, ...]:
@@ -165,103 +229,6 @@ def gib(text: str) -> float:
     return size
 
 
-def memory_plan(args: argparse.Namespace) -> str:
-    """Return a line on how a step of the recipe would use a GPU's memory; raise ConfigError where it cannot fit."""
-    recipe, world_size = recipe_of(args), ranks()
-    if not args.plan:
-        choose_device("cuda")
-    free = memory.free_bytes() if not args.plan else round((args.plan - memory.CONTEXT_GIB) * memory.GIB)
-    images, parts = recipe.batch_size // world_size, args.micro_batches
-    if parts is not None and (parts < 1 or images % parts or images < 2 * parts):
-        raise ConfigError(
-            f"{images} images do not divide into {parts} equal micro-batches of 2 images or more; give another "
-            "--micro-batches"
-        )
-    fit = memory.fit(
-        recipe,
-        images=images,
-        precision=args.precision or "bfloat16",
-        usable_bytes=memory.usable_bytes(free),
-        only_parts=parts,
-        can_split=args.crop == "kernels",
-        can_recompute=args.engine != "compile",
-        ranks=world_size,
-    )
-    return f"{args.recipe}: {fit}; decoded images that wait for the step are not included"
-
-
-def recipe_of(args: argparse.Namespace) -> Recipe:
-    """Build the recipe with the command line's changes; a peak rate given there applies to runs of any length."""
-    recipe = named(args.recipe)
-    given = {name: getattr(args, name) for name in ("base_lr", "tau_base", "weight_decay", "warmup_epochs")}
-    optim_changes = {name: value for name, value in given.items() if value is not None}
-    given = {name: getattr(args, name) for name in ("batch_size", "target_statistics", "lagged_target")}
-    changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
-    if optim_changes.keys() & {"base_lr", "tau_base"}:
-        changes["presets"] = with_peaks(recipe.presets, base_lr=args.base_lr, tau_base=args.tau_base)
-    if args.crop_ramp is not None:
-        changes |= {"crop_ramp": CropRamp.between(args.crop_ramp, recipe.crop_px), "recalibrate": RECALIBRATE}
-    return replace(recipe, optim=replace(recipe.optim, **optim_changes), **changes)
-
-
-def config_of(args: argparse.Namespace, folder: RunFolder) -> Config:
-    """Build the configuration from the command line; recipe demo without --data uses files in the run folder."""
-    recipe = recipe_of(args)
-    data, val = args.data, args.val
-    if data is None:
-        if args.recipe != "demo" or val is not None or ranks() > 1:
-            raise ConfigError(
-                f"recipe {args.recipe} needs images; give --data F.beton, a file written by fastbyol-prep write"
-            )
-        data, val = (folder.path / "data" / name for name in ("train.beton", "val.beton"))
-    length = Length() if args.budget is None else parse_budget(args.budget)
-    device = choose_device(args.device)
-    runs_graph = device == "cuda" and ranks() == 1
-    every, workers = args.checkpoint_every, args.workers
-    if workers is None:
-        workers = default_workers(device, cores=available_cores(), local_ranks=local_ranks())
-    if args.wandb is not None:
-        require_wandb()
-    return Config(
-        recipe=recipe,
-        data=str(data),
-        val=None if val is None else str(val),
-        budget_s=length.budget_s,
-        deadline=length.deadline,
-        epochs=recipe.epochs if args.epochs is None and args.budget is None else args.epochs,
-        seed=args.seed,
-        device=device,
-        engine=args.engine or ("graph" if runs_graph else "eager"),
-        precision=args.precision or ("bfloat16" if device == "cuda" else "float32"),
-        optimizer=args.optimizer,
-        loader=args.loader,
-        crop=args.crop,
-        workers=workers,
-        threads=args.threads,
-        prefetch=args.prefetch,
-        on_error=args.on_error,
-        micro_batches=args.micro_batches,
-        deterministic=args.deterministic,
-        log_every=args.log_every,
-        knn_at=args.knn_at,
-        checkpoint_s=None if every is None else parse_duration(every, flag="--checkpoint-every"),
-        stop_on_collapse=args.stop_on_collapse,
-        profile=args.profile,
-        tensorboard=not args.no_tensorboard,
-        wandb=args.wandb,
-    )
-
-
-def draw_demo_set(config: Config) -> None:
-    """Draw the demo set with fastbyol-prep, unless its files exist; raise ConfigError with its error where it fails."""
-    if Path(config.data).exists() and config.val and Path(config.val).exists():
-        return
-    command = [sys.executable, "-m", "fastbyol.data_prep.cli", "demo", str(Path(config.data).parent), "--overwrite"]
-    drawn = subprocess.run(command, check=False, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
-    if drawn.returncode:
-        raise ConfigError(f"the demo set could not be drawn: {drawn.stderr.strip()}")
-
-
 def _join_until(argv: Sequence[str]) -> list[str]:
     """Join `--budget until TIME` to one argument, so that it needs no quotes."""
     words = list(argv)
@@ -277,33 +244,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run fastbyol-train; return 0 when finished, 2 on bad usage or input, 3 when diverged, 75 when interrupted."""
     stopwatch, stop = Stopwatch(age_s=process_age_s()), StopSignal()
     args = build_parser().parse_args(_join_until(sys.argv[1:] if argv is None else argv))
-    folder = RunFolder(args.out or Path("runs") / args.recipe)
     try:
-        if args.plan is not None:
-            print(memory_plan(args))
-            return DONE
-        with stop.catch():
-            config = config_of(args, folder)
-            if args.data is None:
-                draw_demo_set(config)
-            has_finished = run_training(
-                config, folder, stopwatch=stopwatch, stop=stop, resume=args.resume, overwrite=args.overwrite
-            )
-    except KeyboardInterrupt:
-        has_finished = False
-    except Diverged as error:
-        return fail("fastbyol-train", error, status=DIVERGED)
-    except RankLost as error:
-        return fail("fastbyol-train", error, status=RANK_LOST)
-    except (ConfigError, BetonError, CheckpointError, OSError) as error:
+        check_texts(args)
+    except ConfigError as error:
         return fail("fastbyol-train", error, status=BAD_INPUT)
-    if not has_finished:
-        command = "the same command and --resume" if folder.config.exists() else "the same command"
-        print(f"fastbyol-train: interrupted; continue with {command}", file=sys.stderr)
-        return INTERRUPTED
-    if rank() == 0:
-        print(f"report: {folder.report}")
-    return DONE
+    from fastbyol.cli.train_run import train  # noqa: PLC0415 - it imports torch, which takes seconds
+
+    return train(args, stopwatch=stopwatch, stop=stop)
 
 
 if __name__ == "__main__":

@@ -145,3 +145,17 @@ def represent(
     finally:
         encoder.train(was_training)
     return Features(values, labels)
+
+
+def represent_both(
+    encoder: ResNet, files: tuple[Reader, Reader], inputs: InputSettings, *, bank: int | None = None
+) -> tuple[Features, Features]:
+    """Compute and check the representations of a training and a validation file; `bank` limits the first."""
+    train, val = files
+    both = (
+        represent(encoder, train, evenly_spaced(len(train), bank), inputs),
+        represent(encoder, val, evenly_spaced(len(val), None), inputs),
+    )
+    for features, reader in zip(both, files, strict=True):
+        check_features(features, reader.path)
+    return both

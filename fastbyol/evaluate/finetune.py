@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import product
@@ -21,7 +22,10 @@ from fastbyol.evaluate import metrics
 from fastbyol.evaluate.features import labels_of
 from fastbyol.evaluate.images import BATCH as BATCH_CENTRED
 from fastbyol.evaluate.images import InputSettings, center_views, random_crops, shuffled_batches
+from fastbyol.evaluate.protocol import Files, Job, Protocol, add_from_scratch, add_seed
 from fastbyol.evaluate.splits import Split, hold_out
+from fastbyol.storage.scores import Scores
+from fastbyol.system.command_line import nonnegative_number, positive_number, whole_number
 
 MOMENTUM = 0.9
 BATCH = 256
@@ -215,3 +219,38 @@ def run_trials(
         trial_label = f"{label} {n + 1}/{len(combinations)}"
         network = tune(encoder, train, split.learn, hparams=hparams, inputs=inputs, seed=seed, label=trial_label)
         yield Trial(hparams, metrics.METRICS[metric](*predict(network, train, split.held, inputs))), network
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    metrics.add_metric(parser)
+    parser.add_argument("--steps", type=whole_number, default=STEPS, metavar="N", help="steps of each fine-tuning")
+    parser.add_argument(
+        "--lrs",
+        type=positive_number,
+        nargs="+",
+        default=list(LRS),
+        metavar="X",
+        help="peak learning rates to choose from",
+    )
+    parser.add_argument(
+        "--weight-decays",
+        type=nonnegative_number,
+        nargs="+",
+        default=list(WEIGHT_DECAYS),
+        metavar="X",
+        help="weight decays to choose from, each divided by the learning rate",
+    )
+    add_seed(parser)
+    add_from_scratch(parser)
+
+
+def _prepare(args: argparse.Namespace, files: Files, inputs: InputSettings) -> tuple[Scores, Job]:
+    grid = Grid(args.lrs, args.weight_decays, args.steps)
+
+    def job(encoder: ResNet, label: str) -> Scores:
+        return score(encoder, files, grid=grid, metric=args.metric, inputs=inputs, seed=args.seed, label=label)
+
+    return {}, job
+
+
+PROTOCOL = Protocol(_add_arguments, _prepare, scores_baseline=lambda args: args.from_scratch)

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 import math
 from collections.abc import Sequence
+from itertools import product
 from typing import NamedTuple
 
 import torch
@@ -11,8 +13,13 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
+from fastbyol.encoder import ResNet
 from fastbyol.errors import require
-from fastbyol.evaluate.features import Features
+from fastbyol.evaluate.features import Features, represent_both
+from fastbyol.evaluate.images import InputSettings
+from fastbyol.evaluate.protocol import Files, Job, Protocol
+from fastbyol.storage.scores import Scores
+from fastbyol.system.command_line import whole_number
 
 K = 20
 TEMPERATURE = 0.07
@@ -129,3 +136,35 @@ def top1(
 ) -> float:
     """Return the top-1 accuracy of the weighted vote, in percent."""
     return sweep(bank, queries, (k,), (temperature,), device=device)[0].top1
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--k", type=int, nargs="+", default=[K], metavar="N", help="voting neighbours; the first is the headline"
+    )
+    parser.add_argument(
+        "--temperature",
+        type=float,
+        nargs="+",
+        default=[TEMPERATURE],
+        metavar="X",
+        help="temperatures of the weighted vote; the first is the headline",
+    )
+    parser.add_argument("--bank", type=whole_number, metavar="N", help="training images to vote (default: all)")
+
+
+def _prepare(args: argparse.Namespace, files: Files, inputs: InputSettings) -> tuple[Scores, Job]:
+    """Score every k and temperature; the first of each is the headline, so that the scored images choose nothing."""
+    for k, temperature in product(args.k, args.temperature):
+        check_settings(k, min(args.bank or len(files[0]), len(files[0])), temperature=temperature)
+
+    def job(encoder: ResNet, _: str) -> Scores:
+        bank, queries = represent_both(encoder, files, inputs, bank=args.bank)
+        cells = sweep(bank, queries, args.k, args.temperature, device=inputs.device)
+        headline = {"top1": cells[0].top1, "k": cells[0].k, "temperature": cells[0].temperature}
+        return {**headline, "bank": len(bank.labels), "cells": [cell._asdict() for cell in cells]}
+
+    return {}, job
+
+
+PROTOCOL = Protocol(_add_arguments, _prepare)

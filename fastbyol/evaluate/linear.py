@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from typing import NamedTuple
@@ -14,9 +15,12 @@ from tqdm import tqdm
 from fastbyol.beton import Reader
 from fastbyol.encoder import ResNet
 from fastbyol.evaluate import metrics
-from fastbyol.evaluate.features import Features, check_features, labels_of, represent
+from fastbyol.evaluate.features import Features, check_features, labels_of, represent, represent_both
 from fastbyol.evaluate.images import InputSettings, random_crops, shuffled_batches
+from fastbyol.evaluate.protocol import Files, Job, Protocol, add_seed
 from fastbyol.evaluate.splits import hold_out
+from fastbyol.storage.scores import Scores
+from fastbyol.system.command_line import positive_number, whole_number
 from fastbyol.system.threads import NO_TUNING, ThreadTuner
 
 BASE_LRS = (0.4, 0.3, 0.2, 0.1, 0.05)  # paper, appendix C.1; times batch / 256, cosine to 0: the authors' code
@@ -197,3 +201,39 @@ def score_augmented(
     classes = int(max(truth.max(), labels_of(val).max())) + 1
     heads = fit(train_batches(), steps, base_lrs, batch=batch, classes=classes, label=label, threads=inputs.threads)
     return score_best_rate(heads, base_lrs, held_out, scored, seed=seed)
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--cached",
+        action="store_true",
+        help="represent each image once, by its centre: fast; the paper draws a crop and flip each epoch",
+    )
+    parser.add_argument("--epochs", type=whole_number, default=EPOCHS, metavar="N", help="length of the training")
+    parser.add_argument(
+        "--lrs",
+        type=positive_number,
+        nargs="+",
+        default=list(BASE_LRS),
+        metavar="X",
+        help="learning rates per 256 images, all trained at once",
+    )
+    add_seed(parser)
+    parser.add_argument("--skip-random-init", action="store_true", help="score the trained encoder alone")
+
+
+def _prepare(args: argparse.Namespace, files: Files, inputs: InputSettings) -> tuple[Scores, Job]:
+    settings = {"epochs": args.epochs, "seed": args.seed, "base_lrs": args.lrs}
+
+    def job(encoder: ResNet, label: str) -> Scores:
+        if not args.cached:
+            return score_augmented(encoder, files, inputs, **settings, label=label)._asdict()
+        train, val = represent_both(encoder, files, inputs)
+        result = score(train, val, **settings, device=inputs.device, threads=inputs.threads, label=label)
+        return result._asdict()
+
+    views = "cached" if args.cached else "crop and flip"
+    return {"views": views, "epochs": args.epochs, "seed": args.seed}, job
+
+
+PROTOCOL = Protocol(_add_arguments, _prepare, scores_baseline=lambda args: not args.skip_random_init)

@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
 
+from fastbyol.encoder import ResNet
 from fastbyol.evaluate import logistic, metrics
-from fastbyol.evaluate.features import Features
+from fastbyol.evaluate.features import Features, represent_both
+from fastbyol.evaluate.images import InputSettings
+from fastbyol.evaluate.protocol import Files, Job, Protocol, add_seed
 from fastbyol.evaluate.splits import hold_out
+from fastbyol.storage.scores import Scores
 from fastbyol.system.threads import NO_TUNING, ThreadTuner
 
 
@@ -50,3 +56,23 @@ def score(
         "l2": best,
         "held_out": tried,
     }
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    metrics.add_metric(parser)
+    add_seed(parser)
+
+
+def _prepare(args: argparse.Namespace, files: Files, inputs: InputSettings) -> tuple[Scores, Job]:
+    """Use whole centre squares: the protocol resizes the short side to the network's input size."""
+    whole = replace(inputs, margin=1.0)
+
+    def job(encoder: ResNet, label: str) -> Scores:
+        train, val = represent_both(encoder, files, whole)
+        settings = {"metric": args.metric, "device": inputs.device, "threads": inputs.threads}
+        return score(train, val, **settings, seed=args.seed, label=label)
+
+    return {}, job
+
+
+PROTOCOL = Protocol(_add_arguments, _prepare)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Callable
 from typing import Any
 
@@ -87,3 +88,10 @@ def accuracies(scores: Tensor, labels: Tensor, *, seed: int = 0) -> dict[str, An
         "top5": percent(five),
         "top5_interval": interval(five, seed=seed),
     }
+
+
+def add_metric(parser: argparse.ArgumentParser) -> None:
+    """Add --metric."""
+    parser.add_argument(
+        "--metric", choices=list(METRICS), default="top1", help="score that chooses settings, and is reported"
+    )

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -15,7 +18,10 @@ from fastbyol.encoder import BasicBlock, Bottleneck, ResNet, init_
 from fastbyol.errors import require
 from fastbyol.evaluate.finetune import HParams, copy_encoder, run_sgd
 from fastbyol.evaluate.images import InputSettings
-from fastbyol.evaluate.masks import IGNORED, Pair, augmented_batches, read_pair
+from fastbyol.evaluate.masks import IGNORED, Pair, augmented_batches, find_classes, find_pairs, read_pair
+from fastbyol.evaluate.protocol import Job, Protocol, add_from_scratch, add_seed
+from fastbyol.storage.scores import Scores
+from fastbyol.system.command_line import nonnegative_number, positive_number, whole_number
 
 STEPS = 30_000  # these constants: He et al. 2020 (MoCo), appendix; docs/numerics.md has the paper's
 LR = 3e-3
@@ -138,3 +144,73 @@ def hold_out(found: Sequence[Pair], *, seed: int) -> tuple[list[Pair], list[Pair
     order = np.random.default_rng(seed).permutation(len(found))
     cut = max(len(found) // 5, 1)
     return [found[i] for i in sorted(order[cut:])], [found[i] for i in sorted(order[:cut])]
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    data = parser.add_argument_group("data")
+    data.add_argument("--images", type=Path, required=True, metavar="DIR", help="images to learn from")
+    data.add_argument(
+        "--masks",
+        type=Path,
+        required=True,
+        metavar="DIR",
+        help="PNG masks of class numbers, named as their images; 255 is ignored",
+    )
+    data.add_argument(
+        "--val-images", type=Path, metavar="DIR", help="images to score on (default: a fifth of --images)"
+    )
+    data.add_argument("--val-masks", type=Path, metavar="DIR", help="their masks")
+    parser.add_argument(
+        "--stride", type=whole_number, default=STRIDE, metavar="N", help="pixels of the image per cell of the last map"
+    )
+    parser.add_argument("--crop-px", type=whole_number, default=CROP_PX, metavar="PX", help="side of a training crop")
+    parser.add_argument("--steps", type=whole_number, default=STEPS, metavar="N", help="steps of the training")
+    parser.add_argument("--batch-size", type=whole_number, default=BATCH, metavar="N", help="images in a step")
+    parser.add_argument("--lr", type=positive_number, default=LR, metavar="X", help="peak learning rate")
+    parser.add_argument(
+        "--weight-decay", type=nonnegative_number, default=WEIGHT_DECAY, metavar="X", help="weight decay of SGD"
+    )
+    add_seed(parser)
+    add_from_scratch(parser)
+
+
+def _pairs_of(args: argparse.Namespace) -> tuple[list[Pair], list[Pair]]:
+    """Find the pairs to train on and those to score on; raise ConfigError for unusable folders."""
+    require(
+        (args.val_images is None) == (args.val_masks is None),
+        "only one of --val-images and --val-masks is given; give both, or neither to score on a fifth of --images",
+    )
+    found = find_pairs(args.images, args.masks)
+    if args.val_images is None:
+        return hold_out(found, seed=args.seed)
+    return found, find_pairs(args.val_images, args.val_masks)
+
+
+def _prepare(args: argparse.Namespace, _: None, inputs: InputSettings) -> tuple[Scores, Job]:
+    train, val = _pairs_of(args)
+    known, scored = find_classes(train), find_classes(val)
+    absent = sorted(set(scored.tolist()) - set(known.tolist()))
+    require(
+        not absent,
+        f"the validation masks hold classes {absent[:5]} that no training mask holds; add training images of them",
+    )
+    hparams = HParams(args.lr, args.weight_decay, args.steps, min(args.batch_size, len(train)))
+    crops, classes = replace(inputs, px=args.crop_px, margin=1.0), int(known.max()) + 1
+
+    def job(encoder: ResNet, label: str) -> Scores:
+        return score(
+            encoder,
+            (train, val),
+            classes=classes,
+            hparams=hparams,
+            stride=args.stride,
+            inputs=crops,
+            seed=args.seed,
+            label=label,
+        )
+
+    places = {"train": str(args.images), "val": str(args.val_images or args.images)}
+    return {**places, "classes": len(known)}, job
+
+
+PROTOCOL = Protocol(_add_arguments, _prepare, has_files=False, scores_baseline=lambda args: args.from_scratch)

@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+import argparse
 from collections.abc import Sequence
 from itertools import product
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from fastbyol.beton import Reader
 from fastbyol.encoder import ResNet
-from fastbyol.evaluate import metrics
+from fastbyol.evaluate import metrics, splits
+from fastbyol.evaluate.features import labels_of
 from fastbyol.evaluate.finetune import Classifier, HParams, Trial, predict, run_trials
 from fastbyol.evaluate.images import InputSettings
+from fastbyol.evaluate.protocol import Files, Job, Protocol, add_seed
 from fastbyol.evaluate.splits import Split
+from fastbyol.storage.scores import Scores
+from fastbyol.system.command_line import positive_number, proper_fraction, whole_number
 
 BATCH = 1024
 BASE_LRS = (0.005, 0.01, 0.02, 0.05, 0.1)  # times batch / 256; paper, appendix C.1
@@ -61,3 +67,50 @@ def score(
         "labelled": len(split.learn),
         "held_out": held_out,
     }
+
+
+def _add_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--fraction", type=proper_fraction, default=0.01, metavar="X", help="share of the training labels to learn from"
+    )
+    parser.add_argument(
+        "--split",
+        type=Path,
+        metavar="F.json",
+        help="a stored split (default: that of this fraction and seed in RUN_DIR/splits, made if it is not there)",
+    )
+    parser.add_argument(
+        "--lrs",
+        type=positive_number,
+        nargs="+",
+        default=list(BASE_LRS),
+        metavar="X",
+        help="learning rates per 256 images to choose from",
+    )
+    parser.add_argument(
+        "--epochs", type=whole_number, nargs="+", default=list(EPOCHS), metavar="N", help="lengths to choose from"
+    )
+    add_seed(parser)
+    parser.add_argument("--skip-supervised", action="store_true", help="leave out the network from scratch")
+
+
+def _prepare(args: argparse.Namespace, files: Files, inputs: InputSettings) -> tuple[Scores, Job]:
+    labels = labels_of(files[0])
+    name = f"{args.fraction:g}-seed{args.seed}-{splits.fingerprint(labels)[:8]}.json"
+    path = args.split or args.run_dir / "splits" / name
+    if args.split is None and not path.exists():
+        split = splits.balanced_split(labels, args.fraction, seed=args.seed)
+        splits.save(path, split, labels, fraction=args.fraction, seed=args.seed)
+    split = splits.load(path, labels)
+
+    def job(encoder: ResNet, label: str) -> Scores:
+        return score(
+            encoder, files, split, base_lrs=args.lrs, epochs=args.epochs, inputs=inputs, seed=args.seed, label=label
+        )
+
+    return {"split": str(path), "fraction": split.learn.size / len(labels)}, job
+
+
+PROTOCOL = Protocol(
+    _add_arguments, _prepare, baseline="supervised", scores_baseline=lambda args: not args.skip_supervised
+)

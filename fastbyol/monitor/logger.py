@@ -23,7 +23,7 @@ from fastbyol.monitor.flops import Meter
 from fastbyol.monitor.metrics import _rows_and_ends, peak_gib
 from fastbyol.monitor.profiler import Profile
 from fastbyol.monitor.starvation import StarvationMonitor
-from fastbyol.monitor.tensorboard import EventFile, _TensorBoard
+from fastbyol.monitor.tensorboard import TensorBoardSink
 from fastbyol.monitor.wandb_sink import WandbRun
 from fastbyol.storage.files import RecordFile
 from fastbyol.storage.run_folder import RunFolder
@@ -65,7 +65,7 @@ class Telemetry:
         self._rows = RecordFile(path, warn=self.warn, keep_bytes=max(ends, default=0))
         self._sinks: list[Sink] = [] if extra_sink is None else [extra_sink]
         if tensorboard is not None:
-            self._sinks.append(_TensorBoard(EventFile(tensorboard, first_step=from_step + 1, warn=self.warn)))
+            self._sinks.append(TensorBoardSink(tensorboard, first_step=from_step + 1, warn=self.warn))
         self._bar = tqdm(total=1.0, bar_format="{percentage:3.0f}%|{bar}| {desc}", disable=None, file=sys.stderr)
         self._next_line_s = -math.inf
 

@@ -4,7 +4,7 @@ A frame is the message's length (uint64), the length's checksum, the message and
 rotated and offset by a constant, so that a frame inside a frame is not valid by chance. Sources: TensorFlow's
 "TFRecords format details"; fields 1, 2, 3, 5, 7 of tensorflow/core/util/event.proto, 1 and 2 of Summary.Value, 1 of
 SessionLog; protobuf's wire format. torch.utils.tensorboard would cost 0.2 s at the start of every run, a thread and
-seven packages.
+seven packages; docs/log.md compares it and tensorboardX.
 """
 
 from __future__ import annotations
@@ -21,35 +21,9 @@ from fastbyol.storage.files import RecordFile
 
 # TensorBoard's group "learning"; all other numbers are of group "machine".
 LEARNING = ("loss", "lr", "tau", "embedding_std", "crop_px", "knn_top1")
-
-
-class _TensorBoard:
-    def __init__(self, events: EventFile) -> None:
-        self._events = events
-
-    def write(self, row: dict[str, Any]) -> None:
-        self._events.write(row["step"], scalars(row))
-
-    def close(self) -> None:
-        self._events.close()
-
-
-def scalars(row: dict[str, Any]) -> dict[str, float]:
-    """Return the numbers of a row by their TensorBoard tags: learning/loss, machine/images_per_s."""
-    return {
-        f"{'learning' if name in LEARNING else 'machine'}/{name}": float(value)
-        for name, value in row.items()
-        if name != "step" and isinstance(value, int | float)
-    }
-
-
 POLYNOMIAL = 0x82F63B78  # Castagnoli's, bits reversed
 MASK = 0xA282EAD8
-
-
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5  # protobuf's wire types
-
-
 SESSION_START = 1
 
 
@@ -134,3 +108,27 @@ class EventFile:
     def close(self) -> None:
         """Write the events that a full disk held back, and close."""
         self._file.close()
+
+
+class TensorBoardSink:
+    """A sink that writes the numbers of every row to a new event file; the arguments are EventFile's."""
+
+    def __init__(self, folder: Path, *, first_step: int, warn: Callable[[str], None]) -> None:
+        self._events = EventFile(folder, first_step=first_step, warn=warn)
+
+    def write(self, row: dict[str, Any]) -> None:
+        """Write the numbers of one row."""
+        self._events.write(row["step"], scalars(row))
+
+    def close(self) -> None:
+        """Write the events that a full disk held back, and close."""
+        self._events.close()
+
+
+def scalars(row: dict[str, Any]) -> dict[str, float]:
+    """Return the numbers of a row by their TensorBoard tags: learning/loss, machine/images_per_s."""
+    return {
+        f"{'learning' if name in LEARNING else 'machine'}/{name}": float(value)
+        for name, value in row.items()
+        if name != "step" and isinstance(value, int | float)
+    }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 from collections.abc import Callable
 
 from fastbyol.config import Recipe
@@ -43,10 +44,11 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
 def named(name: str) -> Recipe:
     """Build the recipe NAME, or NAME+setting=value+setting=value, which changes settings of it.
 
-    Raises ConfigError with the known names or settings if one is unknown.
+    Raises ConfigError with similar names, or the known settings, if one is unknown.
     """
     base, plus, change = name.partition("+")
     if base not in RECIPES:
-        raise ConfigError(f"no recipe is named {base!r}; choose one of {', '.join(RECIPES)}")
+        alike = ", ".join(difflib.get_close_matches(base, RECIPES, n=3, cutoff=0.5)) or "demo"
+        raise ConfigError(f"no recipe is named {base!r}; give one that fastbyol-train --recipes lists, such as {alike}")
     recipe = RECIPES[base]()
     return apply_change(recipe, change) if plus else recipe

@@ -6,6 +6,7 @@ from dataclasses import replace
 
 from fastbyol.config import ObjectiveConfig, Recipe
 from fastbyol.recipes.imagenet import imagenet_rn50_e300
+from fastbyol.recipes.purpose import CPU, MANY_GPUS, ONE_GPU, meant_for
 from fastbyol.recipes.small import cifar10_rn18, cifar10_tiny
 
 
@@ -38,31 +39,37 @@ def moco(base: Recipe, *, queue: int, tau: float, temperature: float) -> Recipe:
     )
 
 
+@meant_for("ImageNet", MANY_GPUS)
 def simclr_imagenet_rn50_e300() -> Recipe:
     """Build SimCLR on ImageNet, 300 epochs: P table 5b; 69.4 linear top-1."""
     return simclr(imagenet_rn50_e300())
 
 
+@meant_for("CIFAR-10", ONE_GPU)
 def simclr_cifar10_rn18() -> Recipe:
     """Build SimCLR on CIFAR-10."""
     return simclr(cifar10_rn18())
 
 
+@meant_for("CIFAR-10", CPU)
 def simclr_cifar10_tiny() -> Recipe:
     """Build SimCLR on CIFAR-10 for two CPU cores."""
     return simclr(cifar10_tiny())
 
 
+@meant_for("ImageNet", MANY_GPUS)
 def moco_imagenet_rn50_e300() -> Recipe:
     """Build MoCo on ImageNet: queue and tau of He et al. 2020, temperature of MoCo v2."""
     return moco(imagenet_rn50_e300(), queue=65_536, tau=0.999, temperature=0.2)
 
 
+@meant_for("CIFAR-10", ONE_GPU)
 def moco_cifar10_rn18() -> Recipe:
     """Build MoCo on CIFAR-10: constants of its authors' CIFAR-10 notebook."""
     return moco(cifar10_rn18(), queue=4096, tau=0.99, temperature=0.1)
 
 
+@meant_for("CIFAR-10", CPU)
 def moco_cifar10_tiny() -> Recipe:
     """Build MoCo on CIFAR-10 for two CPU cores."""
     return moco(cifar10_tiny(), queue=4096, tau=0.99, temperature=0.1)

@@ -6,10 +6,12 @@ from dataclasses import replace
 
 from fastbyol.config import EncoderConfig, HeadConfig, OptimConfig, Recipe, ViewConfig
 from fastbyol.recipes.imagenet import PAPER_VIEWS, PRESETS
+from fastbyol.recipes.purpose import CPU, ONE_GPU, meant_for
 
 AT_RATE_2 = tuple(replace(preset, base_lr=2.0) for preset in PRESETS)  # DM's small-data rate; tau follows the length
 
 
+@meant_for("Imagenette", ONE_GPU)
 def imagenette_rn18() -> Recipe:
     """Build ResNet-18 on Imagenette at 128 px, batch 256, 1000 epochs: DM's recipe, about 92.3 online top-1."""
     return Recipe(
@@ -27,6 +29,7 @@ def imagenette_rn18() -> Recipe:
     )
 
 
+@meant_for("ImageNet-100", ONE_GPU)
 def imagenet100_rn18() -> Recipe:
     """Build ResNet-18 on 100 classes of ImageNet: sizes and length of solo-learn's baseline, DM's small-data rates.
 
@@ -46,6 +49,7 @@ def imagenet100_rn18() -> Recipe:
     )
 
 
+@meant_for("CIFAR-10", ONE_GPU)
 def cifar10_rn18() -> Recipe:
     """Build ResNet-18 with the CIFAR stem on CIFAR-10, 200 epochs: sizes of public baselines, DM's small-data rates."""
     return Recipe(
@@ -62,11 +66,13 @@ def cifar10_rn18() -> Recipe:
     )
 
 
+@meant_for("CIFAR-100", ONE_GPU)
 def cifar100_rn18() -> Recipe:
     """Build ResNet-18 with the CIFAR stem on CIFAR-100: CIFAR-10's constants, which public baselines share."""
     return replace(cifar10_rn18(), name="cifar100_rn18")
 
 
+@meant_for("STL-10", ONE_GPU)
 def stl10_rn18() -> Recipe:
     """Build ResNet-18 on the 105 000 training and unlabelled images of STL-10 at 96 px: DM's small-data rates.
 
@@ -83,6 +89,7 @@ def stl10_rn18() -> Recipe:
     )
 
 
+@meant_for("CIFAR-10", CPU)
 def cifar10_tiny() -> Recipe:
     """Build ResNet-8 of half width for CIFAR-10 on two CPU cores, in minutes; constants measured in docs/log.md.
 
@@ -102,6 +109,7 @@ def cifar10_tiny() -> Recipe:
     )
 
 
+@meant_for("demo set", CPU)
 def demo() -> Recipe:
     """Build the recipe for fastbyol-prep's demo set: 90 seconds on two CPU cores; constants measured in docs/log.md."""
     return Recipe(

@@ -1,8 +1,10 @@
-"""The report of a run: one self-contained HTML page with its configuration, progress and results."""
+"""The report of a run: one self-contained HTML page with its configuration, progress and results.
+
+report.html and report.css hold its text and its look; the modules here compute what they show.
+"""
 
 from __future__ import annotations
 
-import html
 from collections.abc import Sequence
 from datetime import datetime
 from operator import itemgetter
@@ -15,7 +17,6 @@ from fastbyol.config import Config
 from fastbyol.evaluate.neighbours import Neighbours
 from fastbyol.report import curves, pictures, settings, timeline
 from fastbyol.report.curves import SERIES
-from fastbyol.report.style import STYLE
 from fastbyol.storage import files
 
 __all__ = ["SERIES", "write"]
@@ -27,6 +28,12 @@ CLOSING = {  # keys of closing_s -> labels on the page
     "evaluate": "the evaluation",
     "report": "the report",
     "result": "the result",
+}
+ESTIMATES = {  # labels on the page -> keys of the plan and the formats of their values
+    "epochs that fit": ("epochs_that_fit", "{:.3g}"),
+    "base learning rate": ("base_lr", "{:.3g}"),
+    "τ at the start": ("tau_base", "{:.4g}"),
+    "a step": ("step_s", "{:.3g} s"),
 }
 COUNTERS = {"skipped_steps": ("step", "skipped for inf or NaN"), "skipped_samples": ("sample", "that did not decode")}
 
@@ -50,48 +57,46 @@ def write(  # noqa: PLR0913 - everything that a page shows
     epochs_that_fit, base_lr and tau_base. neighbours index samples of `val` and `train`. warnings are those after the
     last row. Raises OSError.
     """
-    name = html.escape(config.recipe.name)
-    shown_neighbours = pictures.neighbour_rows(neighbours, train=train, val=val) if neighbours and val else ""
-    parts = (
-        _header(config, train),
-        _outcome(config, rows, result, plan),
-        _section("The budget", *_budget(rows, result, plan)),
-        _section(
-            "Training", "", f"<div class=charts>{drawn}</div>" if (drawn := _curves(config, rows, result)) else ""
-        ),
-        _section("Events", *_events(rows, warnings)),
-        _section(
-            "What the networks see",
-            "Each column is one image of the first batch, with its first and its second view.",
-            pictures.sample_views(config, train),
-        ),
-        _section(
-            "Nearest neighbours",
-            "Left, a validation image; right, its nearest training images under the encoder. The queries are the first "
-            "images of their classes, not chosen by result. ✓ same class, ✗ another class.",
-            shown_neighbours,
-        ),
-        _section("Settings", "", settings.as_html(config, plan)),
-    )
-    page = (
-        "<!doctype html><html lang=en><head><meta charset=utf-8>"
-        "<meta name=viewport content='width=device-width,initial-scale=1'>"
-        f"<title>{name}, fastbyol</title><style>{STYLE}</style></head>"
-        f"<body><main>{''.join(parts)}</main></body></html>"
+    last = rows[-1] if rows else {}
+    shown_neighbours = pictures.neighbour_rows(neighbours, train=train, val=val) if neighbours and val else []
+    page = _render(
+        name=config.recipe.name,
+        data=config.data,
+        facts=_facts(config, train),
+        is_unfinished=result is None,
+        progress=last.get("progress"),
+        scores=_scores(result or {}),
+        numbers=_numbers(config, last, result or {}, plan or {}),
+        **_budget(rows, result, plan),
+        figures=_figures(config, rows, result),
+        events=_events(rows, warnings),
+        strip_names=pictures.STRIP,
+        strips=pictures.sample_views(config, train),
+        neighbours=shown_neighbours,
+        settings=settings.table(config, plan),
     )
     files.write(path, page)
 
 
-def _section(title: str, note: str, body: str) -> str:
-    if not body:
-        return ""
-    note = f"<p>{note}</p>" if note else ""
-    return f"<section><h2>{title}</h2>{note}{body}</section>"
+def _render(**values: Any) -> str:
+    """Fill report.html; a name that it uses and that is not given is an error."""
+    from jinja2 import Environment, FileSystemLoader, StrictUndefined  # noqa: PLC0415 - costs a start of training time
+
+    environment = Environment(
+        loader=FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        undefined=StrictUndefined,
+        trim_blocks=True,
+        lstrip_blocks=True,
+    )
+    environment.filters["seconds"] = timeline.seconds
+    return environment.get_template("report.html").render(values)
 
 
-def _header(config: Config, train: Reader) -> str:
+def _facts(config: Config, train: Reader) -> dict[str, str]:
+    """Return the facts of the header, by label."""
     encoder, recipe = config.recipe.encoder, config.recipe
-    facts = {
+    return {
         "encoder": f"{encoder.arch}, width {encoder.width:g}",
         "images": f"{len(train):,}",
         "length": _length(config),
@@ -100,11 +105,6 @@ def _header(config: Config, train: Reader) -> str:
         "on": f"{config.device}, {config.precision}",
         "seed": str(config.seed),
     }
-    items = "".join(f"<li><span>{name}</span>{html.escape(value)}" for name, value in facts.items())
-    return (
-        f"<header><p class=over>fastbyol run</p><h1>{html.escape(recipe.name)}</h1>"
-        f"<p><code>{html.escape(config.data)}</code></p><ul class=facts>{items}</ul></header>"
-    )
 
 
 def _length(config: Config) -> str:
@@ -115,120 +115,82 @@ def _length(config: Config) -> str:
     return f"{config.epochs:g} epochs"
 
 
-def _outcome(
-    config: Config, rows: Sequence[dict[str, Any]], result: dict[str, Any] | None, plan: dict[str, Any] | None
-) -> str:
-    """Show the score first, beside that of the initial encoder, then the figures of the run."""
-    last = rows[-1] if rows else {}
-    cards = _numbers(config, last, result or {}, plan or {})
-    numbers = "".join(f"<div><b>{value}</b><span>{name}</span></div>" for value, name in cards)
-    score = (result or {}).get("knn_top1")
-    if result is None:
-        at = f" Its progress is {100 * last['progress']:.0f} %." if "progress" in last else ""
-        lead = f"<div class=card><b>This run has not finished.</b><p class=note>{at}</p></div>"
-    elif score is None:
-        lead = (
-            "<div class=card><b>Not scored.</b><p class=note>Give --val a labelled file to score the encoder by its "
-            "nearest neighbours.</p></div>"
-        )
-    else:
-        lead = _score(score, result.get("knn_top1_random_init"))
-    return f"<div class=lead>{lead}<div class='card numbers'>{numbers}</div></div>" if numbers else lead
+def _scores(result: dict[str, Any]) -> dict[str, float]:
+    """Return kNN top-1 in percent of the initial encoder, if known, and of the trained one; empty without a score."""
+    if result.get("knn_top1") is None:
+        return {}
+    scores = {"random init": result.get("knn_top1_random_init"), "trained": result["knn_top1"]}
+    return {name: score for name, score in scores.items() if score is not None}
 
 
-def _score(score: float, before: float | None) -> str:
-    bars = [("before", "random init", before), ("after", "trained", score)]
-    lines = "".join(
-        f'<span>{name}</span><div class={kind}><span style="width:{value:.2f}%"></span></div><span>{value:.1f} %</span>'
-        for kind, name, value in bars
-        if value is not None
-    )
-    return (
-        f"<div class='card score'><b>{score:.1f} %</b><p>of validation images classified right by their nearest "
-        f"neighbours (kNN top-1)</p><div class=compare>{lines}</div></div>"
-    )
-
-
-def _numbers(
-    config: Config, last: dict[str, Any], result: dict[str, Any], plan: dict[str, Any]
-) -> list[tuple[str, str]]:
-    """List speed, length, time, loss, memory and utilisation, as far as known, as (value, label)."""
+def _numbers(config: Config, last: dict[str, Any], result: dict[str, Any], plan: dict[str, Any]) -> dict[str, str]:
+    """Return speed, length, time, loss, memory and utilisation by label, as far as known."""
     of_8 = ", of 8" if settings.loss_ends_at_8(config) else ""
     images_per_s = result.get("images_per_s", last.get("images_per_s"))
     epochs = result.get("epochs", last.get("epoch"))
-    found: list[tuple[str, str] | None] = [
-        None if images_per_s is None else (f"{images_per_s:,.0f}", "images per second"),
-        None if epochs is None else (f"{epochs:.2f}", "epochs"),
-        None if "step" not in last else (f"{last['step']:,}", "steps"),
-        None if "train_s" not in result else (timeline.seconds(result["train_s"]), "of training"),
-        None if "loss" not in last else (f"{last['loss']:.3f}", f"last loss{of_8}"),
-        None if "peak_gib" not in last else (f"{last['peak_gib']:.2f} GiB", "peak memory"),
-        None if "mfu" not in last else (f"{100 * last['mfu']:.1f} %", "of the GPU's peak"),
-    ]
+    found = {
+        "images per second": None if images_per_s is None else f"{images_per_s:,.0f}",
+        "epochs": None if epochs is None else f"{epochs:.2f}",
+        "steps": f"{last['step']:,}" if "step" in last else None,
+        "of training": timeline.seconds(result["train_s"]) if "train_s" in result else None,
+        f"last loss{of_8}": f"{last['loss']:.3f}" if "loss" in last else None,
+        "peak memory": f"{last['peak_gib']:.2f} GiB" if "peak_gib" in last else None,
+        "of the GPU's peak": f"{100 * last['mfu']:.1f} %" if "mfu" in last else None,
+    }
     if "elapsed_s" in result and plan.get("budget_s"):
         left_s = plan["budget_s"] - result["elapsed_s"]
-        found.append((timeline.seconds(abs(left_s)), "before the deadline" if left_s >= 0 else "after the deadline"))
-    return [card for card in found if card is not None]
+        found["before the deadline" if left_s >= 0 else "after the deadline"] = timeline.seconds(abs(left_s))
+    return {label: value for label, value in found.items() if value is not None}
 
 
 def _budget(
     rows: Sequence[dict[str, Any]], result: dict[str, Any] | None, plan: dict[str, Any] | None
-) -> tuple[str, str]:
-    actual = timeline.actual_timeline(rows, result, plan)
+) -> dict[str, Any]:
+    """Return both timelines with their common scale, and the plan's estimates; no timelines without rows."""
+    actual, known = timeline.actual_timeline(rows, result, plan), plan or {}
     if actual is None:
-        return "", ""
-    known_plan = plan or {}
-    labels = {
-        "epochs that fit": ("epochs_that_fit", "{:.3g}"),
-        "base learning rate": ("base_lr", "{:.3g}"),
-        "τ at the start": ("tau_base", "{:.4g}"),
-        "a step": ("step_s", "{:.3g} s"),
-    }
-    known = [
-        (name, form.format(known_plan[key])) for name, (key, form) in labels.items() if known_plan.get(key) is not None
-    ]
-    pieces = known_plan.get("closing_s") or {}
-    known += [(name, f"{pieces[piece]:.2g} s") for piece, name in CLOSING.items() if pieces.get(piece)]
+        return {"timelines": {}}
     planned = timeline.plan_timeline(plan)
-    bars = timeline.as_html(planned, actual, budget_s=known_plan.get("budget_s"))
-    note = (
-        "The plan, made before the first step, and the actual times."
-        if planned
-        else "Where the time went, from the start of the process."
-    )
-    if not known:
-        return note, bars
-    lines = "".join(f"<tr><td>{name}<td>{value}" for name, value in known)
-    estimates = f"<div><table class=phases><tr><th>measured before training<th>plan{lines}</table></div>"
-    return note, f"<div class=split><div>{bars}</div>{estimates}</div>"
+    timelines = {**({"Planned": planned} if planned else {}), "Actual": actual}
+    longest_s = max(*(line.total_s for line in timelines.values()), known.get("budget_s") or 0.0, 1e-9)
+    estimates = {
+        label: form.format(known[key]) for label, (key, form) in ESTIMATES.items() if known.get(key) is not None
+    }
+    pieces_s = known.get("closing_s") or {}
+    estimates |= {label: f"{pieces_s[piece]:.2g} s" for piece, label in CLOSING.items() if pieces_s.get(piece)}
+    return {
+        "timelines": timelines,
+        "scale_s": longest_s,
+        "colours": timeline.COLOURS,
+        "phases": [phase for phase in timeline.PHASES if any(phase in line.seconds for line in timelines.values())],
+        "unused_s": actual.unused_s,
+        "estimates": estimates,
+    }
 
 
-def _curves(config: Config, rows: Sequence[dict[str, Any]], result: dict[str, Any] | None) -> str:
+def _figures(config: Config, rows: Sequence[dict[str, Any]], result: dict[str, Any] | None) -> list[curves.Figure]:
     loss_note = "both directions, 0 to 8" if settings.loss_ends_at_8(config) else ""
     return curves.figures(rows, result, healthy_std=config.recipe.head.out**-0.5, loss_note=loss_note)
 
 
-def _events(rows: Sequence[dict[str, Any]], warnings: Sequence[str]) -> tuple[str, str]:
-    """List skipped steps, replaced samples and warnings, each with the time of the row that reported it."""
+def _events(rows: Sequence[dict[str, Any]], warnings: Sequence[str]) -> list[tuple[float, str]] | None:
+    """List skipped steps, replaced samples and warnings, each with the time of the row that reported it.
+
+    None if there is nothing to go by: no row and no warning.
+    """
     if not rows and not warnings:
-        return "", ""
+        return None
     events: list[tuple[float, str]] = []
-    for name, (thing, why) in COUNTERS.items():
+    for name, (noun, reason) in COUNTERS.items():
         counts = [int(row.get(name) or 0) for row in rows]
         if any(counts[-1:]):
             first = next(row for row, count in zip(rows, counts, strict=True) if count)
-            things = thing if counts[-1] == 1 else f"{thing}s"
+            nouns = noun if counts[-1] == 1 else f"{noun}s"
             events.append(
-                (first.get("elapsed_s", 0.0), f"{counts[-1]:,} {things} {why}, the first by step {first['step']:,}")
+                (first.get("elapsed_s", 0.0), f"{counts[-1]:,} {nouns} {reason}, the first by step {first['step']:,}")
             )
     for row in rows:
         events += [(row.get("elapsed_s", 0.0), str(text)) for text in row.get("warnings", ())]
     last_s = rows[-1].get("elapsed_s", 0.0) if rows else 0.0
     events += [(last_s, text) for text in warnings]
-    if not events:
-        return "", "<p class=note>No skipped steps, no replaced images, no warnings.</p>"
-    lines = [
-        f"<li><span>{timeline.seconds(at_s)}</span>{html.escape(text)}"
-        for at_s, text in sorted(events, key=itemgetter(0))
-    ]
-    return "", f"<ul class=events>{''.join(lines)}</ul>"
+    return sorted(events, key=itemgetter(0))

@@ -10,6 +10,8 @@ import math
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from markupsafe import Markup
+
 WIDTH, HEIGHT = 360, 200  # user units; a chart is shown at about this many CSS pixels
 LEFT, RIGHT, TOP, BOTTOM = 40, 10, 10, 24  # margins around the plot
 TIME_UNITS = (("s", 1), ("min", 60), ("h", 3600), ("d", 86_400))
@@ -104,9 +106,9 @@ def _paths(axes: Axes, seconds: Sequence[float], line: Line) -> str:
     return "".join(drawn)
 
 
-def _svg(body: str, label: str) -> str:
+def _svg(body: str, label: str) -> Markup:
     described = html.escape(label, quote=True)
-    return f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{described}">{body}</svg>'
+    return Markup(f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" role="img" aria-label="{described}">{body}</svg>')
 
 
 def _span(seconds: Sequence[float]) -> tuple[float, float]:
@@ -138,7 +140,7 @@ def curves(
     low: float | None = None,
     high: float | None = None,
     level: tuple[float, str] | None = None,
-) -> str:
+) -> Markup:
     """Draw lines over time as SVG; at least one value must be present.
 
     label: the chart's text alternative. low, high: ends of y, None to fit the values. level: a value to draw as a
@@ -153,7 +155,7 @@ def curves(
     return _svg(body + "".join(_paths(axes, seconds, line) for line in lines), label)
 
 
-def stack(label: str, seconds: Sequence[float], layers: Sequence[tuple[str, Sequence[float]]]) -> str:
+def stack(label: str, seconds: Sequence[float], layers: Sequence[tuple[str, Sequence[float]]]) -> Markup:
     """Draw fractions that add up to at most 1 as stacked areas, from below; layers: (colour, fractions over time)."""
     axes = Axes(_span(seconds), (0.0, 100.0))
     base = [0.0] * len(seconds)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import html
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
+
+from markupsafe import Markup
 
 from fastbyol.report import chart
 
@@ -15,7 +16,7 @@ SMOOTHED_ROWS = 40  # from this number on, a bold mean is drawn over the fine ro
 SMOOTH_SHARE = 0.02  # of the rows, to either side
 SHOWN_SHARE = 0.005  # of the loop's time; smaller parts are not drawn
 STARVING = 0.1  # share of waiting above which fastbyol warns
-TIME_PARTS = {  # of telemetry.LAPS, from bottom to top: colour and name
+TIME_PARTS = {  # of monitor.metrics.LAPS, from bottom to top: colour and name
     "step_s": ("a", "step"),
     "views_s": ("b", "views"),
     "loader_wait_s": ("c", "waiting"),
@@ -65,18 +66,29 @@ class _Curve:
     is_exact: bool = False
 
 
-def figures(rows: Rows, result: dict[str, Any] | None, *, healthy_std: float, loss_note: str) -> str:
-    """Draw every chart that the rows have values for, as HTML figures; healthy_std is 1/sqrt(D)."""
+@dataclass(frozen=True)
+class Figure:
+    """A chart with its caption: name, note and latest value; legend: what each colour class stands for."""
+
+    name: str
+    note: str
+    latest: str
+    svg: Markup
+    legend: dict[str, str] = field(default_factory=dict)  # name -> colour
+
+
+def figures(rows: Rows, result: dict[str, Any] | None, *, healthy_std: float, loss_note: str) -> list[Figure]:
+    """Draw every chart that the rows have values for; healthy_std is 1/sqrt(D)."""
     timed = [row for row in rows if isinstance(row.get("elapsed_s"), int | float)]
     if not timed:
-        return ""
+        return []
     rows, scores = thin_rows(timed), _scores(timed, result or {})
     waiting, sizes, stds = _waiting(rows), values(rows, "crop_px"), values(rows, "embedding_std")
     drawn = (
         _draw(_Curve("Loss", loss_note), rows, values(rows, "loss")),
         _draw(_Curve("Learning rate", is_exact=True), rows, values(rows, "lr")),
         _draw(_Curve("Target rate τ", colour="b", low=None, is_exact=True), rows, values(rows, "tau")),
-        _draw(_Curve("View size", unit=" px", colour="b", is_exact=True), rows, sizes) if len(set(sizes)) > 1 else "",
+        _draw(_Curve("View size", unit=" px", colour="b", is_exact=True), rows, sizes) if len(set(sizes)) > 1 else None,
         _draw(
             _Curve(
                 "Embedding std",
@@ -104,14 +116,14 @@ def figures(rows: Rows, result: dict[str, Any] | None, *, healthy_std: float, lo
         _draw(_Curve("GPU utilisation", "of its peak", unit=" %", colour="e"), rows, _percent(values(rows, "mfu"))),
         _time_parts(rows),
     )
-    return "".join(drawn)
+    return [figure for figure in drawn if figure is not None]
 
 
-def _scores(rows: Rows, result: dict[str, Any]) -> str:
-    """Draw the scores taken during training between those at start and end; nothing if there are none."""
+def _scores(rows: Rows, result: dict[str, Any]) -> Figure | None:
+    """Draw the scores taken during training between those at start and end; None if there are none."""
     taken = [row for row in rows if values([row], "knn_top1")[0] is not None]
     if not taken:
-        return ""
+        return None
     first = {"elapsed_s": rows[0]["elapsed_s"], "knn_top1": result.get("knn_top1_random_init")}
     last = {"elapsed_s": rows[-1]["elapsed_s"], "knn_top1": result.get("knn_top1")}
     known = [row for row in (first, *taken, last) if row["knn_top1"] is not None]
@@ -131,11 +143,11 @@ def _waiting(rows: Rows) -> list[float | None]:
     return [100 * wait_s / whole_s if wait_s is not None and whole_s else None for wait_s, whole_s in pairs]
 
 
-def _draw(shown: _Curve, rows: Rows, series: list[float | None]) -> str:
-    """Draw one figure, or nothing if no row has a value."""
+def _draw(shown: _Curve, rows: Rows, series: list[float | None]) -> Figure | None:
+    """Draw one figure; None if no row has a value."""
     known = [value for value in series if value is not None]
     if not known:
-        return ""
+        return None
     lines = [chart.Line(series, shown.colour)]
     if len(known) >= SMOOTHED_ROWS and not shown.is_exact:
         reach = max(round(SMOOTH_SHARE * len(series)), 2)
@@ -150,21 +162,16 @@ def _draw(shown: _Curve, rows: Rows, series: list[float | None]) -> str:
         high=shown.high,
         level=shown.level,
     )
-    return _figure(shown.name, shown.note, f"<b>{now}</b>", drawn)
+    return Figure(shown.name, shown.note, now, drawn)
 
 
-def _figure(name: str, note: str, latest: str, drawn: str) -> str:
-    described = f"<small>{html.escape(note)}</small>" if note else ""
-    return f"<figure class=chart><figcaption><span>{name}{described}</span>{latest}</figcaption>{drawn}</figure>"
-
-
-def _time_parts(rows: Rows) -> str:
+def _time_parts(rows: Rows) -> Figure | None:
     whole = [row for row in rows if row.get("interval_s") and all(part in row for part in TIME_PARTS)]
     if len(whole) < 2:
-        return ""
+        return None
     shown = [part for part in TIME_PARTS if any(row[part] > SHOWN_SHARE * row["interval_s"] for row in whole)]
     layers = [(TIME_PARTS[part][0], [row[part] / row["interval_s"] for row in whole]) for part in shown]
-    legend = "".join(f"<i class={colour}></i>{name} " for colour, name in (TIME_PARTS[part] for part in shown))
-    described = f"How the loop's time is shared between {', '.join(TIME_PARTS[part][1] for part in shown)}, percent"
+    legend = {name: colour for colour, name in (TIME_PARTS[part] for part in shown)}
+    described = f"How the loop's time is shared between {', '.join(legend)}, percent"
     drawn = chart.stack(described, [float(row["elapsed_s"]) for row in whole], layers)
-    return _figure("Where the loop's time goes", "%", "", f"{drawn}<div class=legend>{legend}</div>")
+    return Figure("Where the loop's time goes", "%", "", drawn, legend)

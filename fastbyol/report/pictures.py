@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import base64
-import html
 import io
 from collections.abc import Sequence
 from contextlib import closing
+from dataclasses import dataclass
 
 import numpy as np
 import torch
@@ -23,12 +23,36 @@ from fastbyol.loaders.native import load
 from fastbyol.order import Rows, global_batch
 
 SHOWN_IMAGES = 10
+STRIP = ("image", "first view", "second view")  # the pictures of a shown image, from above
 THUMBNAIL_PX = 96  # of a neighbour: its size on the page, on a high-resolution screen
 LOSSLESS_PX = 64  # smaller pictures are PNG; larger ones JPEG, at a tenth of the bytes
 
 
-def sample_views(config: Config, train: Reader) -> str:
-    """Return HTML with images of the first batch, each above its first and its second view."""
+@dataclass(frozen=True)
+class Picture:
+    """A square picture as an HTML image: its data URL, its side in pixels and its text alternative."""
+
+    src: str
+    px: int
+    alt: str
+
+    @property
+    def is_small(self) -> bool:
+        """Whether the picture is shown pixel by pixel, without smoothing."""
+        return self.px <= LOSSLESS_PX
+
+
+@dataclass(frozen=True)
+class Cell:
+    """A query image (kind "query") or a neighbour of the "same" or of an "other" class, with the name of its class."""
+
+    picture: Picture
+    label: str
+    kind: str
+
+
+def sample_views(config: Config, train: Reader) -> list[list[Picture]]:
+    """Return images of the first batch, each with its first and its second view, in the order of STRIP."""
     rows = global_batch(0, batch_size=min(SHOWN_IMAGES, len(train)), count=len(train), seed=config.seed)
     batch = _decode(train, rows)
     place = (batch.pixels, batch.offsets, batch.sizes)
@@ -39,37 +63,27 @@ def sample_views(config: Config, train: Reader) -> str:
     whole = views.center_view(*place, crop_px=px, margin=1.0)
     images = _to_pixels(torch.cat([whole, views.apply(*place, drawn, crop_px=px)]))
     columns = images.reshape(3, -1, px, px, 3)
-    names = ("image", "first view", "second view")
-    shown = []
-    for number, column in enumerate(columns.swapaxes(0, 1)):
-        pictures = "".join(_img(x, f"{name} {number + 1}") for x, name in zip(column, names, strict=True))
-        shown.append(f"<div class=strip>{pictures}</div>")
-    labels = "".join(f"<span>{name}</span>" for name in names)
-    return f"<div class=strips><div class=names aria-hidden=true>{labels}</div>{''.join(shown)}</div>"
+    return [
+        [_picture(pixels, f"{name} {number}") for pixels, name in zip(column, STRIP, strict=True)]
+        for number, column in enumerate(columns.swapaxes(0, 1), start=1)
+    ]
 
 
-def neighbour_rows(found: Sequence[Neighbours], *, train: Reader, val: Reader) -> str:
-    """Return HTML with each query image, its nearest neighbours and whether their classes agree."""
+def neighbour_rows(found: Sequence[Neighbours], *, train: Reader, val: Reader) -> list[list[Cell]]:
+    """Return a row for each query image: the image, then its nearest neighbours."""
     queries = _thumbnails(val, [row.query for row in found])
-    nearest = _thumbnails(train, [place for row in found for place in row.bank])
-    shown, at = [], 0
-    for row, picture in zip(found, queries, strict=True):
+    nearest = iter(_thumbnails(train, [place for row in found for place in row.bank]))
+    rows = []
+    for row, pixels in zip(found, queries, strict=True):
         wanted = _label(val, row.query)
-        cells = [_cell(picture, wanted, "query", "query")]
+        cells = [Cell(_picture(pixels, f"{wanted}: query"), wanted, "query")]
         for place, similarity in zip(row.bank, row.similarities, strict=True):
             label = _label(train, place)
-            verdict = "same" if label == wanted else "other"
-            cells.append(_cell(nearest[at], label, verdict, f"{verdict} class, cosine {similarity:.2f}"))
-            at += 1
-        shown.append(f"<div class=neighbours>{''.join(cells)}</div>")
-    return f"<div class=queries>{''.join(shown)}</div>"
-
-
-def _cell(picture: NDArray[np.uint8], label: str, kind: str, described: str) -> str:
-    mark = {"query": "", "same": "✓ ", "other": "✗ "}[kind]
-    name = html.escape(label)
-    title = html.escape(f"{label}: {described}", quote=True)
-    return f'<figure class={kind} title="{title}">{_img(picture, title)}<figcaption>{mark}{name}</figcaption></figure>'
+            kind = "same" if label == wanted else "other"
+            alt = f"{label}: {kind} class, cosine {similarity:.2f}"
+            cells.append(Cell(_picture(next(nearest), alt), label, kind))
+        rows.append(cells)
+    return rows
 
 
 def _label(reader: Reader, index: int) -> str:
@@ -100,8 +114,8 @@ def _to_pixels(images: Tensor) -> NDArray[np.uint8]:
     return pixels.permute(0, 2, 3, 1).contiguous().numpy()
 
 
-def _img(pixels: NDArray[np.uint8], alt: str) -> str:
-    """Return an HTML image of pixels uint8 [H, W, 3]; `alt` is its text alternative, already escaped."""
+def _picture(pixels: NDArray[np.uint8], alt: str) -> Picture:
+    """Encode pixels uint8 [px, px, 3]; `alt` is the text alternative."""
     from PIL import Image  # noqa: PLC0415 - so that fastbyol-train can report in one line that Pillow is missing
 
     buffer = io.BytesIO()
@@ -109,5 +123,4 @@ def _img(pixels: NDArray[np.uint8], alt: str) -> str:
     kind = "png" if px <= LOSSLESS_PX else "jpeg"
     Image.fromarray(pixels).save(buffer, kind, **({"quality": 88} if kind == "jpeg" else {}))
     data = base64.b64encode(buffer.getvalue()).decode()
-    small = " class=small" if px <= LOSSLESS_PX else ""
-    return f'<img{small} width={px} height={px} alt="{alt}" src="data:image/{kind};base64,{data}">'
+    return Picture(f"data:image/{kind};base64,{data}", px, alt)

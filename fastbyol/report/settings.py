@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import html
 from typing import Any
 
 from fastbyol.config import Config, HeadConfig, ObjectiveConfig, OptimConfig, Recipe, ViewConfig
@@ -15,11 +14,9 @@ def loss_ends_at_8(config: Config) -> bool:
     return goal.normalization == "l2" and goal.beta == 0
 
 
-def as_html(config: Config, plan: dict[str, Any] | None) -> str:
-    """Return the table of settings; base_lr and tau_base come from the plan if it has them."""
-    lines = {**_usual(config, plan or {}), **_departures(config)}
-    body = "".join(f"<tr><td>{name}<td>{html.escape(value)}" for name, value in lines.items())
-    return f"<table class=settings>{body}</table>"
+def table(config: Config, plan: dict[str, Any] | None) -> dict[str, str]:
+    """Return the settings by name; base_lr and tau_base come from the plan if it has them."""
+    return {**_usual(config, plan or {}), **_departures(config)}
 
 
 def _usual(config: Config, plan: dict[str, Any]) -> dict[str, str]:

@@ -1,4 +1,4 @@
-"""Timelines of a budget, planned and actual, as two bars of phases and a table."""
+"""Timelines of a budget, planned and actual: the seconds of each phase."""
 
 from __future__ import annotations
 
@@ -31,6 +31,17 @@ class Timeline:
     def total_s(self) -> float:
         """The seconds of all phases and of the unused rest."""
         return sum(self.seconds.values()) + self.unused_s
+
+    @property
+    def parts(self) -> list[tuple[str, float]]:
+        """The phases that took any time, in order, with their seconds; the unused rest last."""
+        every = [*((phase, self.seconds.get(phase, 0.0)) for phase in PHASES), ("unused", self.unused_s)]
+        return [(phase, phase_s) for phase, phase_s in every if phase_s]
+
+    @property
+    def description(self) -> str:
+        """The parts as text, for a reader who does not see the bar."""
+        return ", ".join(f"{phase} {seconds(phase_s)}" for phase, phase_s in self.parts)
 
 
 def plan_timeline(plan: dict[str, Any] | None) -> Timeline | None:
@@ -79,37 +90,6 @@ def actual_timeline(
 def _before(plan: dict[str, Any]) -> dict[str, float]:
     keys = {"start-up": "startup_s", "rehearsal": "rehearsal_s", "calibration": "calibration_s"}
     return {phase: plan[name] for phase, name in keys.items() if plan.get(name) is not None}
-
-
-def as_html(plan: Timeline | None, actual: Timeline, *, budget_s: float | None) -> str:
-    """Return HTML with both bars on one scale and a table of the seconds."""
-    scale_s = max(actual.total_s, plan.total_s if plan else 0.0, budget_s or 0.0, 1e-9)
-    bars = [_bar("Planned", plan, scale_s)] if plan else []
-    bars.append(_bar("Actual", actual, scale_s))
-    head = f"<tr><th>phase{'<th>planned' if plan else ''}<th>actual"
-    shown = [phase for phase in PHASES if phase in actual.seconds or (plan and phase in plan.seconds)]
-    lines = [_line(phase, plan, actual) for phase in shown]
-    if actual.unused_s:
-        lines.append(f"<tr><td><i class=none></i>unused{'<td>-' if plan else ''}<td>{seconds(actual.unused_s)}")
-    total = f"<tr class=sum><td>total{f'<td>{seconds(plan.total_s)}' if plan else ''}<td>{seconds(actual.total_s)}"
-    return f"<div class=timeline>{''.join(bars)}</div><table class=phases>{head}{''.join(lines)}{total}</table>"
-
-
-def _bar(name: str, line: Timeline, scale_s: float) -> str:
-    parts = [*((phase, line.seconds[phase]) for phase in PHASES if phase in line.seconds), ("unused", line.unused_s)]
-    drawn = "".join(
-        f'<span class={COLOURS[phase]} style="width:{100 * s / scale_s:.3f}%"></span>' for phase, s in parts if s
-    )
-    description = ", ".join(f"{phase} {seconds(s)}" for phase, s in parts if s)
-    return f'<b>{name}</b><div class=bar role=img aria-label="{name}: {description}">{drawn}</div>'
-
-
-def _line(phase: str, plan: Timeline | None, actual: Timeline) -> str:
-    cells = [f"<td><i class={COLOURS[phase]}></i>{phase}"]
-    for line in (plan, actual):
-        if line is not None:
-            cells.append(f"<td>{seconds(line.seconds[phase]) if phase in line.seconds else '-'}")
-    return f"<tr>{''.join(cells)}"
 
 
 def seconds(value: float) -> str:

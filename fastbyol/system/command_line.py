@@ -3,12 +3,120 @@
 from __future__ import annotations
 
 import argparse
+import difflib
 import math
+import shutil
 import sys
-from collections.abc import Callable
-from typing import NoReturn
+import textwrap
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NoReturn
 
+import fastbyol
 from fastbyol.system.limits import available_cores
+
+DONE, RANK_LOST, BAD_INPUT, DIVERGED, INTERRUPTED = 0, 1, 2, 3, 75  # exit statuses
+THREADS = (
+    "threads that compute, on a CPU (default: OMP_NUM_THREADS, which torchrun sets; else the fastest, by measuring)"
+)
+WORKERS = "decoding threads (default: the cores of this rank less 2 on cuda, 2 on a CPU)"
+
+
+class HelpFormatter(argparse.HelpFormatter):
+    """The layout of --help: the default of an option stands at the end of its help."""
+
+    def _get_help_string(self, action: argparse.Action) -> str:  # the hook of argparse.ArgumentDefaultsHelpFormatter
+        text = action.help or ""
+        has_none = action.nargs == 0 or action.default is None or action.default == argparse.SUPPRESS
+        if has_none or not action.option_strings or "default" in text:
+            return text
+        values = action.default if isinstance(action.default, list | tuple) else (action.default,)
+        shown = " ".join(f"{value:.3g}" if isinstance(value, float) else str(value) for value in values)
+        return f"{text} (default: {shown})" if shown else text
+
+
+class EpilogFormatter(HelpFormatter):
+    """The same layout, with texts of several lines left as they are."""
+
+    def _fill_text(self, text: str, width: int, indent: str) -> str:  # the hook of argparse.RawDescriptionHelpFormatter
+        return text if "\n" in text else super()._fill_text(text, width, indent)
+
+
+class Parser(argparse.ArgumentParser):
+    """An ArgumentParser whose errors are one line and exit status 2, and whose help shows defaults."""
+
+    def __init__(self, **settings: Any) -> None:
+        super().__init__(**{"formatter_class": HelpFormatter, **settings})
+
+    def parse_args(  # type: ignore[override]  # one signature for argparse's three
+        self, args: Sequence[str] | None = None, namespace: argparse.Namespace | None = None
+    ) -> argparse.Namespace:
+        """Parse a command line; unknown words are an error that names the nearest flag."""
+        found, unknown = self.parse_known_args(args, namespace)
+        if unknown:
+            self.error(describe_unknown(unknown, known=flags_of(self)))
+        return found
+
+    def error(self, message: str) -> NoReturn:
+        """Print the error as one line and exit."""
+        self.exit(BAD_INPUT, f"{self.prog}: error: {message}; see {self.prog} --help\n")
+
+
+def flags_of(parser: argparse.ArgumentParser) -> list[str]:
+    """List the flags of a parser and of its subcommands."""
+    found: list[str] = []
+    for action in parser._actions:
+        found += action.option_strings
+        if isinstance(action, argparse._SubParsersAction):
+            for child in action.choices.values():
+                found += flags_of(child)
+    return found
+
+
+def describe_unknown(words: Sequence[str], *, known: Sequence[str]) -> str:
+    """Describe words that a command does not take, and name the known flag nearest to the first."""
+    flag = next((word.partition("=")[0] for word in words if word.startswith("--")), "")
+    alike = difflib.get_close_matches(flag, known, n=1)
+    return f"unrecognized arguments: {' '.join(words)}" + (f"; the nearest flag is {alike[0]}" if alike else "")
+
+
+class VersionAction(argparse.Action):
+    """--version: print the version and exit; it is looked up only then."""
+
+    def __call__(self, parser: argparse.ArgumentParser, *_: object) -> NoReturn:
+        """Print the command and fastbyol's version."""
+        print(f"{parser.prog} {fastbyol.__version__}")
+        parser.exit()
+
+
+def add_version(parser: argparse.ArgumentParser) -> None:
+    """Add --version."""
+    parser.add_argument(
+        "--version",
+        action=VersionAction,
+        nargs=0,
+        default=argparse.SUPPRESS,
+        help="print the version of fastbyol and exit",
+    )
+
+
+def format_list(rows: Mapping[str, str], *, indent: int = 2) -> str:
+    """Format names with a text each, wrapped to the width of the terminal."""
+    width = max(shutil.get_terminal_size().columns - 2, 40)
+    column = min(max(map(len, rows), default=0) + indent + 2, width // 2)
+    lines: list[str] = []
+    for name, text in rows.items():
+        head = f"{' ' * indent}{name}  ".ljust(column)
+        if len(head) > column:
+            lines.append(head.rstrip())
+            head = " " * column
+        lines += textwrap.wrap(text, width, initial_indent=head, subsequent_indent=" " * column, break_on_hyphens=False)
+    return "\n".join(lines)
+
+
+def fail(command: str, error: Exception, *, status: int) -> int:
+    """Print an exception as one line on stderr and return the status."""
+    print(f"{command}: error: {' '.join(str(error).split())}", file=sys.stderr)
+    return status
 
 
 def positive_number(text: str) -> float:
@@ -36,29 +144,6 @@ def _number(text: str, wanted: str, is_valid: Callable[[float], bool]) -> float:
     return value
 
 
-THREADS = (
-    "threads that compute, on a CPU (default: OMP_NUM_THREADS, which torchrun sets; else the fastest, by measuring)"
-)
-WORKERS = "decoding threads (default: the cores of this rank less 2 on cuda, 2 on a CPU)"
-
-
-DONE, RANK_LOST, BAD_INPUT, DIVERGED, INTERRUPTED = 0, 1, 2, 3, 75
-
-
-class Parser(argparse.ArgumentParser):
-    """An ArgumentParser whose errors are one line and exit status 2."""
-
-    def error(self, message: str) -> NoReturn:
-        """Print the error as one line and exit."""
-        self.exit(BAD_INPUT, f"{self.prog}: error: {message}; see {self.prog} --help\n")
-
-
-def fail(command: str, error: Exception, *, status: int) -> int:
-    """Print an exception as one line on stderr and return the status."""
-    print(f"{command}: error: {' '.join(str(error).split())}", file=sys.stderr)
-    return status
-
-
 def seed(text: str) -> int:
     """Parse a seed, from 0 to 2^63 - 1."""
     if not text.isdecimal() or int(text) >= 2**63:
@@ -73,14 +158,14 @@ def whole_number(text: str) -> int:
     return int(text)
 
 
-def add_workers(command: argparse.ArgumentParser) -> None:
+def add_workers(command: argparse._ActionsContainer) -> None:
     """Add --workers, by default all cores this process may use, since it does nothing else meanwhile."""
     command.add_argument(
         "--workers", type=int_range(1), default=available_cores(), metavar="N", help="threads (default: one a core)"
     )
 
 
-def add_overwrite(command: argparse.ArgumentParser) -> None:
+def add_overwrite(command: argparse._ActionsContainer) -> None:
     """Add --overwrite."""
     command.add_argument("--overwrite", action="store_true", help="replace existing output")
 

@@ -8,6 +8,7 @@ whose names end in `_` are written to.
 from __future__ import annotations
 
 from fastbyol.kernels.reference.batchnorm import (
+    NormParams,
     batch_norm_act,
     batch_norm_add_relu,
     batch_norm_eval,
@@ -62,6 +63,7 @@ __all__ = [
     "NORM_EPS",
     "LarsGroup",
     "LarsRates",
+    "NormParams",
     "augment",
     "batch_norm_act",
     "batch_norm_add_relu",

@@ -2,12 +2,31 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
+
+
+class NormParams(NamedTuple):
+    """What a batch norm of C channels takes besides its input.
+
+    weight, bias: [C]. running_mean, running_var: [C], updated in place in training. num_batches_tracked: int64, counts
+    the views seen in training; None if they are not counted. views: the number of populations in a batch, one after the
+    other. group: the ranks that share statistics, or None.
+    """
+
+    weight: Tensor
+    bias: Tensor
+    running_mean: Tensor
+    running_var: Tensor
+    num_batches_tracked: Tensor | None
+    views: int
+    momentum: float
+    eps: float
+    group: dist.ProcessGroup | None = None
 
 
 def check_channels(x: Tensor, weight: Tensor) -> None:
@@ -16,17 +35,18 @@ def check_channels(x: Tensor, weight: Tensor) -> None:
         raise ValueError(f"batch norm of C = {len(weight)} channels got {list(x.shape)}; give [N, C] or [N, C, H, W]")
 
 
-def check_views(x: Tensor, weight: Tensor, *, views: int, is_alone: bool) -> None:
+def check_views(x: Tensor, norm: NormParams) -> None:
     """Raise ValueError unless x splits into views and each channel has at least 2 values, as a variance needs.
 
-    is_alone: no other rank contributes values.
+    With a group, other ranks contribute values too, and one is enough.
     """
-    check_channels(x, weight)
+    check_channels(x, norm.weight)
+    views = norm.views
     if x.shape[0] % views:
         raise ValueError(
             f"batch norm got {x.shape[0]} rows for {views} views; give views of equal size, one after the other"
         )
-    if is_alone and x.numel() // (x.shape[1] * views) < 2:
+    if norm.group is None and x.numel() // (x.shape[1] * views) < 2:
         raise ValueError(f"batch norm got {list(x.shape)} for {views} views, one value per channel; give more images")
 
 
@@ -51,19 +71,9 @@ class _SumOverRanks(torch.autograd.Function):
         return _SumOverRanks.apply(grad, ctx.group), None
 
 
-def _synchronized_batch_norm(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    running_mean: Tensor,
-    running_var: Tensor,
-    *,
-    views: int,
-    momentum: float,
-    eps: float,
-    group: dist.ProcessGroup,
-) -> Tensor:
+def _synchronized_batch_norm(x: Tensor, norm: NormParams, group: dist.ProcessGroup) -> Tensor:
     """Normalise x with statistics of d = x - running mean over a group; one all-reduce of [V, 2C+1] sums each way."""
+    weight, bias, running_mean, running_var, _, views, momentum, eps, _ = norm
     wide = torch.promote_types(x.dtype, torch.float32)
     per_channel = (1, 1, -1, *[1] * (x.ndim - 2))
     d = x.unflatten(0, (views, -1)).to(wide) - running_mean.view(per_channel)  # [V, B, C, ...]
@@ -83,34 +93,22 @@ def _synchronized_batch_norm(
     return torch.addcmul(bias.view(per_channel), xhat, weight.view(per_channel)).flatten(0, 1).to(x.dtype)
 
 
-def batch_norm_act(
-    x: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    running_mean: Tensor,
-    running_var: Tensor,
-    num_batches_tracked: Tensor | None,
-    *,
-    relu: bool,
-    views: int,
-    momentum: float,
-    eps: float,
-    group: dist.ProcessGroup | None = None,
-) -> Tensor:
+def batch_norm_act(x: Tensor, norm: NormParams, *, relu: bool) -> Tensor:
     """Normalise x with the batch statistics of each view, like `views` separate forwards, then apply ReLU if `relu`.
 
-    x is [V*B, C] or [V*B, C, H, W], view-major; weight, bias [C]. running_mean and running_var [C] are updated in
-    place, view after view, with the unbiased variance; a channel where either would become inf or NaN keeps both.
-    num_batches_tracked, int64, grows by `views`. With a group, a view's statistics are over all ranks, whose running
-    statistics must be equal and whose B may differ; gradients of weight and bias are those of the own rank. Raises
-    ValueError if the first dimension does not split into `views`, or if a channel has one value per view.
+    x is [V*B, C] or [V*B, C, H, W], view-major. The running statistics are updated view after view, with the unbiased
+    variance; a channel where either would become inf or NaN keeps both. With a group, a view's statistics are over all
+    ranks, whose running statistics must be equal and whose B may differ; gradients of weight and bias are those of the
+    own rank. Raises ValueError if the first dimension does not split into views, or if a channel has one value per
+    view.
     """
-    check_views(x, weight, views=views, is_alone=group is None)
+    check_views(x, norm)
+    weight, bias, running_mean, running_var, num_batches_tracked, views, momentum, eps, group = norm
     if num_batches_tracked is not None:
         num_batches_tracked.add_(views)
     mean, var = running_mean.clone(), running_var.clone()
     if group is not None:
-        y = _synchronized_batch_norm(x, weight, bias, mean, var, views=views, momentum=momentum, eps=eps, group=group)
+        y = _synchronized_batch_norm(x, norm._replace(running_mean=mean, running_var=var), group)
     else:
         y = torch.cat([F.batch_norm(part, mean, var, weight, bias, True, momentum, eps) for part in x.chunk(views)])
     with torch.no_grad():
@@ -120,55 +118,20 @@ def batch_norm_act(
     return y.relu_() if relu else y
 
 
-def batch_norm_add_relu(
-    x: Tensor,
-    residual: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    running_mean: Tensor,
-    running_var: Tensor,
-    num_batches_tracked: Tensor | None,
-    *,
-    views: int,
-    momentum: float,
-    eps: float,
-    group: dist.ProcessGroup | None = None,
-) -> tuple[Tensor, Tensor]:
+def batch_norm_add_relu(x: Tensor, residual: Tensor, norm: NormParams) -> tuple[Tensor, Tensor]:
     """Compute relu(batch norm of x + residual) and return it twice, once for each of two consumers.
 
     The residual has the shape of x; everything else is as in batch_norm_act.
     """
     check_residual(x, residual)
-    y = batch_norm_act(
-        x,
-        weight,
-        bias,
-        running_mean,
-        running_var,
-        num_batches_tracked,
-        relu=False,
-        views=views,
-        momentum=momentum,
-        eps=eps,
-        group=group,
-    )
+    y = batch_norm_act(x, norm, relu=False)
     z = y.add_(residual).relu_()
     return z, z
 
 
-def batch_norm_eval(
-    x: Tensor,
-    residual: Tensor | None,
-    weight: Tensor,
-    bias: Tensor,
-    running_mean: Tensor,
-    running_var: Tensor,
-    *,
-    relu: bool,
-    eps: float,
-) -> Tensor:
+def batch_norm_eval(x: Tensor, residual: Tensor | None, norm: NormParams, *, relu: bool) -> Tensor:
     """Normalise x with the running statistics, add the residual if given, then apply ReLU if `relu`."""
-    y = F.batch_norm(x, running_mean, running_var, weight, bias, False, 0.0, eps)
+    y = F.batch_norm(x, norm.running_mean, norm.running_var, norm.weight, norm.bias, False, 0.0, norm.eps)
     if residual is not None:
         y = y.add_(residual)
     return y.relu_() if relu else y

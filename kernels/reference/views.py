@@ -209,11 +209,7 @@ def augment(
     dtype: torch.dtype,
     out: Tensor | None = None,
 ) -> Tensor:
-    """Make V views of B images: crop, flip, jitter, grayscale, blur, solarize, normalise.
-
-    pixels, offsets, sizes: as for random_resized_crop. Result: [V*B, 3, crop_px, crop_px] channels_last, view-major,
-    computed in float32 at least, in `out` if given.
-    """
+    """Make V views of B images as kernels.augment.augment does, computed in float32 at least."""
     views, images, _ = params.packed.shape
     out = views_out(out, count=views * images, crop_px=crop_px, dtype=dtype, device=pixels.device)
     by_view = out.unflatten(0, (views, images))

@@ -18,7 +18,7 @@ from fastbyol.ablations.page import disagreements, markdown, plot, write
 from fastbyol.ablations.paper import TABLES, Cell, Table
 from fastbyol.ablations.runs import Job, RunCrashed, RunResult, read_result, train_run
 from fastbyol.cli import table
-from fastbyol.cli.eval import main
+from fastbyol.cli.eval import add_table_flags, main
 from fastbyol.monitor.metrics import read_metrics
 from fastbyol.recipes import named
 from fastbyol.storage.run_folder import RunFolder
@@ -152,7 +152,7 @@ TWO = Table("Two cells", "table 0", [Cell("all", "", 72.5), Cell("wide", "hidden
 
 def test_runs_are_listed_seed_by_seed_with_their_flags() -> None:
     parser = argparse.ArgumentParser()
-    table.add_arguments(parser)
+    add_table_flags(parser)
     asked = ["target", "--base=demo", "--data=d", "--val=v", "--budget=3m", "--seeds=2", "--out=t"]
     jobs = table.list_jobs(parser.parse_args([*asked, "--with", "--workers", "8"]), TWO)
     common = ("--data=d", "--val=v", "--budget=3m")
@@ -167,7 +167,7 @@ def test_runs_are_listed_seed_by_seed_with_their_flags() -> None:
 
 def test_a_part_of_a_table_is_run_alone(betons: Betons, capsys: pytest.CaptureFixture[str]) -> None:
     parser = argparse.ArgumentParser()
-    table.add_arguments(parser)
+    add_table_flags(parser)
     asked = ["target", "--base=demo", "--data=d", "--val=v", "--seeds=2", "--out=t", "--cells", "2"]
     args = parser.parse_args(asked)
     assert {job.cell for job in table.select_jobs(table.list_jobs(args, TWO), args, TWO)} == {TWO.cells[1]}
@@ -267,7 +267,7 @@ def test_a_page_shows_means_spreads_divergence_and_disagreement() -> None:
 
 
 def test_a_plot_costs_only_who_draws_one() -> None:
-    probe = "import sys, fastbyol.eval; sys.exit('matplotlib' in sys.modules)"
+    probe = "import sys, fastbyol.cli.eval_run; sys.exit('matplotlib' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", probe], check=False).returncode == 0
 
 

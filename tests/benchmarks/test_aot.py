@@ -5,15 +5,15 @@ from __future__ import annotations
 import pytest
 import triton
 
-from benchmarks.aot import ARCHS, BEGIN, END, Build, compile_build, faults, table
-from benchmarks.builds import BUILDS
+from benchmarks.aot import ARCHS, BEGIN, END, broken_limits, compile_build, table
+from benchmarks.builds import BUILDS, Build
 from benchmarks.document import DOCUMENT
 
 
 @pytest.mark.parametrize("arch", ARCHS, ids=lambda arch: f"sm_{arch}")
 @pytest.mark.parametrize("build", BUILDS, ids=lambda build: build.name)
 def test_build_keeps_its_limits(build: Build, arch: int) -> None:
-    assert not faults(build, compile_build(build, arch))
+    assert not broken_limits(build, compile_build(build, arch))
 
 
 def test_the_document_holds_every_build_and_names_its_compiler() -> None:

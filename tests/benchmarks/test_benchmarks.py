@@ -153,7 +153,7 @@ def test_a_wrong_or_nan_result_is_refused() -> None:
 
 
 def all_gpu_cases() -> Iterator[Case]:
-    """List what a GPU would be asked; nothing is prepared."""
+    """List the cases for a GPU; nothing is prepared."""
     for group in ("kernels", "views", "optimizer", "step", "candidates"):
         yield from bench.cases_of(bench.parser().parse_args([group]), "cuda")
 

@@ -4,22 +4,34 @@ from __future__ import annotations
 
 import argparse
 
+import pytest
+
+from fastbyol import __main__ as everything
 from fastbyol.cli import eval as evaluation
 from fastbyol.cli import train
+from fastbyol.config import ENGINES, PRECISIONS
 from fastbyol.data_prep import cli
+from fastbyol.export import formats
+from fastbyol.registry import PROTOCOL_SUMMARIES, PROTOCOLS
+from fastbyol.train import step
 
 COMMON_EVAL = "RUN_DIR --device --help --json --threads --train --val --workers"
+# flags that do nothing unless they are given
+WITHOUT_DEFAULT = {"data", "val", "budget", "knn_at", "wandb", "plan", "val_masks", "classes_from", "more"}
 CONTRACT = {
+    "fastbyol-prep": "COMMAND --help --version",
     "fastbyol-prep write": "SOURCE OUT.beton --classes-from --help --jpeg-share --label-column --limit --max-side "
     "--mode --on-error --overwrite --quality --workers",
     "fastbyol-prep verify": "FILE --help --workers",
     "fastbyol-prep info": "FILE --help --json",
     "fastbyol-prep demo": "DIR --help --overwrite --seed",
+    "fastbyol": "--help --version",
     "fastbyol-train": "RECIPE --base-lr --batch-size --budget --checkpoint-every --crop --crop-ramp --data "
     "--deterministic --device --engine --epochs --help --knn-at --lagged-target --loader --log-every --micro-batches "
-    "--no-tensorboard --on-error --optimizer --out --overwrite --plan --precision --prefetch --profile --resume --seed "
-    "--stop-on-collapse --tau-base --target-statistics --threads --val --wandb --warmup-epochs "
-    "--weight-decay --workers",
+    "--no-tensorboard --on-error --optimizer --out --overwrite --plan --precision --prefetch --profile --recipes "
+    "--resume --seed --stop-on-collapse --tau-base --target-statistics --threads --val --version --wandb "
+    "--warmup-epochs --weight-decay --workers",
+    "fastbyol-eval": "--help --version",
     "fastbyol-eval knn": f"{COMMON_EVAL} --bank --k --temperature",
     "fastbyol-eval linear": f"{COMMON_EVAL} --cached --epochs --lrs --seed --skip-random-init",
     "fastbyol-eval semi": f"{COMMON_EVAL} --epochs --fraction --lrs --seed --skip-supervised --split",
@@ -32,21 +44,59 @@ CONTRACT = {
 }
 
 
-def flags(parser: argparse.ArgumentParser) -> dict[str, set[str]]:
-    """List each command's words: positional metavars and long flags."""
-    found: dict[str, set[str]] = {}
-    words = set()
-    for action in parser._actions:
-        if isinstance(action, argparse._SubParsersAction):
-            for child in action.choices.values():
-                found |= flags(child)
-        elif action.option_strings:
-            words.add(action.option_strings[-1])
-        else:
-            words.add(str(action.metavar or action.dest))
-    return found or {parser.prog: words}
+def parsers() -> dict[str, argparse.ArgumentParser]:
+    """Build the parser of every command and subcommand, by its name."""
+    found: dict[str, argparse.ArgumentParser] = {"fastbyol": everything.build_parser()}
+    found |= {"fastbyol-train": train.build_parser(), "fastbyol-eval": evaluation.build_parser()}
+    for name in (*PROTOCOLS, *evaluation.COMMANDS):
+        protocol = None if name in evaluation.COMMANDS else evaluation.find_protocol(name)
+        parser = evaluation.build_command_parser(name, protocol)
+        found[parser.prog] = parser
+    prep = cli.build_parser()
+    (children,) = (action for action in prep._actions if isinstance(action, argparse._SubParsersAction))
+    return found | {parser.prog: parser for parser in (prep, *children.choices.values())}
+
+
+def words(parser: argparse.ArgumentParser) -> set[str]:
+    """List a parser's words: positional metavars and long flags."""
+    return {
+        action.option_strings[-1] if action.option_strings else str(action.metavar or action.dest)
+        for action in parser._actions
+    }
 
 
 def test_flags_are_the_contract() -> None:
-    found = flags(cli.build_parser()) | flags(train.build_parser()) | flags(evaluation.build_parser())
-    assert found == {command: set(words.split()) for command, words in CONTRACT.items()}
+    found = {name: words(parser) for name, parser in parsers().items()}
+    assert found == {command: set(text.split()) for command, text in CONTRACT.items()}
+
+
+@pytest.mark.parametrize("name", CONTRACT)
+def test_help_says_what_each_word_is_for_and_its_default(name: str) -> None:
+    parser = parsers()[name]
+    for action in parser._actions:
+        about = f"{name} {action.option_strings or action.dest}"
+        assert action.help or isinstance(action, argparse._SubParsersAction), about
+        has_default = action.nargs != 0 and not action.required and action.option_strings
+        shown = parser._get_formatter()._get_help_string(action) or ""
+        assert not has_default or "default" in shown or action.dest in WITHOUT_DEFAULT, about
+
+
+@pytest.mark.parametrize("columns", [50, 80])
+@pytest.mark.parametrize("name", CONTRACT)
+def test_help_fits_the_terminal(name: str, columns: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("COLUMNS", str(columns))
+    lines = [line.strip() for line in parsers()[name].format_help().splitlines() if len(line) > columns]
+    assert not [line for line in lines if not (line.startswith("[--") and line.endswith("]"))]  # in usage: one flag
+
+
+def test_defaults_of_several_values_are_shown_in_short() -> None:
+    shown = parsers()["fastbyol-eval linear"].format_help()
+    assert "(default: 0.4 0.3 0.2 0.1 0.05)" in " ".join(shown.split())
+    assert "(default: 0)" in parsers()["fastbyol-train"].format_help()
+
+
+def test_names_that_the_parser_lists_are_those_that_can_be_built() -> None:
+    assert tuple(step.ENGINES) == ENGINES
+    assert tuple(step.PRECISIONS) == PRECISIONS
+    assert tuple(formats.FORMATS) == evaluation.FORMATS
+    assert PROTOCOL_SUMMARIES.keys() == PROTOCOLS.keys()

@@ -31,7 +31,7 @@ COMMAND = [sys.executable, "-m", "fastbyol.data_prep.cli"]
 
 @pytest.fixture
 def source(tmp_path: Path) -> Path:
-    """Lay out three classes of twelve images, JPEG and PNG."""
+    """Write three classes of twelve images, JPEG and PNG."""
     for number in range(36):
         name = tmp_path / "source" / "abc"[number % 3] / f"{number:02}.{'png' if number % 4 == 0 else 'jpg'}"
         name.parent.mkdir(parents=True, exist_ok=True)

@@ -28,7 +28,9 @@ def test_an_encoder_comes_back_as_it_was(tmp_path: Path) -> None:
 def test_names_are_torchvisions(tmp_path: Path) -> None:
     config = EncoderConfig("resnet18", width=0.125)
     save_encoder(tmp_path / "e.safetensors", build(config, seed=0), config)
-    stored = json.loads((Path(__file__).parents[1] / "data" / "torchvision_resnets.json").read_text())["models"]["resnet18"]
+    stored = json.loads((Path(__file__).parents[1] / "data" / "torchvision_resnets.json").read_text())["models"][
+        "resnet18"
+    ]
     assert set(load_file(tmp_path / "e.safetensors")) == {
         line.split()[0] for line in stored if not line.startswith("fc.")
     }

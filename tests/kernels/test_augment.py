@@ -1,4 +1,4 @@
-"""Laws of the kernels that make views: in float64 the reference says what every pixel is."""
+"""Laws of the kernels that make views: every pixel is that of the reference in float64."""
 
 from __future__ import annotations
 
@@ -68,7 +68,7 @@ def whole(images: list[Image]) -> list[tuple[int, ...]]:
 
 
 def checked(packed: Packed, params: ViewParams, *, crop_px: int, dtype: torch.dtype = torch.float32) -> Tensor:
-    """Make the views by the kernels, into NaN, and hold them to the reference in float64."""
+    """Make the views by the kernels, into NaN, and compare them with the reference in float64."""
     params = params.to(packed[0].device)
     count = params.packed.shape[:2].numel()
     out = torch.full((count, 3, crop_px, crop_px), torch.nan, dtype=dtype, device=packed[0].device)

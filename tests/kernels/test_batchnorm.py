@@ -17,6 +17,7 @@ from fastbyol import encoder as encoder_module
 from fastbyol.config import EncoderConfig
 from fastbyol.encoder import Bottleneck, build
 from fastbyol.kernels import batchnorm, reference
+from fastbyol.kernels.reference import NormParams
 from tests.support.tolerances import FLOAT32_BATCHNORM, FLOAT32_BATCHNORM_COLD, FLOAT32_NETWORK, HALF_ULPS
 
 pytestmark = pytest.mark.usefixtures("poisoned")
@@ -33,7 +34,7 @@ SHAPES = [  # views, then [B, C] or [B, C, H, W]
 
 
 class Case(NamedTuple):
-    """Hold what a batch norm reads and moves; residual and dz, one for each result, may be missing."""
+    """What a batch norm reads and updates; residual and dz, one for each result, may be missing."""
 
     x: Tensor
     residual: Tensor | None
@@ -46,7 +47,7 @@ class Case(NamedTuple):
 
 
 class Outcome(NamedTuple):
-    """Hold what a batch norm returns, its gradients, and the statistics it moved."""
+    """What a batch norm returns, its gradients, and the statistics it updated."""
 
     z: Tensor
     dx: Tensor
@@ -102,21 +103,24 @@ def in_float64(case: Case) -> Case:
     return Case(*(wide(x) for x in floats), batches.clone(), tuple(wide(x) for x in dz))
 
 
+def norm_of(case: Case, *, views: int, group: dist.ProcessGroup | None = None) -> NormParams:
+    return NormParams(*case[2:7], views=views, momentum=MOMENTUM, eps=EPS, group=group)
+
+
 def outcome(module: ModuleType, case: Case, *, views: int, relu: bool = True) -> Outcome:
     """Run forward and backward; the case's own statistics are left alone."""
     case = copy.deepcopy(case)
     leaves = [None if x is None else x.requires_grad_() for x in case[:4]]
-    x, residual, weight, bias = leaves
-    statistics = case[4:7]
-    options = {"views": views, "momentum": MOMENTUM, "eps": EPS}
+    x, residual, *_ = leaves
+    norm = norm_of(case, views=views)
     if residual is None:
-        results = (module.batch_norm_act(x, weight, bias, *statistics, relu=relu, **options),)
+        results = (module.batch_norm_act(x, norm, relu=relu),)
     else:
-        results = module.batch_norm_add_relu(x, residual, weight, bias, *statistics, **options)
+        results = module.batch_norm_add_relu(x, residual, norm)
     pairs = [(z, dz) for z, dz in zip(results, case.dz, strict=True) if dz is not None]
     torch.autograd.backward([z for z, _ in pairs], [dz for _, dz in pairs])
     gradients = [None if leaf is None else leaf.grad for leaf in leaves]
-    return Outcome(results[0].detach(), *gradients, *statistics)
+    return Outcome(results[0].detach(), *gradients, *case[4:7])
 
 
 def steepest(case: Case, views: int) -> float:
@@ -214,7 +218,7 @@ def test_results_do_not_change_from_run_to_run(device: str) -> None:
 
 
 def add_relu(case: Case) -> tuple[Tensor, Tensor]:
-    return batchnorm.batch_norm_add_relu(*case[:7], views=2, momentum=MOMENTUM, eps=EPS)
+    return batchnorm.batch_norm_add_relu(case.x, case.residual, norm_of(case, views=2))
 
 
 def test_both_results_are_the_same_memory(device: str) -> None:
@@ -236,8 +240,7 @@ def test_a_network_without_gradients_gets_the_same_result(device: str) -> None:
 def test_only_wanted_gradients_are_computed(device: str, launches: list[str]) -> None:
     case = draw(2, (2, 5), device)
     weight = case.weight.requires_grad_()
-    options = {"relu": True, "views": 2, "momentum": MOMENTUM, "eps": EPS}
-    batchnorm.batch_norm_act(case.x, weight, *case[3:7], **options).sum().backward()
+    batchnorm.batch_norm_act(case.x, norm_of(case, views=2), relu=True).sum().backward()
     assert weight.grad is not None
     assert case.x.grad is None
     assert "backward_apply_kernel" not in launches
@@ -253,7 +256,7 @@ def test_a_second_derivative_is_refused(device: str) -> None:
 
 @pytest.fixture(params=["alone", "synced"])
 def group(request: pytest.FixtureRequest, device: str) -> Iterator[dist.ProcessGroup | None]:
-    """Give no process group, then one of a single rank."""
+    """Yield no process group, then one of a single rank."""
     if request.param == "alone":
         yield None
         return
@@ -269,20 +272,21 @@ def test_a_batch_that_overflows_leaves_its_channels_statistics(
     device: str, group: dist.ProcessGroup | None, bad: float
 ) -> None:
     case = draw(2, (4, 3, 2, 2), device)
-    options = {"relu": True, "views": 2, "momentum": MOMENTUM, "eps": EPS, "group": group}
     statistics = []
     for module, dtype in ((batchnorm, torch.float32), (reference, torch.float64)):
-        weight, bias, mean, var = (x.to(dtype, copy=True) for x in case[2:6])
+        tensors = [x.to(dtype, copy=True) for x in case[2:6]]
+        mean, var = tensors[2:]
+        norm = NormParams(*tensors, None, views=2, momentum=MOMENTUM, eps=EPS, group=group)
         spoilt, good = (case.x.to(dtype, copy=True) for _ in range(2))
         spoilt[0, 1, 0, 0] = bad  # in the first view, before a good one
-        module.batch_norm_act(spoilt, weight, bias, mean, var, None, **options)
+        module.batch_norm_act(spoilt, norm, relu=True)
         changed = torch.stack((mean != case.running_mean, var != case.running_var))
         assert changed.tolist() == [[True, False, True]] * 2
-        module.batch_norm_act(good, weight, bias, mean, var, None, **options)
+        module.batch_norm_act(good, norm, relu=True)
         assert (mean != case.running_mean).all()
         assert (var != case.running_var).all()
         with torch.no_grad():
-            assert module.batch_norm_eval(good, None, weight, bias, mean, var, relu=True, eps=EPS).isfinite().all()
+            assert module.batch_norm_eval(good, None, norm, relu=True).isfinite().all()
         statistics.append(torch.stack((mean, var)).double())
     torch.testing.assert_close(*statistics, rtol=0, atol=FLOAT32_BATCHNORM)
 
@@ -301,16 +305,17 @@ def test_evaluation_is_one_launch_with_the_running_statistics(
 ) -> None:
     case = draw(1, (3, 20, 5, 3), device, arriving="first" if has_residual else "only")
     with torch.no_grad():
-        z = batchnorm.batch_norm_eval(*case[:6], relu=has_residual, eps=EPS)
+        z = batchnorm.batch_norm_eval(case.x, case.residual, norm_of(case, views=1), relu=has_residual)
     assert launches == ["apply_kernel"]
-    expected = reference.batch_norm_eval(*in_float64(case)[:6], relu=has_residual, eps=EPS)
+    wide = in_float64(case)
+    expected = reference.batch_norm_eval(wide.x, wide.residual, norm_of(wide, views=1), relu=has_residual)
     torch.testing.assert_close(z.double(), expected, rtol=0, atol=FLOAT32_BATCHNORM)
 
 
 def test_evaluation_has_gradients(device: str) -> None:
     case = draw(1, (3, 5), device, arriving="first")
     x = case.x.requires_grad_()
-    batchnorm.batch_norm_eval(*case[:6], relu=True, eps=EPS).sum().backward()
+    batchnorm.batch_norm_eval(x, case.residual, norm_of(case, views=1), relu=True).sum().backward()
     assert x.grad.isfinite().all()
 
 
@@ -320,10 +325,10 @@ def test_evaluation_has_gradients(device: str) -> None:
 )
 def test_what_cannot_be_normalised_is_refused(device: str, shape: tuple[int, ...], views: int, message: str) -> None:
     case = draw(2, (2, 3), device)
-    options = {"relu": True, "views": views, "momentum": MOMENTUM, "eps": EPS}
+    norm = norm_of(case, views=views)
     for module in (batchnorm, reference):
         with pytest.raises(ValueError, match=message):
-            module.batch_norm_act(torch.ones(shape, device=device), case.weight, *case[3:7], **options)
+            module.batch_norm_act(torch.ones(shape, device=device), norm, relu=True)
 
 
 def test_a_residual_of_another_shape_is_refused(device: str) -> None:

@@ -51,7 +51,7 @@ def double(made: list[LarsGroup]) -> list[LarsGroup]:
 
 
 def state(made: list[LarsGroup]) -> list[Tensor]:
-    """List all that a step may change."""
+    """Return every tensor that a step may change."""
     return [x for group in made for x in (*group.params, *group.momenta, *group.targets) if x is not None]
 
 

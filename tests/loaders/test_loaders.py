@@ -11,7 +11,7 @@ import pytest
 
 from fastbyol import loaders
 from fastbyol.beton import RAW, Reader, StoredImage
-from fastbyol.cli import train
+from fastbyol.cli import train, train_run
 from fastbyol.config import Config
 from fastbyol.data_prep import cli
 from fastbyol.data_prep.writer import Writer
@@ -94,5 +94,5 @@ def test_train_decodes_with_what_a_control_group_leaves_each_rank(
     asked = ["demo", f"--data={betons.train}", "--device=cpu", "--epochs=1"]
     for more, wanted in (((), workers), (("--workers=5",), 5)):
         args = train.build_parser().parse_args([*asked, *more])
-        assert train.config_of(args, RunFolder(tmp_path)).workers == wanted
+        assert train_run.config_of(args, RunFolder(tmp_path)).workers == wanted
     assert cli.build_parser().parse_args(["verify", "f.beton"]).workers == 3

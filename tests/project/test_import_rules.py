@@ -26,6 +26,7 @@ MAY_IMPORT = {  # the folders of fastbyol/ that the modules of a folder may impo
     TOP: {"kernels"},
 }
 NEEDED_BY_DATA_PREP: dict[str, set[str]] = {  # and the packages that each of them may need
+    "fastbyol": set(),
     "fastbyol.beton": {"numpy"},
     "fastbyol.jpeg": {"numpy", "PIL", "simplejpeg"},
     "fastbyol.storage.files": set(),
@@ -33,7 +34,8 @@ NEEDED_BY_DATA_PREP: dict[str, set[str]] = {  # and the packages that each of th
     "fastbyol.system.limits": set(),
     "fastbyol.system.signals": set(),
 }
-STARTERS = {"fastbyol.eval", "fastbyol.train.__main__"}  # for python -m: they import the command line they start
+# for python -m: they import the command line they start
+STARTERS = {"fastbyol.__main__", "fastbyol.eval", "fastbyol.train.__main__"}
 
 
 def modules() -> dict[str, Path]:

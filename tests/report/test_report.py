@@ -19,7 +19,7 @@ from fastbyol.beton import Reader
 from fastbyol.config import Config, CropRamp
 from fastbyol.evaluate.neighbours import Neighbours
 from fastbyol.recipes import named
-from fastbyol.report import chart, curves, settings, timeline
+from fastbyol.report import chart, curves, pictures, settings, timeline
 from fastbyol.storage.run_folder import RunFolder
 from fastbyol.train import run
 from tests.conftest import Betons
@@ -37,23 +37,11 @@ PLAN = {
     "base_lr": 0.45,
     "tau_base": 0.97,
 }
-VOID = {
-    "meta",
-    "img",
-    "line",
-    "circle",
-    "path",
-    "polygon",
-    "i",
-    "li",
-    "td",
-    "th",
-    "tr",
-}  # need no end, or have none here
+VOID = {"meta", "img", "line", "circle", "path", "polygon"}  # have no end
 
 
 class Parts(NamedTuple):
-    """Hold the files of a report."""
+    """The files of a report."""
 
     config: Config
     train: Reader
@@ -69,7 +57,7 @@ def parts(betons: Betons, tmp_path: Path) -> Iterator[Parts]:
 
 
 def row(number: int, **more: Any) -> dict[str, Any]:
-    """Make a whole row."""
+    """Make a row that has everything."""
     numbers = dict.fromkeys(report.SERIES, 0.5)
     return {
         "step": number,
@@ -85,17 +73,20 @@ def page(parts: Parts, rows: list[dict[str, Any]], result: dict[str, Any] | None
     report.write(parts.path, parts.config, train=parts.train, rows=rows, result=result, **more)
     text = parts.path.read_text()
     assert not re.search(r"src=.?http|<script|<link|@import|url\(", text)
-    assert "name=viewport content='width=device-width" in text
+    assert '<meta name="viewport" content="width=device-width' in text
+    assert ":root {" in text
     assert all(re.search(r'alt="[^"]+"', tag) for tag in re.findall(r"<img[^>]*>", text))
     assert all(re.search(r'aria-label="[^"]+"', tag) for tag in re.findall(r"<svg[^>]*>", text))
     assert "None" not in re.sub(r"base64,[^\"]*", "", text)
     assert not any(re.search(r"\b(nan|inf)\b", drawn) for drawn in re.findall(r"<svg.*?</svg>|style=\"[^\"]*", text))
-    Nesting().feed(text)
+    nesting = Nesting()
+    nesting.feed(text)
+    nesting.close()
     return text
 
 
 class Nesting(HTMLParser):
-    """Fail on a tag that is closed by another's end."""
+    """A parser that fails on a tag that another's end closes, or none."""
 
     def __init__(self) -> None:
         super().__init__()
@@ -109,10 +100,14 @@ class Nesting(HTMLParser):
         if tag not in VOID:
             assert self.open.pop() == tag
 
+    def close(self) -> None:
+        super().close()
+        assert not self.open
+
 
 def names(text: str) -> list[str]:
-    """List the charts of a page."""
-    return [html.unescape(name) for name in re.findall(r"<figure class=chart><figcaption><span>([^<]*)<", text)]
+    """Return the names of the charts of a page."""
+    return [html.unescape(name) for name in re.findall(r'<figure class="chart">\s*<figcaption><span>([^<]*)<', text)]
 
 
 def test_a_whole_run_shows_everything(parts: Parts) -> None:
@@ -136,14 +131,14 @@ def test_a_whole_run_shows_everything(parts: Parts) -> None:
         "40.5 %",
         "4.0 s",
         "before the deadline",
-        "epochs that fit<td>87",
+        "epochs that fit</td><td>87",
         "1.50 GiB",
         "First view",
-        "the evaluation<td>3 s",
+        "the evaluation</td><td>3 s",
     ):
         assert said.lower() in text.lower()
-    assert text.count("<div class=neighbours>") == 2
-    assert len(re.findall("<figure class=(same|other)", text)) == 6
+    assert text.count('<div class="neighbours">') == 2
+    assert len(re.findall('<figure class="(same|other)"', text)) == 6
     assert text.count("<img") == 3 * 10 + 2 * 4
 
 
@@ -154,7 +149,7 @@ def test_a_neighbours_mark_is_whether_its_class_is_the_querys(parts: Parts) -> N
     same = next(n for n, label in enumerate(parts.train.labels) if label == wanted)
     other = next(n for n, label in enumerate(parts.train.labels) if label != wanted)
     text = page(parts, [], val=parts.val, neighbours=[Neighbours(0, (other, same), (0.9, 0.8))])
-    assert re.findall(r"<figure class=(\w+) title", text) == ["query", "other", "same"]
+    assert re.findall(r'<figure class="(\w+)" title', text) == ["query", "other", "same"]
 
 
 @pytest.mark.parametrize(
@@ -227,14 +222,14 @@ def test_the_plan_of_a_real_run_is_shown_whole(betons: Betons, tmp_path: Path) -
     assert plan["closing_s"].keys() == report.CLOSING.keys() == PLAN["closing_s"].keys()
     shown = folder.report.read_text()
     for name, seconds in plan["closing_s"].items():
-        assert (f"{report.CLOSING[name]}<td>" in shown) == (seconds > 0)
+        assert (f"{report.CLOSING[name]}</td><td>" in shown) == (seconds > 0)
     assert f"(base {plan['base_lr']:.4g} per 256 images)" in shown
 
 
 def settings_of(parts: Parts, text: str, plan: dict[str, Any] | None = None, **more: Any) -> str:
-    """Give the words of the settings of a recipe changed by text."""
+    """Return the settings of a recipe changed by text, in one line."""
     config = replace(parts.config, recipe=named(text), **more)
-    return " ".join(re.sub(r"<[^>]*>", " ", settings.as_html(config, plan)).split())
+    return " ".join(f"{name} {value}" for name, value in settings.table(config, plan).items())
 
 
 def test_settings_tell_the_peaks_that_were_used(parts: Parts) -> None:
@@ -277,6 +272,29 @@ def test_settings_tell_a_crop_ramp(parts: Parts) -> None:
 def test_eight_is_the_end_of_byols_own_loss_alone(parts: Parts, text: str, ends: bool) -> None:
     shown = page(parts._replace(config=replace(parts.config, recipe=named(text))), [row(1)])
     assert ("last loss, of 8" in shown) == ("both directions, 0 to 8" in shown) == ends
+
+
+def test_text_from_outside_is_escaped(parts: Parts, monkeypatch: pytest.MonkeyPatch) -> None:
+    text = "\"'><script>&"
+    monkeypatch.setattr(pictures, "_label", lambda reader, index: text)
+    config = replace(parts.config, data=text, val=text)
+    shown = page(
+        parts._replace(config=config),
+        [row(1, warnings=[text])],
+        val=parts.val,
+        neighbours=[Neighbours(0, (1,), (0.9,))],
+        warnings=[text],
+    )
+    escaped = "&#34;&#39;&gt;&lt;script&gt;&amp;"
+    assert shown.count("script&gt;") == shown.count(escaped)
+    for place in (
+        f"<code>{escaped}<",
+        f"<td>{escaped}<",
+        f"</span>{escaped}<",
+        f'alt="{escaped}: ',
+        f'title="{escaped}: ',
+    ):
+        assert place in shown
 
 
 def test_warnings_after_the_last_row_are_told(parts: Parts) -> None:

@@ -1,4 +1,4 @@
-"""Soak the trainer: budgets under disturbance, and kills at random moments. Resumable; writes docs/reliability.md.
+"""A soak of the trainer: budgets under disturbance, and kills at random moments. Resumable; writes docs/reliability.md.
 
 Usage: python -m tests.support.soak [--budgets 30] [--kills 50] [--out runs/soak]; with --beside, only the budgets and
 the table of threads beside other programs, whose rows go to a part of their own.
@@ -40,7 +40,7 @@ REPORT = Path(__file__).parents[2] / "docs" / "reliability.md"
 
 
 def command(data: Path, out: Path, *more: str, disturbance: str = "none") -> list[str]:
-    """Give the command of a small run on the demo set."""
+    """Return the command of a small run on the demo set."""
     code = f"import sys; {SLOW_DISK if disturbance == 'slow disk' else ''}{TRAIN}"
     files = (f"--data={data / 'train.beton'}", f"--val={data / 'val.beton'}", f"--out={out}")
     return [sys.executable, "-c", code, "demo", *files, "--device=cpu", "--no-tensorboard", *more]
@@ -100,14 +100,14 @@ def keep_budget(data: Path, out: Path, *more: str, budget_s: float, disturbance:
 
 
 def beside_share(rows: list[dict[str, Any]]) -> float:
-    """Give the share of the loop's time that went into neither waiting for data, nor views, nor the step."""
+    """Return the share of the loop's time that went into neither waiting for data, nor views, nor the step."""
     loop_s = sum(row["interval_s"] for row in rows)
     spent_s = sum(row[name] for row in rows for name in ("loader_wait_s", "views_s", "step_s"))
     return 1 - spent_s / loop_s if rows else 0.0
 
 
 def is_kept(row: dict[str, Any]) -> bool:
-    """Tell whether a budget's row is as promised."""
+    """Return whether a budget's row is as promised."""
     ends = (row["status"], row["progress"], row["lr"], row["tau"]) == (0, 1.0, 0.0, 1.0)
     return ends and SHARE_MIN * row["budget_s"] <= row["wall_s"] <= row["budget_s"] + OVERRUN_MAX_S
 
@@ -185,7 +185,7 @@ def with_part(text: str, part: str) -> str:
 
 
 def is_same(a: Path, b: Path) -> bool:
-    """Tell whether two runs exported the same encoder, bit for bit."""
+    """Return whether two runs exported the same encoder, bit for bit."""
     first, second = (load_file(RunFolder(out).encoder) for out in (a, b))
     return first.keys() == second.keys() and all(torch.equal(first[name], second[name]) for name in first)
 

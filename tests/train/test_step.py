@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import gc
 import weakref
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
 import pytest
@@ -161,11 +161,6 @@ class Recorded(step.Graph):
         self.held.append(weakref.ref(captured))
         self.most_held = max(self.most_held, sum(held() is not None for held in self.held))
         return captured
-
-
-def equal_parameters(engines: Sequence[step.Eager]) -> bool:
-    first, second = (engine.model.state_dict() for engine in engines)
-    return all(torch.equal(value, second[name]) for name, value in first.items())
 
 
 def test_graphs_of_micro_batches_take_the_eager_steps() -> None:

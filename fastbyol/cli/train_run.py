@@ -1,0 +1,159 @@
+"""What fastbyol-train does with its flags: a run, or a plan of the memory that a step takes."""
+
+from __future__ import annotations
+
+import argparse
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from fastbyol.beton import BetonError
+from fastbyol.budget import Length, Stopwatch, parse_budget, parse_duration
+from fastbyol.config import Config, CropRamp, Recipe
+from fastbyol.errors import ConfigError
+from fastbyol.loaders import default_workers
+from fastbyol.monitor.wandb_sink import require_wandb
+from fastbyol.monitor.watchdog import Diverged
+from fastbyol.recipes import named
+from fastbyol.recipes.overrides import with_peaks
+from fastbyol.storage.checkpoint import CheckpointError
+from fastbyol.storage.run_folder import RunFolder
+from fastbyol.system.command_line import BAD_INPUT, DIVERGED, DONE, INTERRUPTED, RANK_LOST, fail
+from fastbyol.system.device import choose_device
+from fastbyol.system.distributed import RankLost, local_ranks, rank, ranks
+from fastbyol.system.limits import available_cores
+from fastbyol.system.signals import StopSignal
+from fastbyol.train import memory
+from fastbyol.train.runner import run as run_training
+
+RECALIBRATE = 50  # batches of batch-norm recalibration after a crop ramp
+
+
+def train(args: argparse.Namespace, *, stopwatch: Stopwatch, stop: StopSignal) -> int:
+    """Train, or print the memory plan, as the flags say; return the exit status, see fastbyol.cli.train.main."""
+    folder = RunFolder(args.out or Path("runs") / args.recipe)
+    try:
+        if args.plan is not None:
+            print(memory_plan(args))
+            return DONE
+        with stop.catch():
+            config = config_of(args, folder)
+            if args.data is None:
+                draw_demo_set(config)
+            has_finished = run_training(
+                config, folder, stopwatch=stopwatch, stop=stop, resume=args.resume, overwrite=args.overwrite
+            )
+    except KeyboardInterrupt:
+        has_finished = False
+    except Diverged as error:
+        return fail("fastbyol-train", error, status=DIVERGED)
+    except RankLost as error:
+        return fail("fastbyol-train", error, status=RANK_LOST)
+    except (ConfigError, BetonError, CheckpointError, OSError) as error:
+        return fail("fastbyol-train", error, status=BAD_INPUT)
+    if not has_finished:
+        command = "the same command and --resume" if folder.config.exists() else "the same command"
+        print(f"fastbyol-train: interrupted; continue with {command}", file=sys.stderr)
+        return INTERRUPTED
+    if rank() == 0:
+        print(f"report: {folder.report}")
+    return DONE
+
+
+def memory_plan(args: argparse.Namespace) -> str:
+    """Return a line on how a step of the recipe would use a GPU's memory; raise ConfigError where it cannot fit."""
+    recipe, world_size = recipe_of(args), ranks()
+    if not args.plan:
+        choose_device("cuda")
+    free = memory.free_bytes() if not args.plan else round((args.plan - memory.CONTEXT_GIB) * memory.GIB)
+    images, parts = recipe.batch_size // world_size, args.micro_batches
+    if parts is not None and (parts < 1 or images % parts or images < 2 * parts):
+        raise ConfigError(
+            f"{images} images do not divide into {parts} equal micro-batches of 2 images or more; give another "
+            "--micro-batches"
+        )
+    fit = memory.fit(
+        recipe,
+        images=images,
+        precision=args.precision or "bfloat16",
+        usable_bytes=memory.usable_bytes(free),
+        only_parts=parts,
+        can_split=args.crop == "kernels",
+        can_recompute=args.engine != "compile",
+        ranks=world_size,
+    )
+    return f"{args.recipe}: {fit}; decoded images that wait for the step are not included"
+
+
+def recipe_of(args: argparse.Namespace) -> Recipe:
+    """Build the recipe with the command line's changes; a peak rate given there applies to runs of any length."""
+    recipe = named(args.recipe)
+    given = {name: getattr(args, name) for name in ("base_lr", "tau_base", "weight_decay", "warmup_epochs")}
+    optim_changes = {name: value for name, value in given.items() if value is not None}
+    given = {name: getattr(args, name) for name in ("batch_size", "target_statistics", "lagged_target")}
+    changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    if optim_changes.keys() & {"base_lr", "tau_base"}:
+        changes["presets"] = with_peaks(recipe.presets, base_lr=args.base_lr, tau_base=args.tau_base)
+    if args.crop_ramp is not None:
+        changes |= {"crop_ramp": CropRamp.between(args.crop_ramp, recipe.crop_px), "recalibrate": RECALIBRATE}
+    return replace(recipe, optim=replace(recipe.optim, **optim_changes), **changes)
+
+
+def config_of(args: argparse.Namespace, folder: RunFolder) -> Config:
+    """Build the configuration from the command line; recipe demo without --data uses files in the run folder."""
+    recipe = recipe_of(args)
+    data, val = args.data, args.val
+    if data is None:
+        if args.recipe != "demo" or val is not None or ranks() > 1:
+            raise ConfigError(
+                f"recipe {args.recipe} needs images; give --data F.beton, a file written by fastbyol-prep write"
+            )
+        data, val = (folder.path / "data" / name for name in ("train.beton", "val.beton"))
+    length = Length() if args.budget is None else parse_budget(args.budget)
+    device = choose_device(args.device)
+    runs_graph = device == "cuda" and ranks() == 1
+    every, workers = args.checkpoint_every, args.workers
+    if workers is None:
+        workers = default_workers(device, cores=available_cores(), local_ranks=local_ranks())
+    if args.wandb is not None:
+        require_wandb()
+    return Config(
+        recipe=recipe,
+        data=str(data),
+        val=None if val is None else str(val),
+        budget_s=length.budget_s,
+        deadline=length.deadline,
+        epochs=recipe.epochs if args.epochs is None and args.budget is None else args.epochs,
+        seed=args.seed,
+        device=device,
+        engine=args.engine or ("graph" if runs_graph else "eager"),
+        precision=args.precision or ("bfloat16" if device == "cuda" else "float32"),
+        optimizer=args.optimizer,
+        loader=args.loader,
+        crop=args.crop,
+        workers=workers,
+        threads=args.threads,
+        prefetch=args.prefetch,
+        on_error=args.on_error,
+        micro_batches=args.micro_batches,
+        deterministic=args.deterministic,
+        log_every=args.log_every,
+        knn_at=args.knn_at,
+        checkpoint_s=None if every is None else parse_duration(every, flag="--checkpoint-every"),
+        stop_on_collapse=args.stop_on_collapse,
+        profile=args.profile,
+        tensorboard=not args.no_tensorboard,
+        wandb=args.wandb,
+    )
+
+
+def draw_demo_set(config: Config) -> None:
+    """Draw the demo set with fastbyol-prep, unless its files exist; raise ConfigError with its error where it fails."""
+    if Path(config.data).exists() and config.val and Path(config.val).exists():
+        return
+    command = [sys.executable, "-m", "fastbyol.data_prep.cli", "demo", str(Path(config.data).parent), "--overwrite"]
+    drawn = subprocess.run(command, check=False, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+    if drawn.returncode:
+        raise ConfigError(f"the demo set could not be drawn: {drawn.stderr.strip()}")

@@ -1,0 +1,57 @@
+"""The form of an evaluation protocol: its flags, and the job that scores an encoder."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, TypeAlias
+
+from fastbyol.storage.scores import Scores
+from fastbyol.system.command_line import seed
+
+if TYPE_CHECKING:
+    from fastbyol.beton import Reader
+    from fastbyol.encoder import ResNet
+    from fastbyol.evaluate.images import InputSettings
+
+Files: TypeAlias = "tuple[Reader, Reader]"  # labelled images to learn from, and to score on
+Job: TypeAlias = "Callable[[ResNet, str], Scores]"  # from an encoder on its device, and a label for progress bars
+Prepare: TypeAlias = "Callable[[argparse.Namespace, Any, InputSettings], tuple[Scores, Job]]"
+
+
+def _always(_: argparse.Namespace) -> bool:
+    return True
+
+
+@dataclass(frozen=True)
+class Protocol:
+    """An evaluation protocol, found by name in registry.PROTOCOLS or at the user's own module:attribute.
+
+    add_arguments: add the protocol's own flags. RUN_DIR, --json, --device and --threads are there already and, with
+    `has_files`, --train, --val and --workers.
+    prepare: from the parsed flags, the two open files (None without `has_files`) and the input settings of the run's
+    recipe, return facts to save beside the scores, and the job. Raise ConfigError for settings that cannot be used,
+    before anything is computed. Without `has_files` the facts name the data as "train" and "val".
+    baseline: the key of the second encoder's scores, which is the encoder that the run started from.
+    scores_baseline: from the parsed flags, tell whether the second encoder is scored.
+
+    A job returns percentages under "top1", "top5", "miou", or "score" with the name of its "metric", and anything else
+    that JSON can hold.
+    """
+
+    add_arguments: Callable[[argparse.ArgumentParser], None]
+    prepare: Prepare
+    has_files: bool = True
+    baseline: str = "random_init"
+    scores_baseline: Callable[[argparse.Namespace], bool] = _always
+
+
+def add_seed(parser: argparse.ArgumentParser) -> None:
+    """Add --seed."""
+    parser.add_argument("--seed", type=seed, default=0, metavar="N", help="seed of splits, order and crops")
+
+
+def add_from_scratch(parser: argparse.ArgumentParser) -> None:
+    """Add --from-scratch."""
+    parser.add_argument("--from-scratch", action="store_true", help="also tune the network that the run started from")
