@@ -13,6 +13,7 @@ INSTALLED := $(VENV)/installed
 REHEARSAL := .venv-rehearsal
 PEERS := .venv-peers
 DOCS := .venv-docs
+IN_PARALLEL := -n logical --maxprocesses 8 --dist worksteal --durations 10
 PEERS_APT := build-essential pkg-config libopencv-dev libturbojpeg0-dev
 
 .PHONY: demo test test-triton rehearse test-peers soak lint docs bench bench-data gpu gpu-carry clean
@@ -30,12 +31,12 @@ demo: $(INSTALLED)
 	$(BIN)/fastbyol-eval knn runs/demo --train runs/demo-data/train.beton --val runs/demo-data/val.beton
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest --ignore tests/kernels
-	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/kernels
+	$(BIN)/python -m pytest --ignore tests/kernels $(IN_PARALLEL)
+	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/kernels $(IN_PARALLEL)
 
 # The kernels under the oldest Triton that is supported, which torch 2.11 brings on a GPU.
 test-triton: $(REHEARSAL)/installed
-	TRITON_INTERPRET=1 $(REHEARSAL)/bin/python -m pytest tests/kernels
+	TRITON_INTERPRET=1 $(REHEARSAL)/bin/python -m pytest tests/kernels $(IN_PARALLEL)
 	$(REHEARSAL)/bin/python -m pytest tests/benchmarks/test_aot.py
 
 # The three calls of make gpu in reduced form, from a tree without .git, in a GPU machine's own environment. That needs
@@ -53,7 +54,7 @@ $(REHEARSAL)/installed: Makefile
 	test -n "$(PYTHON312)" || { echo "no python3.12 was found; give make PYTHON312=/path/to/python3.12" >&2; exit 1; }
 	test -x $(REHEARSAL)/bin/python || $(PYTHON312) -m venv $(REHEARSAL)
 	$(REHEARSAL)/bin/pip install --quiet --disable-pip-version-check \
-		torch==2.11.0 triton==3.6.0 "numpy<2.4" pillow tqdm safetensors pytest hypothesis setuptools
+		torch==2.11.0 triton==3.6.0 "numpy<2.4" pillow tqdm safetensors pytest pytest-xdist hypothesis setuptools
 	touch $@
 
 # ffcv, DALI, torchvision, lightly, timm and W&B as oracles, in an environment of their own; ffcv is built from source.

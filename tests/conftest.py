@@ -1,26 +1,56 @@
-"""Know the small files that several tests read."""
+"""Environment of the tests, and the small files that several of them read."""
 
 from __future__ import annotations
 
+import fcntl
 import os
 import signal
+from collections.abc import Generator, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple
 
 import pytest
-import torch
 
 from fastbyol.beton import JPEG, StoredImage
 
-THREADS = os.environ.setdefault("OMP_NUM_THREADS", "2")  # of the processes that tests start, too: bits depend on it
-torch.set_num_threads(int(THREADS))
-signal.signal(signal.SIGHUP, signal.SIG_DFL)  # which who begins the tests may ignore, as nohup does
-if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as a shell's background does, and processes pass on
+# torch reads it when it is imported, here and in the processes that tests start: bits depend on it. One thread each,
+# because the workers of pytest-xdist share the cores.
+os.environ.setdefault("OMP_NUM_THREADS", "1")
+signal.signal(signal.SIGHUP, signal.SIG_DFL)  # nohup ignores it, and processes inherit that
+if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:  # as for a job in a shell's background
     signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
+TESTS = Path(__file__).parent
+
+
+@contextmanager
+def turn(*, is_alone: bool) -> Iterator[None]:
+    """Wait for a test's turn among the workers of pytest-xdist: one marked `alone` runs while no other test does."""
+    gate, room = (os.open(folder, os.O_RDONLY) for folder in (TESTS / "support", TESTS))  # to be locked, not read
+    try:
+        fcntl.flock(gate, fcntl.LOCK_EX)  # while a test waits for the room, no later one enters
+        fcntl.flock(room, fcntl.LOCK_EX if is_alone else fcntl.LOCK_SH)
+        fcntl.flock(gate, fcntl.LOCK_UN)
+        yield
+        fcntl.flock(room, fcntl.LOCK_UN)  # a process that the test forked may hold the file open
+    finally:
+        os.close(gate)
+        os.close(room)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
+    """Run each test in its turn."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return (yield)
+    with turn(is_alone=item.get_closest_marker("alone") is not None):
+        return (yield)
+
+
 class Betons(NamedTuple):
-    """Name a labelled training and validation file and an unlabelled one, all of the demo set's classes."""
+    """A labelled training and validation file and an unlabelled one, all of the demo set's classes."""
 
     train: Path
     val: Path

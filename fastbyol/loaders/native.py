@@ -108,9 +108,17 @@ def _submit(
     pixels = packing.empty(device)
     cuts = np.linspace(0, len(rows.indices), min(parts, len(rows.indices)) + 1).astype(int).tolist()
     places = [range(first, end) for first, end in pairwise(cuts)]
-    return _PendingBatch(
-        packing, skipped, pixels, [pool.submit(decode_part, reader, packing, pixels.numpy(), part) for part in places]
-    )
+    futures = [pool.submit(_decode_and_release, reader, packing, [pixels.numpy()], part) for part in places]
+    return _PendingBatch(packing, skipped, pixels, futures)
+
+
+def _decode_and_release(reader: Reader, packing: Packing, buffer: list[NDArray[np.uint8]], places: range) -> BadSamples:
+    """Decode a part of a batch into the buffer that the list holds, and empty the list.
+
+    A pool's thread drops the arguments of a task only some time after the task's result has arrived, which would keep
+    the buffer of a batch that was already replaced.
+    """
+    return decode_part(reader, packing, buffer.pop(), places)
 
 
 def decode_part(reader: Reader, packing: Packing, pixels: NDArray[np.uint8], places: range) -> BadSamples:

@@ -240,7 +240,7 @@ def test_plain_rival_takes_the_same_steps(step_: Callable[..., None]) -> None:
 def test_every_group_runs_its_reduced_form(group: str, only: str, tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
     command = [sys.executable, "benchmarks/bench.py", group, "--device", "cpu", "--repeats", "1", "--only", only]
-    command += ["--json", str(file)]
+    command += ["--json", str(file), "--batch-size", "5"]  # of the loaders
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert ("reduced CPU form" in done.stdout) == (group not in bench.HOST_GROUPS)

@@ -12,10 +12,11 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
+from fastbyol.cli.train import main
 from fastbyol.monitor.metrics import read_metrics
 from fastbyol.storage.run_folder import RunFolder
 from tests.conftest import Betons
-from tests.support.commands import PATIENCE_S, TRAIN, arguments, start, wait_until
+from tests.support.commands import PATIENCE_S, TRAIN, Fork, arguments, start, wait_until
 
 pytestmark = pytest.mark.slow
 EPOCHS = "--epochs=6"
@@ -29,8 +30,7 @@ def weights(out: Path) -> dict[str, torch.Tensor]:
 def finished(betons: Betons, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Train 20 steps without interruption."""
     out = tmp_path_factory.mktemp("finished") / "run"
-    process = start(*TRAIN, *arguments(betons, out, EPOCHS, f"--val={betons.val}"))
-    assert process.wait(PATIENCE_S) == 0, process.communicate()
+    assert main(arguments(betons, out, EPOCHS, f"--val={betons.val}")) == 0
     return out
 
 
@@ -42,24 +42,21 @@ MOMENTS: dict[str, Callable[[Path], bool]] = {
 }
 
 
-@pytest.mark.parametrize("moment", MOMENTS)
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGUSR1], ids=["SIGTERM", "SIGUSR1"])
+@pytest.mark.parametrize(("moment", "number"), list(zip(MOMENTS, 2 * (signal.SIGTERM, signal.SIGUSR1), strict=True)))
 def test_a_signal_at_any_moment_loses_nothing(
     betons: Betons, finished: Path, tmp_path: Path, moment: str, number: signal.Signals
 ) -> None:
     out = tmp_path / "run"
     asked = arguments(betons, out, EPOCHS, f"--val={betons.val}", "--checkpoint-every=0.01s")
-    process = start(*TRAIN, *asked)
+    process = Fork(tmp_path / "said", *asked)
     wait_until(lambda: MOMENTS[moment](out), process)
     process.send_signal(number)
     sent_s = time.monotonic()
-    _, said = process.communicate(timeout=PATIENCE_S)
+    _, said = process.communicate()
     assert time.monotonic() - sent_s < 10
     assert process.returncode == 75, said
     assert "Traceback" not in said
-    resumed = start(*TRAIN, *asked, "--resume")
-    _, said = resumed.communicate(timeout=PATIENCE_S)
-    assert resumed.returncode == 0, said
+    assert main([*asked, "--resume"]) == 0
     assert all(torch.equal(value, weights(out)[name]) for name, value in weights(finished).items())
 
 
@@ -84,11 +81,11 @@ def test_a_signal_during_start_up_is_answered(betons: Betons, tmp_path: Path, af
 
 def test_a_signal_after_the_rehearsal_is_answered(betons: Betons, tmp_path: Path) -> None:
     out = tmp_path / "run"
-    process = start(*TRAIN, *arguments(betons, out, "--budget=1h"))
+    process = Fork(tmp_path / "said", *arguments(betons, out, "--budget=1h"))
     wait_until((out / "rehearsal").exists, process)
     wait_until(lambda: not (out / "rehearsal").exists(), process)
     process.send_signal(signal.SIGTERM)
-    _, said = process.communicate(timeout=PATIENCE_S)
+    _, said = process.communicate()
     assert process.returncode == 75, said
     assert "Traceback" not in said
 
@@ -97,12 +94,12 @@ def test_a_second_signal_quits_at_once(betons: Betons, tmp_path: Path) -> None:
     """One step takes seconds here: the first signal would wait for it, the second does not, and nothing is saved."""
     folder = RunFolder(tmp_path / "run")
     asked = arguments(betons, folder.path, "--epochs=400", "--batch-size=160", "--micro-batches=80")
-    process = start(*TRAIN, *asked)
+    process = Fork(tmp_path / "said", *asked)
     wait_until(folder.metrics.exists, process)
     for _ in range(2):
         process.send_signal(signal.SIGTERM)
         time.sleep(0.1)
-    _, said = process.communicate(timeout=PATIENCE_S)
+    _, said = process.communicate()
     assert process.returncode == 75
     assert "Traceback" not in said
     assert not folder.report.exists()

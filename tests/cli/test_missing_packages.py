@@ -15,7 +15,11 @@ ROOT = Path(__file__).parents[2]
 NAMED = ("simplejpeg", "pyarrow", "ffcv", "nvidia.dali", "tensorboard", "wandb", "onnxscript", "matplotlib", "apex")
 OTHERS = ("onnx", "hypothesis", "psutil", "sklearn", "numba", "xdist", "torchvision", "timm")  # of tests and benchmarks
 OPTIONAL = (*NAMED, *OTHERS)  # as imported
-NAMES = {"nvidia-dali-cuda130": "nvidia.dali", "scikit-learn": "sklearn"}  # a distribution's, where its import differs
+NAMES = {
+    "nvidia-dali-cuda130": "nvidia.dali",
+    "scikit-learn": "sklearn",
+    "pytest-xdist": "xdist",
+}  # a distribution's, where its import differs
 DOCUMENTATION = {"mkdocs", "mkdocs-material", "mkdocstrings-python"}  # of make docs
 TOOLS = {"pytest", "build", "setuptools", "ruff", "mypy", "pre-commit", "types-tqdm"}  # nothing of ours imports them
 NEEDED = {"torch", "triton", "numpy", "pillow", "tqdm", "safetensors"}
@@ -39,33 +43,37 @@ class Hiding:
             return None
         return self.finder.find_spec(name, path, target)
 
-def hide(names):
+def forget(names):
     for name in list(sys.modules):
-        if any(name == hidden or name.startswith(hidden + ".") for hidden in names):
+        if any(name == each or name.startswith(each + ".") for each in names):
             del sys.modules[name]
+
+def hide(names):
+    forget(names)
     sys.meta_path[:] = [Hiding(finder, names) for finder in sys.meta_path]
 """
 IMPORTS = (
     HIDE
     + """
 import importlib, json, os, pkgutil, traceback
-import torch, triton, numpy, PIL.Image
 
 packages, needing = json.loads(sys.argv[1]), json.loads(sys.argv[2])
 
-def import_all():
+def import_all(hidden):
     import fastbyol
     for module in pkgutil.walk_packages(fastbyol.__path__, "fastbyol."):
         if not any(importlib.util.find_spec(need.partition(".")[0]) is None or need in hidden
                    for need in needing.get(module.name, ())):
             importlib.import_module(module.name)
 
+import_all([])  # so that the children have torch and the packages that are not hidden
 for hidden in packages:
     child = os.fork()
     if child == 0:
         try:
+            forget(["fastbyol"])
             hide(hidden)
-            import_all()
+            import_all(hidden)
         except BaseException:
             traceback.print_exc()
             os._exit(1)

@@ -11,8 +11,8 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 # 0.6 and 1.5 ms each on a quiet core; the parts run as processes of their own and can be repeated alone.
-MUTANTS, PARTS = 20_000, 2
-PAYLOADS = 6_000
+MUTANTS, PARTS = 10_000, 2
+PAYLOADS = 3_000
 
 
 def fuzz(suite: str, folder: Path, *, first: int, count: int) -> dict[str, int]:

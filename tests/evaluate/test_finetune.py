@@ -93,7 +93,7 @@ def test_the_semi_supervised_sweep_is_the_papers() -> None:
 
 
 def test_fine_tuning_chooses_the_plan_that_learns(encoder: ResNet, files: tuple[Reader, Reader]) -> None:
-    grid = Grid(lrs=(1e-7, 0.1), weight_decays=(0.0,), steps=100)
+    grid = Grid(lrs=(1e-7, 0.1), weight_decays=(0.0,), steps=40)
     score = finetune.score(encoder, files, grid=grid, metric="mean-per-class", inputs=INPUTS)
     assert score["lr"] == 0.1
     assert len(score["held_out"]) == 2

@@ -1,4 +1,4 @@
-"""Know where the kernel tests run, on a GPU or under Triton's interpreter (TRITON_INTERPRET=1), and how they spy."""
+"""Device of the kernel tests, a GPU or Triton's interpreter (TRITON_INTERPRET=1), and a record of launches."""
 
 from __future__ import annotations
 
@@ -41,6 +41,12 @@ def _one_thread() -> Iterator[None]:
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(threads)
+
+
+@pytest.fixture
+def short_splits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Give a split of batch norm's rows one tile: the interpreter spends its time on empty ones otherwise."""
+    monkeypatch.setattr("fastbyol.kernels.batchnorm_statistics.SPLIT_TILES", 1)
 
 
 @pytest.fixture

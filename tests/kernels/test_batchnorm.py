@@ -13,8 +13,9 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from fastbyol import encoder as encoder_module
 from fastbyol.config import EncoderConfig
-from fastbyol.encoder import build
+from fastbyol.encoder import Bottleneck, build
 from fastbyol.kernels import batchnorm, reference
 from fastbyol.kernels.reference import NormParams
 from tests.support.tolerances import FLOAT32_BATCHNORM, FLOAT32_BATCHNORM_COLD, FLOAT32_NETWORK, HALF_ULPS
@@ -336,6 +337,7 @@ def test_a_residual_of_another_shape_is_refused(device: str) -> None:
         add_relu(case._replace(residual=case.residual[:2]))
 
 
+@pytest.mark.usefixtures("short_splits")
 def test_a_networks_gradients_are_the_references(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)  # the convolutions are not what is compared
     ours = build(EncoderConfig("resnet8", width=1 / 8, stem="cifar"), seed=0).to(device)
@@ -379,7 +381,11 @@ def test_a_captured_step_is_the_step() -> None:
         assert torch.equal(got, want)
 
 
-def test_recomputed_activations_give_the_same_bits_and_are_not_kept(device: str) -> None:
+@pytest.mark.usefixtures("short_splits")
+def test_recomputed_activations_give_the_same_bits_and_are_not_kept(
+    device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(encoder_module.ARCHS, "resnet50", (Bottleneck, (2, 1)))  # its blocks, three of them
     config, kept, grads = EncoderConfig("resnet50", width=1 / 16, stem="cifar"), [], []
     images = channels_last(torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))).to(device)
     for recomputes in (False, True):

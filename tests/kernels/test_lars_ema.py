@@ -19,6 +19,7 @@ from fastbyol.kernels.lars_ema import Workspace, lars_ema_
 from fastbyol.kernels.reference import LarsGroup, LarsRates
 from fastbyol.kernels.segments import BLOCK
 from fastbyol.optim import LARS
+from tests.support.forks import CONTEXT
 from tests.support.tolerances import FLOAT32_LARS
 
 pytestmark = pytest.mark.usefixtures("poisoned")
@@ -324,7 +325,12 @@ def run_rank(rank: int, folder: str) -> None:
 
 
 def test_two_processes_are_one_on_the_joined_batch(tmp_path: Path) -> None:
-    torch.multiprocessing.spawn(run_rank, args=(str(tmp_path),), nprocs=2)
+    processes = [CONTEXT.Process(target=run_rank, args=(rank, str(tmp_path))) for rank in range(2)]
+    for process in processes:
+        process.start()
+    for process in processes:
+        process.join()
+    assert [process.exitcode for process in processes] == [0, 0]
     model, target = network("cpu"), network("cpu")
     run_steps(model, optimizer(model, target), inputs())
     for module, saved in zip((model, target), torch.load(tmp_path / "networks.pt", weights_only=True), strict=True):

@@ -15,6 +15,7 @@ from fastbyol.recipes import PAPER_VIEWS
 from fastbyol.train import step
 from tests.support.tolerances import KERNEL_STEPS
 
+pytestmark = pytest.mark.usefixtures("short_splits")
 TINY = EncoderConfig("resnet8", width=1 / 32, stem="cifar")
 HEAD = HeadConfig(hidden=16, out=8)
 OPTIM = OptimConfig(base_lr=0.8, weight_decay=1e-3, tau_base=0.9, warmup_epochs=0)
@@ -28,13 +29,10 @@ def engine_of(model: BYOL, *, lagged_target: bool) -> step.Eager:
 
 @pytest.mark.parametrize(
     ("lagged_target", "target_statistics", "steps"),
-    [(False, "batch", 5), (True, "running", 2)],
+    [(False, "batch", 3), (True, "running", 2)],
     ids=["paper", "lagged-running"],
 )
-def test_steps_are_the_references(
-    device: str, lagged_target: bool, target_statistics: str, steps: int, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("fastbyol.kernels.batchnorm_statistics.SPLIT_TILES", 1)  # empty tiles cost the interpreter time
+def test_steps_are_the_references(device: str, lagged_target: bool, target_statistics: str, steps: int) -> None:
     model = BYOL(TINY, HEAD, seed=1, target_statistics=target_statistics).to(device).train()
     engines = [engine_of(m, lagged_target=lagged_target) for m in (model, copy.deepcopy(model).double())]
     rng, indices = np.random.default_rng(0), np.arange(IMAGES)
@@ -66,10 +64,7 @@ def test_steps_are_the_references(
     ],
     ids=["constant", "simclr", "moco"],
 )
-def test_steps_of_other_objectives_are_the_references(
-    device: str, objective: ObjectiveConfig, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr("fastbyol.kernels.batchnorm_statistics.SPLIT_TILES", 1)
+def test_steps_of_other_objectives_are_the_references(device: str, objective: ObjectiveConfig) -> None:
     torch.manual_seed(0)
     head = HeadConfig(hidden=16, out=8, predictor_depth=0)
     model = BYOL(TINY, head, seed=1, objective=objective).to(device).train()

@@ -7,9 +7,11 @@ import threading
 import time
 import tracemalloc
 from collections.abc import Iterator
+from concurrent.futures import Future
 from contextlib import closing
 from itertools import islice
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -126,7 +128,15 @@ def test_memory_holds_no_more_than_the_batches_ahead(tmp_path: Path) -> None:
     assert max(held) < (prefetch + 1.5) * batch_bytes  # the one handed out, those ahead, and what numpy takes beside
 
 
-def test_the_ceiling_holds_while_batches_are_repaired(tmp_path: Path) -> None:
+def test_the_ceiling_holds_while_batches_are_repaired(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where the threads that decoded a batch are slow to return to their pool."""
+    set_result = Future.set_result
+
+    def linger(future: Future[Any], result: Any) -> None:
+        set_result(future, result)
+        time.sleep(0.02)
+
+    monkeypatch.setattr(Future, "set_result", linger)
     side, batch_size, prefetch = 400, 6, 2
     good = simplejpeg.encode_jpeg(np.zeros((side, side, 3), np.uint8))
     with Writer(tmp_path / "bad.beton", capacity=60, class_names=None) as writer:

@@ -130,6 +130,7 @@ def test_a_run_is_warned_once_and_not_for_how_it_began() -> None:
     assert sum(text is not None for text in said) == 1
 
 
+@pytest.mark.alone
 def test_one_decoding_thread_before_idle_cores_is_told_to_be_more(tmp_path: Path) -> None:
     cores = available_cores()
     if cores < 2:

@@ -1,4 +1,4 @@
-"""Know how to import the peers that tests compare with; a test is skipped where its peer is missing."""
+"""Imports of the peers that tests compare with; a test is skipped where its peer is missing."""
 
 from __future__ import annotations
 

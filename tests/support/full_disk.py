@@ -1,4 +1,4 @@
-"""Know how to fill the disk for the code under test: files of this process may not grow beyond a limit."""
+"""A full disk for the code under test: files of this process cannot grow beyond a limit."""
 
 from __future__ import annotations
 

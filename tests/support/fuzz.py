@@ -1,4 +1,4 @@
-"""Know what holds of any damaged file: a clean error, or a read that is right. `python -m tests.support.fuzz --help`.
+"""Fuzzer of damaged files: a clean error, or a read that is right. `python -m tests.support.fuzz --help`.
 
 Runs as a process of its own, under a memory limit, with an alarm for each mutant; the number of the current one stands
 in a file, so that a crash can be repeated: --first NUMBER --count 1.

@@ -1,4 +1,4 @@
-"""Know how tests lay out sources of images: folders, archives, shards; and how they list what a source yields."""
+"""Sources of images for tests: folders, archives and shards, and a list of what a source yields."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Know how to damage a .beton as copies, disks, interrupted writes and ill will do, and how to put it right again."""
+"""Damage to a .beton as copies, disks, interrupted writes and attackers do it, and its repair."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ Region = tuple[int, int]  # first byte, end
 
 
 class Anatomy:
-    """Know where the parts of one sound .beton lie: header, descriptors, records, images, table."""
+    """Places of the parts of one sound .beton: header, descriptors, records, images, table."""
 
     def __init__(self, path: Path) -> None:
         with Reader(path) as reader:

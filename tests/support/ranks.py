@@ -1,9 +1,8 @@
-"""Know how to run a function as several ranks on the CPU, and that ranks which share statistics equal one process."""
+"""Functions run as several ranks on the CPU, and the check that ranks with shared statistics equal one process."""
 
 from __future__ import annotations
 
 import copy
-import multiprocessing
 from collections.abc import Callable
 from datetime import timedelta
 from pathlib import Path
@@ -14,6 +13,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from fastbyol.batchnorm import BatchNormAct2d, BatchNormAddReLU2d, synchronize_
+from tests.support.forks import CONTEXT
 
 TIMEOUT_S = 120
 VIEWS = 2
@@ -21,8 +21,7 @@ VIEWS = 2
 
 def run(rank_main: Callable[[int, Path], Any], folder: Path, *, ranks: int) -> list[Any]:
     """Call rank_main(rank, folder) in processes that form a gloo group; return the results in order of rank."""
-    context = multiprocessing.get_context("spawn")
-    processes = [context.Process(target=_enter, args=(rank_main, rank, ranks, folder)) for rank in range(ranks)]
+    processes = [CONTEXT.Process(target=_enter, args=(rank_main, rank, ranks, folder)) for rank in range(ranks)]
     for process in processes:
         process.start()
     try:
@@ -44,7 +43,7 @@ def _enter(rank_main: Callable[[int, Path], Any], rank: int, ranks: int, folder:
 
 
 class Inputs(NamedTuple):
-    """Hold a rank's images and gradient, [V*B, C, H, W], view-major, and the layers all ranks start from."""
+    """Images and gradient of a rank, [V*B, C, H, W], view-major, and the layers that all ranks start from."""
 
     layers: nn.ModuleList
     x: Tensor

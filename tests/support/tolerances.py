@@ -1,4 +1,4 @@
-"""Know every tolerance of the tests, each with its reason."""
+"""Tolerances of the tests, each with its reason."""
 
 from __future__ import annotations
 

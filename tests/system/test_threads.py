@@ -13,18 +13,22 @@ ALONE, BESIDE_ONE = {1: 0.1, 2: 0.055}, {1: 0.1, 2: 2.7}  # seconds of a step of
 
 
 class Machine:
-    """Two cores with a clock that work moves; `pace` gives the seconds of a unit by the number of threads."""
+    """Cores with a clock that work moves; `pace` gives the seconds of a unit by the number of threads.
 
-    def __init__(self, pace: dict[int, float], *, others: float = 0.0) -> None:
-        self.pace, self.others, self.now_s, self.others_s, self.number = pace, others, 1.0, 0.0, 2
+    others: the cores that other programs keep busy.
+    """
+
+    def __init__(self, pace: dict[int, float], *, others: float = 0.0, cores: int = 2) -> None:
+        self.pace, self.others, self.now_s, self.others_s, self.number = pace, others, 1.0, 0.0, cores
+        self.used: set[int] = set()
         self.said: list[str] = []
         self.threads = ThreadTuner(
-            (1, 2),
+            tuple(range(1, cores + 1)),
             notify=self.said.append,
             clock=lambda: self.now_s,
             set_threads=self.use,
             other_cpu_s=lambda: self.others_s,
-            cores=2,
+            cores=cores,
         )
 
     def use(self, number: int) -> None:
@@ -35,11 +39,33 @@ class Machine:
         until_s, units = self.now_s + seconds, 0
         while self.now_s < until_s:
             with self.threads.unit("step"):
+                self.used.add(self.number)
                 took_s = self.pace[self.number]
                 self.now_s += took_s
                 self.others_s += self.others * took_s
             units += 1
         return units
+
+
+@pytest.mark.parametrize(
+    ("cores", "others", "used"),
+    [
+        (2, 0.0, {1, 2}),
+        (2, 0.3, {1, 2}),
+        (2, 0.5, {1}),
+        (2, 1.9, {1}),
+        (4, 0.3, {1, 2, 3, 4}),
+        (4, 1.0, {1, 2, 3}),
+        (4, 2.5, {1}),
+    ],
+)
+def test_more_threads_than_other_programs_leave_cores_are_not_tried(cores: int, others: float, used: set[int]) -> None:
+    """Not once: beside one busy process a unit with all threads may take 70 times as long."""
+    machine = Machine(dict.fromkeys(range(1, cores + 1), 0.2), others=others, cores=cores)
+    machine.work(4.0)  # the first trials; those for new room, or for the time that passed, come later
+    assert machine.used == used
+    said = f"other programs leave {cores - others:.1f} cores idle: at most {max(used)} of {cores} threads compute"
+    assert [line.startswith(said) for line in machine.said] == [True] * (len(used) < cores)
 
 
 @pytest.mark.parametrize("pace", [ALONE, BESIDE_ONE])

@@ -45,13 +45,13 @@ def test_what_only_the_first_batch_takes_is_not_reserved(betons: Betons, tmp_pat
 
         def compile_first(*_: Any) -> None:
             if not seen:
-                time.sleep(3.0)
+                time.sleep(2.0)
             seen.append(None)
 
         run.loop.model.online.encoder.register_forward_pre_hook(compile_first)
         run.closing.rehearse()
         assert seen
-        assert run.closing.seconds["evaluate"] < 3.0
+        assert run.closing.seconds["evaluate"] < 2.0
 
 
 def test_batches_of_a_gpu_have_one_size() -> None:
