@@ -38,8 +38,8 @@ def test_durations_are_written(seconds: float, text: str) -> None:
 def test_stopwatch_counts_from_the_start_of_the_process() -> None:
     code = "import time; time.sleep(1); from fastbyol.budget import *; print(process_age_s())"
     began = time.monotonic()
-    told = float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
-    assert 1.0 <= told <= time.monotonic() - began + 0.05  # /proc counts in ticks of 10 ms
+    age_s = float(subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True).stdout)
+    assert 1.0 <= age_s <= time.monotonic() - began + 0.05  # /proc counts in ticks of 10 ms
 
 
 def test_stopwatch_adds_earlier_runs() -> None:
@@ -53,8 +53,8 @@ def test_a_budget_may_be_a_duration_or_a_moment() -> None:
     assert parse_budget("1h30m") == (5400, None)
     moment = datetime.now().replace(microsecond=0) + timedelta(hours=5)
     assert parse_budget(f"until {moment.isoformat()}") == (None, moment.timestamp())
-    told = parse_budget("until 2999-01-01T00:00+00:00")
-    assert told.deadline == datetime(2999, 1, 1, tzinfo=timezone.utc).timestamp()
+    budget = parse_budget("until 2999-01-01T00:00+00:00")
+    assert budget.deadline == datetime(2999, 1, 1, tzinfo=timezone.utc).timestamp()
 
 
 @pytest.mark.parametrize("text", ["until", "until tomorrow", "slurm 5", "8 bananas", "slurm"])
@@ -81,8 +81,8 @@ def test_a_slurm_budget_is_what_the_job_has_left(
     monkeypatch.setenv("PATH", str(tmp_path), prepend=":")
     left_s = parse_budget("slurm", job).deadline - time.time()
     assert left_s == pytest.approx(seconds - SLURM_MARGIN_S, abs=2)
-    told = parse_budget("slurm", {**job, "SLURM_JOB_END_TIME": "5000000000"})
-    assert told.deadline == 5_000_000_000 - SLURM_MARGIN_S
+    budget = parse_budget("slurm", {**job, "SLURM_JOB_END_TIME": "5000000000"})
+    assert budget.deadline == 5_000_000_000 - SLURM_MARGIN_S
 
 
 def test_a_slurm_job_without_limit_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

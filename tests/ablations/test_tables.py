@@ -278,7 +278,7 @@ def test_a_page_of_nothing_is_still_a_page(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("change", "told"),
+    ("change", "expected"),
     [
         (["--base=imagenet"], "imagenet_rn50"),
         (["--base=demo+lagged_target=true"], "lagged"),
@@ -287,12 +287,12 @@ def test_a_page_of_nothing_is_still_a_page(tmp_path: Path) -> None:
     ],
 )
 def test_bad_input_ends_with_one_clear_line_and_status_2(
-    change: list[str], told: str, betons: Betons, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+    change: list[str], expected: str, betons: Betons, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     files = [f"--data={betons.train}", f"--val={betons.val}", "--base=demo", f"--out={tmp_path / 'table'}"]
     assert main(["table", "target", *files, *change]) == 2
     said = capsys.readouterr().err
     assert said.startswith("fastbyol-eval: error: ")
     assert said.count("\n") == 1
-    assert told in said
+    assert expected in said
     assert not (tmp_path / "table").exists()

@@ -1,4 +1,4 @@
-"""The demo set's laws: deterministic, balanced, splits apart, and no class to be told by its colour."""
+"""The demo set's laws: deterministic, balanced, splits apart, and no class shown by its colour."""
 
 import hashlib
 import json

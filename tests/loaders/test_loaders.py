@@ -52,10 +52,10 @@ def test_one_thread_decodes_small_images_and_none_once_all_are_there(betons: Bet
     with Writer(tmp_path / "large.beton", capacity=1, class_names=None) as writer:
         writer.append(large)
     with Reader(betons.train) as small, Reader(tmp_path / "large.beton") as reader:
-        told = [
+        counts = [
             loaders.decoding_threads(name, each, workers=7) for name in ("native", "memory") for each in (small, reader)
         ]
-    assert told == [None, 7, None, None]
+    assert counts == [None, 7, None, None]
 
 
 def test_who_would_be_no_faster_is_not_told_to_take_more_workers(betons: Betons) -> None:

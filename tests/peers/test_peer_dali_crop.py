@@ -76,7 +76,7 @@ def test_a_view_has_the_box_and_the_flip_that_were_drawn(betons: Betons) -> None
 def test_crops_are_made_in_advance_by_a_thread_of_their_own(betons: Betons) -> None:
     threads: list[str] = []
 
-    def told(batch: Batch) -> ViewParams:
+    def draw_params(batch: Batch) -> ViewParams:
         threads.append(threading.current_thread().name)
         return draw(ViewConfig(), batch)
 
@@ -84,7 +84,7 @@ def test_crops_are_made_in_advance_by_a_thread_of_their_own(betons: Betons) -> N
         rows = [*islice(stream(0, batch_size=8, count=len(reader), seed=0), 6)]
         loaded = loaders.load("native", reader, rows, workers=1)
         before = threading.active_count()
-        with closing(loaders.crop_by_dali(loaded, told, crop_px=24, workers=1, device="cpu")) as crops:
+        with closing(loaders.crop_by_dali(loaded, draw_params, crop_px=24, workers=1, device="cpu")) as crops:
             next(crops)
             deadline = time.monotonic() + 20
             while len(threads) < 2 and time.monotonic() < deadline:  # more than was asked for

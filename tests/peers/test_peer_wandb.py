@@ -28,7 +28,7 @@ def _offline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("WANDB_SILENT", "true")
 
 
-def told(folder: Path, steps: range) -> None:
+def log_rows(folder: Path, steps: range) -> None:
     """Write rows of distinctive losses to metrics.jsonl and W&B, each time to a folder of its own.
 
     wandb names its folders by the second, and two runs of one second would share theirs.
@@ -62,9 +62,9 @@ def all_are_sent(folder: Path) -> bool:
 
 
 def test_every_row_reaches_wandb_also_after_a_resume(tmp_path: Path) -> None:
-    told(tmp_path, range(1, 5))
+    log_rows(tmp_path, range(1, 5))
     assert all_are_sent(tmp_path)
-    told(tmp_path, range(3, 7))
+    log_rows(tmp_path, range(3, 7))
     assert all_are_sent(tmp_path)
 
 

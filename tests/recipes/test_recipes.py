@@ -143,7 +143,7 @@ def test_views_lose_what_their_names_say() -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "expected"),
     [
         ("demo+bananas=8", "bananas=8.*base_lr"),
         ("demo+", "is not a setting"),
@@ -169,8 +169,8 @@ def test_views_lose_what_their_names_say() -> None:
         ("demo+temperature=0", "more than 0"),
     ],
 )
-def test_a_change_that_cannot_be_is_refused_with_a_remedy(text: str, told: str) -> None:
-    with pytest.raises(ConfigError, match=told):
+def test_a_change_that_cannot_be_is_refused_with_a_remedy(text: str, expected: str) -> None:
+    with pytest.raises(ConfigError, match=expected):
         named(text)
 
 

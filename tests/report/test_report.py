@@ -236,8 +236,8 @@ def test_settings_tell_the_peaks_that_were_used(parts: Parts) -> None:
     assert "base 0.45 per 256" in settings_of(parts, "demo", PLAN)
     assert "0.97" in settings_of(parts, "demo", PLAN)
     for epochs, base_lr in ((40.0, 0.45), (300.0, 0.3), (1000.0, 0.2)):  # the paper's presets
-        told = settings_of(parts, "imagenet_rn50", budget_s=None, epochs=epochs)
-        assert f"peak learning rate {base_lr * 16:.4g} (base {base_lr} per 256" in told
+        lines = settings_of(parts, "imagenet_rn50", budget_s=None, epochs=epochs)
+        assert f"peak learning rate {base_lr * 16:.4g} (base {base_lr} per 256" in lines
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Laws of saving beside the step: the state of the moment is written, failures are told, costs set the interval."""
+"""Laws of saving beside the step: the state of the moment is written, failures are reported, costs set the interval."""
 
 from __future__ import annotations
 

@@ -202,9 +202,9 @@ def unreadable(folder: Path) -> int:
 def kills(data: Path, out: Path, count: int) -> dict[str, Any]:
     """Kill a run `count` times at random moments, resume it each time, and compare it with one left alone."""
     more = (f"--epochs={KILLED_EPOCHS}", "--checkpoint-every=0.2s", "--resume")
-    alone, killed, told = out / "alone", out / "killed", out / "kills.json"
+    alone, killed, record = out / "alone", out / "killed", out / "kills.json"
     subprocess.run(command(data, alone, *more), check=True, capture_output=True)
-    row = json.loads(told.read_text()) if told.exists() else {"kills": 0, "without_a_row": 0, "unreadable": 0}
+    row = json.loads(record.read_text()) if record.exists() else {"kills": 0, "without_a_row": 0, "unreadable": 0}
     draw = random.Random(row["kills"])
     with tqdm(total=count, initial=row["kills"], desc="kills", unit="kill") as bar:
         while row["kills"] < count:
@@ -222,7 +222,7 @@ def kills(data: Path, out: Path, count: int) -> dict[str, Any]:
             row["kills"] += 1
             row["without_a_row"] += len(read_metrics(RunFolder(killed).metrics)) <= before
             row["unreadable"] += unreadable(killed)
-            told.write_text(json.dumps(row))
+            record.write_text(json.dumps(row))
             bar.update()
     last = subprocess.run(command(data, killed, *more), check=False, capture_output=True, text=True)
     if last.returncode:

@@ -224,9 +224,9 @@ def test_a_second_signal_ends_a_run_whose_disk_hangs(
 
 def test_a_terminal_that_goes_stops_a_run_unless_nohup_ignores_it() -> None:
     ask = "import signal; from fastbyol.system import signals; print(signal.SIGHUP in signals.active_stop_signals())"
-    for ignored, told in (("", "True"), ("trap '' HUP; ", "False")):
+    for ignored, expected in (("", "True"), ("trap '' HUP; ", "False")):
         asked = ["bash", "-c", f"{ignored}exec {shlex.join([sys.executable, '-c', ask])}"]
-        assert subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip() == told
+        assert subprocess.run(asked, capture_output=True, text=True, check=True).stdout.strip() == expected
 
 
 def test_a_folder_has_one_run_at_a_time(betons: Betons, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
