@@ -1,4 +1,4 @@
-"""Laws of the watchdogs: a run of skipped steps ends a run, one does not; collapse is reported, and ends it where asked."""
+"""Laws of the watchdogs: a run of skipped steps ends a run, one does not; collapse is reported, and may end it."""
 
 from __future__ import annotations
 
