@@ -88,7 +88,8 @@ class ThreadTuner:
         self._works: dict[Hashable, _Work] = {}
         self._has_notified = False
         self._last: _Work | None = None
-        self._idle_cores, self._last_reading = 0.0, (clock(), other_cpu_s() if len(self.numbers) > 1 else 0.0)
+        self._idle_cores = float(self._cores)  # until they are measured
+        self._last_reading = (clock(), other_cpu_s() if len(self.numbers) > 1 else 0.0)
 
     @contextmanager
     def unit(self, work: Hashable) -> Iterator[None]:
@@ -160,7 +161,7 @@ class ThreadTuner:
     def _limit_to_idle_cores(self, work: _Work) -> None:
         """Postpone trials of more threads than idle cores: a unit could take 70 times as long."""
         fitting = [number for number in work.to_try if number <= max(self._idle_cores + 1 - IDLE_CORES, 1)]
-        if self._idle_cores and len(fitting) < len(work.to_try):
+        if len(fitting) < len(work.to_try):
             work.to_try = fitting
             if not self._has_notified:
                 self._has_notified = True
@@ -235,7 +236,7 @@ class ThreadTuner:
         before_s, before_cpu_s = self._last_reading
         if now_s - before_s >= every_s:
             other_cpu_s = self._other_cpu_s()
-            self._idle_cores = self._cores - (other_cpu_s - before_cpu_s) / (now_s - before_s)
+            self._idle_cores = max(self._cores - (other_cpu_s - before_cpu_s) / (now_s - before_s), 0.0)
             self._last_reading = now_s, other_cpu_s
 
 

@@ -91,14 +91,15 @@ def test_a_program_that_comes_slows_one_unit_alone() -> None:
     assert machine.work(4.0) >= (4.0 - BESIDE_ONE[2]) / BESIDE_ONE[1]
 
 
-def test_threads_for_which_no_core_is_idle_are_not_tried_first() -> None:
-    machine = Machine(BESIDE_ONE, others=1.0)
+@pytest.mark.parametrize("loops", [1, 2])
+def test_threads_for_which_no_core_is_idle_are_not_tried_first(loops: int) -> None:
+    machine = Machine(BESIDE_ONE, others=loops)
     with machine.threads.unit("step"):  # cold: with all threads
-        machine.now_s, machine.others_s = machine.now_s + BESIDE_ONE[2], machine.others_s + BESIDE_ONE[2]
+        machine.now_s, machine.others_s = machine.now_s + BESIDE_ONE[2], machine.others_s + loops * BESIDE_ONE[2]
     assert machine.work(4.0) == pytest.approx(4.0 / BESIDE_ONE[1], abs=1.0)
     assert machine.said == [
-        "other programs leave 1.0 cores idle: at most 1 of 2 threads compute for now; the number follows the measured "
-        "pace, and --threads fixes it"
+        f"other programs leave {2 - loops}.0 cores idle: at most 1 of 2 threads compute for now; the number follows "
+        "the measured pace, and --threads fixes it"
     ]
 
 
