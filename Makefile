@@ -78,9 +78,12 @@ $(PEERS)/installed: pyproject.toml setup.py constraints.txt constraints-peers.tx
 		torchvision lightly lightning-utilities timm
 	touch $@
 
-# Thirty budgets and fifty kills, under an hour; goes on where it was stopped, and writes docs/reliability.md.
+# Thirty budgets and fifty kills, which go on where they were stopped and write docs/reliability.md; then damaged files,
+# 20 000 betons and 20 000 images.
 soak: $(INSTALLED)
 	$(BIN)/python -m tests.support.soak
+	mkdir -p runs/fuzz && for suite in mutants payloads; do \
+		$(BIN)/python -m tests.support.fuzz $$suite runs/fuzz --count 20000 || exit 1; done
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

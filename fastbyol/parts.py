@@ -27,14 +27,12 @@ class Encoder(nn.Module):
     def set_recompute(self, enabled: bool) -> None:
         """Choose whether the backward recomputes cheap activations or keeps them; an encoder may have none."""
 
-    def feature_map(self, images: Tensor) -> Tensor:
+    def feature_map(self, images: Tensor) -> Tensor:  # noqa: ARG002
         """Map images [N, 3, H, W] to the last feature map [N, features, h, w]; raise ConfigError where none exists."""
-        del images
         raise ConfigError(f"encoder {self.config.arch} has no feature map; give a protocol other than segment")
 
-    def multiply_adds(self, *, px: int) -> int | None:
+    def multiply_adds(self, *, px: int) -> int | None:  # noqa: ARG002
         """Count the multiply-adds of one image of px pixels a side; None where they are not known."""
-        del px
         return None
 
     def with_views(self, views: int) -> Encoder:

@@ -115,6 +115,7 @@ def train_run(job: Job, *, on_progress: Callable[[float], None]) -> None:
     job.path.parent.mkdir(parents=True, exist_ok=True)
     resume = ["--resume"] if job.folder.config.exists() else []
     status = _run(job, ["fastbyol.train", *job.arguments, f"--out={job.path}", *resume], on_progress)
+    # these keys are a format: a table that an older version began is continued
     record = {"words": job.arguments, "status": status, "told": _last_line(job.log) if status == DIVERGED else ""}
     files.write(job.record, json.dumps(record, indent=2) + "\n")
 

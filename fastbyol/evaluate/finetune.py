@@ -21,11 +21,11 @@ from fastbyol.evaluate import metrics
 from fastbyol.evaluate.features import labels_of
 from fastbyol.evaluate.images import BATCH as BATCH_CENTRED
 from fastbyol.evaluate.images import InputSettings, center_views, random_crops, shuffled_batches
-from fastbyol.evaluate.protocol import Files, Job, Protocol, add_from_scratch, add_seed
+from fastbyol.evaluate.protocol import Files, Job, Protocol, add_from_scratch, add_lrs, add_seed
 from fastbyol.evaluate.splits import Split, hold_out
 from fastbyol.parts import Encoder
 from fastbyol.storage.scores import Scores
-from fastbyol.system.command_line import nonnegative_number, positive_number, whole_number
+from fastbyol.system.command_line import nonnegative_number, whole_number
 
 MOMENTUM = 0.9
 BATCH = 256
@@ -217,14 +217,7 @@ def run_trials(
 def _add_arguments(parser: argparse.ArgumentParser) -> None:
     metrics.add_metric(parser)
     parser.add_argument("--steps", type=whole_number, default=STEPS, metavar="N", help="steps of each fine-tuning")
-    parser.add_argument(
-        "--lrs",
-        type=positive_number,
-        nargs="+",
-        default=list(LRS),
-        metavar="X",
-        help="peak learning rates to choose from",
-    )
+    add_lrs(parser, LRS, text="peak learning rates to choose from")
     parser.add_argument(
         "--weight-decays",
         type=nonnegative_number,

@@ -17,12 +17,12 @@ from fastbyol.evaluate import metrics
 from fastbyol.evaluate.features import Features, check_features, labels_of, represent, represent_both
 from fastbyol.evaluate.finetune import MOMENTUM
 from fastbyol.evaluate.images import InputSettings, random_crops, shuffled_batches
-from fastbyol.evaluate.protocol import Files, Job, Protocol, add_seed
+from fastbyol.evaluate.protocol import Files, Job, Protocol, add_lrs, add_seed
 from fastbyol.evaluate.splits import hold_out
 from fastbyol.parts import Encoder
 from fastbyol.recipe import scale_lr
 from fastbyol.storage.scores import Scores
-from fastbyol.system.command_line import positive_number, whole_number
+from fastbyol.system.command_line import whole_number
 from fastbyol.system.threads import NO_TUNING, ThreadTuner
 
 BASE_LRS = (0.4, 0.3, 0.2, 0.1, 0.05)  # paper, appendix C.1; times batch / 256, cosine to 0: the authors' code
@@ -211,14 +211,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         help="represent each image once, by its centre: fast; the paper draws a crop and flip each epoch",
     )
     parser.add_argument("--epochs", type=whole_number, default=EPOCHS, metavar="N", help="length of the training")
-    parser.add_argument(
-        "--lrs",
-        type=positive_number,
-        nargs="+",
-        default=list(BASE_LRS),
-        metavar="X",
-        help="learning rates per 256 images, all trained at once",
-    )
+    add_lrs(parser, BASE_LRS, text="learning rates per 256 images, all trained at once")
     add_seed(parser)
     parser.add_argument("--skip-random-init", action="store_true", help="score the trained encoder alone")
 

@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any, TypeAlias
 
 from fastbyol.storage.scores import Scores
-from fastbyol.system.command_line import seed
+from fastbyol.system.command_line import positive_number, seed
 
 if TYPE_CHECKING:
     from fastbyol.beton import Reader
@@ -55,3 +55,8 @@ def add_seed(parser: argparse.ArgumentParser) -> None:
 def add_from_scratch(parser: argparse.ArgumentParser) -> None:
     """Add --from-scratch."""
     parser.add_argument("--from-scratch", action="store_true", help="also tune the network that the run started from")
+
+
+def add_lrs(parser: argparse.ArgumentParser, default: Sequence[float], *, text: str) -> None:
+    """Add --lrs, learning rates above 0; text: its help."""
+    parser.add_argument("--lrs", type=positive_number, nargs="+", default=list(default), metavar="X", help=text)

@@ -15,13 +15,13 @@ from fastbyol.evaluate import metrics, splits
 from fastbyol.evaluate.features import labels_of
 from fastbyol.evaluate.finetune import Classifier, HParams, Trial, predict, run_trials
 from fastbyol.evaluate.images import InputSettings
-from fastbyol.evaluate.protocol import Files, Job, Protocol, add_seed
+from fastbyol.evaluate.protocol import Files, Job, Protocol, add_lrs, add_seed
 from fastbyol.evaluate.splits import Split
 from fastbyol.parts import Encoder
 from fastbyol.recipe import scale_lr
 from fastbyol.storage.run_folder import RunFolder
 from fastbyol.storage.scores import Scores
-from fastbyol.system.command_line import positive_number, proper_fraction, whole_number
+from fastbyol.system.command_line import proper_fraction, whole_number
 
 BATCH = 1024
 BASE_LRS = (0.005, 0.01, 0.02, 0.05, 0.1)  # times batch / 256; paper, appendix C.1
@@ -82,14 +82,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         metavar="F.json",
         help="a stored split (default: that of this fraction and seed in RUN_DIR/splits, made if it is not there)",
     )
-    parser.add_argument(
-        "--lrs",
-        type=positive_number,
-        nargs="+",
-        default=list(BASE_LRS),
-        metavar="X",
-        help="learning rates per 256 images to choose from",
-    )
+    add_lrs(parser, BASE_LRS, text="learning rates per 256 images to choose from")
     parser.add_argument(
         "--epochs", type=whole_number, nargs="+", default=list(EPOCHS), metavar="N", help="lengths to choose from"
     )

@@ -124,6 +124,11 @@ def positive_number(text: str) -> float:
     return _number(text, "more than 0", lambda value: value > 0)
 
 
+def fraction(text: str) -> float:
+    """Parse a number from 0 to 1."""
+    return _number(text, "from 0 to 1", lambda value: 0 <= value <= 1)
+
+
 def proper_fraction(text: str) -> float:
     """Parse a number strictly between 0 and 1."""
     return _number(text, "between 0 and 1", lambda value: 0 < value < 1)
@@ -151,25 +156,6 @@ def seed(text: str) -> int:
     return int(text)
 
 
-def whole_number(text: str) -> int:
-    """Parse a whole number of at least 1."""
-    if not text.isdecimal() or int(text) < 1:
-        raise argparse.ArgumentTypeError(f"{text!r} given; wanted a whole number from 1")
-    return int(text)
-
-
-def add_workers(command: argparse._ActionsContainer) -> None:
-    """Add --workers, by default all cores this process may use, since it does nothing else meanwhile."""
-    command.add_argument(
-        "--workers", type=int_range(1), default=available_cores(), metavar="N", help="threads (default: one a core)"
-    )
-
-
-def add_overwrite(command: argparse._ActionsContainer) -> None:
-    """Add --overwrite."""
-    command.add_argument("--overwrite", action="store_true", help="replace existing output")
-
-
 def int_range(low: int, high: int | None = None) -> Callable[[str], int]:
     """Return an argparse type for whole numbers from low to high."""
 
@@ -182,12 +168,16 @@ def int_range(low: int, high: int | None = None) -> Callable[[str], int]:
     return number
 
 
-def fraction(text: str) -> float:
-    """Parse a number from 0 to 1."""
-    try:
-        number = float(text)
-    except ValueError:
-        number = -1.0
-    if not 0 <= number <= 1:
-        raise argparse.ArgumentTypeError(f"{text!r} given; wanted a number from 0 to 1")
-    return number
+whole_number = int_range(1)
+
+
+def add_workers(command: argparse._ActionsContainer) -> None:
+    """Add --workers, by default all cores this process may use, since it does nothing else meanwhile."""
+    command.add_argument(
+        "--workers", type=int_range(1), default=available_cores(), metavar="N", help="threads (default: one a core)"
+    )
+
+
+def add_overwrite(command: argparse._ActionsContainer) -> None:
+    """Add --overwrite."""
+    command.add_argument("--overwrite", action="store_true", help="replace existing output")

@@ -38,6 +38,8 @@ def answer(module: str, *words: str) -> tuple[int, str, str, set[str]]:
     ("module", "words", "said"),
     [
         ("fastbyol.cli.train", "--help", "--budget TIME"),
+        ("fastbyol.train.__main__", "--help", "--budget TIME"),
+        ("fastbyol.eval", "--help", "semantic segmentation"),
         ("fastbyol.cli.train", "--recipes", "imagenet_rn50x4_e1000"),
         ("fastbyol.cli.train", "--version", f"fastbyol-train {fastbyol.__version__}"),
         ("fastbyol.cli.eval", "--help", "semantic segmentation"),

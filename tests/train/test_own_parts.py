@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import os
 import re
@@ -87,8 +86,7 @@ def test_parts_from_outside_train_resume_and_are_scored(
     assert load_encoder(folder.path, trust=True).features == 16
     files = [f"--train={betons.train}", f"--val={betons.val}"]
     assert evaluation.main(["knn", str(folder.path), *files, "--json"]) == 0
-    if importlib.util.find_spec("fastbyol.evaluate.protocol"):
-        assert evaluation.main(["mypackage.protocol:PROTOCOL", str(folder.path), *files, "--images=20", "--json"]) == 0
+    assert evaluation.main(["mypackage.protocol:PROTOCOL", str(folder.path), *files, "--images=20", "--json"]) == 0
 
 
 @pytest.mark.parametrize(
