@@ -1,4 +1,4 @@
-"""python benchmarks/bench.py GROUP: time a part of fastbyol, kernels, loader, evaluate, ..., against its rivals."""
+"""python benchmarks/bench.py GROUP ...: time parts of fastbyol, kernels, loader, evaluate, ..., against rivals."""
 
 # ruff: noqa: PLC0415  # see _cases_of_group
 from __future__ import annotations
@@ -26,41 +26,43 @@ PREPARE_S = {"evaluate": 600.0}  # scikit-learn judges logistic regression in a 
 
 
 def cases_of(args: argparse.Namespace, where: str) -> Iterator[harness.Case]:
-    """Build the cases of a group, lazily; those that are compiled come last, so that a time limit cuts off no other."""
-    cases = _cases_of_group(args, where)
-    yield from sorted(cases, key=lambda case: case.is_compiled) if args.group in COMPILING_GROUPS else cases
+    """Build the cases of the groups, lazily; a group's compiled ones come last: a time limit cuts off no other."""
+    for group in args.groups:
+        cases = _cases_of_group(group, args, where)
+        yield from sorted(cases, key=lambda case: case.is_compiled) if group in COMPILING_GROUPS else cases
 
 
-def _cases_of_group(args: argparse.Namespace, where: str) -> Iterator[harness.Case]:
+def _cases_of_group(group: str, args: argparse.Namespace, where: str) -> Iterator[harness.Case]:
     """Build the cases of a group; imported here, so that a broken group breaks no other."""
-    if args.group == "kernels":
-        from benchmarks.cases import batchnorm, losses, pooling
+    if group == "kernels":
+        from benchmarks.cases import batchnorm, losses, pooling, stem
 
         yield from batchnorm.cases(where)
+        yield from stem.cases(where)
         yield from pooling.cases(where)
         yield from losses.cases(where)
-    elif args.group == "views":
+    elif group == "views":
         from benchmarks.cases import views
 
         yield from views.cases(where)
-    elif args.group == "optimizer":
+    elif group == "optimizer":
         from benchmarks.cases import optimizer
 
         yield from optimizer.cases(where)
-    elif args.group == "step":
+    elif group == "step":
         from benchmarks.cases import step
 
         yield from step.cases(where)
-    elif args.group == "candidates":
+    elif group == "candidates":
         from benchmarks.cases import candidates
 
         yield from candidates.cases(where)
-    elif args.group == "loader":
+    elif group == "loader":
         from benchmarks.cases import loader
 
         sizes = {"batch_size": args.batch_size, "workers": args.workers}
         yield from loader.cases(args.data, name=args.name, device=where, **sizes)
-    elif args.group == "evaluate":
+    elif group == "evaluate":
         from benchmarks.cases import evaluation
 
         yield from evaluation.cases(where)
@@ -70,21 +72,23 @@ def _cases_of_group(args: argparse.Namespace, where: str) -> Iterator[harness.Ca
         yield from prep.cases(args.data, name=args.name, workers=args.workers)
 
 
-def is_chosen(case: harness.Case, *, only: str, without: Sequence[str]) -> bool:
-    """Return whether a case is asked for: its name, shape or rival holds `only` and nothing of `without`."""
+def is_chosen(case: harness.Case, *, only: Sequence[str], without: Sequence[str]) -> bool:
+    """Return whether a case is asked for: its name, shape or rival holds one of `only`, and none of `without`."""
     name = f"{case.case}, {case.shape}, {case.implementation}"
-    return only in name and not any(text in name for text in without)
+    return (not only or any(text in name for text in only)) and not any(text in name for text in without)
 
 
 def parser() -> argparse.ArgumentParser:
     """Return the parser of the command line."""
     described = argparse.ArgumentParser(prog="bench.py", description=__doc__)
-    described.add_argument("group", choices=GROUPS)
+    described.add_argument("groups", nargs="+", choices=GROUPS, metavar="GROUP", help=", ".join(GROUPS))
     described.add_argument("--json", type=Path, metavar="FILE", help="append the rows to this .jsonl")
     described.add_argument("--device", choices=("cuda", "cpu"), help="the GPU if there is one")
     described.add_argument("--repeats", type=int, default=20, metavar="N", help="rounds of a comparison, at most")
     described.add_argument("--limit", type=float, default=math.inf, metavar="SECONDS", help="for the whole group")
-    described.add_argument("--only", default="", metavar="TEXT", help="cases whose name, shape or rival holds this")
+    described.add_argument(
+        "--only", action="append", default=[], metavar="TEXT", help="cases whose name or shape holds this; repeatable"
+    )
     described.add_argument(
         "--without", action="append", default=[], metavar="TEXT", help="leave out cases that hold this; repeatable"
     )
@@ -107,10 +111,10 @@ def main() -> int:
         return 2
     deadline = time.monotonic() + args.limit
     where = device.choose_device(args.device)
-    if where == "cpu" and args.group not in HOST_GROUPS:
-        print(f"{args.group}: no GPU is used; this is the reduced CPU form: small shapes, plain torch on both sides")
+    if where == "cpu" and not set(args.groups) <= set(HOST_GROUPS):
+        print("no GPU is used; this is the reduced CPU form: small shapes, plain torch on both sides")
     torch.backends.cudnn.benchmark = True  # as training sets it
-    prepare_s = PREPARE_S.get(args.group, harness.Limits.prepare_s)
+    prepare_s = max(PREPARE_S.get(group, harness.Limits.prepare_s) for group in args.groups)
     limits = harness.Limits(repeats=args.repeats, deadline=deadline, prepare_s=prepare_s)
     chosen = (c for c in cases_of(args, where) if is_chosen(c, only=args.only, without=args.without))
     kept: list[rows.Row] = []
@@ -123,7 +127,7 @@ def main() -> int:
             if args.json:
                 rows.append(args.json, found)
     except harness.ContextLost as lost:
-        print(f"{args.group}: {lost}; going on in a new process", flush=True)
+        print(f"{lost}; going on in a new process", flush=True)
         rest = ("--start", str(lost.number), "--limit", str(max(0.0, deadline - time.monotonic())))
         subprocess.run([sys.executable, *sys.argv, *rest], check=False)
         status = 1

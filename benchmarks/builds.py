@@ -10,6 +10,7 @@ from triton import next_power_of_2
 
 from fastbyol.kernels import (
     batchnorm,
+    batchnorm_pool,
     batchnorm_statistics,
     blur,
     byol_loss,
@@ -19,6 +20,7 @@ from fastbyol.kernels import (
     lars_ema,
     max_pool,
     segments,
+    stem,
 )
 
 
@@ -260,6 +262,65 @@ def pool_builds() -> tuple[Build, ...]:
             registers=96,
             **common,
         ),
+        *_norm_pool_builds(sides, shape),
+    )
+
+
+def _norm_pool_builds(sides: Mapping[str, str], shape: Mapping[str, Any]) -> tuple[Build, ...]:
+    """Build batch norm with pooling. The sums add up a program's lanes and warps, as batch norm's do."""
+    norm = {f"{name}_ptr": "*fp32" for name in ("mean", "rstd", "weight", "bias")}
+    sizes = {name: kind for name, kind in sides.items() if name != "pixels"} | {"images": "i32"}
+    common: dict[str, Any] = {"num_warps": batchnorm_pool.WARPS, "divisible": ("channels",)}
+    forward = {"x_ptr": "*bf16", "z_ptr": "*bf16"} | norm | sizes
+    backward = {f"{name}_ptr": "*bf16" for name in ("dz", "other_dz", "x")} | {"place_ptr": "*u8"} | norm | sizes
+    sums = backward | {"partial_ptr": "*fp32", "pixels_per_split": "i32"}
+    apply = backward | {"dx_ptr": "*bf16", "sums_ptr": "*fp32"}
+    return (
+        Build(
+            "norm_pool bf16",
+            batchnorm_pool.norm_pool_kernel,
+            forward | {"place_ptr": "*u8"},
+            shape,
+            registers=96,
+            **common,
+        ),
+        Build(
+            "norm_pool target bf16",
+            batchnorm_pool.norm_pool_kernel,
+            forward,
+            {**shape, "place_ptr": None},
+            registers=96,
+            **common,
+        ),
+        Build(
+            "norm_pool sums bf16",
+            batchnorm_pool.norm_pool_sums_kernel,
+            sums,
+            shape,
+            registers=144,  # 3 blocks a multiprocessor, whose 22 wide loads in flight are enough
+            **common,
+            **BATCHNORM_SUMS,
+        ),
+        Build(
+            "norm_pool backward bf16", batchnorm_pool.norm_pool_backward_kernel, apply, shape, registers=128, **common
+        ),
+    )
+
+
+def stem_builds() -> tuple[Build, ...]:
+    """Build the folding of 224-pixel images. A square's pixels are loaded one number at a time: 6 of a row's 16."""
+    sides = dict.fromkeys(("height", "width", "rows", "columns"), "i32")
+    return tuple(
+        Build(
+            f"fold {dtype}",
+            stem.fold_kernel,
+            {"images_ptr": f"*{dtype}", "folded_ptr": "*bf16"} | sides,
+            {"CHANNELS": 3, "FOLDED": 16, "BM": stem.WIDEST},
+            num_warps=stem.WARPS,
+            registers=64,
+            wide_stores=2,
+        )
+        for dtype in ("bf16", "fp32")
     )
 
 
@@ -321,4 +382,11 @@ def view_builds() -> tuple[Build, ...]:
     return tuple(builds)
 
 
-BUILDS: tuple[Build, ...] = (*batchnorm_builds(), *loss_builds(), *lars_builds(), *pool_builds(), *view_builds())
+BUILDS: tuple[Build, ...] = (
+    *batchnorm_builds(),
+    *loss_builds(),
+    *lars_builds(),
+    *pool_builds(),
+    *stem_builds(),
+    *view_builds(),
+)

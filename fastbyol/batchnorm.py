@@ -11,7 +11,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from fastbyol.kernels.batchnorm import batch_norm_act, batch_norm_act_then, batch_norm_add_relu, batch_norm_eval
+from fastbyol.kernels.batchnorm_pool import batch_norm_relu_pool
 from fastbyol.kernels.dispatch import runs_triton
+from fastbyol.kernels.max_pool import max_pool
 from fastbyol.kernels.reference import NormParams
 
 EPS = 1e-5
@@ -91,6 +93,16 @@ def normalize_then(norm: nn.Module, x: Tensor, consumer: nn.Module) -> Tensor:
         result: Tensor = consumer(norm(x))
         return result
     return batch_norm_act_then(consumer, x, norm._params(), relu=norm.relu)
+
+
+def normalize_and_pool(norm: BatchNormAct2d, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the 3x3 max pooling, at stride 2, of a batch norm with ReLU twice, once for each consumer.
+
+    In training the normalised x is not written to memory where the Triton kernels run.
+    """
+    if norm.training and norm.relu:
+        return batch_norm_relu_pool(x, norm._params())
+    return max_pool(norm(x))
 
 
 def synchronize_(module: nn.Module, group: dist.ProcessGroup | None) -> None:

@@ -7,10 +7,10 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 
-from fastbyol.batchnorm import BatchNormAct2d, BatchNormAddReLU2d, normalize_then
+from fastbyol.batchnorm import BatchNormAct2d, BatchNormAddReLU2d, normalize_and_pool, normalize_then
 from fastbyol.config import EncoderConfig
 from fastbyol.errors import require
-from fastbyol.kernels.max_pool import max_pool
+from fastbyol.kernels.stem import stem_convolution
 from fastbyol.parts import Encoder
 
 Twins = tuple[Tensor, Tensor]  # a feature map, once for a block's convolutions and once for its shortcut
@@ -83,29 +83,21 @@ ARCHS: dict[str, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, ...]]] = 
 }
 
 
-class TwinMaxPool(nn.MaxPool2d):
-    """Max pooling 3x3, stride 2, padding 1, that returns its result [N, C, H/2, W/2] twice, once per consumer."""
+class StemConv2d(nn.Conv2d):
+    """The convolution of the ImageNet stem: 7x7, stride 2, padding 3, without bias."""
 
-    def __init__(self) -> None:
-        super().__init__(3, 2, 1)
+    def __init__(self, planes: int) -> None:
+        super().__init__(3, planes, 7, 2, 3, bias=False)
 
-    def forward(self, x: Tensor) -> Twins:
-        """Pool [N, C, H, W]."""
-        return max_pool(x)
-
-
-class NoPool(nn.Identity):
-    """The stem of small images, which does not pool: returns its input twice, once per consumer."""
-
-    def forward(self, x: Tensor) -> Twins:  # type: ignore[override]  # two results
-        """Return [N, C, H, W] twice."""
-        return x, x
+    def forward(self, images: Tensor) -> Tensor:
+        """Map images [N, 3, H, W] to [N, planes, H/2, W/2]."""
+        return stem_convolution(images, self.weight)
 
 
 STEMS: dict[str, Callable[[int], tuple[nn.Conv2d, nn.Module]]] = {
-    "imagenet": lambda planes: (nn.Conv2d(3, planes, 7, 2, 3, bias=False), TwinMaxPool()),
-    "cifar": lambda planes: (nn.Conv2d(3, planes, 3, 1, 1, bias=False), NoPool()),
-    "cifar_stride2": lambda planes: (nn.Conv2d(3, planes, 3, 2, 1, bias=False), NoPool()),
+    "imagenet": lambda planes: (StemConv2d(planes), nn.MaxPool2d(3, 2, 1)),
+    "cifar": lambda planes: (nn.Conv2d(3, planes, 3, 1, 1, bias=False), nn.Identity()),
+    "cifar_stride2": lambda planes: (nn.Conv2d(3, planes, 3, 2, 1, bias=False), nn.Identity()),
 }
 
 
@@ -147,11 +139,18 @@ class ResNet(Encoder):
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images [N, 3, H, W] to pooled representations [N, features]."""
-        return self.feature_map(images).mean((2, 3))
+        features = self.feature_map(images)
+        # as [N, H*W, C], whose gradient torch writes in channels-last memory: that of a mean over (2, 3) is copied
+        return features.permute(0, 2, 3, 1).flatten(1, 2).mean(1)
 
     def feature_map(self, images: Tensor) -> Tensor:
         """Map images [N, 3, H, W] to the last feature map [N, features, h, w]."""
-        twins: Twins = self.maxpool(self.bn1(self.conv1(images)))
+        x = self.conv1(images)
+        if isinstance(self.maxpool, nn.MaxPool2d):
+            twins = normalize_and_pool(self.bn1, x)  # which pools, too
+        else:
+            x = self.bn1(x)
+            twins = x, x
         for stage in self.stages:
             twins = self.get_submodule(stage)(twins)
         return twins[0]

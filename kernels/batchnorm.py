@@ -56,7 +56,7 @@ TILE_BYTES = 4096  # of x per program at a time: two 128-bit accesses per thread
 
 
 @triton.jit
-def _normalize(centered, scale, bias):
+def normalized(centered, scale, bias):
     """Compute v without the residual; an explicit fma makes forward and backward round in the same way."""
     return tl.fma(centered, scale[None, :], bias[None, :])
 
@@ -94,7 +94,7 @@ def apply_kernel(
     weight = per_channel(weight_ptr, c, channels)
     bias = per_channel(bias_ptr, c, channels)
     x = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
-    v = _normalize(x - mean[None, :], rstd * weight, bias)
+    v = normalized(x - mean[None, :], rstd * weight, bias)
     if residual_ptr is not None:
         v += tl.load(residual_ptr + at, mask=inside, other=0.0).to(tl.float32)
     if mask_ptr is not None:
@@ -147,7 +147,7 @@ def backward_sums_kernel(
         if other_dz_ptr is not None:
             g += tl.load(other_dz_ptr + at, mask=inside, other=0.0).to(tl.float32)
         if RELU:
-            g = tl.where(_normalize(centered, rstd * weight, bias) <= 0, 0.0, g)
+            g = tl.where(normalized(centered, rstd * weight, bias) <= 0, 0.0, g)
         if mask_ptr is not None:
             byte_at, byte_inside = offsets(group, rows, tl.cdiv(channels, 8), r, c8)
             byte = tl.load(mask_ptr + byte_at, mask=byte_inside, other=0).to(tl.int32)
@@ -196,7 +196,7 @@ def backward_apply_kernel(
     scale = rstd * weight
     if RELU:
         bias = per_channel(bias_ptr, c, channels)
-        g = tl.where(_normalize(centered, scale, bias) <= 0, 0.0, g)
+        g = tl.where(normalized(centered, scale, bias) <= 0, 0.0, g)
     dx = (g - g_mean[None, :] - centered * slope[None, :]) * scale[None, :]
     tl.store(dx_ptr + at, dx.to(dx_ptr.dtype.element_ty), mask=inside)
 
@@ -301,7 +301,7 @@ class _BatchNorm(torch.autograd.Function):
         return dx, g, dweight, dbias, None, None, None, None
 
 
-def _prepare(x: Tensor, norm: NormParams) -> tuple[Tensor, Tensor]:
+def prepare(x: Tensor, norm: NormParams) -> tuple[Tensor, Tensor]:
     """Check x; return it in channels-last memory with mean and rstd [2, G, C]; update the running statistics."""
     reference.check_views(x, norm)
     x = _channels_last(x, "x")
@@ -309,7 +309,7 @@ def _prepare(x: Tensor, norm: NormParams) -> tuple[Tensor, Tensor]:
 
 
 def _batch_norm(x: Tensor, residual: Tensor | None, norm: NormParams, *, relu: bool) -> Any:
-    x, statistics = _prepare(x, norm)
+    x, statistics = prepare(x, norm)
     keep_mask = residual is not None and torch.is_grad_enabled()
     return _BatchNorm.apply(x, residual, norm.weight, norm.bias, statistics, relu, keep_mask, norm.group)
 
@@ -328,7 +328,7 @@ def batch_norm_act_then(consumer: Callable[[Tensor], Tensor], x: Tensor, norm: N
     This saves memory of x's size and costs one read and one write of it; x is kept anyway for batch norm's own
     backward. The results have the same bits. x must be a tensor for which dispatch.runs_triton is true.
     """
-    x, statistics = _prepare(x, norm)
+    x, statistics = prepare(x, norm)
     weight, bias = norm.weight, norm.bias
     z: Tensor = _BatchNorm.apply(x, None, weight, bias, statistics, relu, False, norm.group)
     place, kept = z.untyped_storage()._cdata, x.detach()

@@ -9,7 +9,9 @@ The backward gathers, so it needs no atomics and gives the same bits every time.
 element of z for its backward; here one byte per element of z is kept, and x can be freed.
 
 Elements moved, with z a quarter of x: forward reads x and writes z and a byte; backward reads one or two dz and the
-byte, and writes dx. Neighbouring windows overlap by a third; those reads are left to the caches.
+byte, and writes dx. Neighbouring windows overlap by a third; those reads are left to the caches. Backward, four windows
+are read for a square of four elements: one element at a time would read nine, which took 2.3 ms on an H100 for 1024
+images, three times what memory allows.
 """
 
 from __future__ import annotations
@@ -28,9 +30,7 @@ from fastbyol.kernels.batchnorm_statistics import column_block
 from fastbyol.kernels.dispatch import runs_triton
 
 _ORDER = torch.channels_last
-TILE = (
-    1024  # elements written per program: 8 per thread, one 128-bit access in bfloat16; at twice that Triton 3.6 spills
-)
+TILE = 1024  # elements of z per program: 8 per thread, one 128-bit access in bfloat16; at twice that Triton 3.6 spills
 WARPS = 4
 
 
@@ -72,6 +72,56 @@ def max_pool_kernel(
 
 
 @triton.jit
+def _load_window(dz_ptr, other_dz_ptr, place_ptr, line, row, column, out_height, out_width, c, inside, channels):
+    """Return places and summed gradients of the windows at (row, column) of z's lines; 255 and 0 outside the image."""
+    mask = (inside & (row < out_height) & (column < out_width))[:, None] & (c < channels)[None, :]
+    at = (line * out_width + column)[:, None] * channels + c[None, :]
+    place = tl.load(place_ptr + at, mask=mask, other=255).to(tl.int32)
+    g = tl.load(dz_ptr + at, mask=mask, other=0.0).to(tl.float32)
+    if other_dz_ptr is not None:
+        g += tl.load(other_dz_ptr + at, mask=mask, other=0.0).to(tl.float32)
+    return place, g
+
+
+@triton.jit
+def square_gradients(dz_ptr, other_dz_ptr, place_ptr, image, i, j, out_height, out_width, c, inside, channels):
+    """Return the gradients of the four elements of x from (2 i, 2 j) on, row by row; 0 outside the image.
+
+    Window (i, j) holds all four, (i, j + 1) the two on the right, (i + 1, j) the lower two, (i + 1, j + 1) the last.
+    image is int64.
+    """
+    line = image * out_height + i
+    place, g = _load_window(dz_ptr, other_dz_ptr, place_ptr, line, i, j, out_height, out_width, c, inside, channels)
+    upper_left = tl.where(place == 4, g, 0.0)
+    upper_right = tl.where(place == 5, g, 0.0)
+    lower_left = tl.where(place == 7, g, 0.0)
+    lower_right = tl.where(place == 8, g, 0.0)
+    place, g = _load_window(dz_ptr, other_dz_ptr, place_ptr, line, i, j + 1, out_height, out_width, c, inside, channels)
+    upper_right += tl.where(place == 3, g, 0.0)
+    lower_right += tl.where(place == 6, g, 0.0)
+    line += 1
+    place, g = _load_window(dz_ptr, other_dz_ptr, place_ptr, line, i + 1, j, out_height, out_width, c, inside, channels)
+    lower_left += tl.where(place == 1, g, 0.0)
+    lower_right += tl.where(place == 2, g, 0.0)
+    place, g = _load_window(
+        dz_ptr, other_dz_ptr, place_ptr, line, i + 1, j + 1, out_height, out_width, c, inside, channels
+    )
+    lower_right += tl.where(place == 0, g, 0.0)
+    return upper_left, upper_right, lower_left, lower_right
+
+
+@triton.jit
+def square_offsets(image, i, j, height, width, channels, c, inside):
+    """Return the offsets of the elements (2 i, 2 j) of x, and masks of those, of the column and row beside them.
+
+    image is int64. The other elements lie channels, width * channels, and both farther.
+    """
+    at = ((image * height + 2 * i) * width + 2 * j)[:, None] * channels + c[None, :]
+    exists = inside[:, None] & (c < channels)[None, :]
+    return at, exists, exists & (2 * j + 1 < width)[:, None], exists & (2 * i + 1 < height)[:, None]
+
+
+@triton.jit
 def max_pool_backward_kernel(
     dz_ptr,
     other_dz_ptr,
@@ -86,28 +136,21 @@ def max_pool_backward_kernel(
     BM: tl.constexpr,
     BC: tl.constexpr,
 ):
-    """Write dx from the up to four windows that hold an element; grid (tiles of the N*H*W pixels of x, columns)."""
+    """Write squares of 2x2 elements of dx, one for each pixel of z; grid (tiles of the N*OH*OW pixels of z, columns)."""
     p = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM)
     c = tl.program_id(1) * BC + tl.arange(0, BC)
-    row = p // width
-    w, image = p % width, row // height
-    h = row % height
-    dx = tl.zeros([BM, BC], tl.float32)
-    for k in tl.static_range(4):
-        out_h, out_w = (h + 1) // 2 - k // 2, (w + 1) // 2 - k % 2
-        down, right = h - 2 * out_h + 1, w - 2 * out_w + 1  # position in that window
-        inside = (p < pixels) & (out_h >= 0) & (out_h < out_height) & (out_w >= 0) & (out_w < out_width)
-        inside = inside & (down < 3) & (right < 3)
-        at = ((image * out_height + out_h) * out_width + out_w)[:, None] * channels + c[None, :]
-        mask = inside[:, None] & (c < channels)[None, :]
-        place = tl.load(place_ptr + at, mask=mask, other=255).to(tl.int32)
-        is_largest = place == (3 * down + right)[:, None]
-        g = tl.load(dz_ptr + at, mask=mask, other=0.0).to(tl.float32)
-        if other_dz_ptr is not None:
-            g += tl.load(other_dz_ptr + at, mask=mask, other=0.0).to(tl.float32)
-        dx += tl.where(is_largest, g, 0.0)
-    at = p[:, None] * channels + c[None, :]
-    tl.store(dx_ptr + at, dx.to(dx_ptr.dtype.element_ty), mask=(p < pixels)[:, None] & (c < channels)[None, :])
+    inside, line, j = p < pixels, p // out_width, p % out_width
+    image, i = line // out_height, line % out_height
+    upper_left, upper_right, lower_left, lower_right = square_gradients(
+        dz_ptr, other_dz_ptr, place_ptr, image, i, j, out_height, out_width, c, inside, channels
+    )
+    at, exists, has_right, has_lower = square_offsets(image, i, j, height, width, channels, c, inside)
+    below = at + width * channels
+    dtype = dx_ptr.dtype.element_ty
+    tl.store(dx_ptr + at, upper_left.to(dtype), mask=exists)
+    tl.store(dx_ptr + at + channels, upper_right.to(dtype), mask=has_right)
+    tl.store(dx_ptr + below, lower_left.to(dtype), mask=has_lower)
+    tl.store(dx_ptr + below + channels, lower_right.to(dtype), mask=has_lower & has_right)
 
 
 def _launch(pixels: int, channels: int) -> tuple[tuple[int, int], dict[str, int]]:
@@ -116,7 +159,13 @@ def _launch(pixels: int, channels: int) -> tuple[tuple[int, int], dict[str, int]
     return (triton.cdiv(pixels, bm), triton.cdiv(channels, bc)), {"BM": bm, "BC": bc}
 
 
-def _channels_last(x: Tensor) -> Tensor:
+def out_side(side: int) -> int:
+    """Return the height or width of the result for that of x."""
+    return (side - 1) // 2 + 1
+
+
+def channels_last(x: Tensor) -> Tensor:
+    """Return x in channels-last memory."""
     return x.contiguous(memory_format=torch.channels_last)
 
 
@@ -131,7 +180,7 @@ class _MaxPool(torch.autograd.Function):
     @staticmethod
     def forward(ctx: Any, x: Tensor, keeps_places: bool) -> tuple[Tensor, Tensor]:
         images, channels, *sides = x.shape
-        out_sides = [(side - 1) // 2 + 1 for side in sides]
+        out_sides = [out_side(side) for side in sides]
         z = torch.empty((images, channels, *out_sides), dtype=x.dtype, device=x.device, memory_format=_ORDER)
         pixels = z.numel() // channels
         places = x.new_empty((pixels, channels), dtype=torch.uint8) if keeps_places else None
@@ -146,10 +195,10 @@ class _MaxPool(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor, None]:
         (places,) = ctx.saved_tensors
-        dz, other = (*(_channels_last(g) for g in grads if g is not None), None)[:2]
+        dz, other = (*(channels_last(g) for g in grads if g is not None), None)[:2]
         assert dz is not None, "autograd asks for a backward only where a gradient arrives"
         dx = torch.empty(ctx.shape, dtype=ctx.dtype, device=dz.device, memory_format=_ORDER)
-        pixels = dx.numel() // dx.shape[1]
+        pixels = dz.numel() // dx.shape[1]
         grid, tile = _launch(pixels, dx.shape[1])
         max_pool_backward_kernel[grid](
             dz, other, places, dx, **_sides(dx, dz.shape[2:]), pixels=pixels, **tile, num_warps=WARPS
@@ -164,5 +213,5 @@ def max_pool(x: Tensor) -> tuple[Tensor, Tensor]:
     """
     if not runs_triton(x):
         return reference.max_pool(x)
-    twins: tuple[Tensor, Tensor] = _MaxPool.apply(_channels_last(x), torch.is_grad_enabled() and x.requires_grad)
+    twins: tuple[Tensor, Tensor] = _MaxPool.apply(channels_last(x), torch.is_grad_enabled() and x.requires_grad)
     return twins

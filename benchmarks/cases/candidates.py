@@ -11,8 +11,6 @@ from benchmarks.cases import step
 from benchmarks.harness import Case, Ready
 from fastbyol.recipes import named
 
-LIMITS = {"10 (today)": 10, "0: every algorithm": 0}  # algorithms that cuDNN tries for each convolution
-
 
 def cases(device: str) -> Iterator[Case]:
     """Compare each candidate's forms; `bench.py candidates --only NAME` takes one."""
@@ -20,20 +18,47 @@ def cases(device: str) -> Iterator[Case]:
     recipe = named(recipe_name)
     views = cache(partial(step._views, batch_size, recipe.crop_px, device))
     engine = "graph" if device == "cuda" else "eager"
-    for name, limit in LIMITS.items():
-        yield Case(
-            "candidate: cudnn_benchmark_limit",
-            f"{recipe_name}, batch {batch_size}",
-            f"fastbyol, {engine}, {name}",
-            partial(_limited, limit, partial(step._fastbyol, recipe, device, engine=engine), recipe, views, device),
-            images=batch_size,
-            dtype=step.PRECISION[device],
-            is_alone=device == "cuda",
-        )
+    for candidate, forms in CANDIDATES.items():
+        for name, change in forms.items():
+            yield Case(
+                f"candidate: {candidate}",
+                f"{recipe_name}, batch {batch_size}",
+                f"fastbyol, {engine}, {name}",
+                partial(
+                    _changed, change, partial(step._fastbyol, recipe, device, engine=engine), recipe, views, device
+                ),
+                images=batch_size,
+                dtype=step.PRECISION[device],
+                is_alone=device == "cuda",
+            )
 
 
-def _limited(limit: int, make: Callable[[], step.Engine], *where: object) -> Ready:
-    """Prepare a step whose convolutions were chosen among so many algorithms."""
-    recipe, views, device = where
+def _search(limit: int, _made: step.Engine) -> None:
+    """Let cuDNN try so many algorithms for each convolution; 0: all."""
     torch.backends.cudnn.benchmark_limit = limit
-    return step._prepare(make, recipe, views, device, is_checked=False)  # type: ignore[arg-type]
+
+
+def _unchanged(_made: step.Engine) -> None: ...
+
+
+def _two_streams(made: step.Engine) -> None:
+    if torch.cuda.is_available():
+        made.model.target_stream = torch.cuda.Stream()
+
+
+CANDIDATES: dict[str, dict[str, Callable[[step.Engine], None]]] = {
+    "two streams": {"one (today)": _unchanged, "the target on its own": _two_streams},
+    "cudnn_benchmark_limit": {"10 (today)": partial(_search, 10), "0: every algorithm": partial(_search, 0)},
+}
+
+
+def _changed(change: Callable[[step.Engine], None], make: Callable[[], step.Engine], *where: object) -> Ready:
+    """Prepare a step with a change."""
+    recipe, views, device = where
+
+    def made() -> step.Engine:
+        engine = make()
+        change(engine)
+        return engine
+
+    return step._prepare(made, recipe, views, device, is_checked=False)  # type: ignore[arg-type]

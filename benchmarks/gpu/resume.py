@@ -20,17 +20,17 @@ from benchmarks.gpu.output import append_row
 from benchmarks.gpu.training import read_jsonl
 
 LOSS_RTOL = 0.05  # a GPU's sums run in any order, so two runs agree in what they learn, not bit for bit
-KILL_AT = 0.4  # of the reference's steps
+KILL_AT = 0.4  # of the run
 
 
-def wait_for_step(out: Path, step: int, process: subprocess.Popen[bytes], patience_s: float) -> None:
-    """Wait until a row of that step is written and a checkpoint exists; raise RuntimeError if the run ends before."""
+def wait_for_progress(out: Path, progress: float, process: subprocess.Popen[bytes], patience_s: float) -> None:
+    """Wait for a row of that progress and for a checkpoint; raise RuntimeError if the run ends before."""
     deadline = time.monotonic() + patience_s
-    while not (list(out.glob("checkpoints/*.pt")) and any(r["step"] >= step for r in read_whole(out))):
+    while not (list(out.glob("checkpoints/*.pt")) and any(r["progress"] >= progress for r in read_whole(out))):
         if process.poll() is not None:
             raise RuntimeError(f"the run ended with status {process.returncode} before it could be killed")
         if time.monotonic() > deadline:
-            raise RuntimeError(f"no checkpoint and no step {step} after {patience_s:.0f} s")
+            raise RuntimeError(f"no checkpoint and no progress of {progress:.0%} after {patience_s:.0f} s")
         time.sleep(0.02)
 
 
@@ -59,7 +59,7 @@ def main() -> int:
     parser.add_argument("--rows", type=Path, required=True, metavar="FILE")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     parser.add_argument("--facts", type=Path, metavar="FILE", help="the machine, for the rows")
-    parser.add_argument("--patience", type=float, default=30.0, metavar="SECONDS")
+    parser.add_argument("--patience", type=float, default=40.0, metavar="SECONDS")
     own, arguments = sys.argv[1 : sys.argv.index("--")], sys.argv[sys.argv.index("--") + 1 :]
     args = parser.parse_args(own)
     row: dict[str, Any] = {"case": "kill -9 and --resume", "shape": arguments[0], "dtype": "", "error": None}
@@ -75,23 +75,25 @@ def main() -> int:
 
 
 def measure(arguments: list[str], out: Path, *, patience_s: float) -> dict[str, Any]:
-    """Run the three trainings and return what they showed."""
+    """Run one training whole and kill another beside it, resume that, and return what they showed."""
     command = [sys.executable, "-m", "fastbyol.train", *arguments, "--log-every", "1", "--checkpoint-every", "0.5s"]
     whole, killed = out / "whole", out / "killed"
-    subprocess.run([*command, "--out", str(whole), "--overwrite"], check=True)
-    left_alone = read_jsonl(whole / "metrics.jsonl")
-    at = max(int(KILL_AT * left_alone[-1]["step"]), 1)
-    process = subprocess.Popen([*command, "--out", str(killed), "--overwrite"])
+    reference, process = (
+        subprocess.Popen([*command, "--out", str(folder), "--overwrite"]) for folder in (whole, killed)
+    )
     try:
-        wait_for_step(killed, at, process, patience_s)
+        wait_for_progress(killed, KILL_AT, process, patience_s)
     finally:
         process.send_signal(signal.SIGKILL)
         process.wait()
     rows = len(read_jsonl(killed / "metrics.jsonl"))
     began = time.monotonic()
     subprocess.run([*command, "--out", str(killed), "--resume"], check=True)
-    resumed = read_jsonl(killed / "metrics.jsonl")
-    result = f"killed at step {rows}, resumed to step {resumed[-1]['step']} in {time.monotonic() - began:.1f} s; "
+    taken_s = time.monotonic() - began
+    if reference.wait():
+        raise RuntimeError(f"the run left alone ended with status {reference.returncode}")
+    left_alone, resumed = (read_jsonl(folder / "metrics.jsonl") for folder in (whole, killed))
+    result = f"killed at step {rows}, resumed to step {resumed[-1]['step']} in {taken_s:.1f} s; "
     result += f"last loss {resumed[-1]['loss']:.4f}, left alone {left_alone[-1]['loss']:.4f}"
     return {"result": result, "error": compare(left_alone, resumed)}
 

@@ -233,7 +233,8 @@ def test_the_predicted_memory_is_what_a_step_takes() -> None:
     torch.cuda.reset_peak_memory_stats()
     for _ in range(2):
         engine(images, lr=LR, tau=0.9)
-    assert torch.cuda.max_memory_allocated() == pytest.approx(predicted, rel=0.1)
+    workspace = memory.WORKSPACE_BYTES  # reserved beside the prediction; cuDNN took 256 MiB on an H100
+    assert 0.9 * predicted <= torch.cuda.max_memory_allocated() <= 1.1 * predicted + workspace
 
 
 def test_the_kernels_step_is_plain_torchs_step() -> None:
