@@ -92,7 +92,6 @@ def trace(arch: str, stem: str, side: int) -> Network:
         encoder = ResNet(EncoderConfig(arch, stem=stem), views=1)
     units: list[Unit] = []
     block_inputs: list[float] = []
-    pools: list[tuple[float, float]] = []
 
     def per_image(x: Tensor) -> float:
         return x.numel() / len(x) * WIDTH
@@ -111,14 +110,13 @@ def trace(arch: str, stem: str, side: int) -> Network:
             units[-1].has_relu = module.relu
         elif isinstance(module, BasicBlock | Bottleneck):
             block_inputs.append(per_image(given[0][0]))
-        elif isinstance(module, nn.MaxPool2d):
-            pools.append((per_image(given[0]), per_image(result[0])))
 
     for module in encoder.modules():
         module.register_forward_hook(note)
     with torch.no_grad():
         encoder(torch.empty(2, 3, side, side, device="meta"))
-    return Network(units, block_inputs, pools[0] if pools else None)
+    pool = (units[0].written, block_inputs[0]) if isinstance(encoder.maxpool, nn.MaxPool2d) else None
+    return Network(units, block_inputs, pool)
 
 
 def convolution(unit: Unit, *, backward: bool) -> Iterator[Part]:
@@ -143,16 +141,24 @@ def fused(network: Network, *, backward: bool) -> Iterator[Part]:
     """Yield the passes of kernels/batchnorm.py: statistics, then all else at once; backward sums, then the rest."""
     for unit in network.units:
         yield from convolution(unit, backward=backward)
+        if unit.is_stem and network.pool is not None:
+            yield Part(0, _stem(*network.pool, backward=backward))
+            continue
         masks = 2 * MASK * unit.has_residual if backward else 0  # what the online forward writes, and its reading
         passes = 5 + 2 * unit.has_residual if backward else 3 + unit.has_residual
         yield Part(0, (passes + masks) * unit.written)
-    if backward:
-        yield Part(0, 3 * network.block_inputs[0])  # the first block's input comes from no such batch norm
-    yield from pooling(network)
+    if backward and network.pool is None:
+        yield Part(0, 3 * network.block_inputs[0])  # the first block's input comes from no kernel that adds gradients
+
+
+def _stem(read: float, written: float, *, backward: bool) -> float:
+    """Count the bytes of kernels/batchnorm_pool.py, which keeps a byte for each element of its result."""
+    places = written / WIDTH
+    return 3 * read + 4 * written + 2 * places if backward else 2 * read + written + places
 
 
 def pooling(network: Network) -> Iterator[Part]:
-    """Yield max-pool with the index it keeps for the backward; both directions move the same."""
+    """Yield plain torch's max-pool, with the index it keeps for the backward; both directions move the same."""
     if network.pool is not None:
         read, written = network.pool
         yield Part(0, read + written * (1 + INDEX / WIDTH))

@@ -266,9 +266,7 @@ class _NormPool(torch.autograd.Function):
         if ctx.needs_input_grad[0]:
             dx = torch.empty_like(x)
             tiles = (triton.cdiv(pixels, tile["BM"]), columns, groups)
-            norm_pool_backward_kernel[tiles](
-                dz, other, places, x, dx, *norms, sums, **sides, **tile, num_warps=WARPS
-            )
+            norm_pool_backward_kernel[tiles](dz, other, places, x, dx, *norms, sums, **sides, **tile, num_warps=WARPS)
         return dx, dweight, dbias, None, None, None
 
 

@@ -136,7 +136,7 @@ def max_pool_backward_kernel(
     BM: tl.constexpr,
     BC: tl.constexpr,
 ):
-    """Write squares of 2x2 elements of dx, one for each pixel of z; grid (tiles of the N*OH*OW pixels of z, columns)."""
+    """Write dx in squares of 2x2, one for each pixel of z; grid (tiles of the N*OH*OW pixels of z, columns)."""
     p = tl.program_id(0).to(tl.int64) * BM + tl.arange(0, BM)
     c = tl.program_id(1) * BC + tl.arange(0, BC)
     inside, line, j = p < pixels, p // out_width, p % out_width

@@ -22,7 +22,8 @@ SLOW_RIVALS = ("compile", "torchvision", "kornia")  # seconds to minutes of comp
 REDUCED_TESTS = ("tests/kernels/test_byol_loss.py",)
 REDUCED_EVERY = 20  # of an archive's images
 SETS = ("imagenette", "cifar10")
-CONVERSION_S, SCORES_S, CLOSING_S = 25.0, 30.0, 12.0  # of call 3, beside the trainings
+CONVERSION_S, SCORES_S, CLOSING_S = 20.0, 25.0, 8.0  # of call 3, beside the trainings
+KILL_AT = 0.4  # of the progress of call 3's trainings
 FINISHED_TRAININGS = {"imagenette": "imagenette_rn18", "cifar10": "cifar10_rn18"}
 
 Stage = tuple[Part, ...]  # parts that run beside one another
@@ -83,7 +84,7 @@ def first(where: Where) -> list[Stage]:
 
 def second(where: Where) -> list[Stage]:
     """What failed, a step with a candidate, kernels, optimiser and views alone, a kill, the vendor's tools."""
-    killed = ("cifar10_rn18", "--epochs", "3", "--engine", "graph")
+    killed = ("cifar10_rn18", "--epochs", "3", "--warmup-epochs", "1", "--engine", "graph")
     if not where.is_gpu:
         killed = ("cifar10_tiny", "--epochs", "0.3", "--warmup-epochs", "0.1", "--batch-size", "32")
     resume = _resume(where, 60.0, *killed, *_data(where.images("cifar10")))
@@ -98,16 +99,34 @@ def second(where: Where) -> list[Stage]:
 
 
 def third(where: Where) -> list[Stage]:
-    """Trainings as long as the deadline lets them be, with kNN and linear scores."""
-    made: list[Stage] = [(_images(where, CONVERSION_S),)]
+    """Trainings as long as the deadline lets them be, each killed once and resumed, with kNN and linear scores."""
+    made: list[Stage] = [(_images(where, CONVERSION_S, beside=False),)]
     spare = where.deadline_s - CONVERSION_S - CLOSING_S - SCORES_S * len(where.sets)
     budget_s = max(spare / len(where.sets), 20.0) if where.is_gpu else 18.0
     for name in where.sets:
         files = where.images(name)
         recipe = FINISHED_TRAININGS[name] if where.is_gpu else "cifar10_tiny+crop_px=16"
-        arguments = (recipe, "--budget", f"{budget_s:.0f}s", "--loader", "memory", *_data(files))
-        linear = "linear --cached" if where.is_gpu else "linear --cached --epochs 2 --skip-random-init"
-        part = _training(f"{name}-long", where, budget_s + SCORES_S, *arguments, val=files.val, scores=("knn", linear))
+        arguments = (
+            recipe,
+            "--budget",
+            f"{budget_s:.0f}s",
+            "--checkpoint-every",
+            "2s",
+            "--loader",
+            "memory",
+            *_data(files),
+        )
+        linear = f"linear --cached --epochs {20 if where.is_gpu else 2} --skip-random-init"
+        part = _training(
+            f"{name}-long",
+            where,
+            budget_s + SCORES_S,
+            *arguments,
+            *_data(files),
+            val=files.val,
+            scores=(linear, "knn"),
+            kill_at=KILL_AT,
+        )
         made.append((part,))
     return made
 
@@ -145,8 +164,9 @@ def _said(name: str, text: str) -> Part:
     return Part(name, (sys.executable, "-c", f"print({text!r})"), 10.0)
 
 
-def _images(where: Where, limit_s: float) -> Part:
-    workers = str(max(os.cpu_count() or 1, 2) // 2)  # the tests run beside it
+def _images(where: Where, limit_s: float, *, beside: bool = True) -> Part:
+    """Convert the carried images; beside: the tests run at the same time."""
+    workers = str(max(os.cpu_count() or 1, 2) // (1 + beside))
     arguments = ["--carried", str(where.carried), "--out", str(where.work / "images"), "--rows", str(where.rows)]
     arguments += [
         "--facts",
@@ -160,10 +180,17 @@ def _images(where: Where, limit_s: float) -> Part:
 
 
 def _training(  # what one training differs in
-    name: str, where: Where, limit_s: float, *arguments: str, val: Path | None = None, scores: Sequence[str] = ()
+    name: str,
+    where: Where,
+    limit_s: float,
+    *arguments: str,
+    val: Path | None = None,
+    scores: Sequence[str] = (),
+    kill_at: float | None = None,
 ) -> Part:
     asked = [word for protocol in scores for word in ("--score", protocol)]
     asked += ["--val", str(val)] if val is not None else []
+    asked += ["--kill-at", str(kill_at)] if kill_at is not None else []
     given = (*arguments, "--workers", str(where.workers), "--device", where.device)
     out = str(where.work / "runs" / name)
     return _script("training", f"training {name}", where, limit_s, "--out", out, *asked, "--", *given, before=(name,))

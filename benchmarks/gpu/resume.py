@@ -16,8 +16,7 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # run as a script, from a checkout
 
-from benchmarks.gpu.output import append_row
-from benchmarks.gpu.training import read_jsonl
+from benchmarks.gpu.output import append_row, read_jsonl
 
 LOSS_RTOL = 0.05  # a GPU's sums run in any order, so two runs agree in what they learn, not bit for bit
 KILL_AT = 0.4  # of the run

@@ -6,8 +6,6 @@ import math
 import sys
 from typing import Any
 
-import torch
-
 from fastbyol import schedule
 from fastbyol.budget import format_duration
 from fastbyol.errors import ConfigError
@@ -97,20 +95,20 @@ class Planner:
         def timed_step() -> float:
             began_s = self.stopwatch.elapsed_s()
             loop.step(batches, schedules, intervals, progress=1.0)
-            if self.config.device == "cuda":
-                torch.cuda.synchronize()
             return self.stopwatch.elapsed_s() - began_s
 
+        on_gpu = self.config.device == "cuda"
         try:
             measured = calibrate.measure_step(
                 timed_step,
                 loop.trained_tensors,
-                warm_up=step.WARM_UP if self.config.engine == "graph" else 0,
+                # on a GPU a step takes its time only once the host is as far ahead as the throttle lets it
+                warm_up=(step.WARM_UP if self.config.engine == "graph" else 0) + STEPS_AHEAD * on_gpu,
                 left_s=left_s,
                 agree=self.world.from_main,
                 has_threads=lambda: loop.threads.is_settled(recipe.crop_px),
                 choose_threads=loop.threads.settle,
-                compiles=self.config.device == "cuda",
+                compiles=on_gpu,
             )
         finally:
             batches.close()

@@ -21,7 +21,8 @@ from benchmarks.gpu import output as output_module
 from benchmarks.gpu.output import FILE_BYTES, FILES_MAX, PART_HEAD_BYTES, PART_TAIL_BYTES, Output
 from benchmarks.gpu.parts import FAREWELL_S, SKIPPED, Outcome, Part, run
 from fastbyol.cli import train
-from fastbyol.recipes import named
+from fastbyol.cli.train_run import config_of
+from fastbyol.storage.run_folder import RunFolder
 
 ROOT = Path(__file__).parents[2]
 CALL = (sys.executable, "benchmarks/gpu/call.py")
@@ -179,7 +180,8 @@ def test_what_a_gpu_is_asked_is_understood(tmp_path: Path) -> None:
                 assert any(case.implementation.startswith("fastbyol") for case in asked)
             elif "--" in command:
                 args = train.build_parser().parse_args(command[command.index("--") + 1 :])
-                trained.add(named(args.recipe).name)
+                args.device, args.engine = "cpu", None  # a GPU is not here to be chosen
+                trained.add(config_of(args, RunFolder(tmp_path)).recipe.name)
     assert trained == {"cifar10_rn18", "imagenet_rn50", "imagenette_rn18"}
 
 

@@ -18,13 +18,16 @@ def drawn(*shape: int, device: str, seed: int = 0) -> Tensor:
     return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(device)
 
 
+@pytest.mark.parametrize("span", [1, 4])
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
-def test_values_and_the_weights_gradient_are_conv2ds(shape: tuple[int, ...], device: str, launches: list[str]) -> None:
+def test_values_and_the_weights_gradient_are_conv2ds(
+    shape: tuple[int, ...], span: int, device: str, launches: list[str]
+) -> None:
     images = drawn(*shape, device=device).contiguous(memory_format=torch.channels_last)
     weight = drawn(5, shape[1], 7, 7, device=device, seed=1).requires_grad_()
     wide = weight.detach().double().requires_grad_()
     expected = F.conv2d(images.double(), wide, stride=2, padding=3)
-    result = stem_convolution(images, weight)
+    result = stem_convolution(images, weight, span=span)
     assert launches == ["fold_kernel"]
     torch.testing.assert_close(result.double(), expected, rtol=0, atol=1e-5 * expected.detach().abs().max().item())
     gradient = drawn(*result.shape, device=device, seed=2)
@@ -37,7 +40,9 @@ def test_values_and_the_weights_gradient_are_conv2ds(shape: tuple[int, ...], dev
 
 def test_images_in_any_memory_format_fold_alike(device: str) -> None:
     images = drawn(2, 3, 10, 14, device=device)
-    folded = [fold(x, dtype=torch.bfloat16) for x in (images, images.contiguous(memory_format=torch.channels_last))]
+    folded = [
+        fold(x, dtype=torch.bfloat16, span=1) for x in (images, images.contiguous(memory_format=torch.channels_last))
+    ]
     assert torch.equal(*folded)
     assert folded[0].shape == (2, 16, 8, 10)
     assert folded[0].is_contiguous(memory_format=torch.channels_last)

@@ -12,6 +12,7 @@ import torch
 from fastbyol import optim
 from fastbyol.byol import BYOL
 from fastbyol.recipes import named
+from fastbyol.system.device import STEPS_AHEAD
 from fastbyol.train import calibrate, step
 
 
@@ -76,6 +77,32 @@ class Clock:
 
     def measure(self, left_s: float, *, warm_up: int = 0, compiles: bool = True) -> calibrate.StepTime:
         return calibrate.measure_step(self.step, dict, warm_up=warm_up, left_s=left_s, agree=bool, compiles=compiles)
+
+
+class Pipeline:
+    """A clock of a host that prepares steps, at most STEPS_AHEAD before the GPU that computes them."""
+
+    def __init__(self, *, host_s: float, gpu_s: float) -> None:
+        self.host_s, self.gpu_s = host_s, gpu_s
+        self.now_s = 0.0
+        self.ends_s = [0.0]
+
+    def step(self) -> float:
+        began_s = self.now_s
+        self.now_s += self.host_s
+        self.ends_s.append(max(self.now_s, self.ends_s[-1]) + self.gpu_s)
+        if len(self.ends_s) > STEPS_AHEAD:
+            self.now_s = max(self.now_s, self.ends_s[-1 - STEPS_AHEAD])
+        return self.now_s - began_s
+
+
+@pytest.mark.parametrize(("host_s", "gpu_s"), [(0.004, 0.016), (0.001, 0.2), (0.02, 0.005)])
+def test_a_step_takes_what_the_slower_of_host_and_gpu_takes(host_s: float, gpu_s: float) -> None:
+    pipeline = Pipeline(host_s=host_s, gpu_s=gpu_s)
+    measured = calibrate.measure_step(
+        pipeline.step, dict, warm_up=STEPS_AHEAD, left_s=100 * gpu_s, agree=bool, compiles=True
+    )
+    assert measured.step_s == pytest.approx(max(host_s, gpu_s))
 
 
 @pytest.mark.parametrize(("cold", "warm_up", "least_s"), [(1, 0, 60), (1, 3, 60), (2, 3, 90)])
