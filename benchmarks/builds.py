@@ -308,19 +308,19 @@ def _norm_pool_builds(sides: Mapping[str, str], shape: Mapping[str, Any]) -> tup
 
 
 def stem_builds() -> tuple[Build, ...]:
-    """Build the folding of 224-pixel images. Pixels are loaded one number at a time: a square starts at no word."""
+    """Build the folding of 224-pixel images. Pixels are loaded one number at a time: no window starts at a word."""
     sides = dict.fromkeys(("height", "width", "rows", "columns"), "i32")
     return tuple(
         Build(
-            f"fold {dtype} span {span}",
+            f"fold {dtype}",
             stem.fold_kernel,
             {"images_ptr": f"*{dtype}", "folded_ptr": "*bf16"} | sides,
-            {"CHANNELS": 3, "SPAN": span, "FOLDED": 16 * span, "BM": stem.TILE // (16 * span)},
+            {"CHANNELS": 3, "FOLDED": 64, "BM": stem.TILE // 64},
             num_warps=stem.WARPS,
             registers=64,
             wide_stores=2,
         )
-        for dtype, span in (("bf16", 1), ("fp32", 1), ("bf16", 4))
+        for dtype in ("bf16", "fp32")
     )
 
 

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
-from contextlib import contextmanager
 from typing import NamedTuple
 
 import torch
@@ -98,7 +96,6 @@ class BYOL(nn.Module):
         self.target_source = objective.target
         self.objective = build_objective(objective, dimensions=head.out, seed=seed + 2)
         self._workspace = Workspace()  # for a lagged target
-        self.target_stream: torch.cuda.Stream | None = None  # on which the target runs beside the online network
 
     def forward(self, views: Tensor, *, tau: Tensor | None = None) -> Output:
         """Compute the loss of views [2B, 3, H, W], view-major (paper, section 3.1 and eq. 2).
@@ -107,12 +104,10 @@ class BYOL(nn.Module):
         the parameters of this forward: one step later than in the paper.
         """
         # the target first: it keeps no activations, and the online network has none yet
-        with self._beside():
-            targets = self._project_by_target(views)
+        targets = self._project_by_target(views)
         representations = self.online.encoder(views)
         projections = self.online.projector(representations)
         predictions = self.predictor(projections)
-        self._join()
         if targets is None:
             targets = projections if self.target_source == "online" else projections.detach()
         first_view = representations.detach().chunk(VIEWS)[0]
@@ -123,21 +118,6 @@ class BYOL(nn.Module):
         target_params, online_params = list(self.target.parameters()), list(self.online.parameters())
         loss = ema_loss(predictions, targets, target_params, online_params, tau=tau, workspace=self._workspace)
         return Output(loss, targets, first_view)
-
-    @contextmanager
-    def _beside(self) -> Iterator[None]:
-        """Run the with-block on the target's stream, if it has one, beside what follows."""
-        if self.target_stream is None:
-            yield
-            return
-        self.target_stream.wait_stream(torch.cuda.current_stream())
-        with torch.cuda.stream(self.target_stream):
-            yield
-
-    def _join(self) -> None:
-        """Let what follows wait for the target's stream. Its tensors are freed after that, so no stream is recorded."""
-        if self.target_stream is not None:
-            torch.cuda.current_stream().wait_stream(self.target_stream)
 
     def _project_by_target(self, views: Tensor) -> Tensor | None:
         """Return the target network's projections of the views [2B, D], None without a target network."""

@@ -84,14 +84,19 @@ ARCHS: dict[str, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, ...]]] = 
 
 
 class StemConv2d(nn.Conv2d):
-    """The convolution of the ImageNet stem: 7x7, stride 2, padding 3, without bias."""
+    """The convolution of the ImageNet stem: 7x7, stride 2, padding 3, without bias.
+
+    Attribute `recomputes`: whether the backward prepares the images anew, see kernels/stem.py.
+    """
+
+    recomputes = False
 
     def __init__(self, planes: int) -> None:
         super().__init__(3, planes, 7, 2, 3, bias=False)
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images [N, 3, H, W] to [N, planes, H/2, W/2]."""
-        return stem_convolution(images, self.weight)
+        return stem_convolution(images, self.weight, recomputes=self.recomputes)
 
 
 STEMS: dict[str, Callable[[int], tuple[nn.Conv2d, nn.Module]]] = {
@@ -132,9 +137,9 @@ class ResNet(Encoder):
         self.to(memory_format=torch.channels_last)  # type: ignore[call-overload]  # torch's stubs know only devices and dtypes
 
     def set_recompute(self, enabled: bool) -> None:
-        """Choose whether the backward recomputes the batch norms between a block's convolutions, or keeps them."""
+        """Choose whether the backward recomputes the inputs of convolutions, where that is cheap, or keeps them."""
         for layer in self.modules():
-            if isinstance(layer, BatchNormAct2d):
+            if isinstance(layer, BatchNormAct2d | StemConv2d):
                 layer.recomputes = enabled
 
     def forward(self, images: Tensor) -> Tensor:

@@ -50,6 +50,7 @@ from fastbyol.kernels.batchnorm_statistics import (
     sum_launch,
 )
 from fastbyol.kernels.dispatch import runs_triton
+from fastbyol.kernels.recompute import recomputed
 from fastbyol.kernels.reference import NormParams
 
 TILE_BYTES = 4096  # of x per program at a time: two 128-bit accesses per thread
@@ -331,19 +332,13 @@ def batch_norm_act_then(consumer: Callable[[Tensor], Tensor], x: Tensor, norm: N
     x, statistics = prepare(x, norm)
     weight, bias = norm.weight, norm.bias
     z: Tensor = _BatchNorm.apply(x, None, weight, bias, statistics, relu, False, norm.group)
-    place, kept = z.untyped_storage()._cdata, x.detach()
+    kept = x.detach()
 
     def recompute_z() -> Tensor:
         mean, rstd = statistics
         return _apply(kept, None, mean, rstd, weight, bias, relu=relu)[0]
 
-    def pack(saved: Tensor) -> Tensor | Callable[[], Tensor]:
-        return recompute_z if saved.untyped_storage()._cdata == place else saved
-
-    def unpack(packed: Tensor | Callable[[], Tensor]) -> Tensor:
-        return packed if isinstance(packed, Tensor) else packed()
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, unpack):
+    with recomputed(z, recompute_z):
         return consumer(z)
 
 

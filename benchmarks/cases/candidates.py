@@ -38,16 +38,7 @@ def _search(limit: int, _made: step.Engine) -> None:
     torch.backends.cudnn.benchmark_limit = limit
 
 
-def _unchanged(_made: step.Engine) -> None: ...
-
-
-def _two_streams(made: step.Engine) -> None:
-    if torch.cuda.is_available():
-        made.model.target_stream = torch.cuda.Stream()
-
-
 CANDIDATES: dict[str, dict[str, Callable[[step.Engine], None]]] = {
-    "two streams": {"one (today)": _unchanged, "the target on its own": _two_streams},
     "cudnn_benchmark_limit": {"10 (today)": partial(_search, 10), "0: every algorithm": partial(_search, 0)},
 }
 

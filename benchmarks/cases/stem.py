@@ -11,7 +11,7 @@ from torch import Tensor
 
 from benchmarks.cases.compare import FLOAT32, HALF, agree
 from benchmarks.harness import Case, Ready
-from fastbyol.kernels.stem import fold, stem_convolution
+from fastbyol.kernels.stem import stem_convolution
 
 SHAPES = {"cuda": (1024, 224), "cpu": (8, 64)}  # two views of 512 images of 224 px
 PLANES = 64
@@ -22,8 +22,8 @@ def _conv2d(images: Tensor, weight: Tensor) -> Tensor:
     return F.conv2d(images, weight.to(images.dtype), stride=2, padding=3)
 
 
-def _folded(images: Tensor, weight: Tensor, *, span: int) -> Tensor:
-    return stem_convolution(images, weight.to(images.dtype), span=span)
+def _folded(images: Tensor, weight: Tensor) -> Tensor:
+    return stem_convolution(images, weight.to(images.dtype))
 
 
 def cases(device: str) -> Iterator[Case]:
@@ -32,9 +32,8 @@ def cases(device: str) -> Iterator[Case]:
     dtype = torch.bfloat16 if device == "cuda" else torch.float32
     x = cache(partial(_drawn, images, side, device, dtype))
     inputs, outputs = images * 3 * side**2, images * PLANES * (side // 2) ** 2
-    ours = {f"fastbyol, span {span}": partial(_folded, span=span) for span in (1, 4)}
     for backward in (False, True):
-        for implementation, convolution in (ours | {"eager": _conv2d}).items():
+        for implementation, convolution in {"fastbyol": _folded, "eager": _conv2d}.items():
             yield Case(
                 f"stem convolution, forward{' and weight gradient' * backward}",
                 f"{images}x3x{side}x{side}",
@@ -43,20 +42,6 @@ def cases(device: str) -> Iterator[Case]:
                 dtype=str(dtype).removeprefix("torch."),
                 bytes_moved=(1 + backward) * (inputs + outputs) * dtype.itemsize,
             )
-    for span in (1, 4) if device == "cuda" else ():  # the kernel alone
-        yield Case(
-            "stem images folded",
-            f"{images}x3x{side}x{side}",
-            f"fastbyol, span {span}",
-            partial(_prepare_fold, x, span=span),
-            dtype=str(dtype).removeprefix("torch."),
-            bytes_moved=(inputs + images * 16 * span * (side // 2 + 3) * (side // 2 + 4 - span)) * dtype.itemsize,
-        )
-
-
-def _prepare_fold(drawn: Callable[[], tuple[Tensor, ...]], *, span: int) -> Ready:
-    images = drawn()[0]
-    return Ready(lambda: fold(images, dtype=images.dtype, span=span))
 
 
 def _drawn(images: int, side: int, device: str, dtype: torch.dtype) -> tuple[Tensor, Tensor, Tensor]:

@@ -90,7 +90,7 @@ def second(where: Where) -> list[Stage]:
     resume = _resume(where, 60.0, *killed, *_data(where.images("cifar10")))
     return [
         (_tests_again(where, 80.0), _images(where, 80.0)),
-        (_bench("candidates", where, 55.0, "two streams"),),
+        (_bench("candidates", where, 55.0, "cudnn_benchmark_limit"),),
         (_bench("kernels optimizer views", where, 60.0, "stem", "x7x7", "ema_loss", "LARS", "views"),),
         (resume, _script("tools", "compute-sanitizer", where, 60.0, before=("sanitizer",))),  # neither measures times
         (_script("tools", "ncu", where, 25.0, before=("ncu",)),),

@@ -17,6 +17,7 @@ TRAINING = (
     "images_per_s",
     "warm_images_per_s",
     "loader_wait_share",
+    "gpu_idle_share",
     "mfu",
     "peak_gib",
     "knn_top1",

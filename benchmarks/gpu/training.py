@@ -52,6 +52,7 @@ def row_of(name: str, out: Path) -> dict[str, Any]:
     if warm:
         row["warm_images_per_s"] = _median(warm, "images_per_s")
         row["loader_wait_share"] = _median(warm, "loader_wait_share")
+        row["gpu_idle_share"] = _median(warm, "gpu_idle_share")
         row["mfu"] = _median(warm, "mfu")
         row["peak_gib"] = max((each["peak_gib"] for each in rows if each.get("peak_gib")), default=None)
         row["last_loss"] = rows[-1]["loss"]

@@ -64,16 +64,20 @@ class Intervals:
         self._began += now - self._lap
         self._lap = now
 
-    def take(self) -> dict[str, float]:
-        """Return and reset the sums, the interval, images/s and the fraction of time spent waiting, in [0, 1]."""
+    def take(self, *, gpu_idle_s: float | None = None) -> dict[str, float]:
+        """Return and reset the sums, the interval, images/s and the fraction of time lost waiting, in [0, 1].
+
+        gpu_idle_s: what a GPU idled between steps, None without one. While it computes, the host's waiting loses
+        nothing.
+        """
         now = time.perf_counter()
         interval_s = now - self._began
-        row = {
-            "images_per_s": self.images / interval_s,
-            "interval_s": interval_s,
-            **self.seconds,
-            "loader_wait_share": min(self.seconds["loader_wait_s"] / interval_s, 1.0),
-        }
+        row = {"images_per_s": self.images / interval_s, "interval_s": interval_s, **self.seconds}
+        lost_s = self.seconds["loader_wait_s"]
+        if gpu_idle_s is not None:
+            lost_s = min(lost_s, gpu_idle_s)
+            row["gpu_idle_share"] = min(gpu_idle_s / interval_s, 1.0)
+        row["loader_wait_share"] = min(lost_s / interval_s, 1.0)
         self.seconds = dict.fromkeys(self.seconds, 0.0)
         self.images, self._began, self._lap = 0, now, now
         return row

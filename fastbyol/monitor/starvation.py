@@ -53,7 +53,7 @@ def utilization_over(readings: Sequence[tuple[Usage, dict[str, float]]], *, core
     return utilization(
         readings[0][0],
         readings[-1][0],
-        wait_s=sum(row["loader_wait_s"] for row in rows),
+        wait_s=sum(row["loader_wait_share"] * row["interval_s"] for row in rows),
         loop_s=sum(row["interval_s"] for row in rows),
         images=sum(row["images_per_s"] * row["interval_s"] for row in rows) / ranks,
         cores=cores,

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 from collections import deque
+from collections.abc import Callable
+from functools import partial
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -59,22 +62,55 @@ STEPS_AHEAD = 2  # of the host, before the GPU
 
 
 class Throttle:
-    """A limit on the host: it queues at most `steps_ahead` steps before the GPU.
+    """A limit on the host, which queues at most `steps_ahead` steps before the GPU; and what the GPU idles meanwhile.
 
-    Without the limit the host would queue minutes of work, and miss a deadline read from its clock by as much.
+    Without the limit the host would queue minutes of work, and miss a deadline read from its clock by as much. The host
+    waits for images while the GPU computes: no time is lost before the GPU has nothing left to do. new_event: makes an
+    event that takes its time on the GPU.
     """
 
-    def __init__(self, device: str, *, steps_ahead: int = STEPS_AHEAD) -> None:
-        self._on_gpu = device == "cuda"
+    def __init__(
+        self, device: str, *, steps_ahead: int = STEPS_AHEAD, new_event: Callable[[], Any] | None = None
+    ) -> None:
+        self._on_gpu = device == "cuda" or new_event is not None
         self._steps_ahead = steps_ahead
-        self._ends: deque[torch.cuda.Event] = deque()
+        # blocking: a wait sleeps, which leaves the core to decoding
+        self._new_event = new_event or partial(torch.cuda.Event, blocking=True, enable_timing=True)
+        self._steps: deque[tuple[Any, Any]] = deque()  # events of starts, None where a pause came before, and of ends
+        self._start: Any = None
+        self._last_end: Any = None
+        self._is_after_pause = True
+        self._idle_s = 0.0
+
+    def before_step(self) -> None:
+        """Note that the step's work is queued from here on."""
+        if self._on_gpu and not self._is_after_pause:
+            self._start = self._record()
+        self._is_after_pause = False
 
     def after_step(self) -> None:
-        """Record the step just queued; wait for the step `steps_ahead` before it, not for this one."""
+        """Note that the step's work is queued; wait for the step `steps_ahead` before it, not for this one."""
         if not self._on_gpu:
             return
-        end = torch.cuda.Event(blocking=True)  # type: ignore[no-untyped-call]  # the wait sleeps, which leaves the core to decoding
-        end.record()
-        self._ends.append(end)
-        if len(self._ends) > self._steps_ahead:
-            self._ends.popleft().synchronize()
+        self._steps.append((self._start, self._record()))
+        self._start = None
+        if len(self._steps) > self._steps_ahead:
+            start, end = self._steps.popleft()
+            end.synchronize()
+            if start is not None and self._last_end is not None:
+                self._idle_s += self._last_end.elapsed_time(start) / 1000
+            self._last_end = end
+
+    def pause(self) -> None:
+        """Leave what the GPU idles until the next step out of the count."""
+        self._is_after_pause = True
+
+    def take_idle_s(self) -> float | None:
+        """Return and reset the seconds that the GPU idled between steps; None without a GPU."""
+        idle_s, self._idle_s = self._idle_s, 0.0
+        return idle_s if self._on_gpu else None
+
+    def _record(self) -> Any:
+        event = self._new_event()
+        event.record()
+        return event

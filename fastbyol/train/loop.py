@@ -164,6 +164,7 @@ class Loop:
         with self.stop.on_stall(lambda: self.checkpoints.save_while_stalled(self.position.step)):
             batch = next(batches)
         intervals.lap("loader_wait_s")
+        self.throttle.before_step()
         rates = {"lr": schedule.learning_rate(progress), "tau": schedule.tau(progress)}
         crop_px = schedule.crop_px(progress)
         with self.threads.unit(crop_px):
@@ -213,7 +214,10 @@ class Loop:
             if due and not is_stopped:
                 row |= self._take_score(session, due)
                 session.leave_out(row["score_s"])
-            self.rows.append(row | intervals.take(), numbers, left_s=session.left_s(progress))
+                self.throttle.pause()
+            self.rows.append(
+                row | intervals.take(gpu_idle_s=self.throttle.take_idle_s()), numbers, left_s=session.left_s(progress)
+            )
         if is_over:
             self.rows.write_all()
         else:

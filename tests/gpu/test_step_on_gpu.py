@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import time
 import weakref
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -21,7 +22,7 @@ from fastbyol.byol import BYOL
 from fastbyol.config import EncoderConfig, HeadConfig, ObjectiveConfig, OptimConfig
 from fastbyol.kernels.view_params import ViewParams
 from fastbyol.recipes import PAPER_VIEWS, named
-from fastbyol.system.device import HostCopy, Throttle, make_deterministic
+from fastbyol.system.device import STEPS_AHEAD, HostCopy, Throttle, make_deterministic
 from fastbyol.train import memory, step
 from tests.support.tolerances import GPU_STEPS_RTOL
 
@@ -136,6 +137,17 @@ def test_the_host_stays_two_steps_ahead() -> None:
         throttle.after_step()
     assert [end.query() for end in ends] == [True, True, False, False]
     torch.cuda.synchronize()
+
+
+def test_the_throttle_counts_what_the_gpu_idles_between_steps() -> None:
+    throttle = Throttle("cuda")
+    for _ in range(6):
+        time.sleep(0.05)  # as for images
+        throttle.before_step()
+        torch.cuda._sleep(20_000_000)  # a hundredth of a second
+        throttle.after_step()
+    counted = 6 - 1 - STEPS_AHEAD  # the first has none before it, the last are still under way
+    assert throttle.take_idle_s() == pytest.approx(counted * 0.04, rel=0.2)
 
 
 def test_a_trace_of_steps_holds_no_synchronisation(whole_step: Callable[[], None]) -> None:

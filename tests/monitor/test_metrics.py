@@ -147,6 +147,16 @@ def test_intervals_account_for_waiting_as_a_share() -> None:
     assert intervals.take()["loader_wait_share"] == 0.0
 
 
+@pytest.mark.parametrize(("idle_s", "lost_s"), [(0.0, 0.0), (0.01, 0.01), (9.0, 0.03)])
+def test_waiting_while_the_gpu_computes_loses_nothing(idle_s: float, lost_s: float) -> None:
+    intervals = Intervals()
+    time.sleep(0.03)
+    intervals.lap("loader_wait_s")
+    taken = intervals.take(gpu_idle_s=idle_s)
+    assert taken["loader_wait_share"] == pytest.approx(lost_s / taken["interval_s"], abs=0.1)
+    assert taken["gpu_idle_share"] == min(idle_s / taken["interval_s"], 1.0)
+
+
 def test_peak_memory_is_what_the_kernel_says() -> None:
     status = Path("/proc/self/status").read_text()
     kib = int(status.split("VmHWM:")[1].split()[0])

@@ -91,7 +91,7 @@ def test_ranks_share_the_cores_and_the_images() -> None:
     monitors = [StarvationMonitor(threads=1, loader="native", local_ranks=ranks) for ranks in (1, 2, 1000)]
     assert [monitor.cores for monitor in monitors] == [available_cores(), max(available_cores() // 2, 1), 1]
     before, after = (Usage(at_s, at_s, at_s, major_faults=int(at_s), stalled_s=0.0) for at_s in (0.0, 32.0))
-    row = {"loader_wait_s": 0.5, "interval_s": 1.0, "images_per_s": 64.0}
+    row = {"loader_wait_share": 0.5, "interval_s": 1.0, "images_per_s": 64.0}
     alone, shared = (utilization_over([(before, row), (after, row)], cores=1, ranks=ranks) for ranks in (1, 8))
     assert (alone.faults_per_image, shared.faults_per_image) == (0.5, 4.0)
     assert alone.waiting == shared.waiting == 0.5
@@ -118,7 +118,7 @@ def test_a_file_read_from_disk_faults_and_one_in_memory_does_not(tmp_path: Path)
 
 def rows(wait_s: float, *, count: int) -> Iterator[dict[str, float]]:
     for _ in range(count):
-        yield {"loader_wait_s": wait_s, "interval_s": 1.0, "images_per_s": 64.0}
+        yield {"loader_wait_share": wait_s, "interval_s": 1.0, "images_per_s": 64.0}
 
 
 def test_a_run_is_warned_once_and_not_for_how_it_began() -> None:

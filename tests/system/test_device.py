@@ -5,12 +5,13 @@ from __future__ import annotations
 import os
 import subprocess
 import sys
+from dataclasses import dataclass, field
 
 import pytest
 import torch
 
 from fastbyol.errors import ConfigError
-from fastbyol.system.device import Throttle, choose_device, queue_copy
+from fastbyol.system.device import STEPS_AHEAD, Throttle, choose_device, queue_copy
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
@@ -32,4 +33,56 @@ def test_idle_threads_spin_briefly_unless_the_user_chose() -> None:
 def test_on_a_cpu_a_copy_is_the_tensor_and_the_pace_is_free() -> None:
     tensor = torch.zeros(3)
     assert queue_copy(tensor, "cpu") is tensor
-    Throttle("cpu").after_step()
+    throttle = Throttle("cpu")
+    throttle.before_step()
+    throttle.after_step()
+    assert throttle.take_idle_s() is None
+
+
+@dataclass
+class Gpu:
+    """A simulated host with a GPU: the clock of the one, and until when the other has work."""
+
+    now_s: float = 0.0
+    busy_until_s: float = 0.0
+
+    def compute(self, seconds: float) -> None:
+        self.busy_until_s = max(self.now_s, self.busy_until_s) + seconds
+
+    def new_event(self) -> Event:
+        return Event(self)
+
+
+@dataclass
+class Event:
+    """An event of that GPU, with torch's methods."""
+
+    gpu: Gpu
+    at_s: float = field(default=0.0)
+
+    def record(self) -> None:
+        self.at_s = max(self.gpu.now_s, self.gpu.busy_until_s)
+
+    def synchronize(self) -> None:
+        self.gpu.now_s = max(self.gpu.now_s, self.at_s)
+
+    def elapsed_time(self, later: Event) -> float:
+        assert self.gpu.now_s >= later.at_s, "torch raises where an event has not happened yet"
+        return 1000 * (later.at_s - self.at_s)
+
+
+@pytest.mark.parametrize(("wait_s", "step_s", "idle_s"), [(0.05, 0.01, 0.04), (0.01, 0.05, 0.0)])
+def test_the_gpu_idles_only_while_it_has_nothing_left_to_do(wait_s: float, step_s: float, idle_s: float) -> None:
+    gpu = Gpu()
+    throttle = Throttle("cuda", new_event=gpu.new_event)
+    for number in range(12):
+        gpu.now_s += wait_s
+        if number == 6:
+            gpu.now_s += 100
+            throttle.pause()
+        throttle.before_step()
+        gpu.compute(step_s)
+        throttle.after_step()
+    counted = 12 - 1 - 1 - STEPS_AHEAD  # without the first, the one after the pause and the last
+    assert throttle.take_idle_s() == pytest.approx(counted * idle_s)
+    assert throttle.take_idle_s() == 0.0

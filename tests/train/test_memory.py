@@ -32,7 +32,7 @@ def small(**changes: object) -> Recipe:
 def test_a_resnet50_step_at_224_px_needs_what_its_tensors_are() -> None:
     """Pinned, so that a change of what is kept is seen: docs/performance.md has it by kind."""
     needed = memory.step_bytes(named("imagenet_rn50"), images=512, precision="bfloat16") / memory.GIB
-    assert needed == pytest.approx(41.4, rel=0.01)
+    assert needed == pytest.approx(42.8, rel=0.01)
 
 
 def test_recomputing_brings_it_under_40_gib() -> None:
