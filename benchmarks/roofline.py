@@ -11,7 +11,7 @@ from __future__ import annotations
 import argparse
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -29,6 +29,7 @@ BATCH = 512  # images, over which a weight is read once
 VIEWS = 2
 WIDTH = 2  # bytes of a bf16
 MASK = 1 / 16  # of a tensor's bytes: a bit an element
+FOLDED = 16 / 3  # of an image's bytes: kernels/stem.py makes 64 channels of 3, at half the side
 INDEX = 8  # bytes of an index that torch's max-pool keeps an output element
 BEGIN, END = "<!-- predictions: python benchmarks/roofline.py --write -->", "<!-- end of predictions -->"
 NETWORKS = (
@@ -140,10 +141,13 @@ def eager(network: Network, *, backward: bool) -> Iterator[Part]:
 def fused(network: Network, *, backward: bool) -> Iterator[Part]:
     """Yield the passes of kernels/batchnorm.py: statistics, then all else at once; backward sums, then the rest."""
     for unit in network.units:
-        yield from convolution(unit, backward=backward)
         if unit.is_stem and network.pool is not None:
+            folded = replace(unit, read=FOLDED * unit.read)
+            yield from convolution(folded, backward=backward)
+            yield Part(0, 0.0 if backward else unit.read + folded.read)  # the folding
             yield Part(0, _stem(*network.pool, backward=backward))
             continue
+        yield from convolution(unit, backward=backward)
         masks = 2 * MASK * unit.has_residual if backward else 0  # what the online forward writes, and its reading
         passes = 5 + 2 * unit.has_residual if backward else 3 + unit.has_residual
         yield Part(0, (passes + masks) * unit.written)

@@ -39,20 +39,20 @@ class Stopwatch:
     def __call__(self, run: Callable[[], object]) -> Taken:
         """Run once and return the times."""
         if self.device == "cpu":
-            cpu_s, began = cpu_seconds(), time.perf_counter()
+            since, began = CpuClock(), time.perf_counter()
             run()
             taken_ms = 1000 * (time.perf_counter() - began)
-            return Taken(taken_ms, taken_ms, 1000 * (cpu_seconds() - cpu_s))
+            return Taken(taken_ms, taken_ms, 1000 * since.elapsed_s())
         torch.cuda.synchronize()
         self._flush.sum()  # read, not written: a dirty cache would be written back inside the timed part
-        cpu_s = cpu_seconds()  # takes milliseconds in a process of many threads: outside the head start
+        since = CpuClock()  # takes milliseconds in a process of many threads: outside the head start
         torch.cuda._sleep(HEAD_START_CYCLES)
         self._began.record()
         began = time.perf_counter()
         run()
         host_ms = 1000 * (time.perf_counter() - began)
         self._ended.record()
-        cpu_ms = 1000 * (cpu_seconds() - cpu_s)
+        cpu_ms = 1000 * since.elapsed_s()
         self._ended.synchronize()
         return Taken(self._began.elapsed_time(self._ended), host_ms, cpu_ms)
 
@@ -68,10 +68,25 @@ class Stopwatch:
         return 2 * COPY_BYTES / float(np.median(taken)) / 1e6
 
 
-def cpu_seconds() -> float:
-    """Count the CPU time of this process with all its threads, and of its children, ended and waited for or running."""
+class CpuClock:
+    """A clock of the CPU time of this process with all its threads, and of its children, ended or running.
+
+    Its own reading of the children's time, which takes milliseconds, is not counted.
+    """
+
+    def __init__(self) -> None:
+        self._children_s = _of_children_s()
+        self._own_s = time.process_time()
+
+    def elapsed_s(self) -> float:
+        """Return the CPU seconds since the clock was made."""
+        own_s = time.process_time() - self._own_s
+        return own_s + _of_children_s() - self._children_s
+
+
+def _of_children_s() -> float:
     ended = resource.getrusage(resource.RUSAGE_CHILDREN)
-    return time.process_time() + ended.ru_utime + ended.ru_stime + sum(map(_of_child_s, _running_children()))
+    return ended.ru_utime + ended.ru_stime + sum(map(_of_child_s, _running_children()))
 
 
 def _running_children() -> Iterator[str]:

@@ -95,12 +95,12 @@ def normalize_then(norm: nn.Module, x: Tensor, consumer: nn.Module) -> Tensor:
     return batch_norm_act_then(consumer, x, norm._params(), relu=norm.relu)
 
 
-def normalize_and_pool(norm: BatchNormAct2d, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the 3x3 max pooling, at stride 2, of a batch norm with ReLU twice, once for each consumer.
+def normalize_and_pool(norm: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the 3x3 max pooling, at stride 2, of norm(x) twice, once for each consumer.
 
-    In training the normalised x is not written to memory where the Triton kernels run.
+    In training the output of a BatchNormAct2d with ReLU is not written to memory where the Triton kernels run.
     """
-    if norm.training and norm.relu:
+    if isinstance(norm, BatchNormAct2d) and norm.training and norm.relu:
         return batch_norm_relu_pool(x, norm._params())
     return max_pool(norm(x))
 

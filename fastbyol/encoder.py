@@ -99,10 +99,30 @@ class StemConv2d(nn.Conv2d):
         return stem_convolution(images, self.weight, recomputes=self.recomputes)
 
 
+class NormedMaxPool(nn.MaxPool2d):
+    """Max pooling 3x3, stride 2, padding 1, of a batch norm with ReLU; returns its result twice, once per consumer."""
+
+    def __init__(self) -> None:
+        super().__init__(3, 2, 1)
+
+    def forward(self, x: Tensor, norm: nn.Module) -> Twins:  # type: ignore[override]  # the norm before it, too
+        """Map [N, C, H, W] to [N, C, H/2, W/2]; `norm` is computed here, with the pooling where that is faster."""
+        return normalize_and_pool(norm, x)
+
+
+class NoPool(nn.Identity):
+    """The stem of small images, which does not pool: batch norm with ReLU, returned twice, once per consumer."""
+
+    def forward(self, x: Tensor, norm: nn.Module) -> Twins:  # type: ignore[override]  # the norm before it, too
+        """Return norm(x) [N, C, H, W] twice."""
+        y: Tensor = norm(x)
+        return y, y
+
+
 STEMS: dict[str, Callable[[int], tuple[nn.Conv2d, nn.Module]]] = {
-    "imagenet": lambda planes: (StemConv2d(planes), nn.MaxPool2d(3, 2, 1)),
-    "cifar": lambda planes: (nn.Conv2d(3, planes, 3, 1, 1, bias=False), nn.Identity()),
-    "cifar_stride2": lambda planes: (nn.Conv2d(3, planes, 3, 2, 1, bias=False), nn.Identity()),
+    "imagenet": lambda planes: (StemConv2d(planes), NormedMaxPool()),
+    "cifar": lambda planes: (nn.Conv2d(3, planes, 3, 1, 1, bias=False), NoPool()),
+    "cifar_stride2": lambda planes: (nn.Conv2d(3, planes, 3, 2, 1, bias=False), NoPool()),
 }
 
 
@@ -150,12 +170,7 @@ class ResNet(Encoder):
 
     def feature_map(self, images: Tensor) -> Tensor:
         """Map images [N, 3, H, W] to the last feature map [N, features, h, w]."""
-        x = self.conv1(images)
-        if isinstance(self.maxpool, nn.MaxPool2d):
-            twins = normalize_and_pool(self.bn1, x)  # which pools, too
-        else:
-            x = self.bn1(x)
-            twins = x, x
+        twins: Twins = self.maxpool(self.conv1(images), self.bn1)
         for stage in self.stages:
             twins = self.get_submodule(stage)(twins)
         return twins[0]

@@ -7,6 +7,8 @@ importing torch. docs/extending.md shows what each kind of part has to look like
 from __future__ import annotations
 
 import importlib
+import os
+import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -55,13 +57,16 @@ class Registry(Mapping[str, str]):
         """
         target = self._parts.get(self.check(name), name)
         module, _, attribute = target.partition(":")
+        if name not in self._parts and "" not in sys.path and os.getcwd() not in sys.path:  # noqa: PTH109
+            sys.path.append(os.getcwd())  # noqa: PTH109 - a console command's path lacks the folder it is started in
         try:
             return getattr(importlib.import_module(module), attribute)
         except (ImportError, AttributeError) as error:
             if name in self._parts:
                 raise
             raise ConfigError(
-                f"{self.kind} {name!r} cannot be imported ({error}); give module:attribute of a module on PYTHONPATH"
+                f"{self.kind} {name!r} cannot be imported ({error}); give module:attribute of a module in this folder "
+                "or on PYTHONPATH"
             ) from error
 
 

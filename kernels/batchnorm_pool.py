@@ -8,7 +8,7 @@ statistics as in batchnorm.py, windows and places as in max_pool.py.
 
 Elements moved, with z a quarter of x: forward, after the statistics, reads x and writes z and a byte, where batch norm
 and pooling apart read 2 and write 5/4 of x. Backward, both kernels read x, one or two dz and the byte, and one writes
-dx: 2 to 5/2 reads and 1 write, where pooling and batch norm apart read 4 to 9/2 and write 2.
+dx: 5/2 to 3 reads and 1 write, where pooling and batch norm apart read 17/4 to 9/2 and write 2.
 """
 
 from __future__ import annotations

@@ -30,7 +30,8 @@ STATS_TILE_BYTES = 8192  # of x per program where only x is read: as many bytes 
 SUMS = tl.constexpr(1024)  # accumulators per sum and program, 8 per thread
 SPLIT_TILES = 4  # at least this many tiles per program, so that partial sums are a small part of the bytes
 # Programs that sum at the same time: 6 blocks of 128 threads on each of 128 multiprocessors. This many fit on sm_90,
-# with up to 80 registers; on sm_80 the backward's sums take up to 91, and 5 blocks fit.
+# with up to 80 registers; on sm_80 the backward's sums take up to 91, and 5 blocks fit. Of the sums of
+# batchnorm_pool.py 3 fit, which makes two rounds.
 PROGRAMS = 768
 # Splits and channels: few channels per program, so that many multiprocessors read.
 FINALIZE = {"BS": 512, "BC": 8, "num_warps": 8}

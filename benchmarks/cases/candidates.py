@@ -33,13 +33,16 @@ def cases(device: str) -> Iterator[Case]:
             )
 
 
+SEARCHED = 10  # algorithms that cuDNN tries for each convolution, by torch's default
+
+
 def _search(limit: int, _made: step.Engine) -> None:
     """Let cuDNN try so many algorithms for each convolution; 0: all."""
     torch.backends.cudnn.benchmark_limit = limit
 
 
 CANDIDATES: dict[str, dict[str, Callable[[step.Engine], None]]] = {
-    "cudnn_benchmark_limit": {"10 (today)": partial(_search, 10), "0: every algorithm": partial(_search, 0)},
+    "cudnn_benchmark_limit": {"10 (today)": partial(_search, SEARCHED), "0: every algorithm": partial(_search, 0)},
 }
 
 
@@ -52,4 +55,9 @@ def _changed(change: Callable[[step.Engine], None], make: Callable[[], step.Engi
         change(engine)
         return engine
 
-    return step._prepare(made, recipe, views, device, is_checked=False)  # type: ignore[arg-type]
+    try:
+        return step._prepare(made, recipe, views, device, is_checked=False)  # type: ignore[arg-type]
+    finally:
+        torch.backends.cudnn.benchmark_limit = (
+            SEARCHED  # algorithms are chosen: what is measured next finds the default
+        )

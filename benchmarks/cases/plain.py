@@ -13,6 +13,7 @@ from fastbyol import optim
 from fastbyol.batchnorm import EPS, MOMENTUM, BatchNormAct1d, BatchNormAct2d, BatchNormAddReLU2d
 from fastbyol.byol import BYOL, Output
 from fastbyol.config import OptimConfig
+from fastbyol.encoder import NormedMaxPool, StemConv2d
 
 
 def norm_relu(x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor) -> Tensor:
@@ -46,11 +47,36 @@ class BatchNorm(nn.Module):
         return z if residual is None else (z, z)
 
 
+class Convolution(nn.Module):
+    """A stand-in for the stem's convolution, on the same weight."""
+
+    def __init__(self, ours: StemConv2d) -> None:
+        super().__init__()
+        self.weight = ours.weight
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Convolve images [N, 3, H, W]."""
+        return F.conv2d(images, self.weight, stride=2, padding=3)
+
+
+class MaxPool(nn.Module):
+    """A stand-in for the stem's pooling, for both of its consumers."""
+
+    def forward(self, x: Tensor, norm: nn.Module) -> tuple[Tensor, Tensor]:
+        """Normalise, then pool [N, C, H, W]."""
+        z = F.max_pool2d(norm(x), 3, 2, 1)
+        return z, z
+
+
 def replace_(module: nn.Module) -> None:
-    """Replace every batch norm inside the module by the stand-in."""
+    """Replace every batch norm inside the module, the stem's convolution and its pooling by the stand-ins."""
     for name, child in module.named_children():
         if isinstance(child, BatchNormAct1d | BatchNormAct2d | BatchNormAddReLU2d):
             setattr(module, name, BatchNorm(child))
+        elif isinstance(child, StemConv2d):
+            setattr(module, name, Convolution(child))
+        elif isinstance(child, NormedMaxPool):
+            setattr(module, name, MaxPool())
         else:
             replace_(child)
 

@@ -106,22 +106,16 @@ def third(where: Where) -> list[Stage]:
     for name in where.sets:
         files = where.images(name)
         recipe = FINISHED_TRAININGS[name] if where.is_gpu else "cifar10_tiny+crop_px=16"
-        arguments = (
-            recipe,
-            "--budget",
-            f"{budget_s:.0f}s",
-            "--checkpoint-every",
-            "2s",
-            "--loader",
-            "memory",
-            *_data(files),
-        )
+        length = ("--budget", f"{budget_s:.0f}s", "--checkpoint-every", "2s")
         linear = f"linear --cached --epochs {20 if where.is_gpu else 2} --skip-random-init"
         part = _training(
             f"{name}-long",
             where,
             budget_s + SCORES_S,
-            *arguments,
+            recipe,
+            *length,
+            "--loader",
+            "memory",
             *_data(files),
             val=files.val,
             scores=(linear, "knn"),

@@ -131,11 +131,6 @@ class Output:
             self._fault(f"summary.md could not be written: {error}")
 
 
-def read_jsonl(path: Path) -> list[dict[str, Any]]:
-    """Read the whole rows of a run's metrics."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
-
-
 def append_row(path: Path, row: Mapping[str, Any]) -> None:
     """Add a row in one write, so that parts beside one another do not mix theirs."""
     with path.open("a") as file:

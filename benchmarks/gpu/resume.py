@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import signal
 import subprocess
 import sys
 import time
@@ -16,7 +15,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # run as a script, from a checkout
 
-from benchmarks.gpu.output import append_row, read_jsonl
+from benchmarks.gpu.output import append_row
+from fastbyol.monitor.metrics import read_metrics
 
 LOSS_RTOL = 0.05  # a GPU's sums run in any order, so two runs agree in what they learn, not bit for bit
 KILL_AT = 0.4  # of the run
@@ -25,20 +25,15 @@ KILL_AT = 0.4  # of the run
 def wait_for_progress(out: Path, progress: float, process: subprocess.Popen[bytes], patience_s: float) -> None:
     """Wait for a row of that progress and for a checkpoint; raise RuntimeError if the run ends before."""
     deadline = time.monotonic() + patience_s
-    while not (list(out.glob("checkpoints/*.pt")) and any(r["progress"] >= progress for r in read_whole(out))):
+    while not (
+        list(out.glob("checkpoints/*.pt"))
+        and any(r["progress"] >= progress for r in read_metrics(out / "metrics.jsonl"))
+    ):
         if process.poll() is not None:
             raise RuntimeError(f"the run ended with status {process.returncode} before it could be killed")
         if time.monotonic() > deadline:
             raise RuntimeError(f"no checkpoint and no progress of {progress:.0%} after {patience_s:.0f} s")
         time.sleep(0.02)
-
-
-def read_whole(out: Path) -> list[dict[str, Any]]:
-    """Read the rows of a run in progress, whose last line may be half a line."""
-    try:
-        return read_jsonl(out / "metrics.jsonl")
-    except json.JSONDecodeError:
-        return []
 
 
 def compare(whole: list[dict[str, Any]], resumed: list[dict[str, Any]]) -> str | None:
@@ -81,17 +76,20 @@ def measure(arguments: list[str], out: Path, *, patience_s: float) -> dict[str, 
         subprocess.Popen([*command, "--out", str(folder), "--overwrite"]) for folder in (whole, killed)
     )
     try:
-        wait_for_progress(killed, KILL_AT, process, patience_s)
+        try:
+            wait_for_progress(killed, KILL_AT, process, patience_s)
+        finally:
+            process.kill()
+            process.wait()
+        rows = len(read_metrics(killed / "metrics.jsonl"))
+        began = time.monotonic()
+        subprocess.run([*command, "--out", str(killed), "--resume"], check=True)
+        taken_s = time.monotonic() - began
+        if reference.wait():
+            raise RuntimeError(f"the run left alone ended with status {reference.returncode}")
     finally:
-        process.send_signal(signal.SIGKILL)
-        process.wait()
-    rows = len(read_jsonl(killed / "metrics.jsonl"))
-    began = time.monotonic()
-    subprocess.run([*command, "--out", str(killed), "--resume"], check=True)
-    taken_s = time.monotonic() - began
-    if reference.wait():
-        raise RuntimeError(f"the run left alone ended with status {reference.returncode}")
-    left_alone, resumed = (read_jsonl(folder / "metrics.jsonl") for folder in (whole, killed))
+        reference.kill()
+    left_alone, resumed = (read_metrics(folder / "metrics.jsonl") for folder in (whole, killed))
     result = f"killed at step {rows}, resumed to step {resumed[-1]['step']} in {taken_s:.1f} s; "
     result += f"last loss {resumed[-1]['loss']:.4f}, left alone {left_alone[-1]['loss']:.4f}"
     return {"result": result, "error": compare(left_alone, resumed)}

@@ -16,8 +16,9 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # run as a script, from a checkout
 
-from benchmarks.gpu.output import append_row, read_jsonl
+from benchmarks.gpu.output import append_row
 from benchmarks.gpu.resume import wait_for_progress
+from fastbyol.monitor.metrics import read_metrics
 
 PATIENCE_S = 400.0  # for a training to reach the progress at which it is killed
 OPERATIONS = 12  # lines of the profile's table that are printed
@@ -36,7 +37,7 @@ OF_RESULT = (
 def row_of(name: str, out: Path) -> dict[str, Any]:
     """Sum up a run folder: its result, and of its rows after the first, medians that a cold start does not move."""
     config = json.loads((out / "config.json").read_text())
-    rows = read_jsonl(out / "metrics.jsonl")
+    rows = read_metrics(out / "metrics.jsonl")
     warm = rows[1:] or rows
     recipe = config["recipe"]
     row: dict[str, Any] = {
@@ -75,10 +76,10 @@ def train_and_kill(command: list[str], out: Path, *, kill_at: float | None) -> t
             return process.wait() or 1, str(error)
         finally:
             process.send_signal(signal.SIGKILL)
-    killed_at = read_jsonl(out / "metrics.jsonl")[-1]["step"]
+    killed_at = read_metrics(out / "metrics.jsonl")[-1]["step"]
     status = subprocess.run([*command, "--resume"], check=False).returncode
-    steps = [row["step"] for row in read_jsonl(out / "metrics.jsonl")]
-    is_whole = steps == sorted(set(steps)) and len({after - before for before, after in pairwise(steps[:-1])}) == 1
+    steps = [row["step"] for row in read_metrics(out / "metrics.jsonl")]
+    is_whole = len({after - before for before, after in pairwise(steps[:-1])}) <= 1 and steps == sorted(set(steps))
     said = f"killed at step {killed_at}, resumed to step {steps[-1]}"
     return (status, said) if is_whole else (1, f"{said}, but rows are missing or doubled")
 

@@ -106,7 +106,7 @@ def config_of(args: argparse.Namespace, folder: RunFolder) -> Config:
     recipe = recipe_of(args)
     data, val = args.data, args.val
     if data is None:
-        if args.recipe != "demo" or val is not None or ranks() > 1:
+        if args.recipe.partition("+")[0] != "demo" or val is not None or ranks() > 1:
             raise ConfigError(
                 f"recipe {args.recipe} needs images; give --data F.beton, a file written by fastbyol-prep write"
             )

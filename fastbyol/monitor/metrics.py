@@ -10,6 +10,7 @@ from typing import Any
 import torch
 
 from fastbyol.errors import ConfigError
+from fastbyol.system.device import Idle
 
 LAPS = ("loader_wait_s", "views_s", "step_s", "agree_s", "log_s", "checkpoint_s")  # of the loop, in a row
 
@@ -52,11 +53,12 @@ class Intervals:
         self.images = 0
         self._began = self._lap = time.perf_counter()
 
-    def lap(self, name: str) -> None:
-        """Add the time since the last lap to `name`, one of LAPS."""
+    def lap(self, name: str) -> float:
+        """Add the time since the last lap to `name`, one of LAPS; return it, in seconds."""
         now = time.perf_counter()
-        self.seconds[name] += now - self._lap
-        self._lap = now
+        took_s, self._lap = now - self._lap, now
+        self.seconds[name] += took_s
+        return took_s
 
     def skip(self) -> None:
         """Leave the time since the last lap out of the sums and of the interval."""
@@ -64,19 +66,18 @@ class Intervals:
         self._began += now - self._lap
         self._lap = now
 
-    def take(self, *, gpu_idle_s: float | None = None) -> dict[str, float]:
+    def take(self, *, gpu_idle: Idle | None = None) -> dict[str, float]:
         """Return and reset the sums, the interval, images/s and the fraction of time lost waiting, in [0, 1].
 
-        gpu_idle_s: what a GPU idled between steps, None without one. While it computes, the host's waiting loses
-        nothing.
+        gpu_idle: what a GPU idled between steps, None without one. While it computes, the host's waiting loses nothing.
         """
         now = time.perf_counter()
         interval_s = now - self._began
         row = {"images_per_s": self.images / interval_s, "interval_s": interval_s, **self.seconds}
         lost_s = self.seconds["loader_wait_s"]
-        if gpu_idle_s is not None:
-            lost_s = min(lost_s, gpu_idle_s)
-            row["gpu_idle_share"] = min(gpu_idle_s / interval_s, 1.0)
+        if gpu_idle is not None:
+            lost_s = gpu_idle.waiting_s
+            row["gpu_idle_share"] = min(gpu_idle.idle_s / interval_s, 1.0)
         row["loader_wait_share"] = min(lost_s / interval_s, 1.0)
         self.seconds = dict.fromkeys(self.seconds, 0.0)
         self.images, self._began, self._lap = 0, now, now

@@ -6,7 +6,7 @@ import os
 from collections import deque
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -61,6 +61,13 @@ class HostCopy:
 STEPS_AHEAD = 2  # of the host, before the GPU
 
 
+class Idle(NamedTuple):
+    """Seconds that a GPU idled between steps, and those of them in which the host waited for images."""
+
+    idle_s: float = 0.0
+    waiting_s: float = 0.0
+
+
 class Throttle:
     """A limit on the host, which queues at most `steps_ahead` steps before the GPU; and what the GPU idles meanwhile.
 
@@ -76,39 +83,41 @@ class Throttle:
         self._steps_ahead = steps_ahead
         # blocking: a wait sleeps, which leaves the core to decoding
         self._new_event = new_event or partial(torch.cuda.Event, blocking=True, enable_timing=True)
-        self._steps: deque[tuple[Any, Any]] = deque()  # events of starts, None where a pause came before, and of ends
+        self._steps: deque[tuple[Any, float, Any]] = deque()  # start, None after a pause, the wait before it, end
         self._start: Any = None
+        self._wait_s = 0.0
         self._last_end: Any = None
         self._is_after_pause = True
-        self._idle_s = 0.0
+        self._idle = Idle()
 
-    def before_step(self) -> None:
-        """Note that the step's work is queued from here on."""
+    def before_step(self, *, wait_s: float = 0.0) -> None:
+        """Note that the step's work is queued from here on; wait_s: what the host has just waited for images."""
         if self._on_gpu and not self._is_after_pause:
-            self._start = self._record()
+            self._start, self._wait_s = self._record(), wait_s
         self._is_after_pause = False
 
     def after_step(self) -> None:
         """Note that the step's work is queued; wait for the step `steps_ahead` before it, not for this one."""
         if not self._on_gpu:
             return
-        self._steps.append((self._start, self._record()))
+        self._steps.append((self._start, self._wait_s, self._record()))
         self._start = None
         if len(self._steps) > self._steps_ahead:
-            start, end = self._steps.popleft()
+            start, wait_s, end = self._steps.popleft()
             end.synchronize()
             if start is not None and self._last_end is not None:
-                self._idle_s += self._last_end.elapsed_time(start) / 1000
+                idle_s = self._last_end.elapsed_time(start) / 1000
+                self._idle = Idle(self._idle.idle_s + idle_s, self._idle.waiting_s + min(idle_s, wait_s))
             self._last_end = end
 
     def pause(self) -> None:
         """Leave what the GPU idles until the next step out of the count."""
         self._is_after_pause = True
 
-    def take_idle_s(self) -> float | None:
-        """Return and reset the seconds that the GPU idled between steps; None without a GPU."""
-        idle_s, self._idle_s = self._idle_s, 0.0
-        return idle_s if self._on_gpu else None
+    def take_idle(self) -> Idle | None:
+        """Return and reset what the GPU idled between the steps that have ended; None without a GPU."""
+        idle, self._idle = self._idle, Idle()
+        return idle if self._on_gpu else None
 
     def _record(self) -> Any:
         event = self._new_event()

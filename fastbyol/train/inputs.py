@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Iterator
+from itertools import cycle, islice
 
 import torch
 from torch import Tensor
@@ -25,8 +26,8 @@ class Pipeline:
     def __init__(self, config: Config, reader: Reader, world: World, *, precision: torch.dtype) -> None:
         self.config, self.reader, self.world, self.precision = config, reader, world, precision
 
-    def batches(self, start: int) -> Generator[Batch, None, None]:
-        """Load this rank's rows of global batches start, start + 1, ... without end."""
+    def batches(self, start: int, *, repeated: int | None = None) -> Generator[Batch, None, None]:
+        """Load this rank's rows of global batches start, start + 1, ... without end; repeated: so many, in turn."""
         config, world = self.config, self.world
         rows = stream(
             start,
@@ -36,6 +37,8 @@ class Pipeline:
             rank=world.rank,
             ranks=world.ranks,
         )
+        if repeated is not None:
+            rows = cycle(islice(rows, repeated))
         loaded = load(
             config.loader,
             self.reader,

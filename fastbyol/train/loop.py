@@ -139,7 +139,7 @@ class Loop:
         Rank 0 calls `score` at the shares in config.knn_at. A signal during the last checkpoint still returns False.
         Raises Diverged if the watchdog finds no use in going on; earlier checkpoints stay.
         """
-        self.schedule = schedule
+        self.schedule, self.throttle = schedule, Throttle(self.config.device)  # without calibration's steps
         start, now_s = self.position, self.stopwatch.elapsed_s()
         session, is_stopped = Session(plan, schedule, score, start, now_s, now_s, now_s), False
         with (
@@ -163,8 +163,7 @@ class Loop:
         config = self.config
         with self.stop.on_stall(lambda: self.checkpoints.save_while_stalled(self.position.step)):
             batch = next(batches)
-        intervals.lap("loader_wait_s")
-        self.throttle.before_step()
+        self.throttle.before_step(wait_s=intervals.lap("loader_wait_s"))
         rates = {"lr": schedule.learning_rate(progress), "tau": schedule.tau(progress)}
         crop_px = schedule.crop_px(progress)
         with self.threads.unit(crop_px):
@@ -216,7 +215,7 @@ class Loop:
                 session.leave_out(row["score_s"])
                 self.throttle.pause()
             self.rows.append(
-                row | intervals.take(gpu_idle_s=self.throttle.take_idle_s()), numbers, left_s=session.left_s(progress)
+                row | intervals.take(gpu_idle=self.throttle.take_idle()), numbers, left_s=session.left_s(progress)
             )
         if is_over:
             self.rows.write_all()

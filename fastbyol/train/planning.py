@@ -4,14 +4,11 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterator
-from itertools import cycle, islice
 from typing import Any
 
 from fastbyol import schedule
 from fastbyol.budget import format_duration
 from fastbyol.errors import ConfigError
-from fastbyol.loaders.batch import Batch
 from fastbyol.monitor.metrics import Intervals
 from fastbyol.schedule import Schedule
 from fastbyol.system.device import STEPS_AHEAD
@@ -96,8 +93,9 @@ class Planner:
         on_gpu = self.config.device == "cuda"
         # on a GPU a step takes its time only once the host is as far ahead as the throttle lets it
         warm_up = (step.WARM_UP if self.config.engine == "graph" else 0) + STEPS_AHEAD * on_gpu
-        source = loop.pipeline.batches(loop.position.step)
-        batches = _as_after_an_epoch(source, loader=self.config.loader, count=warm_up + 1)
+        # loader memory decodes an image on its first use alone: most epochs wait for none
+        repeated = warm_up + 1 if self.config.loader == "memory" else None
+        batches = loop.pipeline.batches(loop.position.step, repeated=repeated)
 
         def timed_step() -> float:
             began_s = self.stopwatch.elapsed_s()
@@ -116,7 +114,7 @@ class Planner:
                 compiles=on_gpu,
             )
         finally:
-            source.close()
+            batches.close()
         if measured.is_cold:
             loop.logger.warn(
                 f"the first step, which compiles and chooses algorithms, took {measured.step_s:.0f} of the "
@@ -152,14 +150,6 @@ class Planner:
             )
         self.loop.logger.warn(f"no time is left to train; the run ends at {at.progress:.0%} of its progress")
         return False
-
-
-def _as_after_an_epoch(source: Iterator[Batch], *, loader: str, count: int) -> Iterator[Batch]:
-    """Return the batches that a step is measured on: with loader memory the first `count` again and again.
-
-    It decodes an image on its first use alone, so that most epochs wait for none.
-    """
-    return cycle(islice(source, count)) if loader == "memory" else source
 
 
 def _plan_summary(plan: dict[str, Any], schedules: Schedule) -> str:

@@ -20,8 +20,10 @@ from benchmarks.cases import batchnorm, compare, loader, plain
 from benchmarks.gpu import predictions
 from benchmarks.harness import Absent, Case, Limits, Ready, measure
 from fastbyol import optim
+from fastbyol.batchnorm import BatchNormAct1d, BatchNormAct2d, BatchNormAddReLU2d
 from fastbyol.byol import BYOL
 from fastbyol.config import EncoderConfig, HeadConfig, OptimConfig
+from fastbyol.encoder import NormedMaxPool, StemConv2d
 from fastbyol.train import step
 from tests.support.tolerances import NAIVE_STEPS_RTOL
 
@@ -58,15 +60,15 @@ def test_quantiles_and_rates_are_those_of_the_times() -> None:
 def test_cpu_time_is_that_of_all_threads_and_of_children() -> None:
     burn = "import time; end = time.process_time() + 0.3\nwhile time.process_time() < end: pass"
     thread = threading.Thread(target=exec, args=(burn.replace("process_time", "thread_time"),))
-    before = stopwatch.cpu_seconds()
+    since = stopwatch.CpuClock()
     thread.start()
     thread.join()
-    assert stopwatch.cpu_seconds() - before >= 0.3
+    assert since.elapsed_s() >= 0.3
     with subprocess.Popen([sys.executable, "-c", f"{burn}\nprint(flush=True); input()"], **PIPES) as child:
         child.stdout.readline()
-        assert stopwatch.cpu_seconds() - before >= 0.59  # of a running child in ticks of 10 ms
+        assert since.elapsed_s() >= 0.59  # of a running child in ticks of 10 ms
         child.communicate("\n")
-    assert stopwatch.cpu_seconds() - before >= 0.6
+    assert since.elapsed_s() >= 0.6
 
 
 def test_rivals_are_timed_in_turn() -> None:
@@ -209,16 +211,22 @@ def test_batch_norm_on_a_gpu_moves_the_bytes_its_kernels_name() -> None:
     assert problem.bytes_moved(backward=True) == (8 + 14 + 1 / 4) * elements
 
 
-@pytest.mark.parametrize("step_", [plain.lars_loop_, plain.lars_foreach_], ids=["loop", "foreach"])
-def test_plain_rival_takes_the_same_steps(step_: Callable[..., None]) -> None:
+@pytest.mark.parametrize(
+    ("step_", "stem"),
+    [(plain.lars_loop_, "cifar"), (plain.lars_foreach_, "imagenet")],
+    ids=["loop", "foreach, imagenet stem"],
+)
+def test_plain_rival_takes_the_same_steps_without_our_kernels(step_: Callable[..., None], stem: str) -> None:
     config = OptimConfig(base_lr=0.8, weight_decay=1e-3, tau_base=0.9, warmup_epochs=0)
-    model = BYOL(EncoderConfig("resnet8", width=1 / 16, stem="cifar"), HeadConfig(hidden=16, out=8), seed=1).double()
+    model = BYOL(EncoderConfig("resnet8", width=1 / 16, stem=stem), HeadConfig(hidden=16, out=8), seed=1).double()
     other = copy.deepcopy(model)
     ours = step.Eager(model, optim.build(model, model.target_of(), config))
     theirs = step.Eager(other, plain.LARS(other, config, step_))  # type: ignore[arg-type]
     theirs.forward = plain.PerView(other)
+    ours_in_theirs = StemConv2d | NormedMaxPool | BatchNormAct1d | BatchNormAct2d | BatchNormAddReLU2d
+    assert not any(isinstance(module, ours_in_theirs) for module in other.modules())
     for number in range(3):
-        images = torch.randn(12, 3, 16, 16, dtype=torch.float64, generator=torch.Generator().manual_seed(number))
+        images = torch.randn(12, 3, 32, 32, dtype=torch.float64, generator=torch.Generator().manual_seed(number))
         found = [engine(images, lr=0.1, tau=0.9).loss.item() for engine in (ours, theirs)]
         assert found[0] == pytest.approx(found[1], rel=NAIVE_STEPS_RTOL)
 

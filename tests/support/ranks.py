@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from fastbyol.batchnorm import BatchNormAct2d, BatchNormAddReLU2d, synchronize_
+from fastbyol.batchnorm import BatchNormAct2d, BatchNormAddReLU2d, normalize_and_pool, synchronize_
 from tests.support.forks import CONTEXT
 
 TIMEOUT_S = 120
@@ -56,14 +56,17 @@ def join(parts: list[Tensor]) -> Tensor:
 
 
 def step(inputs: Inputs) -> dict[str, Tensor]:
-    """Run a batch norm, and one whose residual is the first one's result, forward and backward; collect everything."""
-    first, last = inputs.layers
+    """Run a batch norm, one whose residual is the first one's result, and one with pooling; collect everything."""
+    first, last, pooling = inputs.layers
     x = inputs.x.clone().requires_grad_()
     shortcut = first(x)
     z, _ = last(x.square(), shortcut)
-    z.backward(inputs.dz)
+    pooled = normalize_and_pool(pooling, x.contiguous(memory_format=torch.channels_last))[0]
+    height, width = pooled.shape[2:]
+    torch.autograd.backward((z, pooled), (inputs.dz, inputs.dz[:, :, :height, :width]))
     gradients = {f"{name}.grad": p.grad for name, p in inputs.layers.named_parameters()}
-    return {"z": z.detach(), "dx": x.grad, **gradients, **dict(inputs.layers.named_buffers())}
+    results = {"z": z.detach(), "pooled": pooled.detach(), "dx": x.grad}
+    return {**results, **gradients, **dict(inputs.layers.named_buffers())}
 
 
 def synchronized_step(rank: int, folder: Path) -> dict[str, Tensor]:
@@ -79,7 +82,8 @@ def check_ranks_equal_one_process(folder: Path, images: tuple[int, ...], *, dtyp
     """Compare ranks of so many images a view with one process, in float64, on the joined batch."""
     torch.manual_seed(0)
     channels = 5
-    layers = nn.ModuleList([BatchNormAct2d(channels, views=VIEWS), BatchNormAddReLU2d(channels, views=VIEWS)])
+    norms = (BatchNormAct2d, BatchNormAddReLU2d, BatchNormAct2d)
+    layers = nn.ModuleList([norm(channels, views=VIEWS) for norm in norms])
     for layer in layers:
         for tensor in (layer.weight, layer.bias, layer.running_mean):
             nn.init.normal_(tensor)
@@ -95,7 +99,7 @@ def check_ranks_equal_one_process(folder: Path, images: tuple[int, ...], *, dtyp
     for name, want in expected.items():
         if name.endswith("grad"):
             actual = sum(rank[name] for rank in got)
-        elif name in ("z", "dx"):
+        elif name in ("z", "pooled", "dx"):
             actual = join([rank[name] for rank in got])
         else:
             assert all(torch.equal(rank[name], got[0][name]) for rank in got), name

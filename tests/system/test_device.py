@@ -36,7 +36,7 @@ def test_on_a_cpu_a_copy_is_the_tensor_and_the_pace_is_free() -> None:
     throttle = Throttle("cpu")
     throttle.before_step()
     throttle.after_step()
-    assert throttle.take_idle_s() is None
+    assert throttle.take_idle() is None
 
 
 @dataclass
@@ -80,9 +80,12 @@ def test_the_gpu_idles_only_while_it_has_nothing_left_to_do(wait_s: float, step_
         if number == 6:
             gpu.now_s += 100
             throttle.pause()
-        throttle.before_step()
+        throttle.before_step(wait_s=0.003 if number == 3 else wait_s)
         gpu.compute(step_s)
         throttle.after_step()
     counted = 12 - 1 - 1 - STEPS_AHEAD  # without the first, the one after the pause and the last
-    assert throttle.take_idle_s() == pytest.approx(counted * idle_s)
-    assert throttle.take_idle_s() == 0.0
+    idle, again = throttle.take_idle(), throttle.take_idle()
+    assert idle is not None
+    assert idle.idle_s == pytest.approx(counted * idle_s)
+    assert idle.waiting_s == pytest.approx((counted - 1) * min(idle_s, wait_s) + min(idle_s, 0.003))
+    assert again == (0.0, 0.0)

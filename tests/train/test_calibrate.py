@@ -13,7 +13,7 @@ from fastbyol import optim
 from fastbyol.byol import BYOL
 from fastbyol.recipes import named
 from fastbyol.system.device import STEPS_AHEAD
-from fastbyol.train import calibrate, planning, step
+from fastbyol.train import calibrate, step
 
 
 def engine_of(*, target_statistics: str = "batch") -> step.Eager:
@@ -103,12 +103,6 @@ def test_a_step_takes_what_the_slower_of_host_and_gpu_takes(host_s: float, gpu_s
         pipeline.step, dict, warm_up=STEPS_AHEAD, left_s=100 * gpu_s, agree=bool, compiles=True
     )
     assert measured.step_s == pytest.approx(max(host_s, gpu_s))
-
-
-def test_only_loader_memory_is_measured_on_images_that_it_holds() -> None:
-    for loader, expected in (("memory", [0, 1, 2, 0, 1]), ("native", [0, 1, 2, 3, 4])):
-        batches = planning._as_after_an_epoch(itertools.count(), loader=loader, count=3)  # type: ignore[arg-type]
-        assert list(itertools.islice(batches, 5)) == expected
 
 
 @pytest.mark.parametrize(("cold", "warm_up", "least_s"), [(1, 0, 60), (1, 3, 60), (2, 3, 90)])
