@@ -22,7 +22,7 @@ def run(name: str, *asked: object) -> str:
 
 @pytest.mark.slow
 def test_training_from_python_prints_its_result(betons: Betons, tmp_path: Path) -> None:
-    said = run("train.py", betons.train, betons.val, tmp_path / "run", "15s")
+    said = run("train.py", betons.train, betons.val, tmp_path / "run", "11s")
     assert re.fullmatch(r"kNN [\d.]+ % -> [\d.]+ % after [\d.]+ epochs\n", said)
 
 

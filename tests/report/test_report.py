@@ -214,7 +214,7 @@ def test_the_plan_and_what_happened_add_up_to_the_budget() -> None:
 def test_the_plan_of_a_real_run_is_shown_whole(betons: Betons, tmp_path: Path) -> None:
     recipe = replace(named("demo+hidden=16+out=8"), batch_size=32)
     folder = RunFolder(tmp_path / "run")
-    config = Config(recipe, str(betons.train), str(betons.val), budget_s=15, workers=1, tensorboard=False)
+    config = Config(recipe, str(betons.train), str(betons.val), budget_s=10, workers=1, tensorboard=False)
     result = run(config, folder.path)
     assert result is not None
     plan = result["plan"]

@@ -34,7 +34,7 @@ from tests.conftest import Betons, write_beton
 from tests.support import soak
 from tests.support.commands import Fork, wait_until
 
-BUDGET_S = 24.0  # start-up and rehearsal of a busy machine leave some of it
+BUDGET_S = 18.0  # start-up and rehearsal of a busy machine leave some of it
 TRAIN = (sys.executable, "-m", "fastbyol.train")
 
 
@@ -241,7 +241,7 @@ def test_a_folder_has_one_run_at_a_time(betons: Betons, tmp_path: Path, capsys: 
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGKILL])
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGKILL])
 def test_resume_after_a_signal_is_bit_equal(
     betons: Betons, finished: Path, tmp_path: Path, number: signal.Signals
 ) -> None:
