@@ -154,8 +154,8 @@ class ThreadTuner:
             is_slow = self._is_slow(work, took_s, now_s)
             if is_slow or self._is_due(work, now_s):
                 work.to_try, work.tried, work.units, work.spent_s, work.count = list(self.numbers), {}, [], 0.0, 0
-            if is_slow:  # another program has come: its core is not to be tried again at once
-                self._measure_idle_cores(now_s, every_s=0.1)
+                if is_slow:  # another program has come
+                    self._measure_idle_cores(now_s, every_s=0.1)
                 self._limit_to_idle_cores(work)
 
     def _limit_to_idle_cores(self, work: _Work) -> None:

@@ -62,7 +62,7 @@ class Machine:
 def test_more_threads_than_other_programs_leave_cores_are_not_tried(cores: int, others: float, used: set[int]) -> None:
     """Not once: beside one busy process a unit with all threads may take 70 times as long."""
     machine = Machine(dict.fromkeys(range(1, cores + 1), 0.2), others=others, cores=cores)
-    machine.work(4.0)  # the first trials; those for new room, or for the time that passed, come later
+    machine.work(100.0)  # the first trials, and those for the time that passed
     assert machine.used == used
     said = f"other programs leave {cores - others:.1f} cores idle: at most {max(used)} of {cores} threads compute"
     assert [line.startswith(said) for line in machine.said] == [True] * (len(used) < cores)
