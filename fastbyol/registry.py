@@ -7,9 +7,9 @@ importing torch. docs/extending.md shows what each kind of part has to look like
 from __future__ import annotations
 
 import importlib
-import os
 import sys
 from collections.abc import Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from fastbyol.errors import ConfigError
@@ -57,8 +57,9 @@ class Registry(Mapping[str, str]):
         """
         target = self._parts.get(self.check(name), name)
         module, _, attribute = target.partition(":")
-        if name not in self._parts and "" not in sys.path and os.getcwd() not in sys.path:  # noqa: PTH109
-            sys.path.append(os.getcwd())  # noqa: PTH109 - a console command's path lacks the folder it is started in
+        here = str(Path.cwd())
+        if name not in self._parts and not {"", here} & set(sys.path):
+            sys.path.append(here)  # a console command's path lacks the folder it is started in
         try:
             return getattr(importlib.import_module(module), attribute)
         except (ImportError, AttributeError) as error:
