@@ -87,11 +87,7 @@ def parser() -> argparse.ArgumentParser:
     described.add_argument("--repeats", type=int, default=20, metavar="N", help="rounds of a comparison, at most")
     described.add_argument("--limit", type=float, default=math.inf, metavar="SECONDS", help="for the whole group")
     described.add_argument(
-        "--only",
-        action="append",
-        default=[],
-        metavar="TEXT",
-        help="cases that hold this; repeatable",
+        "--only", action="append", default=[], metavar="TEXT", help="cases that hold this; repeatable"
     )
     described.add_argument(
         "--without", action="append", default=[], metavar="TEXT", help="leave out cases that hold this; repeatable"

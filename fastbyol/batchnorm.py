@@ -96,9 +96,10 @@ def normalize_then(norm: nn.Module, x: Tensor, consumer: nn.Module) -> Tensor:
 
 
 def normalize_and_pool(norm: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
-    """Return the 3x3 max pooling, at stride 2, of norm(x) twice, once for each consumer.
+    """Return the 3x3 max pooling, at stride 2, of norm(x) twice, [N, C, ceil(H/2), ceil(W/2)], once for each consumer.
 
-    In training the output of a BatchNormAct2d with ReLU is not written to memory where the Triton kernels run.
+    x: [N, C, H, W]. In training the output of a BatchNormAct2d with ReLU is not written to memory where the Triton
+    kernels run.
     """
     if isinstance(norm, BatchNormAct2d) and norm.training and norm.relu:
         return batch_norm_relu_pool(x, norm._params())

@@ -209,7 +209,7 @@ def _warn_of_copy(name: str) -> None:
     )
 
 
-def _channels_last(x: Tensor, name: str | None = None) -> Tensor:
+def channels_last(x: Tensor, name: str | None = None) -> Tensor:
     """Return x in channels-last memory; warn once of a copy if a name is given (gradients of poolings need copies)."""
     order = torch.channels_last if x.ndim == 4 else torch.contiguous_format
     if name is not None and not x.is_contiguous(memory_format=order):
@@ -278,7 +278,7 @@ class _BatchNorm(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, *grads: Tensor | None) -> tuple[Tensor | None, ...]:
         x, mask, statistics, weight, bias = ctx.saved_tensors
-        dz, other = (*(_channels_last(g) for g in grads if g is not None), None)[:2]
+        dz, other = (*(channels_last(g) for g in grads if g is not None), None)[:2]
         assert dz is not None, "autograd asks for a backward only where a gradient arrives"
         mean, rstd = statistics
         views, channels = mean.shape
@@ -305,7 +305,7 @@ class _BatchNorm(torch.autograd.Function):
 def prepare(x: Tensor, norm: NormParams) -> tuple[Tensor, Tensor]:
     """Check x; return it in channels-last memory with mean and rstd [2, G, C]; update the running statistics."""
     reference.check_views(x, norm)
-    x = _channels_last(x, "x")
+    x = channels_last(x, "x")
     return x, batch_statistics(x, norm)
 
 
@@ -350,7 +350,7 @@ def batch_norm_add_relu(x: Tensor, residual: Tensor, norm: NormParams) -> tuple[
     if not runs_triton(x):
         return reference.batch_norm_add_relu(x, residual, norm)
     reference.check_residual(x, residual)
-    residual = _channels_last(residual, "residual")
+    residual = channels_last(residual, "residual")
     twins: tuple[Tensor, Tensor] = _batch_norm(x, residual, norm, relu=True)
     return twins
 
@@ -365,7 +365,7 @@ def batch_norm_eval(x: Tensor, residual: Tensor | None, norm: NormParams, *, rel
     reference.check_channels(x, norm.weight)
     if residual is not None:
         reference.check_residual(x, residual)
-        residual = _channels_last(residual, "residual")
-    x = _channels_last(x, "x")
+        residual = channels_last(residual, "residual")
+    x = channels_last(x, "x")
     mean, var = norm.running_mean[None], norm.running_var[None]
     return _apply(x, residual, mean, var, norm.weight, norm.bias, relu=relu, eps=norm.eps)[0]

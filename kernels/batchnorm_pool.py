@@ -23,20 +23,34 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from fastbyol.kernels import reference
-from fastbyol.kernels.batchnorm import normalized, prepare
+from fastbyol.kernels.batchnorm import channels_last, normalized, prepare
 from fastbyol.kernels.batchnorm_statistics import (
-    PROGRAMS,
     SUMS,
     column_block,
     fold,
     per_channel,
     reduce_splits,
+    sum_launch,
 )
 from fastbyol.kernels.dispatch import runs_triton
-from fastbyol.kernels.max_pool import TILE, WARPS, channels_last, out_side, square_gradients, square_offsets
+from fastbyol.kernels.max_pool import TILE, WARPS, out_side, square_gradients, square_offsets
 from fastbyol.kernels.reference import NormParams
 
-SPLIT_TILES = 4  # at least this many tiles per program that sums
+
+@triton.jit
+def _channel_params(mean_ptr, rstd_ptr, weight_ptr, bias_ptr, group, c, channels):
+    """Return mean, rstd, scale and bias of a group's channels c."""
+    mean = per_channel(mean_ptr + group * channels, c, channels)
+    rstd = per_channel(rstd_ptr + group * channels, c, channels)
+    return mean, rstd, rstd * per_channel(weight_ptr, c, channels), per_channel(bias_ptr, c, channels)
+
+
+@triton.jit
+def _locate(p, group, images, out_height, out_width):
+    """Return whether pixels p of a group's z exist, their image (int64), row and column."""
+    line = p // out_width
+    image = (group * images + line // out_height).to(tl.int64)
+    return p < images * out_height * out_width, image, line % out_height, p % out_width
 
 
 @triton.jit
@@ -60,13 +74,9 @@ def norm_pool_kernel(
     """Write z and, if given, the places; grid (tiles of the B*OH*OW pixels of a group's z, columns, G)."""
     group = tl.program_id(2)
     c = tl.program_id(1) * BC + tl.arange(0, BC)
-    mean = per_channel(mean_ptr + group * channels, c, channels)
-    scale = per_channel(rstd_ptr + group * channels, c, channels) * per_channel(weight_ptr, c, channels)
-    bias = per_channel(bias_ptr, c, channels)
+    mean, _, scale, bias = _channel_params(mean_ptr, rstd_ptr, weight_ptr, bias_ptr, group, c, channels)
     p = tl.program_id(0) * BM + tl.arange(0, BM)
-    line, j = p // out_width, p % out_width
-    exists, i = p < images * out_height * out_width, line % out_height
-    image = (group * images + line // out_height).to(tl.int64)
+    exists, image, i, j = _locate(p, group, images, out_height, out_width)
     top, left = 2 * i - 1, 2 * j - 1
     largest = tl.full([BM, BC], float("-inf"), tl.float32)
     place = tl.zeros([BM, BC], tl.int32) + (tl.where(top < 0, 3, 0) + tl.where(left < 0, 1, 0))[:, None]
@@ -119,16 +129,12 @@ def norm_pool_sums_kernel(
     """Write the split's sums of g and g * xhat to partial [2, G, S, C]; grid (columns, S, G)."""
     split, group = tl.program_id(1), tl.program_id(2)
     c = tl.program_id(0) * BC + tl.arange(0, BC)
-    mean = per_channel(mean_ptr + group * channels, c, channels)
-    rstd = per_channel(rstd_ptr + group * channels, c, channels)
-    scale = rstd * per_channel(weight_ptr, c, channels)
-    bias = per_channel(bias_ptr, c, channels)
+    mean, rstd, scale, bias = _channel_params(mean_ptr, rstd_ptr, weight_ptr, bias_ptr, group, c, channels)
     total = tl.zeros([SUMS // BC, BC], tl.float32)
     product = tl.zeros([SUMS // BC, BC], tl.float32)
     for start in range(0, pixels_per_split, BM):
         p = split * pixels_per_split + start + tl.arange(0, BM)
-        inside, line, j = p < images * out_height * out_width, p // out_width, p % out_width
-        image, i = (group * images + line // out_height).to(tl.int64), line % out_height
+        inside, image, i, j = _locate(p, group, images, out_height, out_width)
         four = square_gradients(
             dz_ptr, other_dz_ptr, place_ptr, image, i, j, out_height, out_width, c, inside, channels
         )
@@ -183,16 +189,12 @@ def norm_pool_backward_kernel(
     """Write dx in squares of 2x2, one for each pixel of z; grid (tiles of the pixels of a group's z, columns, G)."""
     group, groups = tl.program_id(2), tl.num_programs(2)
     c = tl.program_id(1) * BC + tl.arange(0, BC)
-    mean = per_channel(mean_ptr + group * channels, c, channels)
-    rstd = per_channel(rstd_ptr + group * channels, c, channels)
-    scale = rstd * per_channel(weight_ptr, c, channels)
-    bias = per_channel(bias_ptr, c, channels)
+    mean, rstd, scale, bias = _channel_params(mean_ptr, rstd_ptr, weight_ptr, bias_ptr, group, c, channels)
     per_count = 1.0 / tl.load(sums_ptr + 2 * groups * channels + group)
     g_mean = per_channel(sums_ptr + group * channels, c, channels) * per_count
     slope = per_channel(sums_ptr + (groups + group) * channels, c, channels) * per_count * rstd
     p = tl.program_id(0) * BM + tl.arange(0, BM)
-    inside, line, j = p < images * out_height * out_width, p // out_width, p % out_width
-    image, i = (group * images + line // out_height).to(tl.int64), line % out_height
+    inside, image, i, j = _locate(p, group, images, out_height, out_width)
     four = square_gradients(dz_ptr, other_dz_ptr, place_ptr, image, i, j, out_height, out_width, c, inside, channels)
     at, exists, has_right, has_lower = square_offsets(image, i, j, height, width, channels, c, inside)
     below = at + width * channels
@@ -250,14 +252,20 @@ class _NormPool(torch.autograd.Function):
         mean, rstd = statistics
         groups, channels = mean.shape
         sides, tile = _sides(x, groups), _tile(channels)
-        pixels, columns = dz.numel() // (channels * groups), triton.cdiv(channels, tile["BC"])
-        splits = max(PROGRAMS // (columns * groups), 1)
-        per_split = triton.cdiv(max(triton.cdiv(pixels, splits), SPLIT_TILES * tile["BM"]), tile["BM"]) * tile["BM"]
-        grid = (columns, triton.cdiv(pixels, per_split), groups)
+        grid, split = sum_launch(dz, groups, tile_bytes=TILE * dz.element_size())
         partial = statistics.new_empty(2, groups, grid[1], channels)
         norms = (mean, rstd, weight, bias)
         norm_pool_sums_kernel[grid](
-            dz, other, places, x, *norms, partial, **sides, pixels_per_split=per_split, **tile, num_warps=WARPS
+            dz,
+            other,
+            places,
+            x,
+            *norms,
+            partial,
+            **sides,
+            pixels_per_split=split["rows_per_split"],
+            **tile,
+            num_warps=WARPS,
         )
         dbias, dweight = torch.empty_like(bias), torch.empty_like(weight)
         rows = x.numel() // (channels * groups)
@@ -265,16 +273,17 @@ class _NormPool(torch.autograd.Function):
         dx = None
         if ctx.needs_input_grad[0]:
             dx = torch.empty_like(x)
-            tiles = (triton.cdiv(pixels, tile["BM"]), columns, groups)
+            tiles = (triton.cdiv(split["rows"], tile["BM"]), grid[0], groups)
             norm_pool_backward_kernel[tiles](dz, other, places, x, dx, *norms, sums, **sides, **tile, num_warps=WARPS)
         return dx, dweight, dbias, None, None, None
 
 
 def batch_norm_relu_pool(x: Tensor, norm: NormParams) -> tuple[Tensor, Tensor]:
-    """Return the max pooling of relu(batch norm of x) twice, once for each consumer; see the reference.
+    """Return the 3x3 max pooling, stride 2, padding 1, of relu(batch norm of x) twice, once for each consumer.
 
-    Both share memory. Either gradient may be missing; two are added inside the backward kernels. The values are those
-    of batch_norm_act and max_pool, bit for bit.
+    x is [V*B, C, H, W], view-major; the results are [V*B, C, ceil(H/2), ceil(W/2)]. Raises ValueError as
+    reference.batch_norm_act does. Both results share memory. Either gradient may be missing; two are added inside the
+    backward kernels. The values are those of batch_norm_act and max_pool, bit for bit.
     """
     if not runs_triton(x):
         return reference.max_pool(reference.batch_norm_act(x, norm, relu=True))

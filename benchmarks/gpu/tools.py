@@ -83,17 +83,8 @@ def sanitizer(tool: str) -> Iterator[dict[str, Any]]:
 def ncu(tool: str) -> Iterator[dict[str, Any]]:
     """Count what the three batch-norm kernels do on the widest batch norm at 56 px."""
     sections = [word for section in SECTIONS for word in ("--section", section)]
-    command = [
-        tool,
-        "--clock-control",
-        "none",
-        *sections,
-        "--csv",
-        "--page",
-        "details",
-        "--kernel-name",
-        f"regex:^({'|'.join(KERNELS)})",
-    ]
+    command = [tool, "--clock-control", "none", *sections, "--csv", "--page", "details"]
+    command += ["--kernel-name", f"regex:^({'|'.join(KERNELS)})"]
     command += ["--launch-count", "6", sys.executable, __file__, "case", "batchnorm", "--large"]
     done = subprocess.run(command, stdout=subprocess.PIPE, text=True, check=False)
     print(done.stdout, flush=True)
