@@ -1,4 +1,4 @@
-# make demo: the whole chain on the embedded demo set; make lint, docs, test, rehearse, test-peers: what CI runs.
+# make demo: the whole chain on the embedded demo set; lint, docs, test, test-slow, rehearse, test-peers: what CI runs.
 # make gpu CALL=1 OUT=DIR: a call on a GPU, uninstalled, with any python that has torch, triton, numpy, pillow, pytest.
 PYTHON ?= python3.11
 PYTHON312 ?= $(firstword $(filter-out %/shims/python3.12,$(wildcard \
@@ -16,7 +16,7 @@ DOCS := .venv-docs
 IN_PARALLEL := -n logical --maxprocesses 8 --dist worksteal --durations 10
 PEERS_APT := build-essential pkg-config libopencv-dev libturbojpeg0-dev
 
-.PHONY: demo test test-triton rehearse test-peers soak lint docs bench bench-data gpu gpu-carry clean
+.PHONY: demo test test-slow test-triton rehearse test-peers soak lint docs bench bench-data gpu gpu-carry clean
 .DELETE_ON_ERROR:
 
 $(INSTALLED): pyproject.toml setup.py constraints.txt
@@ -31,8 +31,11 @@ demo: $(INSTALLED)
 	$(BIN)/fastbyol-eval knn runs/demo --train runs/demo-data/train.beton --val runs/demo-data/val.beton
 
 test: $(INSTALLED)
-	$(BIN)/python -m pytest --ignore tests/kernels $(IN_PARALLEL)
+	$(BIN)/python -m pytest -m "not peers and not slow" --ignore tests/kernels $(IN_PARALLEL)
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/kernels $(IN_PARALLEL)
+
+test-slow: $(INSTALLED)
+	$(BIN)/python -m pytest -m "slow and not peers" $(IN_PARALLEL)
 
 # The kernels under the oldest Triton that is supported, which torch 2.11 brings on a GPU.
 test-triton: $(REHEARSAL)/installed

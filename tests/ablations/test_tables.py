@@ -115,7 +115,6 @@ def test_another_run_in_a_cells_place_is_refused(ended: Job, betons: Betons) -> 
         read_result(other)
 
 
-@pytest.mark.slow
 def test_divergence_is_a_result(betons: Betons, tmp_path: Path) -> None:
     job = job_of(tmp_path, betons, "--base-lr=1e30", epochs=9)
     train_run(job, on_progress=ignore)
@@ -132,7 +131,6 @@ def test_bad_input_is_told_in_the_runs_own_words(betons: Betons, tmp_path: Path)
     assert read_result(job) is None
 
 
-@pytest.mark.slow
 def test_a_crash_loses_its_run_alone(betons: Betons, tmp_path: Path) -> None:
     job = job_of(tmp_path, betons, epochs=20_000)
 

@@ -231,6 +231,7 @@ def test_plain_rival_takes_the_same_steps_without_our_kernels(step_: Callable[..
         assert found[0] == pytest.approx(found[1], rel=NAIVE_STEPS_RTOL)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("groups", "cases", "only"),
     [
@@ -239,7 +240,6 @@ def test_plain_rival_takes_the_same_steps_without_our_kernels(step_: Callable[..
         ("evaluate", {"linear"}, "1 epoch"),
     ],
 )
-@pytest.mark.slow
 def test_every_group_runs_its_reduced_form(groups: str, cases: set[str], only: str, tmp_path: Path) -> None:
     file = tmp_path / "rows.jsonl"
     command = [sys.executable, "benchmarks/bench.py", *groups.split(), "--device", "cpu", "--repeats", "1"]

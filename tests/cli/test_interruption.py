@@ -18,7 +18,6 @@ from fastbyol.storage.run_folder import RunFolder
 from tests.conftest import Betons
 from tests.support.commands import PATIENCE_S, TRAIN, Fork, arguments, start, wait_until
 
-pytestmark = pytest.mark.slow
 EPOCHS = "--epochs=6"
 
 

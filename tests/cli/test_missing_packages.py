@@ -135,13 +135,11 @@ def test_every_dependency_is_needed_or_tried_without() -> None:
     assert {NAMES.get(name, name) for name in names - NEEDED - TOOLS - DOCUMENTATION} <= set(OPTIONAL)
 
 
-@pytest.mark.slow
 def test_everything_imports_without_any_one_optional_package() -> None:
     ended = started("-c", IMPORTS, json.dumps([*([name] for name in NAMED), OTHERS]), json.dumps(NEEDING))
     assert ended.returncode == 0, ended.stderr
 
 
-@pytest.mark.slow
 def test_a_run_comes_from_images_to_its_scores_without_any_optional_package(tmp_path: Path) -> None:
     ended = started("-c", f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{CHAIN}", str(tmp_path), ",".join(OPTIONAL))
     assert ended.returncode == 0, ended.stderr
@@ -151,7 +149,6 @@ def test_a_run_comes_from_images_to_its_scores_without_any_optional_package(tmp_
     assert len(list((tmp_path / "run" / "scores").iterdir())) == 1
 
 
-@pytest.mark.slow
 def test_gpu_and_kernel_tests_and_the_benchmarks_load_without_any_optional_package() -> None:
     words = ["-q", "--collect-only", "-p", "no:cacheprovider", "tests/kernels", "tests/gpu"]
     script = f"""{HIDE}

@@ -163,7 +163,6 @@ def test_peak_memory_is_what_the_kernel_says() -> None:
     assert peak_gib("cpu") == pytest.approx(kib / 2**20, rel=0.05)
 
 
-@pytest.mark.slow
 def test_peak_memory_is_not_that_of_who_began_the_process() -> None:
     own = "from fastbyol.monitor.metrics import peak_gib; print(peak_gib('cpu'))"
     began_by = f"import os, sys; b'x' * (1 << 30); os.execv(sys.executable, [sys.executable, '-c', {own!r}])"

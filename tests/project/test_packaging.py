@@ -40,7 +40,6 @@ def wheel(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return built
 
 
-@pytest.mark.slow
 def test_the_wheel_holds_fastbyol_alone(wheel: Path) -> None:
     names = zipfile.ZipFile(wheel).namelist()
     assert {name.split("/")[0] for name in names if ".dist-info" not in name} == {"fastbyol"}
@@ -52,7 +51,6 @@ def test_the_wheel_holds_fastbyol_alone(wheel: Path) -> None:
     assert {"fastbyol/py.typed", "fastbyol/report/report.html", "fastbyol/report/report.css"} <= set(names)
 
 
-@pytest.mark.slow
 def test_everything_imports_from_an_empty_directory(wheel: Path, tmp_path: Path) -> None:
     site = tmp_path / "site"
     zipfile.ZipFile(wheel).extractall(site)

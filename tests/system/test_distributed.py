@@ -26,7 +26,6 @@ from tests.support import tolerances
 from tests.support.commands import PATIENCE_S, arguments, start_ranks, torchrun, wait_until
 
 EPOCHS = "--epochs=6"  # of 160 images: 20 steps of 48
-pytestmark = pytest.mark.slow
 
 
 def losses(out: Path) -> list[float]:
@@ -49,6 +48,7 @@ def test_one_process_agrees_with_itself() -> None:
         assert world.from_main("plan") == "plan"
 
 
+@pytest.mark.slow
 def test_three_ranks_reach_the_loss_curve_of_one_process(betons: Betons, alone: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     asked = arguments(betons, out, EPOCHS, f"--val={betons.val}", "--knn-at=0.5")
@@ -75,6 +75,7 @@ def test_a_run_resumes_on_another_number_of_ranks(betons: Betons, alone: Path, t
     assert losses(out) == pytest.approx(losses(alone), rel=tolerances.RANKS_LOSS)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("victim", [0, 1])
 def test_a_rank_that_dies_ends_all_and_a_restart_resumes(
     betons: Betons, alone: Path, tmp_path: Path, victim: int

@@ -57,6 +57,7 @@ def test_the_page_has_an_example_of_every_part_that_can_come_from_outside() -> N
     assert {"encoder.py", "objective.py", "loader.py", "optimizer.py", "protocol.py"} <= examples().keys()
 
 
+@pytest.mark.slow
 def test_parts_from_outside_train_resume_and_are_scored(
     betons: Betons, place: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

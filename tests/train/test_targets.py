@@ -109,7 +109,6 @@ def test_every_depth_takes_a_step_and_ends_finite(projector_depth: int, predicto
     assert all(not torch.equal(before[name], moved[name]) for name, _ in model.named_parameters())
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize(
     ("head", "objective"),
     [

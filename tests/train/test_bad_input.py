@@ -1,0 +1,121 @@
+"""Laws of wrong input to fastbyol-train: one clear line and status 2, and nothing of an old run is lost."""
+
+from __future__ import annotations
+
+import re
+import shlex
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from fastbyol.cli.train import main
+from tests.conftest import Betons, write_beton
+from tests.support.runs import arguments
+
+TRAIN = (sys.executable, "-m", "fastbyol.train")
+
+
+def status_of(asked: list[str]) -> int:
+    """Run fastbyol-train in this process, also when argparse ends it."""
+    try:
+        return main(asked)
+    except SystemExit as end:
+        return int(str(end.code))
+
+
+def test_a_refused_overwrite_leaves_the_old_run(betons: Betons, finished: Path) -> None:
+    before = {path.name: path.stat().st_mtime_ns for path in finished.iterdir()}
+    assert main(arguments(betons, finished, "--budget=1s", "--overwrite")) == 2
+    assert {path.name: path.stat().st_mtime_ns for path in finished.iterdir()} == before
+
+
+def test_a_full_disk_ends_with_one_clear_line(betons: Betons, tmp_path: Path) -> None:
+    limited = f"ulimit -f 200; exec {shlex.join([*TRAIN, *arguments(betons, tmp_path / 'run', '--epochs=1')])}"
+    ended = subprocess.run(["bash", "-c", limited + " --warmup-epochs=0"], capture_output=True, text=True, check=False)
+    assert ended.returncode == 2, ended.stderr
+    assert ended.stderr.count("\n") == 1
+    assert "fastbyol-train: error: " in ended.stderr
+    assert not list((tmp_path / "run").iterdir())
+
+
+def occupied(betons: Betons, tmp_path: Path) -> list[str]:
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.json").write_text("{}")
+    return arguments(betons, tmp_path / "run")
+
+
+def truncated(betons: Betons, tmp_path: Path) -> list[str]:
+    (tmp_path / "cut.beton").write_bytes(betons.train.read_bytes()[:5000])
+    return ["demo", f"--data={tmp_path / 'cut.beton'}", f"--out={tmp_path / 'run'}"]
+
+
+def foreign(_: Betons, tmp_path: Path) -> list[str]:
+    (tmp_path / "letter.beton").write_text("Dear Sir or Madam, " * 100)
+    return ["demo", f"--data={tmp_path / 'letter.beton'}", f"--out={tmp_path / 'run'}"]
+
+
+def other_classes(betons: Betons, tmp_path: Path) -> list[str]:
+    val = write_beton(tmp_path / "v.beton", 20, split="val")
+    sidecar = Path(f"{val}.json")
+    sidecar.write_text(sidecar.read_text().replace('"class_names": [', '"class_names": ["zebra", ', 1))
+    return arguments(betons, tmp_path / "run", f"--val={val}")
+
+
+def unwritable(betons: Betons, tmp_path: Path) -> list[str]:
+    (tmp_path / "file").touch()
+    return arguments(betons, tmp_path / "file" / "run")
+
+
+BAD = {
+    "missing file": (lambda b, t: ["demo", f"--data={t / 'none.beton'}", f"--out={t / 'run'}"], "none.beton"),
+    "a folder": (lambda b, t: ["demo", f"--data={t}", f"--out={t / 'run'}"], "folder|directory"),
+    "not a beton": (foreign, "letter.beton"),
+    "truncated beton": (truncated, "cut.beton"),
+    "unwritable output": (unwritable, "file"),
+    "unknown recipe": (lambda b, t: ["imagenet", f"--data={b.train}"], "imagenet_rn50"),
+    "nothing at all": (lambda b, t: [], "RECIPE.*--help"),
+    "unknown flag": (lambda b, t: [*arguments(b, t / "run"), "--bananas=8"], "--bananas=8"),
+    "epochs in words": (lambda b, t: arguments(b, t / "run", "--epochs=many"), "--epochs"),
+    "no data": (lambda b, t: ["cifar10_tiny"], "give --data"),
+    "budget of bananas": (lambda b, t: arguments(b, t / "run", "--budget=8 bananas"), "8 bananas"),
+    "budget too short": (lambda b, t: arguments(b, t / "run", "--budget=1s"), "longer --budget"),
+    "endless epochs": (lambda b, t: arguments(b, t / "run", "--epochs=inf"), "epochs"),
+    "endless rate": (lambda b, t: arguments(b, t / "run", "--base-lr=inf"), "base_lr"),
+    "negative epochs": (lambda b, t: arguments(b, t / "run", "--epochs=-1"), "epochs"),
+    "batch over dataset": (lambda b, t: arguments(b, t / "run", "--batch-size=161"), "160 images"),
+    "batch of one": (lambda b, t: arguments(b, t / "run", "--batch-size=1"), "at least 2"),
+    "unlabelled validation": (lambda b, t: arguments(b, t / "run", f"--val={b.unlabelled}"), "no labels"),
+    "other classes": (other_classes, "different classes|sidecar"),
+    "folder in use": (occupied, "--overwrite"),
+    "budget in the past": (lambda b, t: arguments(b, t / "run", "--budget=until 2001-01-01"), "leaves no time"),
+    "scores without labels": (lambda b, t: arguments(b, t / "run", "--knn-at=0.5"), "give --val"),
+    "score at the end": (lambda b, t: arguments(b, t / "run", f"--val={b.val}", "--knn-at=0.5,1"), "knn_at has 1.0"),
+    "scores in words": (lambda b, t: arguments(b, t / "run", "--knn-at=often"), "'often'.*0.25,0.5"),
+    "budget of no job": (lambda b, t: arguments(b, t / "run", "--budget=slurm"), "outside a Slurm job"),
+    "ramp above full size": (lambda b, t: arguments(b, t / "run", "--crop-ramp=24"), "24 px"),
+    "micro-batches of one": (lambda b, t: arguments(b, t / "run", "--micro-batches=32"), "at least 2 images"),
+    "unequal micro-batches": (lambda b, t: arguments(b, t / "run", "--micro-batches=3"), "3 equal micro-batches"),
+    "micro-batches and lag": (lambda b, t: arguments(b, t / "run", "--micro-batches=2", "--lagged-target"), "lagged"),
+    "resume with another seed": (lambda b, t: ["demo"], "seed was 0, is 7"),
+}
+
+
+@pytest.mark.parametrize("case", BAD)
+def test_bad_input_ends_with_one_clear_line_and_status_2(
+    case: str, betons: Betons, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    build, expected = BAD[case]
+    command: Callable[[Betons, Path], list[str]] = build
+    asked = command(betons, tmp_path)
+    if case == "resume with another seed":
+        asked = arguments(
+            betons, finished, f"--val={betons.val}", "--epochs=3", "--warmup-epochs=1", "--resume", "--seed=7"
+        )
+    assert status_of(asked) == 2
+    said = capsys.readouterr().err
+    assert said.startswith("fastbyol-train: error: ")
+    assert said.count("\n") == 1
+    assert re.search(expected, said), said
