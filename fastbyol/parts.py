@@ -116,27 +116,38 @@ class OptimizerBuilder(Protocol):
 def build_encoder(config: EncoderConfig, *, seed: int | None, views: int = 2) -> Encoder:
     """Build the encoder named by config.arch, with weights that depend only on (config, seed).
 
-    seed None: the weights are replaced afterwards. Raises ConfigError where the encoder cannot be imported or is no
-    Encoder.
+    seed None: the weights are replaced afterwards. Raises ConfigError where the encoder cannot be imported or called
+    so, or is no Encoder with its attributes.
     """
-    build: EncoderBuilder = ENCODERS.find(config.arch)
-    encoder = build(config, seed=seed, views=views)
+    encoder = ENCODERS.build(config.arch, config, seed=seed, views=views)
     if not isinstance(encoder, Encoder):
         raise ConfigError(
             f"encoder {config.arch!r} built a {type(encoder).__name__}; return a subclass of fastbyol.parts.Encoder"
         )
+    for name, kind in (("config", EncoderConfig), ("features", int)):
+        if not isinstance(getattr(encoder, name, None), kind):
+            raise ConfigError(f"encoder {config.arch!r} has no {name}; set it to the {kind.__name__} in __init__")
     return encoder
 
 
 def build_objective(config: ObjectiveConfig, *, dimensions: int, seed: int) -> nn.Module:
-    """Build the loss named by config.loss; raise ConfigError where it cannot be imported."""
-    build: ObjectiveBuilder = OBJECTIVES.find(config.loss)
-    return build(config, dimensions=dimensions, seed=seed)
+    """Build the loss named by config.loss; raise ConfigError where it cannot be imported or called, or is none."""
+    objective = OBJECTIVES.build(config.loss, config, dimensions=dimensions, seed=seed)
+    if not isinstance(objective, nn.Module):
+        raise ConfigError(f"objective {config.loss!r} built a {type(objective).__name__}; return a torch.nn.Module")
+    return objective
 
 
 def build_optimizer(
     name: str, module: nn.Module, target_of: Mapping[nn.Parameter, Tensor], config: OptimConfig
 ) -> Optimizer:
-    """Build the optimiser of this name; raise ConfigError where it cannot be imported."""
-    build: OptimizerBuilder = OPTIMIZERS.find(name)
-    return build(module, target_of, config)
+    """Build the optimiser of this name; raise ConfigError where it cannot be imported, called so, or lacks a member."""
+    optimizer: Optimizer = OPTIMIZERS.build(name, module, target_of, config)
+    wanted = [each for each in (*Optimizer.__annotations__, *vars(Optimizer)) if not each.startswith("_")]
+    missing = [each for each in wanted if not hasattr(optimizer, each)]
+    if missing:
+        raise ConfigError(
+            f"optimizer {name!r} built a {type(optimizer).__name__} without {', '.join(missing)}; see "
+            "fastbyol.parts.Optimizer"
+        )
+    return optimizer

@@ -7,6 +7,7 @@ importing torch. docs/extending.md shows what each kind of part has to look like
 from __future__ import annotations
 
 import importlib
+import inspect
 import sys
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -69,6 +70,21 @@ class Registry(Mapping[str, str]):
                 f"{self.kind} {name!r} cannot be imported ({error}); give module:attribute of a module in this folder "
                 "or on PYTHONPATH"
             ) from error
+
+    def build(self, name: str, *args: Any, **kwargs: Any) -> Any:
+        """Call the part of that name; raise ConfigError as find does, and where it does not take these arguments.
+
+        What the part itself raises is passed on, with the lines of its module.
+        """
+        part = self.find(name)
+        try:
+            inspect.signature(part).bind(*args, **kwargs)
+        except (TypeError, ValueError) as error:
+            given = ", ".join([*("..." for _ in args), *(f"{key}=..." for key in kwargs)])
+            raise ConfigError(
+                f"{self.kind} {name!r} cannot be called as ({given}): {error}; see docs/extending.md"
+            ) from error
+        return part(*args, **kwargs)
 
 
 def _is_target(text: str) -> bool:

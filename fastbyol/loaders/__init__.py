@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import sys
 from collections.abc import Callable, Generator, Iterable, Iterator
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from typing import Protocol
 
 import torch
@@ -68,7 +69,12 @@ def load(
     _check_settings(name, workers=workers, prefetch=prefetch, on_error=on_error, processes=processes)
     target, loader = _with_index(device), _find(name)
     settings = {"workers": workers, "prefetch": prefetch, "processes": processes}
-    loaded = loader(reader, batches, **settings, on_error=on_error, device=target)
+    if name in LOADERS:
+        loaded = loader(reader, batches, **settings, on_error=on_error, device=target)
+    else:
+        rows = iter(batches)
+        built = LOADERS.build(name, reader, rows, **settings, on_error=on_error, device=target)
+        loaded = _check_batches(name, built, rows)
     return _to_device(loaded, target)
 
 
@@ -111,6 +117,21 @@ def crop_by_dali(
         module = importlib.import_module("fastbyol.loaders.dali_crop")
     target = _with_index(device)
     return _to_device(module.crop(batches, draw, crop_px=crop_px, workers=workers, device=target), target)
+
+
+def _check_batches(
+    name: str, loaded: Generator[Batch, None, None], rows: Iterator[Rows]
+) -> Generator[Batch, None, None]:
+    """Hand on the batches of a loader from elsewhere; raise ConfigError for other objects, and where one is missing."""
+    if not inspect.isgenerator(loaded):
+        raise ConfigError(f"loader {name!r} returned a {type(loaded).__name__}; write it as a generator of batches")
+    with closing(loaded):
+        for batch in loaded:
+            if not isinstance(batch, Batch):
+                raise ConfigError(f"loader {name!r} yielded a {type(batch).__name__}; yield a fastbyol.loaders.Batch")
+            yield batch
+    if next(rows, None) is not None:
+        raise ConfigError(f"loader {name!r} ended, but there are more rows; yield a batch for each of them")
 
 
 def _with_index(device: torch.device | str) -> torch.device:
