@@ -62,7 +62,8 @@ def convert(
             "source": str(source.path),
             "settings": {**settings.facts(), "limit": limit},
             "found": source.count,
-            "ignored": source.ignored,
+            "ignored": source.ignored.total(),
+            "ignored_by_kind": dict(source.ignored),
             "skipped": [{"name": name, "reason": reason} for name, reason in skipped],
         }
         return ConversionResult(len(writer), skipped)

@@ -11,15 +11,17 @@ from pathlib import Path
 
 from fastbyol.beton import SIDE_MAX
 from fastbyol.data_prep.convert import convert
+from fastbyol.data_prep.formats import describe_ignored
 from fastbyol.data_prep.partial import remove_stale
 from fastbyol.data_prep.settings import JPEG_SHARE, MODES, Settings
 from fastbyol.data_prep.sources import open_source
+from fastbyol.data_prep.sources.classes import LABELS
 from fastbyol.data_prep.sources.labels import RelabelledSource, read_class_names
 from fastbyol.data_prep.writer import require_output
 from fastbyol.system.command_line import add_overwrite, add_workers, format_list, fraction, int_range
 
 SOURCES = {
-    "FOLDER": "class folders, or a flat folder without labels",
+    "FOLDER": "class folders with all that lies below them, or images without labels; see --labels",
     "FILE.tar": "the same in an archive, or ILSVRC2012_img_train.tar, with one .tar per class",
     "'shard-{0000..0099}.tar'": 'WebDataset shards, quoted; label from .cls, else from "label" in .json',
     "FILE.parquet": "Hugging Face style: image bytes and a column \"label\"; needs pip install 'fastbyol[parquet]'",
@@ -81,7 +83,19 @@ def _add_selection(command: argparse.ArgumentParser) -> None:
         "here, an unknown one is an error (default: the source's own numbers)",
     )
     labels.add_argument(
-        "--label-column", metavar="NAME", help='parquet column, or .json key, of the label (default: "label")'
+        "--labels",
+        choices=LABELS,
+        default="auto",
+        help="which folders are classes: top, those in SOURCE, with all below them; parent, those that images lie in; "
+        "none, for images without labels from any source; auto, top or none where only one of them can be meant",
+    )
+    labels.add_argument(
+        "--label-column",
+        metavar="NAME",
+        help='parquet column, .json key, or suffix of a shard\'s files, of the label (default: "label", "cls")',
+    )
+    labels.add_argument(
+        "--image-key", metavar="SUFFIX", help="suffix of the image, where a sample of WebDataset shards has several"
     )
     output = command.add_argument_group("output")
     output.add_argument("--limit", type=int_range(1), metavar="N", help="take N images, spread evenly (default: all)")
@@ -100,7 +114,12 @@ def run(arguments: argparse.Namespace) -> int:
     settings = Settings(arguments.mode, arguments.max_side, arguments.quality, arguments.jpeg_share)
     _clear_partials(arguments.out)
     start = time.monotonic()
-    source = open_source(arguments.source, label_column=arguments.label_column)
+    source = open_source(
+        arguments.source,
+        labels=arguments.labels,
+        label_column=arguments.label_column,
+        image_key=arguments.image_key,
+    )
     if arguments.classes_from is not None:
         names = read_class_names(arguments.classes_from)
         source = RelabelledSource(source, names, origin=arguments.classes_from)
@@ -120,7 +139,10 @@ def run(arguments: argparse.Namespace) -> int:
         f"{seconds:.1f} s ({(done.written + len(done.skipped)) / seconds:.0f} images/s)"
     )
     if source.ignored:
-        print(f"ignored {source.ignored} files without an image's suffix, or links in an archive")
+        print(f"ignored {describe_ignored(source.ignored)}")
+    if source.class_names and source.class_counts and 0 in source.class_counts and arguments.classes_from is None:
+        empty = [name for name, count in zip(source.class_names, source.class_counts, strict=True) if not count]
+        print(f"{len(empty)} classes without images keep their numbers, the first: {empty[0]}")
     if done.skipped:
         name, reason = done.skipped[0]
         print(f"skipped {len(done.skipped)} bad images, listed in {arguments.out}.json; the first: {name}: {reason}")

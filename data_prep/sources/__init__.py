@@ -7,7 +7,9 @@ from pathlib import Path
 
 from fastbyol.data_prep.sources import webdataset
 from fastbyol.data_prep.sources.base import Source, SourceError
+from fastbyol.data_prep.sources.classes import Labels
 from fastbyol.data_prep.sources.folder import FolderSource
+from fastbyol.data_prep.sources.labels import UnlabelledSource
 from fastbyol.data_prep.sources.pattern import expand_pattern
 from fastbyol.data_prep.sources.tar import (
     INNER_SUFFIX,
@@ -18,52 +20,94 @@ from fastbyol.data_prep.sources.tar import (
     iter_members,
     open_archive,
 )
-from fastbyol.data_prep.sources.webdataset import WebDatasetSource
+from fastbyol.data_prep.sources.webdataset import ImagesOfShards, WebDatasetSource
 
 KINDS = "a folder of images, a .tar of one, ILSVRC2012's tar of tars, WebDataset shards or parquet"
 PARQUET_MAGIC = b"PAR1"
 
 
-def open_source(path: str | os.PathLike[str], *, label_column: str | None = None) -> Source:
+def open_source(
+    path: str | os.PathLike[str],
+    *,
+    labels: Labels = "auto",
+    label_column: str | None = None,
+    image_key: str | None = None,
+) -> Source:
     """Open the source at a path or at the paths of a pattern; raise SourceError if there is none that can be read.
 
-    `label_column` is the parquet column, or the .json key, of the labels, if it is not `label`.
+    labels: which folders are classes, see classes.group_by_class; "none" for any source without its labels.
+    label_column: the parquet column, the .json key or the suffix of the file that holds the labels, if it is not the
+    usual one. image_key: the suffix of the image, where samples of WebDataset shards have several.
     """
     path = Path(path)
-    is_there = os.path.exists(path)  # noqa: PTH110 - Path.exists() raises if a pattern is too long for a name
-    found = [path] if is_there else expand_pattern(os.fspath(path))
-    if not found:
-        raise SourceError(f"{path}: no such file or folder; give {KINDS}")
-    folders = [each for each in found if each.is_dir()]
-    if folders and len(found) > 1:
+    found = _find(path)
+    wanted = {"--label-column": label_column, "--image-key": image_key}
+    if found == [path] and path.is_dir():
+        found = _table_or_shards(path)
+        if not found:
+            _refuse(path, "a folder of images", wanted)
+            return FolderSource(path, labels=labels)
+    elif folders := [each for each in found if each.is_dir()]:
         raise SourceError(
             f"{path}: the pattern matches the folder {folders[0]}; give a pattern of .tar shards or parquet files"
-        )
-    if folders:
-        inside = sorted(path.glob("*.parquet"))
-        return (
-            _open_parquet(path, inside, label_column) if inside else _without_columns(FolderSource(path), label_column)
         )
     kinds = {_is_parquet(each) for each in found}
     if len(kinds) > 1:
         raise SourceError(f"{path}: matches both parquet and other files; give one kind")
     if kinds == {True}:
-        return _open_parquet(path, found, label_column)
+        _refuse(path, "parquet", {"--image-key": image_key, "--labels": _of_folders(labels)})
+        table = _open_parquet(path, found, label_column)
+        return UnlabelledSource(table) if labels == "none" else table
     for each in found:
         with archive_errors(each):
             if not is_archive(each):
                 raise SourceError(f"{each}: neither a folder, nor a tar archive, nor parquet; give {KINDS}")
-    if len(found) > 1 or found != [path] or webdataset.is_shard(path):
-        return WebDatasetSource(path, found, label_column=label_column)
-    nested_or_plain: Source = NestedTarSource(path) if _is_nested(path) else TarSource(path)
-    return _without_columns(nested_or_plain, label_column)
-
-
-def _without_columns(source: Source, label_column: str | None) -> Source:
-    """Return a source without columns; raise SourceError if a label column is asked for."""
-    if label_column:
-        raise SourceError(f"{source.path}: has no columns, but --label-column {label_column} is given; leave it out")
+    if len(found) > 1 or found != [path] or image_key or webdataset.is_shard(path):
+        return _open_shards(path, found, labels, wanted)
+    if _is_nested(path):
+        _refuse(path, "a .tar of .tar files", wanted | {"--labels": _of_folders(labels)})
+        nested = NestedTarSource(path)
+        return UnlabelledSource(nested) if labels == "none" else nested
+    _refuse(path, "a .tar of folders", wanted)
+    source = TarSource(path, labels=labels)
+    if labels == "auto" and source.class_names is None and source.ignored[".cls"]:
+        return _open_shards(path, found, labels, wanted)  # which finds the labels, or says why not
     return source
+
+
+def _find(path: Path) -> list[Path]:
+    """List the file or folder at the path, or those of the pattern; raise SourceError if there is none."""
+    is_there = os.path.exists(path)  # noqa: PTH110 - Path.exists() raises if a pattern is too long for a name
+    found = [path] if is_there else expand_pattern(os.fspath(path))
+    if not found:
+        raise SourceError(f"{path}: no such file or folder; give {KINDS}")
+    return found
+
+
+def _table_or_shards(folder: Path) -> list[Path]:
+    """List a folder's parquet files, or its shards where a table beside each only describes it, as of img2dataset."""
+    tables, shards = (sorted(folder.glob(f"*.{suffix}")) for suffix in ("parquet", "tar"))
+    is_described = bool(tables) and {table.stem for table in tables} <= {shard.stem for shard in shards}
+    return shards if is_described else tables
+
+
+def _open_shards(path: Path, found: list[Path], labels: Labels, wanted: dict[str, str | None]) -> Source:
+    if labels == "none" and wanted["--image-key"] is None:
+        return ImagesOfShards(path, found)
+    _refuse(path, "WebDataset shards", {"--labels": _of_folders(labels)})
+    shards = WebDatasetSource(path, found, label_column=wanted["--label-column"], image_key=wanted["--image-key"])
+    return UnlabelledSource(shards) if labels == "none" else shards
+
+
+def _of_folders(labels: Labels) -> str | None:
+    return labels if labels in ("top", "parent") else None
+
+
+def _refuse(path: Path, what: str, flags: dict[str, str | None]) -> None:
+    """Raise SourceError if a flag is given that this kind of source has no use for."""
+    for flag, value in flags.items():
+        if value is not None:
+            raise SourceError(f"{path}: {flag} {value} is given, which {what} has no use for; leave it out")
 
 
 def _open_parquet(path: Path, found: list[Path], label_column: str | None) -> Source:

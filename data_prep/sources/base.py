@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import errno
-import os
+from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,8 +12,6 @@ from typing import Protocol, TypeVar
 from tqdm import tqdm
 
 Item = TypeVar("Item")
-# Suffixes only select the files; their bytes decide the format.
-SUFFIXES = frozenset((".jpg", ".jpeg", ".jpe", ".png", ".webp", ".bmp", ".gif", ".tif", ".tiff"))
 FILE_BYTES_MAX = 1 << 28  # a larger "image" would not fit in memory with its pixels
 
 
@@ -42,8 +40,8 @@ class Source(Protocol):
     """A collection of images; it can be iterated any number of times and yields its samples in the same order.
 
     `class_names` maps label to name, and `class_counts` label to number of images; both are None for unlabelled images.
-    `count` is the number of samples; `ignored` is the number of skipped files: those without an image's suffix, and
-    links in archives. Opening a source lists it but stores nothing per sample; iterating holds the names of one folder,
+    `count` is the number of samples; `ignored` counts the files that were passed over, by kind: their suffix, or what
+    they are. Opening a source lists it but stores nothing per sample; iterating holds the names of one folder,
     or a few samples, at a time.
     """
 
@@ -51,14 +49,9 @@ class Source(Protocol):
     class_names: list[str] | None
     class_counts: list[int] | None
     count: int
-    ignored: int
+    ignored: Counter[str]
 
     def __iter__(self) -> Iterator[Sample]: ...
-
-
-def is_image(name: str) -> bool:
-    """Return whether a file name has an image's suffix."""
-    return os.path.splitext(name)[1].lower() in SUFFIXES  # noqa: PTH122 - a Path for each of a million names is slow
 
 
 def listing_progress(items: Iterable[Item], unit: str = " files") -> Iterable[Item]:

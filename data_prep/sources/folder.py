@@ -1,52 +1,58 @@
-"""A source that reads a folder of images: one folder per class, or one flat folder without labels."""
+"""A source that reads a folder of images: class folders with all that lies below them, or images without labels."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable, Iterator
+from collections import Counter
+from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
-from fastbyol.data_prep.sources.base import SUFFIXES, Sample, SourceError, is_image, listing_progress
+from fastbyol.data_prep.formats import HEAD_BYTES, SUFFIXES, format_of, is_image, kind_of, suffix_of
+from fastbyol.data_prep.sources.base import Sample, SourceError, listing_progress
+from fastbyol.data_prep.sources.classes import Labels, group_by_class
 
 
 class FolderSource:
-    """Images in FOLDER/CLASS/, or in FOLDER/ without labels; files and class folders may be symbolic links."""
+    """Images in a folder and in the folders below it; files and folders may be symbolic links.
 
-    def __init__(self, path: Path) -> None:
+    An image is what has an image's suffix or, without any suffix, an image's first bytes. Hidden files are no part of
+    it. The classes are those of classes.name_classes; samples are ordered by class, folder and name.
+    """
+
+    def __init__(self, path: Path, *, labels: Labels = "auto") -> None:
         self.path = path
+        self.ignored: Counter[str] = Counter()
+        counts: dict[PurePosixPath, int] = {}
         with _readable(path):
-            folders = sorted(e.name for e in os.scandir(path) if not e.name.startswith(".") and e.is_dir())
-            found = dict.fromkeys(["", *folders], 0)
-            self.ignored = 0
-            for folder, name in listing_progress(_walk(path, found)):
-                found[folder] += is_image(name)
-                self.ignored += not is_image(name)
-        self.count = sum(found.values())
-        flat = found.pop("")
-        counts = {folder: count for folder, count in found.items() if count}
-        if flat and counts:
-            raise SourceError(
-                f"{path}: {flat} images lie beside class folders such as {next(iter(counts))}; keep only one of the two"
-            )
+            for folder in listing_progress(_walk(path), " folders"):
+                place, counts[folder] = path / folder, 0
+                for name in listing_progress(_visible_files(place)):
+                    if _is_image_file(place, name):
+                        counts[folder] += 1
+                    else:
+                        self.ignored[kind_of(name)] += 1
+        self.count = sum(counts.values())
         if not self.count:
-            raise SourceError(f"{path}: no images in it or in class folders; {self._advice()}")
-        self.class_names = list(counts) or None
-        self.class_counts = list(counts.values()) or None
+            raise SourceError(f"{path}: no images in it or in folders below it; {self._advice()}")
+        self._groups = group_by_class(path, counts, labels)
+        self.class_names = self._groups.names
+        self.class_counts = self._groups.counts
+        self.ignored.update(self._groups.left_out)
+        self.count -= sum(self._groups.left_out.values())
 
     def __iter__(self) -> Iterator[Sample]:
         with _readable(self.path):
-            for label, folder in enumerate(self.class_names or [""]):
-                known = None if self.class_names is None else label
-                for name in sorted(name for _, name in listing_progress(_walk(self.path, [folder])) if is_image(name)):
-                    yield Sample(f"{folder}/{name}" if folder else name, known, self.path / folder / name)
+            for label, folder in self._groups:
+                place = self.path / folder
+                names = [name for name in listing_progress(_visible_files(place)) if _is_image_file(place, name)]
+                for name in sorted(names):
+                    yield Sample(str(folder / name), label, place / name)
 
     def _advice(self) -> str:
-        """Suggest a path from what the folder holds instead: images deeper down, archives or parquet files."""
+        """Suggest what to give instead: archives or parquet files in the folder."""
         for folder, folders, names in os.walk(self.path):
             folders.sort()
-            if any(map(is_image, names)):
-                return f"images lie deeper: give {Path(folder).parent} instead"
             if tars := sorted(name for name in names if name.endswith(".tar")):
                 return (
                     f"{len(tars)} archives such as {tars[0]} lie in {folder}: give one of them, or a quoted pattern "
@@ -57,13 +63,37 @@ class FolderSource:
         return f"known suffixes are {' '.join(sorted(SUFFIXES))}"
 
 
-def _walk(path: Path, folders: Iterable[str]) -> Iterator[tuple[str, str]]:
-    """Yield (folder, name) of each visible file directly in the folders, in the file system's order."""
-    for folder in folders:
-        with os.scandir(path / folder) as entries:
-            for entry in entries:
-                if not entry.name.startswith(".") and entry.is_file():
-                    yield folder, entry.name
+def _walk(path: Path) -> Iterator[PurePosixPath]:
+    """Yield each visible folder from the path down, relative to it, sorted; raise SourceError for a circle of links."""
+    waiting = [(PurePosixPath(), frozenset[tuple[int, int]]())]
+    while waiting:
+        folder, above = waiting.pop()
+        place = path / folder
+        facts = place.stat()
+        identity = (facts.st_dev, facts.st_ino)
+        if identity in above:
+            raise SourceError(f"{place}: a link to a folder above it; remove it")
+        yield folder
+        with os.scandir(place) as entries:
+            inside = sorted((e.name for e in entries if not e.name.startswith(".") and e.is_dir()), reverse=True)
+        waiting += [(folder / name, above | {identity}) for name in inside]
+
+
+def _visible_files(folder: Path) -> Iterator[str]:
+    """Yield the name of each visible file directly in the folder, in the file system's order."""
+    with os.scandir(folder) as entries:
+        for entry in entries:
+            if not entry.name.startswith(".") and entry.is_file():
+                yield entry.name
+
+
+def _is_image_file(folder: Path, name: str) -> bool:
+    if is_image(name):
+        return True
+    if suffix_of(name):
+        return False
+    with (folder / name).open("rb") as stream:
+        return format_of(stream.read(HEAD_BYTES)) is not None
 
 
 @contextmanager

@@ -122,3 +122,17 @@ class RelabelledSource:
         for sample in self._source:
             assert sample.label is not None, "a source with class names labels every sample"
             yield replace(sample, label=self._new_label[sample.label])
+
+
+class UnlabelledSource:
+    """A source without its labels."""
+
+    def __init__(self, source: Source) -> None:
+        self._source = source
+        self.path, self.count, self.ignored = source.path, source.count, source.ignored
+        self.class_names: list[str] | None = None
+        self.class_counts: list[int] | None = None
+
+    def __iter__(self) -> Iterator[Sample]:
+        for sample in self._source:
+            yield replace(sample, label=None)

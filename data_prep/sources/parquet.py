@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -39,7 +40,7 @@ class ParquetSource:
     def __init__(self, path: Path, files: list[Path], *, label_column: str | None = None) -> None:
         self.path = path
         self._files = files
-        self.ignored = 0
+        self.ignored = Counter[str]()
         self.count = 0
         self._columns: _Columns | None = None
         for file in files:

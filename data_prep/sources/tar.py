@@ -3,20 +3,24 @@
 from __future__ import annotations
 
 import lzma
+import os
 import tarfile
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
-from fastbyol.data_prep.sources.base import FILE_BYTES_MAX, SUFFIXES, Sample, SourceError, is_image, listing_progress
+from fastbyol.data_prep.formats import HEAD_BYTES, SUFFIXES, format_of, is_image, kind_of
+from fastbyol.data_prep.sources.base import FILE_BYTES_MAX, Sample, SourceError, listing_progress
+from fastbyol.data_prep.sources.classes import Labels, group_by_class
 
 # OverflowError: a header may claim a size or a position that no file has.
 TAR_ERRORS = (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, OverflowError)
 EXTENDED = b"xgXLK"  # types of members with a long header for the next one: pax, Solaris's pax, GNU's long names
 # tarfile reads each in one piece; extended attributes, the longest part, have up to 64 KiB.
 EXTENDED_BYTES_MAX = 1 << 18
+LINK_OR_HIDDEN = "hidden files, links or devices"
 
 
 class UnsupportedArchive(tarfile.TarError):
@@ -72,39 +76,53 @@ def _sparse(member: tarfile.TarInfo) -> UnsupportedArchive:
 
 
 class TarSource:
-    """Images in a .tar, compressed or not, of class folders or of one flat folder, below any leading folders.
+    """Images in a .tar, compressed or not; its folders are read as those of FolderSource, below any leading folders.
 
-    The headers are read once to find the classes; each iteration then streams the archive in its own order.
+    The headers are read once to find the classes; each iteration then streams the archive in its own order. An archive
+    of one folder of images has no labels.
     """
 
-    def __init__(self, path: Path) -> None:
+    def __init__(self, path: Path, *, labels: Labels = "auto") -> None:
         self.path = path
-        self.ignored = 0
-        counts: Counter[PurePosixPath] = Counter()
+        self.ignored: Counter[str] = Counter()
+        found: Counter[PurePosixPath] = Counter()
         with archive_errors(path), open_archive(path) as archive:
-            for _, name in listing_progress(iter_members(archive, path)):
-                if name is None or not is_image(name.name):
-                    self.ignored += 1
+            for member, name in listing_progress(iter_members(archive, path)):
+                if name is not None and _is_image_member(archive, member, name):
+                    found[name.parent] += 1
                 else:
-                    counts[name.parent] += 1
-        self.count = counts.total()
+                    self.ignored[LINK_OR_HIDDEN if name is None else kind_of(name.name)] += 1
+        self.count = found.total()
         if not self.count:
             raise SourceError(f"{path}: no images in the archive; known suffixes are {' '.join(sorted(SUFFIXES))}")
-        folders = sorted(counts)
-        if len({(len(folder.parts), folder.parts[:-1]) for folder in folders}) > 1:
-            examples = f"{folders[0]} and {folders[-1]}"
-            raise SourceError(
-                f"{path}: images lie in folders with different parents, {examples}; pack one split per .tar"
-            )
-        self.class_names = [folder.name for folder in folders] if len(folders) > 1 else None
-        self.class_counts = [counts[folder] for folder in folders] if len(folders) > 1 else None
+        self._base = _common_folder(found, is_class=labels in ("top", "parent"))
+        groups = group_by_class(path, {folder.relative_to(self._base): n for folder, n in found.items()}, labels)
+        self.class_names, self.class_counts, self._label_of = groups.names, groups.counts, groups.label_of
+        self.ignored.update(groups.left_out)
+        self.count -= sum(groups.left_out.values())
 
     def __iter__(self) -> Iterator[Sample]:
-        labels = {name: label for label, name in enumerate(self.class_names or [])}
         with archive_errors(self.path), open_archive(self.path) as archive:
             for member, name in iter_members(archive, self.path):
-                if name is not None and is_image(name.name):
-                    yield Sample(str(name), labels.get(name.parent.name), read_member(archive, member))
+                if name is None or not (is_image(name.name) or not name.suffix):
+                    continue
+                folder = name.parent.relative_to(self._base)
+                if folder not in self._label_of:
+                    continue
+                data = read_member(archive, member)
+                if is_image(name.name) or format_of(data) is not None:
+                    yield Sample(str(name), self._label_of[folder], data)
+
+
+def _common_folder(folders: Collection[PurePosixPath], *, is_class: bool) -> PurePosixPath:
+    """Return the folder above all of them, itself among them or not; is_class: a single folder is below it."""
+    common = PurePosixPath(os.path.commonpath(list(map(str, folders))))
+    return common.parent if is_class and len(folders) == 1 else common
+
+
+def _is_image_member(archive: tarfile.TarFile, member: tarfile.TarInfo, name: PurePosixPath) -> bool:
+    """Return whether a member has an image's suffix or, without a suffix, an image's first bytes."""
+    return is_image(name.name) or (not name.suffix and format_of(read_member(archive, member, HEAD_BYTES)) is not None)
 
 
 def open_archive(path: Path) -> tarfile.TarFile:
@@ -165,12 +183,12 @@ def _require_end(archive: tarfile.TarFile, place: Path) -> None:
             raise SourceError(f"{place}: data follows the archive's end; give concatenated archives one by one")
 
 
-def read_member(archive: tarfile.TarFile, member: tarfile.TarInfo) -> bytes:
-    """Return the bytes of a regular member; raise TarError if the archive ends before them."""
+def read_member(archive: tarfile.TarFile, member: tarfile.TarInfo, count: int = -1) -> bytes:
+    """Return the bytes of a regular member, or its first `count`; raise TarError if the archive ends before them."""
     stream = archive.extractfile(member)
     assert stream is not None, "iter_members() yields names of regular members only"
     with stream:
-        return stream.read()
+        return stream.read(count)
 
 
 @contextmanager
@@ -189,6 +207,7 @@ def archive_errors(path: Path) -> Iterator[None]:
 
 
 INNER_SUFFIX = ".tar"
+NOT_IMAGES = "that are no images"
 
 
 class NestedTarSource:
@@ -199,20 +218,21 @@ class NestedTarSource:
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self.ignored = 0
+        self.ignored: Counter[str] = Counter()
         counts: dict[PurePosixPath, int] = {}
         with archive_errors(path), open_archive(path) as outer:
             for inner, name in listing_progress(_images(outer, path)):
                 counts.setdefault(inner, 0)
                 counts[inner] += name is not None
-                self.ignored += name is None
+                if name is None:
+                    self.ignored[NOT_IMAGES] += 1
         self.count = sum(counts.values())
         if not self.count:
             raise SourceError(
                 f"{path}: no images in its inner archives; give a .tar that holds one .tar of images per class"
             )
-        inners = {inner.stem: inner for inner in sorted(counts) if counts[inner]}
-        if len(inners) < sum(map(bool, counts.values())):
+        inners = {inner.stem: inner for inner in counts}
+        if len(inners) < len(counts):
             raise SourceError(f"{path}: two inner archives have the same name; give one split")
         self.class_names: list[str] | None = sorted(inners)
         self.class_counts: list[int] | None = [counts[inners[name]] for name in self.class_names]

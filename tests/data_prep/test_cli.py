@@ -177,7 +177,7 @@ BAD_INPUT = {
     "classes from text": (["write", "source", "a.beton", "--classes-from", "text"], "text: "),
     "column of a folder": (
         ["write", "source", "a.beton", "--label-column", "x"],
-        "--label-column x is given; leave it out",
+        "--label-column x is given, which a folder of images has no use for; leave it out",
     ),
     "no command": ([], "COMMAND"),
     "unknown command": (["wirte"], "invalid choice"),

@@ -11,6 +11,7 @@ import pytest
 from fastbyol.data_prep.sources import open_source
 from fastbyol.data_prep.sources.base import SourceError
 from fastbyol.data_prep.sources.pattern import expand_pattern
+from fastbyol.data_prep.sources.tar import NOT_IMAGES
 from tests.support.layouts import contents, lay_out, link, pack, packed
 
 CLASSES = {
@@ -24,13 +25,13 @@ CLASSES = {
 @pytest.mark.parametrize("prefix", ["", "ILSVRC2012_img_train/"])
 def test_tar_of_tars_has_a_class_an_inner_archive(tmp_path: Path, mode: str, prefix: str) -> None:
     source = open_source(pack(tmp_path / "t.tar", {prefix + name: data for name, data in CLASSES.items()}, mode=mode))
-    assert (source.class_names, source.class_counts) == (["n01", "n02"], [2, 2])
-    assert (source.count, source.ignored) == (4, 2)
+    assert (source.class_names, source.class_counts) == (["n00", "n01", "n02"], [0, 2, 2])
+    assert (source.count, source.ignored) == (4, {NOT_IMAGES: 2})
     expected = [
-        ("n02/n02_7.JPEG", 1, b"c"),
-        ("n02/n02_1.JPEG", 1, b"d"),
-        ("n01/n01_3.JPEG", 0, b"a"),
-        ("n01/n01_2.JPEG", 0, b"b"),
+        ("n02/n02_7.JPEG", 2, b"c"),
+        ("n02/n02_1.JPEG", 2, b"d"),
+        ("n01/n01_3.JPEG", 1, b"a"),
+        ("n01/n01_2.JPEG", 1, b"b"),
     ]
     assert contents(source) == contents(source) == expected
 
@@ -61,7 +62,7 @@ def test_inner_links_are_not_followed(tmp_path: Path) -> None:
         pack(tmp_path / "t.tar", {"n01.tar": inner}, [link("n02.tar", "/etc/passwd", tarfile.SYMTYPE)])
     )
     assert contents(source) == [("n01/a.jpg", 0, b"a")]
-    assert source.ignored == 2
+    assert source.ignored.total() == 2
 
 
 def shards(folder: Path, samples: list[dict[str, bytes]], *, count: int = 2) -> str:
@@ -94,6 +95,9 @@ WITH_LABELS = {
     ),
     "cls first": ([{"jpg": b"a", "json": facts(label=9), "cls": b"0"}, {"jpg": b"b", "cls": b"1"}], ["0", "1"], [0, 1]),
     "captions": ([{"jpg": b"a", "txt": b"a cat"}, {"jpg": b"b", "json": facts(width=3)}], None, [None, None]),
+    "txt": ([{"jpg": b"a", "txt": b"1"}, {"jpg": b"b", "txt": b"0"}], ["0", "1"], [1, 0]),
+    "target.cls": ([{"input.jpg": b"a", "target.cls": b"1"}, {"jpg": b"b", "target.cls": b"0"}], ["0", "1"], [1, 0]),
+    "dots in names": ([{"v.1.jpg": b"a", "v.1.cls": b"x"}, {"v.2.jpg": b"b", "v.2.cls": b"y"}], ["x", "y"], [0, 1]),
     "minus one": ([{"jpg": b"a", "cls": b"-1"}, {"jpg": b"b", "cls": b"-1"}], None, [None, None]),
 }
 
@@ -111,8 +115,39 @@ def test_labels_of_shards(tmp_path: Path, case: str) -> None:
 def test_a_single_shard_is_known_by_its_labels(tmp_path: Path) -> None:
     shards(tmp_path, [{"jpg": b"a", "cls": b"1"}, {"jpg": b"b", "cls": b"0"}], count=1)
     assert [label for _, label, _ in contents(open_source(tmp_path / "shard-000.tar"))] == [1, 0]
-    shards(tmp_path, [{"jpg": b"a", "txt": b"1"}, {"jpg": b"b"}], count=1)
+    shards(tmp_path, [{"jpg": b"a", "txt": b"a 1"}, {"jpg": b"b"}], count=1)
     assert [label for _, label, _ in contents(open_source(tmp_path / "shard-000.tar"))] == [None, None]
+
+
+def test_dots_in_the_names_of_one_archive_join_no_images(tmp_path: Path) -> None:
+    files = {f"img.v{i}.{suffix}": data for i in range(3) for suffix, data in (("jpg", b"%d" % i), ("cls", b"%d" % i))}
+    assert contents(open_source(pack(tmp_path / "t.tar", files))) == [(f"img.v{i}.jpg", i, b"%d" % i) for i in range(3)]
+
+
+def test_labels_behind_all_images_end_the_command(tmp_path: Path) -> None:
+    images, labels = ({f"{i:03}.{suffix}": b"1" for i in range(300)} for suffix in ("jpg", "cls"))
+    path = pack(tmp_path / "t.tar", images | labels)
+    with pytest.raises(SourceError, match="labels such as 1 do not lie beside their images"):
+        open_source(path)
+    assert open_source(path, labels="none").count == 300
+
+
+def test_one_of_several_images_of_a_sample_is_chosen_or_all_are_taken(tmp_path: Path) -> None:
+    pattern = shards(tmp_path, [{"left.jpg": b"a", "right.png": b"b", "cls": b"0"} for _ in range(2)])
+    assert [data for _, _, data in contents(open_source(pattern, image_key="right.png"))] == [b"b", b"b"]
+    assert open_source(pattern, image_key=".RIGHT.png").class_counts == [2]
+    assert [data for _, _, data in contents(open_source(pattern, labels="none"))] == [b"a", b"b"] * 2
+    with pytest.raises(SourceError, match=r"no images with the suffix \.up\.jpg"):
+        open_source(pattern, image_key="up.jpg")
+
+
+def test_a_folder_of_shards_with_tables_about_them_is_shards(tmp_path: Path) -> None:
+    shards(tmp_path, [{"jpg": b"a", "json": b"{}", "txt": b"a cat"}, {"jpg": b"b", "json": b"{}"}])
+    for number in range(2):
+        (tmp_path / f"shard-00{number}.parquet").write_bytes(b"PAR1")
+    source = open_source(tmp_path)
+    assert [data for _, _, data in contents(source)] == [b"a", b"b"]
+    assert source.ignored == {".txt": 1}
 
 
 def test_captions_beside_images_leave_the_classes_of_an_archive(tmp_path: Path) -> None:
@@ -127,7 +162,9 @@ def test_label_column_names_the_json_key(tmp_path: Path) -> None:
     pattern = shards(tmp_path, samples)
     assert [label for _, label, _ in contents(open_source(pattern))] == [0, 0]
     assert [label for _, label, _ in contents(open_source(pattern, label_column="coarse"))] == [0, 1]
-    assert open_source(pattern, label_column="no such key").class_names is None
+    assert [label for _, label, _ in contents(open_source(pattern, label_column="cls"))] == [0, 0]
+    with pytest.raises(SourceError, match=r"no \.json has a key 'no such key', and no file that suffix"):
+        open_source(pattern, label_column="no such key")
 
 
 def test_keys_and_what_is_passed_over(tmp_path: Path) -> None:
@@ -141,7 +178,7 @@ def test_keys_and_what_is_passed_over(tmp_path: Path) -> None:
     links = [link("b/4.jpg", "/etc/hostname", tarfile.SYMTYPE), link("b/1.cls", "/etc/hostname", tarfile.SYMTYPE)]
     source = open_source(str(pack(tmp_path / "s.tar", files, links)).replace("s.tar", "{s,s}.tar"))
     assert contents(source) == [("a/1.jpg", None, b"a1"), ("b/1.jpg", None, b"b1")] * 2
-    assert (source.class_names, source.ignored) == (None, 10)
+    assert (source.class_names, source.ignored.total()) == (None, 10)
 
 
 @pytest.mark.parametrize(
@@ -160,8 +197,13 @@ def test_keys_and_what_is_passed_over(tmp_path: Path) -> None:
         ([{"jpg": b"a", "json": b"{"}, {"jpg": b"b"}], "00000.json is not JSON"),
         ([{"jpg": b"a", "json": b"[" * 100_000}, {"jpg": b"b"}], "00000.json is not JSON"),
         ([{"jpg": b"a", "json": b" " * (1 << 21)}, {"jpg": b"b"}], "a label file may have up to"),
-        ([{"left.jpg": b"a", "right.jpg": b"b"}, {"jpg": b"b"}], "00000.left.jpg and 00000.right.jpg have one key"),
+        (
+            [{"left.jpg": b"a", "right.jpg": b"b"}, {"jpg": b"b"}],
+            "00000.left.jpg and 00000.right.jpg have one key.*--image-key left.jpg",
+        ),
         ([{"txt": b"a"}, {"txt": b"b"}], "no images in 2 shards"),
+        ([{"jpg": b"a"}, {"cls": b"1"}], "labels such as 1 do not lie beside their images"),
+        ([{"jpg": b"a", "a.cls": b"1", "b.cls": b"2"}, {"jpg": b"b"}], "labels in a.cls and b.cls; name one"),
     ],
 )
 def test_unusable_shards_are_named(tmp_path: Path, samples: list[dict[str, bytes]], message: str) -> None:

@@ -1,0 +1,87 @@
+"""Image formats: the suffixes that select files, and the first bytes that tell what a file is, whatever its name."""
+
+from __future__ import annotations
+
+import importlib
+import os
+from collections import Counter
+
+_NAMES = (
+    "jpg jpeg jpe jfif mpo png apng webp bmp dib gif tif tiff ppm pgm pbm pnm avif jp2 j2k jpx tga ico heic heif jxl"
+)
+SUFFIXES = frozenset(f".{name}" for name in _NAMES.split())
+HEAD_BYTES = 16  # that tell a format
+_FORMAT_OF_START = {
+    b"\xff\xd8\xff": "JPEG",
+    b"\x89PNG\r\n\x1a\n": "PNG",
+    b"GIF8": "GIF",
+    b"II*\0": "TIFF",
+    b"MM\0*": "TIFF",
+    b"BM": "BMP",
+    b"\x28\0\0\0": "DIB",
+    b"\0\0\1\0": "ICO",
+    b"\0\0\0\x0cjP  \r\n\x87\n": "JPEG2000",
+    b"\xff\x4f\xff\x51": "JPEG2000",
+    b"\xff\x0a": "JXL",
+    b"\0\0\0\x0cJXL \r\n\x87\n": "JXL",
+} | {b"P%d" % number + space: "PPM" for number in range(1, 7) for space in (b"\n", b" ", b"\r", b"\t")}
+_FORMAT_OF_BRAND = {b"avif": "AVIF", b"avis": "AVIF"} | dict.fromkeys(
+    (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"), "HEIF"
+)
+# EPS, PDF and the like would run other programs, so only plain pixel formats are opened. TGA has no first bytes of its
+# own: a file is one only by its name.
+PILLOW_FORMATS = ("PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF", "JPEG2000", "ICO", "DIB")
+LOSSLESS = frozenset(("PNG", "BMP", "GIF", "TIFF", "PPM", "ICO", "DIB", "TGA"))
+_EXTRAS = {"HEIF": ("pillow_heif", "heif"), "JXL": ("pillow_jxl", "jxl")}  # module and extra of fastbyol
+
+
+class FormatMissing(ValueError):
+    """A format whose package is not installed; the message names it."""
+
+
+def suffix_of(name: str) -> str:
+    """Return the suffix of a file name in lower case, such as ".jpg", or ""."""
+    return os.path.splitext(name)[1].lower()  # noqa: PTH122 - a Path for each of a million names is slow
+
+
+def is_image(name: str) -> bool:
+    """Return whether a file name has an image's suffix."""
+    return suffix_of(name) in SUFFIXES
+
+
+def format_of(data: bytes | memoryview, name: str = "") -> str | None:
+    """Return the format of a file, named as in Pillow, from its first HEAD_BYTES; None if it is none that is read.
+
+    name: its name, by which alone a TGA file is known.
+    """
+    head = bytes(data[:HEAD_BYTES])
+    if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
+        return "WEBP"
+    if head[4:8] == b"ftyp":
+        return _FORMAT_OF_BRAND.get(head[8:12])
+    found = next((of for start, of in _FORMAT_OF_START.items() if head.startswith(start)), None)
+    return "TGA" if found is None and suffix_of(name) == ".tga" else found
+
+
+def load_plugin(name: str) -> None:
+    """Import what Pillow needs to read a format; raise FormatMissing, with what to install, where it is missing."""
+    if name not in _EXTRAS:
+        return
+    module, extra = _EXTRAS[name]
+    try:
+        plugin = importlib.import_module(module)
+    except ImportError as error:
+        raise FormatMissing(f"{name} needs a package ({error}); pip install 'fastbyol[{extra}]'") from error
+    if name == "HEIF":
+        plugin.register_heif_opener()
+
+
+def describe_ignored(ignored: Counter[str]) -> str:
+    """Describe files that were passed over: "12 files: 7 .txt, 3 without a suffix, 2 links"."""
+    parts = [f"{count} {kind}" for kind, count in ignored.most_common()]
+    return f"{ignored.total()} files: {', '.join(parts[:8])}{', and others' * (len(parts) > 8)}"
+
+
+def kind_of(name: str) -> str:
+    """Return the kind of a file that is passed over: its suffix."""
+    return suffix_of(name) or "without a suffix"
