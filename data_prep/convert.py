@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import closing
 from dataclasses import dataclass
 from functools import partial
-from typing import Literal
+from types import MappingProxyType
+from typing import Any, Literal
 
 from fastbyol.beton import StoredImage
 from fastbyol.data_prep.images import ImageError, prepare
@@ -36,11 +37,12 @@ def convert(
     on_error: OnError = "fail",
     limit: int | None = None,
     overwrite: bool = False,
+    facts: Mapping[str, Any] = MappingProxyType({}),
 ) -> ConversionResult:
     """Write the source's images to a .beton, whose bytes do not depend on `workers`.
 
     `limit` takes that many images evenly spaced over the source, so that every class is represented. A bad image raises
-    ImageError with its name, or is skipped and recorded in the sidecar.
+    ImageError with its name, or is skipped and recorded in the sidecar, beside `facts`.
     """
     total = min(limit or source.count, source.count)
     skipped: list[tuple[str, str]] = []
@@ -64,6 +66,7 @@ def convert(
             "found": source.count,
             "ignored": source.ignored.total(),
             "ignored_by_kind": dict(source.ignored),
+            **facts,
             "skipped": [{"name": name, "reason": reason} for name, reason in skipped],
         }
         return ConversionResult(len(writer), skipped)

@@ -10,14 +10,16 @@ import time
 from pathlib import Path
 
 from fastbyol.beton import SIDE_MAX
-from fastbyol.data_prep.convert import convert
+from fastbyol.data_prep import reuse
+from fastbyol.data_prep.convert import ConversionResult, convert
 from fastbyol.data_prep.formats import describe_ignored
 from fastbyol.data_prep.partial import remove_stale
 from fastbyol.data_prep.settings import JPEG_SHARE, MODES, Settings
-from fastbyol.data_prep.sources import open_source
+from fastbyol.data_prep.sources import find_files, open_source
+from fastbyol.data_prep.sources.base import Source
 from fastbyol.data_prep.sources.classes import LABELS
 from fastbyol.data_prep.sources.labels import RelabelledSource, read_class_names
-from fastbyol.data_prep.writer import require_output
+from fastbyol.data_prep.writer import require_output, version
 from fastbyol.system.command_line import add_overwrite, add_workers, format_list, fraction, int_range
 
 SOURCES = {
@@ -105,13 +107,28 @@ def _add_selection(command: argparse.ArgumentParser) -> None:
         default="fail",
         help="a bad image ends the command, or is left out and recorded in the sidecar",
     )
-    add_overwrite(output)
+    existing = output.add_mutually_exclusive_group()
+    add_overwrite(existing)
+    existing.add_argument(
+        "--reuse",
+        action="store_true",
+        help="leave OUT.beton as it is if it was written by --reuse from the same files with the same flags, else "
+        "replace it",
+    )
 
 
 def run(arguments: argparse.Namespace) -> int:
     """Write the .beton, report on it and return the exit status."""
-    require_output(arguments.out, overwrite=arguments.overwrite)
     settings = Settings(arguments.mode, arguments.max_side, arguments.quality, arguments.jpeg_share)
+    facts: dict[str, str] = {}
+    if arguments.reuse:
+        facts = {reuse.KEY: _fingerprint(arguments, settings)}
+        found = reuse.recorded(arguments.out)
+        if found is not None and found[0] == facts[reuse.KEY]:
+            print(f"{arguments.out}: {found[1]} images, unchanged since it was written")
+            return 0
+        arguments.overwrite |= found is not None
+    require_output(arguments.out, overwrite=arguments.overwrite)
     _clear_partials(arguments.out)
     start = time.monotonic()
     source = open_source(
@@ -131,8 +148,23 @@ def run(arguments: argparse.Namespace) -> int:
         on_error=arguments.on_error,
         limit=arguments.limit,
         overwrite=arguments.overwrite,
+        facts=facts,
     )
-    seconds = time.monotonic() - start
+    _report(arguments, source, done, seconds=time.monotonic() - start)
+    return 0
+
+
+def _fingerprint(arguments: argparse.Namespace, settings: Settings) -> str:
+    """Digest all that decides what is written."""
+    names = ("labels", "label_column", "image_key", "limit", "on_error")
+    chosen = settings.facts() | {name: getattr(arguments, name) for name in names} | {"fastbyol": version()}
+    if arguments.classes_from is not None:
+        chosen["class_names"] = read_class_names(arguments.classes_from)
+    return reuse.fingerprint(find_files(arguments.source), chosen)
+
+
+def _report(arguments: argparse.Namespace, source: Source, done: ConversionResult, *, seconds: float) -> None:
+    """Print what was written, and what was left out."""
     classes = f"{len(source.class_names)} classes" if source.class_names else "no labels"
     print(
         f"{arguments.out}: {done.written} images, {classes}, {arguments.out.stat().st_size / 1e6:.1f} MB in "
@@ -146,7 +178,6 @@ def run(arguments: argparse.Namespace) -> int:
     if done.skipped:
         name, reason = done.skipped[0]
         print(f"skipped {len(done.skipped)} bad images, listed in {arguments.out}.json; the first: {name}: {reason}")
-    return 0
 
 
 def _clear_partials(out: Path) -> None:

@@ -72,6 +72,20 @@ def sidecar_path(path: str | os.PathLike[str]) -> Path:
     return Path(f"{os.fspath(path)}.json")
 
 
+def is_beton(path: Path) -> bool:
+    """Return whether a file begins as a .beton does, whatever its name; False for what is no file or cannot be read."""
+    try:
+        with path.open("rb") as stream:
+            header = stream.read(HEADER.itemsize)
+    except OSError:
+        return False
+    if len(header) < HEADER.itemsize:
+        return False
+    version, num_fields, page_size, *_ = map(int, np.frombuffer(header, HEADER)[0].item())
+    is_page = PAGE_BYTES_MIN <= page_size <= PAGE_BYTES_MAX and page_size & (page_size - 1) == 0
+    return version == VERSION and num_fields > 0 and is_page
+
+
 def record_dtype(type_ids: list[int]) -> np.dtype[Any]:
     """Build the record dtype of one sample from its field types: members f0, f1, ... aligned as in a C struct."""
     return np.dtype([(f"f{i}", _RECORD_OF_TYPE[type_id]) for i, type_id in enumerate(type_ids)], align=True)

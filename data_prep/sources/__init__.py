@@ -40,7 +40,7 @@ def open_source(
     usual one. image_key: the suffix of the image, where samples of WebDataset shards have several.
     """
     path = Path(path)
-    found = _find(path)
+    found = find_files(path)
     wanted = {"--label-column": label_column, "--image-key": image_key}
     if found == [path] and path.is_dir():
         found = _table_or_shards(path)
@@ -75,7 +75,7 @@ def open_source(
     return source
 
 
-def _find(path: Path) -> list[Path]:
+def find_files(path: Path) -> list[Path]:
     """List the file or folder at the path, or those of the pattern; raise SourceError if there is none."""
     is_there = os.path.exists(path)  # noqa: PTH110 - Path.exists() raises if a pattern is too long for a name
     found = [path] if is_there else expand_pattern(os.fspath(path))

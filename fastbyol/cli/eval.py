@@ -12,10 +12,12 @@ from fastbyol.errors import ConfigError
 from fastbyol.evaluate.protocol import Protocol
 from fastbyol.registry import PROTOCOL_SUMMARIES, PROTOCOLS
 from fastbyol.system.command_line import (
+    ANY_SOURCE,
     THREADS,
     WORKERS,
     EpilogFormatter,
     Parser,
+    add_cache_flags,
     add_version,
     format_list,
     whole_number,
@@ -98,8 +100,9 @@ def build_command_parser(name: str, protocol: Protocol | None) -> Parser:
 
 def _add_files(parser: Parser) -> None:
     group = parser.add_argument_group("data")
-    group.add_argument("--train", required=True, metavar="F.beton", help="labelled images to learn from")
-    group.add_argument("--val", required=True, metavar="F.beton", help="labelled images to score on")
+    group.add_argument("--train", required=True, metavar="SOURCE", help=f"labelled images to learn from: {ANY_SOURCE}")
+    group.add_argument("--val", required=True, metavar="SOURCE", help="labelled images to score on")
+    add_cache_flags(group)
     group.add_argument("--workers", type=whole_number, metavar="N", help=WORKERS)
 
 
@@ -113,8 +116,9 @@ def add_table_flags(parser: argparse.ArgumentParser) -> None:
     """Add the flags of the command table."""
     parser.add_argument("name", metavar="NAME", choices=list(TABLES), help=f"one of {', '.join(TABLES)}")
     data = parser.add_argument_group("data")
-    data.add_argument("--data", required=True, metavar="F.beton", help="training images, labelled")
-    data.add_argument("--val", required=True, metavar="F.beton", help="labelled images to score on")
+    data.add_argument("--data", required=True, metavar="SOURCE", help=f"training images, labelled: {ANY_SOURCE}")
+    data.add_argument("--val", required=True, metavar="SOURCE", help="labelled images to score on")
+    add_cache_flags(data)
     runs = parser.add_argument_group("runs")
     runs.add_argument("--base", required=True, metavar="RECIPE", help="the recipe that each cell changes")
     length = runs.add_mutually_exclusive_group()

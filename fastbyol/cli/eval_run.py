@@ -9,6 +9,7 @@ from contextlib import ExitStack
 
 from fastbyol.beton import BetonError, Reader
 from fastbyol.cli import table as tables
+from fastbyol.cli.cache import Cache
 from fastbyol.config import Config
 from fastbyol.errors import ConfigError, require
 from fastbyol.evaluate.features import check_classes
@@ -67,6 +68,9 @@ def score(args: argparse.Namespace, protocol: Protocol) -> Scores:
     workers = (args.workers if protocol.has_files else None) or default_workers(device, cores=available_cores())
     torch_threads = threads.make_tuner(args.threads, device, notify=_notify)
     inputs = InputSettings(config.recipe.eval_px, config.recipe.eval_margin, workers, device, threads=torch_threads)
+    if protocol.has_files:
+        cache = Cache(args.cache or folder.path.resolve().parent / "cache", tuple(args.prep), command="fastbyol-eval")
+        args.train, args.val = cache.pair(args.train, args.val)
     with ExitStack() as stack:
         data = _open_files(args, stack) if protocol.has_files else None
         facts, job = protocol.prepare(args, data, inputs)

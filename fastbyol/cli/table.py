@@ -18,6 +18,7 @@ from fastbyol.ablations.paper import TABLES, Cell, Table
 from fastbyol.ablations.runs import Job, RunCrashed, RunResult, read_result, score_linear, train_run
 from fastbyol.beton import Reader
 from fastbyol.budget import parse_duration
+from fastbyol.cli.cache import Cache
 from fastbyol.errors import ConfigError, require
 from fastbyol.evaluate.features import check_classes
 from fastbyol.recipes import named
@@ -126,6 +127,8 @@ def main(args: argparse.Namespace) -> int:
     """
     base = named(args.base)
     table = TABLES[args.name](base)
+    cache = Cache(args.cache or _folder(args) / "cache", tuple(args.prep), command="fastbyol-eval")
+    args.data, args.val = cache.pair(args.data, args.val)
     check_arguments(args, table)
     out = _folder(args)
     length = f"a budget of {args.budget}" if args.budget else f"{args.epochs or base.epochs:g} epochs"

@@ -15,7 +15,17 @@ from fastbyol.cli.recipes import format_recipes
 from fastbyol.config import CROPS, ENGINES, ON_ERROR, PRECISIONS, TARGET_STATISTICS
 from fastbyol.errors import ConfigError
 from fastbyol.recipes import named
-from fastbyol.system.command_line import BAD_INPUT, THREADS, WORKERS, Parser, add_version, fail, seed
+from fastbyol.system.command_line import (
+    ANY_SOURCE,
+    BAD_INPUT,
+    THREADS,
+    WORKERS,
+    Parser,
+    add_cache_flags,
+    add_version,
+    fail,
+    seed,
+)
 from fastbyol.system.signals import StopSignal
 
 OF_RECIPE = "(default: the recipe's)"
@@ -57,8 +67,11 @@ def build_parser() -> Parser:
 
 def _add_data(parser: Parser) -> None:
     group = parser.add_argument_group("data")
-    group.add_argument("--data", metavar="F.beton", help="training images; only recipe demo draws its own")
-    group.add_argument("--val", metavar="F.beton", help="labelled images to score by kNN before and after training")
+    group.add_argument(
+        "--data", metavar="SOURCE", help=f"training images: {ANY_SOURCE}, as a folder; only recipe demo draws its own"
+    )
+    group.add_argument("--val", metavar="SOURCE", help="labelled images to score by kNN before and after training")
+    add_cache_flags(group)
     group.add_argument(
         "--loader",
         type=part_of(registry.LOADERS),

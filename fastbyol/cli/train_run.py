@@ -11,6 +11,7 @@ from typing import Any
 
 from fastbyol.beton import BetonError
 from fastbyol.budget import Length, Stopwatch, parse_budget, parse_duration
+from fastbyol.cli.cache import Cache
 from fastbyol.config import Config, CropRamp, Recipe
 from fastbyol.errors import ConfigError
 from fastbyol.loaders import default_workers
@@ -39,6 +40,7 @@ def train(args: argparse.Namespace, *, stopwatch: Stopwatch, stop: StopSignal) -
             print(memory_plan(args))
             return DONE
         with stop.catch():
+            convert_sources(args, folder, stopwatch=stopwatch)
             config = config_of(args, folder)
             if args.data is None:
                 draw_demo_set(config)
@@ -60,6 +62,19 @@ def train(args: argparse.Namespace, *, stopwatch: Stopwatch, stop: StopSignal) -
     if rank() == 0:
         print(f"report: {folder.report}")
     return DONE
+
+
+def convert_sources(args: argparse.Namespace, folder: RunFolder, *, stopwatch: Stopwatch) -> None:
+    """Replace --data and --val that are no .beton by what they are converted to."""
+    recipe_of(args)  # a wrong flag should not wait for the images
+    length = Length() if args.budget is None else parse_budget(args.budget)
+    end_s = length.budget_s if length.deadline is None else stopwatch.elapsed_at(length.deadline)
+    left_s = None if end_s is None else end_s - stopwatch.elapsed_s()
+    cache = Cache(args.cache or folder.path.parent / "cache", tuple(args.prep), left_s=left_s)
+    if args.data is not None and args.val is not None:
+        args.data, args.val = cache.pair(args.data, args.val)
+    elif args.data is not None:
+        args.data = cache.beton(args.data)
 
 
 def memory_plan(args: argparse.Namespace) -> str:
@@ -108,7 +123,7 @@ def config_of(args: argparse.Namespace, folder: RunFolder) -> Config:
     if data is None:
         if args.recipe.partition("+")[0] != "demo" or val is not None or ranks() > 1:
             raise ConfigError(
-                f"recipe {args.recipe} needs images; give --data F.beton, a file written by fastbyol-prep write"
+                f"recipe {args.recipe} needs images; give --data FOLDER, or a .beton written by fastbyol-prep write"
             )
         data, val = folder.demo_train, folder.demo_val
     length = Length() if args.budget is None else parse_budget(args.budget)

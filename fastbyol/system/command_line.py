@@ -5,10 +5,12 @@ from __future__ import annotations
 import argparse
 import difflib
 import math
+import shlex
 import shutil
 import sys
 import textwrap
 from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
 from typing import Any, NoReturn
 
 import fastbyol
@@ -18,6 +20,7 @@ DONE, RANK_LOST, BAD_INPUT, DIVERGED, INTERRUPTED = 0, 1, 2, 3, 75  # exit statu
 THREADS = (
     "threads that compute, on a CPU (default: OMP_NUM_THREADS, which torchrun sets; else the fastest, by measuring)"
 )
+ANY_SOURCE = "a .beton, or any SOURCE of fastbyol-prep write"
 WORKERS = "decoding threads (default: the cores of this rank less 2 on cuda, 2 on a CPU)"
 
 
@@ -175,6 +178,23 @@ def add_workers(command: argparse._ActionsContainer) -> None:
     """Add --workers, by default all cores this process may use, since it does nothing else meanwhile."""
     command.add_argument(
         "--workers", type=int_range(1), default=available_cores(), metavar="N", help="threads (default: one a core)"
+    )
+
+
+def add_cache_flags(group: argparse._ActionsContainer) -> None:
+    """Add --cache and --prep, for images that are no .beton."""
+    group.add_argument(
+        "--cache",
+        type=Path,
+        metavar="DIR",
+        help="where images that are no .beton are converted to, once (default: cache, beside the run)",
+    )
+    group.add_argument(
+        "--prep",
+        type=shlex.split,
+        default=[],
+        metavar="FLAGS",
+        help="flags of fastbyol-prep write for them, as in --prep '--labels none --max-side 256'",
     )
 
 

@@ -15,21 +15,33 @@ from fastbyol.export import formats
 from fastbyol.registry import PROTOCOL_SUMMARIES, PROTOCOLS
 from fastbyol.train import step
 
-COMMON_EVAL = "RUN_DIR --device --help --json --threads --train --val --workers"
+COMMON_EVAL = "RUN_DIR --device --help --json --threads --train --val --workers --cache --prep"
 # flags that do nothing unless they are given
-WITHOUT_DEFAULT = {"data", "val", "budget", "knn_at", "wandb", "plan", "val_masks", "classes_from", "more"}
+WITHOUT_DEFAULT = {
+    "data",
+    "val",
+    "budget",
+    "knn_at",
+    "wandb",
+    "plan",
+    "val_masks",
+    "classes_from",
+    "more",
+    "prep",
+    "image_key",
+}
 CONTRACT = {
     "fastbyol-prep": "COMMAND --help --version",
-    "fastbyol-prep write": "SOURCE OUT.beton --classes-from --help --jpeg-share --label-column --limit --max-side "
-    "--mode --on-error --overwrite --quality --workers",
+    "fastbyol-prep write": "SOURCE OUT.beton --classes-from --help --image-key --jpeg-share --label-column --labels "
+    "--limit --max-side --mode --on-error --overwrite --quality --reuse --workers",
     "fastbyol-prep verify": "FILE --help --workers",
     "fastbyol-prep info": "FILE --help --json",
     "fastbyol-prep demo": "DIR --help --overwrite --seed",
     "fastbyol": "--help --version",
-    "fastbyol-train": "RECIPE --base-lr --batch-size --budget --checkpoint-every --crop --crop-ramp --data "
+    "fastbyol-train": "RECIPE --base-lr --batch-size --budget --cache --checkpoint-every --crop --crop-ramp --data "
     "--deterministic --device --engine --epochs --help --knn-at --lagged-target --loader --log-every --micro-batches "
-    "--no-tensorboard --on-error --optimizer --out --overwrite --plan --precision --prefetch --profile --recipes "
-    "--resume --seed --stop-on-collapse --tau-base --target-statistics --threads --val --version --wandb "
+    "--no-tensorboard --on-error --optimizer --out --overwrite --plan --precision --prefetch --prep --profile "
+    "--recipes --resume --seed --stop-on-collapse --tau-base --target-statistics --threads --val --version --wandb "
     "--warmup-epochs --weight-decay --workers",
     "fastbyol-eval": "--help --version",
     "fastbyol-eval knn": f"{COMMON_EVAL} --bank --k --temperature",
@@ -40,7 +52,8 @@ CONTRACT = {
     "fastbyol-eval segment": "RUN_DIR --batch-size --crop-px --device --from-scratch --help --images --json --lr "
     "--masks --seed --steps --stride --threads --val-images --val-masks --weight-decay",
     "fastbyol-eval export": "RUN_DIR OUT --format --help --json",
-    "fastbyol-eval table": "NAME --base --budget --cells --data --epochs --help --linear --out --seeds --val --with",
+    "fastbyol-eval table": "NAME --base --budget --cache --cells --data --epochs --help --linear --out --prep "
+    "--seeds --val --with",
 }
 
 

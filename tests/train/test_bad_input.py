@@ -71,7 +71,6 @@ def unwritable(betons: Betons, tmp_path: Path) -> list[str]:
 
 BAD = {
     "missing file": (lambda b, t: ["demo", f"--data={t / 'none.beton'}", f"--out={t / 'run'}"], "none.beton"),
-    "a folder": (lambda b, t: ["demo", f"--data={t}", f"--out={t / 'run'}"], "folder|directory"),
     "not a beton": (foreign, "letter.beton"),
     "truncated beton": (truncated, "cut.beton"),
     "unwritable output": (unwritable, "file"),
