@@ -14,8 +14,10 @@ from typing import NoReturn
 
 from fastbyol.beton import BetonError, Reader
 from fastbyol.data_prep import write
-from fastbyol.data_prep.images import ImageError, silence_pillow
+from fastbyol.data_prep.convert import BadImages
+from fastbyol.data_prep.images import ImageError
 from fastbyol.data_prep.info import describe, format_lines
+from fastbyol.data_prep.pixels import silence_decoders
 from fastbyol.data_prep.settings import SettingsError
 from fastbyol.data_prep.sources.base import SourceError
 from fastbyol.data_prep.verify import has_checksum, verify
@@ -49,9 +51,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         build_parser().parse_args(argv, arguments)
         require_pillow()
         with interrupt_on_signals(), warnings.catch_warnings():
-            silence_pillow()
+            silence_decoders()
             status: int = arguments.run(arguments)
             sys.stdout.flush()
+    except BadImages as error:
+        for line in error.listed:
+            print(f"fastbyol-prep: {' '.join(line.split())}", file=sys.stderr)
+        return _fail(str(error))
     except (UsageError, BetonError, SourceError, SettingsError, ImageError) as error:
         return _fail(str(error))
     except BrokenPipeError:

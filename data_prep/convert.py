@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator, Mapping
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from types import MappingProxyType
 from typing import Any, Literal
@@ -13,19 +13,34 @@ from typing import Any, Literal
 from fastbyol.beton import StoredImage
 from fastbyol.data_prep.images import ImageError, prepare
 from fastbyol.data_prep.parallel import map_ordered
+from fastbyol.data_prep.pixels import truncated_files
 from fastbyol.data_prep.settings import Settings
 from fastbyol.data_prep.sources.base import Sample, Source, SourceError
 from fastbyol.data_prep.writer import Writer
 
-OnError = Literal["fail", "skip"]
+OnError = Literal["fail", "skip", "keep"]
+ON_ERROR: tuple[OnError, ...] = ("fail", "skip", "keep")
+BAD_SHOWN = 20
+
+
+class BadImages(ValueError):
+    """Images that cannot be stored; the message names the first and counts them all; `listed` has a line for each."""
+
+    def __init__(self, source: Source, bad: list[tuple[str, str]]) -> None:
+        (name, reason), more = bad[0], f", and {len(bad) - 1} more of {source.count}" if len(bad) > 1 else ""
+        super().__init__(
+            f"{source.path}: {name}: {reason}{more}; repair {'them' if more else 'it'}, or give --on-error skip"
+        )
+        self.listed = [f"{name}: {reason}" for name, reason in bad[:BAD_SHOWN]] if more else []
 
 
 @dataclass(frozen=True)
 class ConversionResult:
-    """The number of images written, and the name and the reason of each skipped one."""
+    """The number of images written, and (name, reason) of each image left out, and of each repaired."""
 
     written: int
     skipped: list[tuple[str, str]]
+    repaired: list[tuple[str, str]]
 
 
 def convert(
@@ -41,25 +56,28 @@ def convert(
 ) -> ConversionResult:
     """Write the source's images to a .beton, whose bytes do not depend on `workers`.
 
-    `limit` takes that many images evenly spaced over the source, so that every class is represented. A bad image raises
-    ImageError with its name, or is skipped and recorded in the sidecar, beside `facts`.
+    `limit` takes that many images evenly spaced over the source, so that every class is represented. Bad images raise
+    BadImages once all are read ("fail"), are left out ("skip"), or kept as far as they decode ("keep"); what was left
+    out or repaired is recorded in the sidecar, beside `facts`.
     """
     total = min(limit or source.count, source.count)
     skipped: list[tuple[str, str]] = []
+    repaired: list[tuple[str, str]] = []
     writer = Writer(
         out, capacity=total, class_names=source.class_names, page_bytes=settings.page_bytes, overwrite=overwrite
     )
-    encode = partial(_prepare_sample, settings=settings)
+    encode = partial(_prepare_sample, settings=replace(settings, keeps_damaged=on_error == "keep"))
     stored = map_ordered(encode, _evenly_spaced(source, total), workers=workers, total=total)
     # The threads stop before the writer removes its unfinished file.
-    with writer, closing(stored):
-        for sample, image in stored:
-            if isinstance(image, StoredImage):
-                writer.append(image, label=sample.label)
-            elif on_error == "skip":
+    with writer, truncated_files(are_read=on_error == "keep"), closing(stored):
+        for sample, image, notes in stored:
+            repaired += [(sample.name, note) for note in notes]
+            if not isinstance(image, StoredImage):
                 skipped.append((sample.name, str(image)))
-            else:
-                raise ImageError(f"{source.path}: {sample.name}: {image}; repair it or give --on-error skip") from image
+            elif not skipped or on_error != "fail":
+                writer.append(image, label=sample.label)
+        if skipped and on_error == "fail":
+            raise BadImages(source, skipped)
         writer.facts = {
             "source": str(source.path),
             "settings": {**settings.facts(), "limit": limit},
@@ -68,16 +86,18 @@ def convert(
             "ignored_by_kind": dict(source.ignored),
             **facts,
             "skipped": [{"name": name, "reason": reason} for name, reason in skipped],
+            "repaired": [{"name": name, "reason": reason} for name, reason in repaired],
         }
-        return ConversionResult(len(writer), skipped)
+        return ConversionResult(len(writer), skipped, repaired)
 
 
-def _prepare_sample(sample: Sample, settings: Settings) -> tuple[Sample, StoredImage | ImageError | OSError]:
-    """Read and encode one sample; return its error instead of raising it."""
+def _prepare_sample(sample: Sample, settings: Settings) -> tuple[Sample, StoredImage | ImageError | OSError, list[str]]:
+    """Read and encode one sample; return its error instead of raising it, and what was repaired."""
+    notes: list[str] = []
     try:
-        return sample, prepare(sample.read(), settings)
+        return sample, prepare(sample.read(), settings, name=sample.name, notes=notes), notes
     except (ImageError, OSError) as error:
-        return sample, error
+        return sample, error, []
 
 
 def _evenly_spaced(source: Source, total: int) -> Iterator[Sample]:

@@ -10,13 +10,15 @@ _NAMES = (
     "jpg jpeg jpe jfif mpo png apng webp bmp dib gif tif tiff ppm pgm pbm pnm avif jp2 j2k jpx tga ico heic heif jxl"
 )
 SUFFIXES = frozenset(f".{name}" for name in _NAMES.split())
-HEAD_BYTES = 16  # that tell a format
+HEAD_BYTES = 32  # that tell a format
 _FORMAT_OF_START = {
     b"\xff\xd8\xff": "JPEG",
     b"\x89PNG\r\n\x1a\n": "PNG",
     b"GIF8": "GIF",
     b"II*\0": "TIFF",
     b"MM\0*": "TIFF",
+    b"II+\0": "TIFF",
+    b"MM\0+": "TIFF",
     b"BM": "BMP",
     b"\x28\0\0\0": "DIB",
     b"\0\0\1\0": "ICO",
@@ -25,12 +27,9 @@ _FORMAT_OF_START = {
     b"\xff\x0a": "JXL",
     b"\0\0\0\x0cJXL \r\n\x87\n": "JXL",
 } | {b"P%d" % number + space: "PPM" for number in range(1, 7) for space in (b"\n", b" ", b"\r", b"\t")}
-_FORMAT_OF_BRAND = {b"avif": "AVIF", b"avis": "AVIF"} | dict.fromkeys(
-    (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"), "HEIF"
-)
-# EPS, PDF and the like would run other programs, so only plain pixel formats are opened. TGA has no first bytes of its
-# own: a file is one only by its name.
-PILLOW_FORMATS = ("PNG", "WEBP", "BMP", "GIF", "TIFF", "PPM", "AVIF", "JPEG2000", "ICO", "DIB")
+_FORMAT_OF_BRAND = dict.fromkeys((b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1"), "HEIF") | {
+    b"avis": "AVIF"
+}
 LOSSLESS = frozenset(("PNG", "BMP", "GIF", "TIFF", "PPM", "ICO", "DIB", "TGA"))
 _EXTRAS = {"HEIF": ("pillow_heif", "heif"), "JXL": ("pillow_jxl", "jxl")}  # module and extra of fastbyol
 
@@ -52,13 +51,14 @@ def is_image(name: str) -> bool:
 def format_of(data: bytes | memoryview, name: str = "") -> str | None:
     """Return the format of a file, named as in Pillow, from its first HEAD_BYTES; None if it is none that is read.
 
-    name: its name, by which alone a TGA file is known.
+    name: its name, by which alone a TGA file is known. EPS, PDF and the like, which would run other programs, are not
+    read.
     """
     head = bytes(data[:HEAD_BYTES])
     if head[:4] == b"RIFF" and head[8:12] == b"WEBP":
         return "WEBP"
     if head[4:8] == b"ftyp":
-        return _FORMAT_OF_BRAND.get(head[8:12])
+        return "AVIF" if b"avif" in head[8:] else _FORMAT_OF_BRAND.get(head[8:12])
     found = next((of for start, of in _FORMAT_OF_START.items() if head.startswith(start)), None)
     return "TGA" if found is None and suffix_of(name) == ".tga" else found
 

@@ -1,79 +1,95 @@
-"""Conversion of image files to what a .beton stores: upright 8-bit RGB of limited size, as JPEG or raw pixels.
-
-Transparent pixels are blended with white, as a web page would show them. 16-bit grayscale is divided by 257; of 16-bit
-colour Pillow keeps the high byte, which differs by one level at most. Of an animation the first frame is used.
-"""
+"""Conversion of image files to what a .beton stores: upright 8-bit RGB of limited size, as JPEG or raw pixels."""
 
 from __future__ import annotations
-
-import io
-import logging
-import struct
-import warnings
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from fastbyol import beton, jpeg
-from fastbyol.data_prep.settings import PIXELS_MAX, Settings
-from fastbyol.jpeg import PILLOW_ERRORS
+from fastbyol.data_prep import jpegs, pixels
+from fastbyol.data_prep.formats import LOSSLESS, format_of
+from fastbyol.data_prep.jpegs import JpegError
+from fastbyol.data_prep.pixels import PixelError
+from fastbyol.data_prep.settings import Settings
 
-if TYPE_CHECKING:
-    from PIL import Image
-
-# JPEG has its own decoder. EPS, PDF and the like would run other programs, so only plain pixel formats are opened.
-PILLOW_FORMATS = ("PNG", "WEBP", "BMP", "GIF", "TIFF")
-ORIENTATION_TAG = 0x0112
-SOI = b"\xff\xd8"  # every JPEG starts with it
+KNOWN = "JPEG, PNG, WebP, BMP, GIF, TIFF, PPM, AVIF, JPEG 2000, ICO, TGA, HEIC or JPEG XL"
 
 
 class ImageError(ValueError):
     """Bytes that are not an image which can be stored; the message has the reason."""
 
 
-@dataclass(frozen=True)
-class _JpegHeader:
-    """The content of the markers before the first scan; `frame` is the SOF marker's second byte, C0 for baseline."""
-
-    frame: int
-    precision: int
-    width: int
-    height: int
-    components: int
-    has_exif: bool
-    is_adobe: bool
-
-
-def silence_pillow() -> None:
-    """Silence Pillow's warnings and log: they concern images refused here, or metadata that is not used."""
-    warnings.filterwarnings("ignore", module=r"PIL\.")
-    logging.getLogger("PIL").setLevel(logging.CRITICAL)
-
-
-def prepare(data: bytes, settings: Settings) -> beton.StoredImage:
+def prepare(data: bytes, settings: Settings, *, name: str = "", notes: list[str] | None = None) -> beton.StoredImage:
     """Convert the bytes of one image file according to the settings; the image is decoded completely in any case.
 
-    Raises ImageError for bytes that are not a supported image, are damaged or cut short, or decode to over 89 Mpx.
+    name: the file's, by which alone a TGA is known. What was repaired, or is kept of a damaged file with
+    settings.keeps_damaged, is added to `notes`. Raises ImageError for bytes that are not a supported image, are damaged
+    or cut short, or decode to more than settings.max_pixels.
     """
     if not data:
         raise ImageError("empty: no bytes")
-    if data[:2] == SOI:
-        header = _jpeg_header(data)
-        orientation = _jpeg_orientation(data) if header.has_exif else 1
-        if settings.mode == "passthrough" and orientation == 1 and _can_pass_through(data, header, settings):
-            _check_jpeg(data, header)
-            return beton.StoredImage(beton.JPEG, header.width, header.height, data)
-        pixels = _decode_jpeg(data, header)
-    else:
-        pixels, orientation = _decode(data)
-    pixels = np.ascontiguousarray(shrink(upright(pixels, orientation), settings.max_side))
-    height, width = pixels.shape[:2]
-    if settings.wants_raw(data):
-        return beton.StoredImage(beton.RAW, width, height, pixels.tobytes())
+    kind = "JPEG" if data[:2] == jpegs.SOI else format_of(data, name)
+    if kind is None:
+        raise ImageError(f"not an image in a known format ({KNOWN})")
+    notes = [] if notes is None else notes
+    try:
+        if kind == "JPEG":
+            return _prepare_jpeg(data, settings, notes)
+        decoded, orientation = pixels.decode(data, kind, max_pixels=settings.max_pixels, stretch=settings.stretch)
+    except (JpegError, PixelError) as error:
+        raise ImageError(str(error)) from error
+    return _store(decoded, orientation, data, settings, is_lossless=kind in LOSSLESS)
+
+
+def _prepare_jpeg(data: bytes, settings: Settings, notes: list[str]) -> beton.StoredImage:
+    orientation = pixels.jpeg_orientation(data) if b"Exif\0\0" in data[: 1 << 16] else 1
+    passed = _pass_through(data, settings) if orientation == 1 else None
+    if passed is not None:
+        return passed
+    try:
+        decoded, repaired = jpegs.decode(data, max_pixels=settings.max_pixels, max_side=settings.max_side)
+    except jpegs.TooLarge:
+        raise
+    except JpegError as error:
+        if not settings.keeps_damaged:
+            raise
+        decoded, repaired = jpegs.decode_what_is_there(data), f"kept what decodes: {error}"
+    if repaired:
+        notes.append(repaired)
+    return _store(decoded, orientation, data, settings, is_lossless=False)
+
+
+def _pass_through(data: bytes, settings: Settings) -> beton.StoredImage | None:
+    """Return a whole JPEG as it is, if the settings and the loaders allow that: small, baseline, 8 bit, in colour."""
+    if settings.mode not in ("passthrough", "auto"):
+        return None
+    try:
+        header = jpegs.read_header(data)
+        largest = max(header.width, header.height)
+        if largest > settings.max_side or len(data) > settings.page_bytes or not settings.is_small(largest):
+            return None
+        if (header.frame, header.precision, header.components) != (0xC0, 8, 3):
+            return None
+        jpegs.check(data, header)
+    except JpegError:  # decoding tells whether it can be repaired
+        return None
+    return beton.StoredImage(beton.JPEG, header.width, header.height, data)
+
+
+def _store(
+    decoded: NDArray[np.uint8], orientation: int, data: bytes, settings: Settings, *, is_lossless: bool
+) -> beton.StoredImage:
+    """Store pixels [H, W, 3], after turning them upright and shrinking them."""
+    upright_pixels = np.ascontiguousarray(shrink(upright(decoded, orientation), settings.max_side))
+    height, width = upright_pixels.shape[:2]
+    if settings.wants_raw(data, side=max(height, width), is_lossless=is_lossless):
+        return beton.StoredImage(beton.RAW, width, height, upright_pixels.tobytes())
+    if max(height, width) > jpeg.SIDE_MAX:
+        raise ImageError(
+            f"{width}x{height} pixels; a JPEG side has at most {jpeg.SIDE_MAX}; give --max-side, or --mode raw"
+        )
     # 4:2:0 is used by cameras, ImageNet and FFCV, and decodes fastest.
-    encoded = jpeg.encode(pixels, quality=settings.quality, subsampling="420")
+    encoded = jpeg.encode(upright_pixels, quality=settings.quality, subsampling="420")
     return beton.StoredImage(beton.JPEG, width, height, encoded)
 
 
@@ -81,10 +97,13 @@ def check_stored(data: bytes | memoryview, *, mode: int, width: int, height: int
     """Raise ImageError unless a stored image decodes without a warning to the size in its record."""
     if mode == beton.RAW:
         return
-    header = _jpeg_header(data)
-    if (header.width, header.height) != (width, height):
-        raise ImageError(f"the JPEG is {header.width}x{header.height}, its record has {width}x{height}")
-    _check_jpeg(data, header)
+    try:
+        header = jpegs.read_header(data)
+        if (header.width, header.height) != (width, height):
+            raise ImageError(f"the JPEG is {header.width}x{header.height}, its record has {width}x{height}")
+        jpegs.check(data, header)
+    except JpegError as error:
+        raise ImageError(str(error)) from error
 
 
 def upright(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:
@@ -108,126 +127,3 @@ def shrink(pixels: NDArray[np.uint8], max_side: int) -> NDArray[np.uint8]:
         return pixels
     size = (max(1, round(width * max_side / longest)), max(1, round(height * max_side / longest)))
     return np.asarray(Image.fromarray(np.ascontiguousarray(pixels)).resize(size, Image.Resampling.LANCZOS))
-
-
-def _can_pass_through(data: bytes, header: _JpegHeader, settings: Settings) -> bool:
-    """Return whether this JPEG can be stored unchanged: baseline, 8 bit, three components, small enough."""
-    plain = (header.frame, header.precision, header.components) == (0xC0, 8, 3)
-    return plain and max(header.width, header.height) <= settings.max_side and len(data) <= settings.page_bytes
-
-
-def _jpeg_header(data: bytes | memoryview) -> _JpegHeader:
-    """Read the markers up to the first scan (ITU T.81, annex B)."""
-    if data[:2] != SOI:
-        raise ImageError("not a JPEG: no start marker")
-    place, frame, body, has_exif, is_adobe = 2, 0, b"", False, False
-    while place + 4 <= len(data):
-        if data[place] != 0xFF:
-            raise ImageError("not a JPEG: a marker is missing before the first scan")
-        marker = data[place + 1]
-        if marker == 0xFF:  # fill byte
-            place += 1
-            continue
-        if marker == 0xDA:  # the scan
-            break
-        length = int.from_bytes(data[place + 2 : place + 4], "big")
-        start = bytes(data[place + 4 : place + 2 + min(length, 19)])
-        has_exif |= marker == 0xE1 and start.startswith(b"Exif\0\0")
-        is_adobe |= marker == 0xEE and start.startswith(b"Adobe")
-        if 0xC0 <= marker <= 0xCF and marker not in (0xC4, 0xC8, 0xCC):
-            frame, body = marker, start
-        place += 2 + length
-    if len(body) < 6:
-        raise ImageError("not a JPEG: no frame header")
-    precision, height, width, components = struct.unpack_from(">BHHB", body)
-    _refuse_bomb(width, height)
-    return _JpegHeader(frame, precision, width, height, components, has_exif, is_adobe)
-
-
-def _jpeg_orientation(data: bytes) -> int:
-    """Return the EXIF orientation of a JPEG."""
-    from PIL import Image  # noqa: PLC0415 - so that fastbyol-prep can report in one line that Pillow is missing
-
-    try:
-        with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
-            return _orientation(image)
-    except PILLOW_ERRORS as error:
-        raise ImageError(f"damaged JPEG header: {error}") from error
-
-
-def _decode_jpeg(data: bytes, header: _JpegHeader) -> NDArray[np.uint8]:
-    """Return pixels [H, W, 3], not yet turned upright."""
-    if header.components != 4:
-        return _strict_jpeg(data, "RGB")
-    # libjpeg returns CMYK as stored; Adobe stores it inverted, so that 255 means no ink.
-    ink = _strict_jpeg(data, "CMYK").astype(np.uint32)
-    light = ink if header.is_adobe else 255 - ink
-    return ((light[..., :3] * light[..., 3:] + 127) // 255).astype(np.uint8)
-
-
-def _check_jpeg(data: bytes | memoryview, header: _JpegHeader) -> None:
-    """Raise ImageError unless the whole JPEG decodes to RGB, which the loaders need."""
-    if header.components not in (1, 3):
-        raise ImageError(f"the JPEG has {header.components} components; loaders decode gray and colour")
-    try:
-        jpeg.verify(data)
-    except ValueError as error:
-        raise ImageError(f"damaged JPEG: {error}") from error
-
-
-def _strict_jpeg(data: bytes | memoryview, colorspace: str) -> NDArray[np.uint8]:
-    """Decode a JPEG; libjpeg's warnings (premature end, bad Huffman code) are errors here."""
-    try:
-        return jpeg.decode(data, colorspace)
-    except ValueError as error:
-        raise ImageError(f"damaged JPEG: {error}") from error
-
-
-def _orientation(image: Image.Image) -> int:
-    """Return the EXIF orientation, or 1 if the EXIF block cannot be parsed."""
-    try:
-        return int(image.getexif().get(ORIENTATION_TAG, 1))
-    except PILLOW_ERRORS:
-        return 1
-
-
-def _decode(data: bytes) -> tuple[NDArray[np.uint8], int]:
-    """Return pixels [H, W, 3] and the EXIF orientation of an image that is not a JPEG."""
-    from PIL import Image, UnidentifiedImageError  # noqa: PLC0415 - as above
-
-    try:
-        with Image.open(io.BytesIO(data), formats=PILLOW_FORMATS) as image:
-            _refuse_bomb(image.width, image.height)
-            image.load()
-            return _rgb(image), _orientation(image)
-    except ImageError:
-        raise
-    except UnidentifiedImageError as error:
-        raise ImageError(f"not an image in a known format (JPEG, {', '.join(PILLOW_FORMATS)})") from error
-    except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise ImageError(f"decompression bomb: {error}") from error
-    except PILLOW_ERRORS as error:
-        raise ImageError(f"damaged image: {error}") from error
-
-
-def _rgb(image: Image.Image) -> NDArray[np.uint8]:
-    """Return pixels [H, W, 3] of a loaded image in any of Pillow's 8-bit modes or 16-bit grayscale."""
-    from PIL import Image  # noqa: PLC0415 - so that fastbyol-prep can report in one line that Pillow is missing
-
-    if image.mode.startswith("I;16"):
-        levels = np.asarray(image).astype(np.uint32)
-        gray = ((levels + 128) // 257).astype(np.uint8)
-        return np.repeat(gray[..., None], 3, axis=2)
-    if image.mode in ("I", "F"):
-        raise ImageError("32 bits per pixel; convert it to 8 or 16 bits")
-    if image.has_transparency_data:
-        layer = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
-    pixels: NDArray[Any] = np.asarray(image.convert("RGB"))
-    return pixels
-
-
-def _refuse_bomb(width: int, height: int) -> None:
-    """Raise ImageError for more pixels than a decoder should be given."""
-    if width * height > PIXELS_MAX:
-        raise ImageError(f"decompression bomb: {width}x{height} pixels; at most {PIXELS_MAX} are decoded")

@@ -8,8 +8,10 @@ from typing import Any, Literal
 
 from fastbyol import beton
 
-Mode = Literal["jpeg", "raw", "passthrough", "proportion"]
-MODES: tuple[Mode, ...] = ("jpeg", "raw", "passthrough", "proportion")
+Mode = Literal["auto", "jpeg", "raw", "passthrough", "proportion"]
+MODES: tuple[Mode, ...] = ("auto", "jpeg", "raw", "passthrough", "proportion")
+SMALL_SIDE = 64  # pixels; mode auto keeps images up to it as they are
+PIXELS_LIMIT = 1 << 30  # 3 GiB of RGB
 PIXELS_MAX = (1 << 30) // 12  # Pillow's own limit against decompression bombs: 89 Mpx, 256 MiB of RGB
 JPEG_SHARE = 0.5  # FFCV's compress_probability
 
@@ -22,13 +24,20 @@ class SettingsError(ValueError):
 class Settings:
     """How images are stored: `max_side` limits the longest side, in pixels; `quality` is libjpeg's 1 to 100.
 
-    `jpeg_share` is for mode "proportion": the share of images, 0 to 1, stored as JPEG; the others are stored raw.
+    `mode`: "auto" keeps images of at most SMALL_SIDE pixels a side as they are, JPEGs byte for byte and lossless ones
+    raw, and encodes larger ones as JPEG; see MODES for the others. `jpeg_share` is for mode "proportion": the share of
+    images, 0 to 1, stored as JPEG; the others are stored raw. `max_pixels` is the most that is decoded. `stretch`:
+    percentiles that become black and white in gray images of more than 8 bits; None maps them linearly. With
+    `keeps_damaged` the part of a damaged file that decodes is kept.
     """
 
-    mode: Mode = "jpeg"
+    mode: Mode = "auto"
     max_side: int = 500
     quality: int = 90
     jpeg_share: float | None = None
+    max_pixels: int = PIXELS_MAX
+    stretch: tuple[float, float] | None = None
+    keeps_damaged: bool = False
 
     def __post_init__(self) -> None:
         if self.mode not in MODES:
@@ -39,6 +48,11 @@ class Settings:
             raise SettingsError(f"JPEG quality is {self.quality}; give 1 to 100")
         if self.jpeg_share is not None and self.mode != "proportion":
             raise SettingsError(f"JPEG share is given with mode {self.mode}; give it with mode proportion only")
+        if not 1 <= self.max_pixels <= PIXELS_LIMIT:
+            raise SettingsError(f"max pixels is {self.max_pixels}; give 1 to {PIXELS_LIMIT}")
+        if self.stretch is not None and not 0 <= self.stretch[0] < self.stretch[1] <= 100:
+            low, high = self.stretch
+            raise SettingsError(f"stretch is {low:g},{high:g}; give two percentiles from 0 to 100, the lower first")
         if not 0 <= self.effective_jpeg_share <= 1:
             raise SettingsError(f"JPEG share is {self.jpeg_share}; give 0 to 1")
 
@@ -53,12 +67,18 @@ class Settings:
         largest = 3 * min(self.max_side**2, PIXELS_MAX)
         return max(beton.PAGE_BYTES_DEFAULT, 1 << (largest - 1).bit_length())
 
-    def wants_raw(self, data: bytes) -> bool:
-        """Return whether an image is to be stored as raw pixels.
+    def is_small(self, side: int) -> bool:
+        """Return whether an image of that longest side is kept as it is: any in mode "passthrough"."""
+        return self.mode == "passthrough" or side <= SMALL_SIDE
 
-        In mode "proportion" a hash of its file decides, so that order, number of workers and --limit do not
-        matter; FFCV draws a random number instead.
+    def wants_raw(self, data: bytes, *, side: int, is_lossless: bool) -> bool:
+        """Return whether an image is to be stored as raw pixels: by its longest side, and whether its file is lossless.
+
+        In mode "proportion" a hash of the file decides, so that order, number of workers and --limit do not matter;
+        FFCV draws a random number instead.
         """
+        if self.mode == "auto":
+            return is_lossless and side <= SMALL_SIDE
         if self.mode != "proportion":
             return self.mode == "raw"
         word = hashlib.blake2b(data, digest_size=8).digest()
@@ -66,5 +86,7 @@ class Settings:
 
     def facts(self) -> dict[str, Any]:
         """Return the settings that apply, for the sidecar."""
-        share = {"jpeg_share": self.effective_jpeg_share} if self.mode == "proportion" else {}
-        return {key: value for key, value in asdict(self).items() if key != "jpeg_share"} | share
+        chosen = asdict(self) | {"jpeg_share": self.effective_jpeg_share if self.mode == "proportion" else None}
+        optional = ("jpeg_share", "max_pixels", "stretch", "keeps_damaged")
+        usual = asdict(Settings()) | {"jpeg_share": None}
+        return {key: value for key, value in chosen.items() if key not in optional or value != usual[key]}

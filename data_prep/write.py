@@ -11,10 +11,10 @@ from pathlib import Path
 
 from fastbyol.beton import SIDE_MAX
 from fastbyol.data_prep import reuse
-from fastbyol.data_prep.convert import ConversionResult, convert
+from fastbyol.data_prep.convert import ON_ERROR, ConversionResult, convert
 from fastbyol.data_prep.formats import describe_ignored
 from fastbyol.data_prep.partial import remove_stale
-from fastbyol.data_prep.settings import JPEG_SHARE, MODES, Settings
+from fastbyol.data_prep.settings import JPEG_SHARE, MODES, PIXELS_LIMIT, SMALL_SIDE, Settings
 from fastbyol.data_prep.sources import find_files, open_source
 from fastbyol.data_prep.sources.base import Source
 from fastbyol.data_prep.sources.classes import LABELS
@@ -64,8 +64,9 @@ def _add_images(command: argparse.ArgumentParser) -> None:
         "--mode",
         choices=MODES,
         default=defaults.mode,
-        help="jpeg: re-encode all; raw: RGB bytes; passthrough: keep upright baseline RGB JPEGs within --max-side byte "
-        "for byte, re-encode the rest; proportion: jpeg and raw, mixed by --jpeg-share",
+        help=f"auto: images up to {SMALL_SIDE} px as they are, JPEGs byte for byte and lossless ones raw, larger ones "
+        "as JPEG; jpeg: re-encode all; raw: RGB bytes; passthrough: keep upright baseline RGB JPEGs within --max-side "
+        "byte for byte, re-encode the rest; proportion: jpeg and raw, mixed by --jpeg-share",
     )
     group.add_argument(
         "--jpeg-share",
@@ -73,6 +74,31 @@ def _add_images(command: argparse.ArgumentParser) -> None:
         metavar="P",
         help=f"in mode proportion, the share of JPEGs, chosen by a hash of each file (default: {JPEG_SHARE})",
     )
+    group.add_argument(
+        "--max-pixels",
+        type=int_range(1, PIXELS_LIMIT),
+        default=defaults.max_pixels,
+        metavar="N",
+        help="the most that is decoded, 3 bytes each; a larger JPEG is scaled while it is decoded, others are refused",
+    )
+    group.add_argument(
+        "--stretch",
+        nargs="?",
+        type=percentiles,
+        const=(0.0, 100.0),
+        metavar="LOW,HIGH",
+        help="gray of 16 or 32 bits, or floats: these percentiles of each image become black and white, by itself its "
+        "least and greatest value (default: linear over the type's range, 0 to 1 for floats)",
+    )
+
+
+def percentiles(text: str) -> tuple[float, float]:
+    """Parse two percentiles, as in 1,99."""
+    low, comma, high = text.partition(",")
+    try:
+        return float(low), float(high if comma else "nan")
+    except ValueError:
+        raise argparse.ArgumentTypeError(f"{text!r} given; wanted two percentiles, as in 1,99") from None
 
 
 def _add_selection(command: argparse.ArgumentParser) -> None:
@@ -103,9 +129,10 @@ def _add_selection(command: argparse.ArgumentParser) -> None:
     output.add_argument("--limit", type=int_range(1), metavar="N", help="take N images, spread evenly (default: all)")
     output.add_argument(
         "--on-error",
-        choices=("fail", "skip"),
+        choices=ON_ERROR,
         default="fail",
-        help="a bad image ends the command, or is left out and recorded in the sidecar",
+        help="bad images end the command once all are read and listed; are left out and recorded in the sidecar; or "
+        "are kept as far as they decode",
     )
     existing = output.add_mutually_exclusive_group()
     add_overwrite(existing)
@@ -119,7 +146,14 @@ def _add_selection(command: argparse.ArgumentParser) -> None:
 
 def run(arguments: argparse.Namespace) -> int:
     """Write the .beton, report on it and return the exit status."""
-    settings = Settings(arguments.mode, arguments.max_side, arguments.quality, arguments.jpeg_share)
+    settings = Settings(
+        arguments.mode,
+        arguments.max_side,
+        arguments.quality,
+        arguments.jpeg_share,
+        max_pixels=arguments.max_pixels,
+        stretch=arguments.stretch,
+    )
     facts: dict[str, str] = {}
     if arguments.reuse:
         facts = {reuse.KEY: _fingerprint(arguments, settings)}
@@ -175,6 +209,9 @@ def _report(arguments: argparse.Namespace, source: Source, done: ConversionResul
     if source.class_names and source.class_counts and 0 in source.class_counts and arguments.classes_from is None:
         empty = [name for name, count in zip(source.class_names, source.class_counts, strict=True) if not count]
         print(f"{len(empty)} classes without images keep their numbers, the first: {empty[0]}")
+    if done.repaired:
+        name, reason = done.repaired[0]
+        print(f"repaired {len(done.repaired)} images, listed in {arguments.out}.json; the first: {name}: {reason}")
     if done.skipped:
         name, reason = done.skipped[0]
         print(f"skipped {len(done.skipped)} bad images, listed in {arguments.out}.json; the first: {name}: {reason}")

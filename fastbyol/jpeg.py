@@ -47,12 +47,17 @@ PILLOW_ERRORS = (
     struct.error,
     zlib.error,
 )
+SIDE_MAX = 65500  # of libjpeg
 PILLOW_SUBSAMPLING = {"444": "4:4:4", "422": "4:2:2", "420": "4:2:0"}
 _warn_permit = threading.Semaphore(1)  # acquired by the first thread to warn
 
 
 class CodecMissing(BetonError):
     """A package that reads images is missing; the message names it."""
+
+
+class UnknownSubsampling(ValueError):
+    """Chroma in a proportion that simplejpeg does not read, such as 4:1:0."""
 
 
 def require_pillow() -> None:
@@ -65,16 +70,42 @@ def require_pillow() -> None:
         ) from error
 
 
-def decode(data: bytes | memoryview, colorspace: str = "RGB") -> NDArray[np.uint8]:
+def decode(
+    data: bytes | memoryview,
+    colorspace: str = "RGB",
+    *,
+    least: tuple[int, int] | None = None,
+    is_strict: bool = True,
+) -> NDArray[np.uint8]:
     """Decode a JPEG to pixels [H, W, C] in colour space "RGB" or "CMYK"; raise ValueError where it is damaged.
 
-    CMYK is returned as stored, which is inverted in Adobe's files.
+    CMYK is returned as stored, which is inverted in Adobe's files. least: a height and width; the sides are divided by
+    the largest of 1, 2, 4 and 8 that leaves so many pixels. is_strict: libjpeg's warnings are errors; else what decodes
+    is returned. Raises UnknownSubsampling for chroma that simplejpeg does not read.
     """
     if simplejpeg is None:
         _warn_once()
-        return _decode_image(_open(data, colorspace), colorspace)
-    pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(data, colorspace, strict=True)
+        return decode_by_pillow(data, colorspace, least=least)
+    height, width = least or (0, 0)
+    try:
+        pixels: NDArray[np.uint8] = simplejpeg.decode_jpeg(
+            data, colorspace, strict=is_strict, min_height=height, min_width=width
+        )
+    except ValueError as error:
+        if "subsampling" in str(error):
+            raise UnknownSubsampling(str(error)) from error
+        raise
     return pixels
+
+
+def decode_by_pillow(
+    data: bytes | memoryview, colorspace: str = "RGB", *, least: tuple[int, int] | None = None
+) -> NDArray[np.uint8]:
+    """Decode a JPEG as decode() does, by Pillow, which hides libjpeg's warnings but knows every chroma subsampling."""
+    image = _open(data, colorspace)
+    if least is not None:
+        image.draft(None, least[::-1])
+    return _decode_image(image, colorspace)
 
 
 def verify(data: bytes | memoryview) -> None:

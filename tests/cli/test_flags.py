@@ -33,7 +33,7 @@ WITHOUT_DEFAULT = {
 CONTRACT = {
     "fastbyol-prep": "COMMAND --help --version",
     "fastbyol-prep write": "SOURCE OUT.beton --classes-from --help --image-key --jpeg-share --label-column --labels "
-    "--limit --max-side --mode --on-error --overwrite --quality --reuse --workers",
+    "--limit --max-pixels --max-side --mode --on-error --overwrite --quality --reuse --stretch --workers",
     "fastbyol-prep verify": "FILE --help --workers",
     "fastbyol-prep info": "FILE --help --json",
     "fastbyol-prep demo": "DIR --help --overwrite --seed",

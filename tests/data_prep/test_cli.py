@@ -292,7 +292,7 @@ def test_signal_in_the_middle_leaves_nothing_under_the_name(tmp_path: Path, numb
 
 @pytest.fixture
 def written(source: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> Path:
-    assert main(["write", str(source), str(tmp_path / "a.beton")]) == 0
+    assert main(["write", str(source), str(tmp_path / "a.beton"), "--mode", "jpeg"]) == 0
     capsys.readouterr()
     return tmp_path / "a.beton"
 
@@ -372,7 +372,7 @@ def test_output_may_be_cut_by_a_pipe(written: Path) -> None:
 def test_flags_are_the_contract() -> None:
     parser = build_parser()
     write = vars(parser.parse_args(["write", "S", "O.beton"]))
-    settings = {"max_side": 500, "quality": 90, "mode": "jpeg", "on_error": "fail", "limit": None, "overwrite": False}
+    settings = {"max_side": 500, "quality": 90, "mode": "auto", "on_error": "fail", "limit": None, "overwrite": False}
     assert {key: write[key] for key in settings} == settings
     parser.parse_args(
         [

@@ -19,8 +19,9 @@ import numpy as np
 import simplejpeg
 
 from fastbyol.beton import JPEG, RAW, BetonError, Reader, StoredImage, sidecar_path
-from fastbyol.data_prep.images import ImageError, check_stored, prepare, silence_pillow
+from fastbyol.data_prep.images import ImageError, check_stored, prepare
 from fastbyol.data_prep.info import describe, format_lines
+from fastbyol.data_prep.pixels import silence_decoders
 from fastbyol.data_prep.settings import Settings
 from fastbyol.data_prep.verify import verify
 from fastbyol.data_prep.writer import Writer
@@ -199,7 +200,7 @@ def main() -> None:
         os.pwrite(place, b"%-20d" % number, 0)
         signal.setitimer(signal.ITIMER_REAL, HANG_S)  # SIGALRM ends the process
 
-    silence_pillow()
+    silence_decoders()
     run = {"mutants": mutants, "payloads": payloads}[arguments.suite]
     numbers = range(arguments.first, arguments.first + arguments.count)
     warm = range(numbers.start, numbers.start + 1)
