@@ -81,8 +81,8 @@ def decode(
         raise PixelError(f"damaged {kind}: its header cannot be read") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
         raise PixelError(f"decompression bomb: {error}") from error
-    except PILLOW_ERRORS as error:
-        raise PixelError(f"damaged {kind}: {error}") from error
+    except (*PILLOW_ERRORS, RuntimeError, MemoryError) as error:  # the latter two of plugins
+        raise PixelError(f"damaged {kind}: {' '.join(str(error).split()).partition('. ')[0]}") from error
 
 
 def exif_orientation(image: Image.Image) -> int:

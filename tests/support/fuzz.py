@@ -19,6 +19,7 @@ import numpy as np
 import simplejpeg
 
 from fastbyol.beton import JPEG, RAW, BetonError, Reader, StoredImage, sidecar_path
+from fastbyol.data_prep.formats import load_plugin
 from fastbyol.data_prep.images import ImageError, check_stored, prepare
 from fastbyol.data_prep.info import describe, format_lines
 from fastbyol.data_prep.pixels import silence_decoders
@@ -139,8 +140,26 @@ def mutants(folder: Path, current: Callable[[int], None], numbers: range) -> Cou
 
 def payloads(_folder: Path, current: Callable[[int], None], numbers: range) -> Counter[str]:
     """Store damaged image files, as write would; the formats take turns."""
-    kinds = ("JPEG", "JPEG", "PNG", "WEBP", "BMP", "GIF", "TIFF")
+    kinds = (
+        "JPEG",
+        "JPEG",
+        "PNG",
+        "WEBP",
+        "BMP",
+        "GIF",
+        "TIFF",
+        "PPM",
+        "AVIF",
+        "JPEG2000",
+        "ICO",
+        "TGA",
+        "HEIF",
+        "JXL",
+    )
+    for kind in kinds:
+        load_plugin(kind)
     settings = [Settings("passthrough"), Settings("jpeg", max_side=30), Settings("raw"), Settings("proportion")]
+    settings += [Settings(), Settings(stretch=(1, 99), keeps_damaged=True), Settings(max_side=10, max_pixels=300)]
     outcomes: Counter[str] = Counter()
     for number in numbers:
         current(number)
@@ -151,7 +170,9 @@ def payloads(_folder: Path, current: Callable[[int], None], numbers: range) -> C
             data[place : place + len(patch)] = patch
         chosen = settings[int(rng.integers(len(settings)))]
         try:
-            image = prepare(bytes(data[: len(data) if rng.random() < 0.8 else rng.integers(len(data))]), chosen)
+            image = prepare(
+                bytes(data[: len(data) if rng.random() < 0.8 else rng.integers(len(data))]), chosen, name=f"a.{kind}"
+            )
         except ImageError as error:
             _require_one_line(error)
             outcomes[f"{kind} refused"] += 1
