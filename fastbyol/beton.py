@@ -9,13 +9,14 @@ bytes is only in the allocation table.
 from __future__ import annotations
 
 import contextlib
+import hashlib
 import json
 import mmap
 import os
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -24,6 +25,7 @@ VERSION = 2
 JPEG, RAW = 0, 1  # image modes
 FLOAT, INT, IMAGE, BYTES, NDARRAY, JSON, TENSOR = range(7)  # field types; 255 is a custom one
 PAGE_BYTES_MIN, PAGE_BYTES_DEFAULT, PAGE_BYTES_MAX = 1 << 21, 1 << 23, 1 << 31  # FFCV: powers of two, under 4 GiB
+IDENTITY_SAMPLES = 64
 SIDE_MAX = 65535  # width and height are u2
 
 HEADER = np.dtype(
@@ -65,6 +67,18 @@ class StoredImage:
     width: int
     height: int
     data: bytes
+
+
+class Identity(NamedTuple):
+    """Digests of a file's labels and sizes of images, and of IDENTITY_SAMPLES of its images."""
+
+    arrays: str
+    samples: list[str]
+
+    def is_of(self, other: Identity) -> bool:
+        """Return whether both are of the same images; a few that have gone bad on the disk make no others of them."""
+        same = sum(mine == others for mine, others in zip(self.samples, other.samples, strict=False))
+        return self.arrays == other.arrays and 2 * same >= len(self.samples)
 
 
 def sidecar_path(path: str | os.PathLike[str]) -> Path:
@@ -284,6 +298,15 @@ class Reader:
 
     def __len__(self) -> int:
         return len(self.sizes)
+
+    def identity(self) -> Identity:
+        """Return digests by which the same images are known, wherever the file lies."""
+        index = hashlib.blake2b(digest_size=16)
+        for array in (self.widths, self.heights, self.sizes, self.modes, self.labels):
+            index.update(b"" if array is None else array.tobytes())
+        chosen = np.linspace(0, len(self) - 1, min(IDENTITY_SAMPLES, len(self))).astype(int).tolist()
+        samples = [hashlib.blake2b(self.payload(number), digest_size=8).hexdigest() for number in chosen]
+        return Identity(index.hexdigest(), samples)
 
     def payload(self, index: int) -> memoryview:
         """Return the bytes of one image without copying: JPEG bytes, or height x width x 3 of raw RGB."""

@@ -14,6 +14,9 @@ NORMALIZATIONS = ("l2", "layernorm", "batchnorm", "none")
 BASE_BATCH = 256  # images, for which a base learning rate is given
 
 
+FLOAT32_SAFE = 1e30  # a rate, also scaled by the batch, is finite in float32
+
+
 def scale_lr(base_lr: float, *, batch_size: int) -> float:
     """Return the learning rate of a batch: proportional to its size (Goyal et al. 2017)."""
     return base_lr * batch_size / BASE_BATCH
@@ -152,7 +155,7 @@ class OptimConfig:
     def __post_init__(self) -> None:
         for name in ("base_lr", "weight_decay", "warmup_epochs"):
             value = getattr(self, name)
-            require(0 <= value < math.inf, f"{name} is {value}; give a number from 0")
+            require(0 <= value <= FLOAT32_SAFE, f"{name} is {value}; give a number from 0 to {FLOAT32_SAFE:g}")
         require(0 <= self.tau_base <= 1, f"tau_base is {self.tau_base}; give a number from 0 to 1")
         require(0 < self.trust < math.inf, f"trust is {self.trust}; give a trust coefficient of LARS above 0")
         require(0 <= self.momentum < 1, f"momentum is {self.momentum}; give a number from 0 up to, not including, 1")

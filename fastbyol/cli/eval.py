@@ -104,6 +104,12 @@ def _add_files(parser: Parser) -> None:
     group.add_argument("--val", required=True, metavar="SOURCE", help="labelled images to score on")
     add_cache_flags(group)
     group.add_argument("--workers", type=whole_number, metavar="N", help=WORKERS)
+    group.add_argument(
+        "--on-error",
+        choices=("fail", "skip"),
+        default="fail",
+        help="an image that does not decode: stop, or take the next, with its label",
+    )
 
 
 def _add_machine(parser: Parser) -> None:

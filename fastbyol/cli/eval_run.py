@@ -67,7 +67,9 @@ def score(args: argparse.Namespace, protocol: Protocol) -> Scores:
         encoders[protocol.baseline] = build_encoder(config.recipe.encoder, seed=config.seed)
     workers = (args.workers if protocol.has_files else None) or default_workers(device, cores=available_cores())
     torch_threads = threads.make_tuner(args.threads, device, notify=_notify)
-    inputs = InputSettings(config.recipe.eval_px, config.recipe.eval_margin, workers, device, threads=torch_threads)
+    on_error = args.on_error if protocol.has_files else "fail"
+    recipe = config.recipe
+    inputs = InputSettings(recipe.eval_px, recipe.eval_margin, workers, device, on_error, threads=torch_threads)
     if protocol.has_files:
         cache = Cache(args.cache or folder.path.resolve().parent / "cache", tuple(args.prep), command="fastbyol-eval")
         args.train, args.val = cache.pair(args.train, args.val)

@@ -50,7 +50,10 @@ def check_classes(train: Reader, val: Reader) -> None:
         raise ConfigError(f"{train.path} holds one image; scoring needs at least 2; give a larger training file")
     names = {tuple(reader.class_names) for reader in (train, val) if reader.class_names is not None}
     if len(names) > 1:
-        raise ConfigError(f"{train.path} and {val.path} name different classes; write both from the same class folders")
+        raise ConfigError(
+            f"{train.path} and {val.path} name different classes; give a --val written by fastbyol-prep "
+            f"write --classes-from {train.path}"
+        )
     absent = np.setdiff1d(labels_of(val), labels_of(train))
     if len(absent):
         listed = ", ".join(map(str, absent[:LISTED_MAX])) + (", ..." if len(absent) > LISTED_MAX else "")

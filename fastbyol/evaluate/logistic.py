@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from tqdm import tqdm
 
+from fastbyol.errors import require
 from fastbyol.evaluate.features import Features
 from fastbyol.system.threads import NO_TUNING, ThreadTuner
 
@@ -53,6 +54,7 @@ class Problem:
     """Centred features in their principal axes; each fit for a penalty starts from the solution before it."""
 
     def __init__(self, train: Features, *, classes: int, device: str = "cpu", threads: ThreadTuner = NO_TUNING) -> None:
+        require(classes > 1, "logistic regression needs images of at least 2 classes; give more, or another protocol")
         self._threads, values = threads, train.values.to(device)
         self._labels, self._classes = train.labels.to(device), classes
         self._mean = values.mean(0)

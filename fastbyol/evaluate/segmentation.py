@@ -47,7 +47,7 @@ def dilate_(encoder: Encoder, stride: int) -> None:
     strides = [stem * 2**n for n in range(len(encoder.stages))]
     require(
         stride in strides,
-        f"output stride is {stride}; this encoder can have {', '.join(map(str, strides))}; give one of them",
+        f"output stride is {stride}; this encoder can have {', '.join(map(str, strides))}; give --stride {strides[-1]}",
     )
     for number in range(strides.index(stride) + 1, len(strides)):
         rate = strides[number] // stride

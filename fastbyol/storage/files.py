@@ -38,9 +38,9 @@ def _sync_folder(folder: Path) -> None:
 
 
 def write(path: Path, text: str) -> None:
-    """Replace `path` by text as UTF-8, atomically."""
+    """Replace `path` by text as UTF-8, atomically; bytes of a name that is no UTF-8 are written as \\udcXX."""
     with replacement(path) as file:
-        file.write(text.encode())
+        file.write(text.encode(errors="backslashreplace"))
 
 
 class RecordFile:

@@ -7,7 +7,7 @@ import fcntl
 import json
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,10 @@ FREE_ON_RESUME = {  # settings that change no weight of a step
     "deadline",
     "device",
     "engine",
+    "data",  # the same images may lie elsewhere: the checkpoint tells whether they are the same
+    "val",
+    "loader",
+    "on_error",
     "workers",
     "threads",
     "prefetch",
@@ -119,7 +123,10 @@ class RunFolder:
         """Read the configuration; raise ConfigError when the folder holds no run."""
         if not self.config.is_file():
             raise ConfigError(f"{self.path} holds no run (no config.json); give the --out folder of fastbyol-train")
-        return from_json(self.config.read_text())
+        try:
+            return from_json(self.config.read_text(encoding="utf-8"))
+        except UnicodeDecodeError as error:
+            raise ConfigError(f"{self.config} is not UTF-8; restore it, or give another --out") from error
 
 
 def check_unused(folder: RunFolder, *, overwrite: bool) -> None:
@@ -169,10 +176,22 @@ def check_resumable(folder: RunFolder, config: Config) -> None:
     before, now = (dataclasses.asdict(c) for c in (recorded, config))
     for settings in (before, now):
         settings["recipe"] = {name: x for name, x in settings["recipe"].items() if name not in FREE_IN_RECIPE}
-    differing = [name for name in before if before[name] != now[name] and name not in FREE_ON_RESUME]
-    if differing:
-        changes = "; ".join(f"{name} was {before[name]}, is {now[name]}" for name in differing)
-        raise ConfigError(f"--resume continues the same run, but {changes}; give the old settings, or another --out")
+    changes = _changes({name: (before[name], now[name]) for name in before if name not in FREE_ON_RESUME})
+    if changes:
+        raise ConfigError(
+            f"--resume continues the same run, but {'; '.join(changes)}; give the old settings, or another --out"
+        )
+
+
+def _changes(settings: Mapping[str, tuple[Any, Any]]) -> list[str]:
+    """Describe the settings whose two values differ, down to the parts of a recipe."""
+    found = []
+    for name, (before, now) in settings.items():
+        if isinstance(before, dict) and isinstance(now, dict):
+            found += _changes({part: (before.get(part), now.get(part)) for part in before | now})
+        elif before != now:
+            found.append(f"{name} was {before}, is {now}")
+    return found
 
 
 def write_result(folder: RunFolder, result: dict[str, Any]) -> None:

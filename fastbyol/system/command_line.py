@@ -118,7 +118,11 @@ def format_list(rows: Mapping[str, str], *, indent: int = 2) -> str:
 
 def fail(command: str, error: Exception, *, status: int) -> int:
     """Print an exception as one line on stderr and return the status."""
-    print(f"{command}: error: {' '.join(str(error).split())}", file=sys.stderr)
+    text = str(error)
+    if isinstance(error, OSError) and error.strerror:
+        place = f"{error.filename}: " if error.filename else ""
+        text = f"{place}{error.strerror}; check the path, its permissions and the space left"
+    print(f"{command}: error: {' '.join(text.split())}", file=sys.stderr)
     return status
 
 

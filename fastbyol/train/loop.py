@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastbyol.beton import Reader
+from fastbyol.beton import Identity, Reader
 from fastbyol.budget import Stopwatch
 from fastbyol.byol import Output
 from fastbyol.config import Config
@@ -80,6 +80,7 @@ class Loop:
         self.skipped_samples = 0
         self._skipped_in_batch = 0
         self.notes: dict[str, Any] = {}
+        self.data = reader.identity()
 
     def state(self, *, with_momenta: bool = False) -> dict[str, Any]:
         """Return all that a resumed run needs, as tensors and plain values.
@@ -92,6 +93,7 @@ class Loop:
         return {
             **({"momenta to come": trainable} if is_fresh else {}),
             "images": len(self.reader),
+            "data": list(self.data),
             "elapsed_s": self.stopwatch.elapsed_s(),
             "epochs": None if self.schedule is None else self.schedule.epochs,
             "step": self.position.step,
@@ -113,6 +115,10 @@ class Loop:
             raise ConfigError(
                 f"{self.reader.path} holds {len(self.reader)} images; the run began with {state['images']}; "
                 "give the file it began with, or another --out"
+            )
+        if "data" in state and not Identity(*state["data"]).is_of(self.data):  # absent from checkpoints of version 0.1
+            raise ConfigError(
+                f"{self.reader.path} holds other images than the run began with; give those, or another --out"
             )
         self.model.load_state_dict(state["model"])
         self.optimizer.load_state_dict(state["optimizer"])

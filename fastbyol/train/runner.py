@@ -30,6 +30,8 @@ from fastbyol.train.finish import Closing
 from fastbyol.train.loop import Loop
 from fastbyol.train.planning import Planner
 
+NEEDED = frozenset(("images", "step", "progress", "model", "optimizer"))  # of a checkpoint
+
 
 def run(
     config: Config,
@@ -109,7 +111,7 @@ def open_run(config: Config, folder: RunFolder, *, resume: bool, overwrite: bool
         with lock(folder) if world.is_main else nullcontext():
             recorded = folder.read_config() if state == "started" and world.is_main else None
             chosen = micro_batches.choose_micro_batches(config, train=train, world=world, recorded=recorded)
-            if recorded is not None and chosen.parts != recorded.parts:
+            if recorded is not None and chosen != recorded:
                 files.write(folder.config, to_json(chosen))
             yield OpenRun(chosen, folder, train, val, world, state)
 
@@ -193,6 +195,12 @@ class Run:
             state, damaged = checkpoint.load_newest(self.folder.checkpoints)
         state = self.world.from_main(state)
         if state is not None:
+            missing = sorted(NEEDED.difference(state if isinstance(state, dict) else ()))
+            if missing:
+                raise checkpoint.CheckpointError(
+                    f"{self.folder.checkpoints} holds no state of a run, which has {', '.join(missing)}; give "
+                    "--overwrite to start anew"
+                )
             self.loop.restore(state)
             self.epochs = state["epochs"]
             used_s.append(state["elapsed_s"])

@@ -121,7 +121,9 @@ def test_the_budget_holds_for_a_conversion_too(folder: Path, tmp_path: Path) -> 
 
 
 def test_a_signal_while_images_are_converted_leaves_nothing_behind(tmp_path: Path) -> None:
-    many = lay_out(tmp_path / "many", {f"{i}.jpg": draw(i, side=1500) for i in range(60)})
+    many = lay_out(tmp_path / "many", {"0.jpg": draw(0, side=3000)})
+    for number in range(1, 300):
+        (many / f"{number}.jpg").symlink_to(many / "0.jpg")
     process = Fork(tmp_path / "said", "demo", f"--data={many}", f"--out={tmp_path / 'runs' / 'run'}", *TRAIN)
     wait_until(lambda: any((tmp_path / "runs" / "cache").glob(".*.partial")), process)
     wait_until(lambda: "is converted, once, to" in (tmp_path / "said").read_text(), process)

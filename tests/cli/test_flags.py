@@ -15,7 +15,7 @@ from fastbyol.export import formats
 from fastbyol.registry import PROTOCOL_SUMMARIES, PROTOCOLS
 from fastbyol.train import step
 
-COMMON_EVAL = "RUN_DIR --device --help --json --threads --train --val --workers --cache --prep"
+COMMON_EVAL = "RUN_DIR --device --help --json --threads --train --val --workers --cache --prep --on-error"
 # flags that do nothing unless they are given
 WITHOUT_DEFAULT = {
     "data",

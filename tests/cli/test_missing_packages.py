@@ -12,12 +12,26 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[2]
-NAMED = ("simplejpeg", "pyarrow", "ffcv", "nvidia.dali", "tensorboard", "wandb", "onnxscript", "matplotlib", "apex")
+NAMED = (
+    "simplejpeg",
+    "pyarrow",
+    "pillow_heif",
+    "pillow_jxl",
+    "ffcv",
+    "nvidia.dali",
+    "tensorboard",
+    "wandb",
+    "onnxscript",
+    "matplotlib",
+    "apex",
+)
 OTHERS = ("onnx", "hypothesis", "psutil", "sklearn", "numba", "xdist", "torchvision", "timm")  # of tests and benchmarks
 OPTIONAL = (*NAMED, *OTHERS)  # as imported
 NAMES = {
     "nvidia-dali-cuda130": "nvidia.dali",
     "scikit-learn": "sklearn",
+    "pillow-heif": "pillow_heif",
+    "pillow-jxl-plugin": "pillow_jxl",
     "pytest-xdist": "xdist",
 }  # a distribution's, where its import differs
 DOCUMENTATION = {"mkdocs", "mkdocs-material", "mkdocstrings-python"}  # of make docs

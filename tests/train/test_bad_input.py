@@ -2,17 +2,25 @@
 
 from __future__ import annotations
 
+import hashlib
+import io
+import os
 import re
 import shlex
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from fastbyol.cli.train import main
+from fastbyol.storage.checkpoint import MAGIC, TRAILER
+from fastbyol.storage.run_folder import RunFolder
 from tests.conftest import Betons, write_beton
+from tests.support.layouts import draw
 from tests.support.runs import arguments
 
 TRAIN = (sys.executable, "-m", "fastbyol.train")
@@ -82,12 +90,14 @@ BAD = {
     "budget of bananas": (lambda b, t: arguments(b, t / "run", "--budget=8 bananas"), "8 bananas"),
     "budget too short": (lambda b, t: arguments(b, t / "run", "--budget=1s"), "longer --budget"),
     "endless epochs": (lambda b, t: arguments(b, t / "run", "--epochs=inf"), "epochs"),
+    "a rate beyond float32": (lambda b, t: arguments(b, t / "run", "--base-lr=1e300"), "give a number from 0 to 1e.30"),
+    "no place for a run": (lambda b, t: arguments(b, Path("/proc/r")), "/proc/r: No such file.*; check the path"),
     "endless rate": (lambda b, t: arguments(b, t / "run", "--base-lr=inf"), "base_lr"),
     "negative epochs": (lambda b, t: arguments(b, t / "run", "--epochs=-1"), "epochs"),
     "batch over dataset": (lambda b, t: arguments(b, t / "run", "--batch-size=161"), "160 images"),
     "batch of one": (lambda b, t: arguments(b, t / "run", "--batch-size=1"), "at least 2"),
     "unlabelled validation": (lambda b, t: arguments(b, t / "run", f"--val={b.unlabelled}"), "no labels"),
-    "other classes": (other_classes, "different classes|sidecar"),
+    "other classes": (other_classes, "different classes.*--classes-from .*train.beton|sidecar"),
     "folder in use": (occupied, "--overwrite"),
     "budget in the past": (lambda b, t: arguments(b, t / "run", "--budget=until 2001-01-01"), "leaves no time"),
     "scores without labels": (lambda b, t: arguments(b, t / "run", "--knn-at=0.5"), "give --val"),
@@ -98,7 +108,8 @@ BAD = {
     "micro-batches of one": (lambda b, t: arguments(b, t / "run", "--micro-batches=32"), "at least 2 images"),
     "unequal micro-batches": (lambda b, t: arguments(b, t / "run", "--micro-batches=3"), "3 equal micro-batches"),
     "micro-batches and lag": (lambda b, t: arguments(b, t / "run", "--micro-batches=2", "--lagged-target"), "lagged"),
-    "resume with another seed": (lambda b, t: ["demo"], "seed was 0, is 7"),
+    "resume with another seed": (lambda b, t: ["demo"], "but seed was 0, is 7; give the old settings"),
+    "resume with another batch": (lambda b, t: ["demo"], "but batch_size was 32, is 16; give the old settings"),
 }
 
 
@@ -109,12 +120,46 @@ def test_bad_input_ends_with_one_clear_line_and_status_2(
     build, expected = BAD[case]
     command: Callable[[Betons, Path], list[str]] = build
     asked = command(betons, tmp_path)
-    if case == "resume with another seed":
+    if case.startswith("resume"):
+        changed = "--seed=7" if case.endswith("seed") else "--batch-size=16"
         asked = arguments(
-            betons, finished, f"--val={betons.val}", "--epochs=3", "--warmup-epochs=1", "--resume", "--seed=7"
+            betons, finished, f"--val={betons.val}", "--epochs=3", "--warmup-epochs=1", "--resume", changed
         )
     assert status_of(asked) == 2
     said = capsys.readouterr().err
     assert said.startswith("fastbyol-train: error: ")
     assert said.count("\n") == 1
     assert re.search(expected, said), said
+
+
+def test_files_of_a_run_that_are_something_else_are_one_clear_line(
+    betons: Betons, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    shutil.copytree(finished, tmp_path / "run")
+    folder = RunFolder(tmp_path / "run")
+    folder.result.unlink()
+    (path,) = folder.checkpoints.iterdir()
+    stream = io.BytesIO()
+    torch.save({"a": 1}, stream)
+    data = stream.getvalue()
+    path.write_bytes(data + TRAILER.pack(MAGIC, len(data), hashlib.sha256(data).digest()))
+    asked = arguments(betons, folder.path, f"--val={betons.val}", "--epochs=3", "--warmup-epochs=1", "--resume")
+    assert main(asked) == 2
+    said = capsys.readouterr().err
+    assert "holds no state of a run, which has images, model, optimizer, progress, step; give" in said
+    assert said.count("\n") == 1
+    folder.config.write_bytes(folder.config.read_text().replace("demo", "d\u00e9mo").encode("latin-1"))
+    assert main(asked) == 2
+    assert re.search(r"config\.json is not UTF-8; restore it, or give another --out\n", capsys.readouterr().err)
+
+
+def test_class_names_that_are_no_utf8_train_and_are_shown(tmp_path: Path) -> None:
+    names = {os.fsencode("a"): 8, "\u72d7".encode("gbk"): 8}
+    for name, count in names.items():
+        folder = tmp_path / "in" / os.fsdecode(name)
+        folder.mkdir(parents=True)
+        for number in range(count):
+            (folder / f"{number}.png").write_bytes(draw(number, kind="PNG"))
+    files = [f"--data={tmp_path / 'in'}", f"--val={tmp_path / 'in'}", f"--out={tmp_path / 'run'}"]
+    assert main(["demo", *files, "--batch-size=8", "--epochs=1", "--warmup-epochs=0", "--device=cpu"]) == 0
+    assert "\\udcb9\\udcb7" in RunFolder(tmp_path / "run").report.read_text()

@@ -18,6 +18,8 @@ from typing import Any
 
 import pytest
 
+from fastbyol.beton import Reader
+from fastbyol.cli import eval as evaluation
 from fastbyol.cli.train import main
 from fastbyol.evaluate import features
 from fastbyol.loaders import native
@@ -168,6 +170,53 @@ def test_resume_refuses_data_that_changed(
     asked = arguments(betons, tmp_path / "run", f"--val={betons.val}", "--epochs=3", "--warmup-epochs=1", "--resume")
     assert main([argument.replace(str(betons.train), str(data)) for argument in asked]) == 2
     assert "holds 150 images; the run began with 160" in capsys.readouterr().err
+
+
+@pytest.fixture
+def stopped(betons: Betons, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> tuple[Path, Path]:
+    """Stop a run on a copy of the training file; return its folder and the copy."""
+    data, out, batches = tmp_path / "copy.beton", tmp_path / "run", Pipeline.batches
+    for suffix in ("", ".json"):
+        shutil.copy(f"{betons.train}{suffix}", f"{data}{suffix}")
+
+    def stopping(pipeline: Pipeline, start: int) -> Iterator[Batch]:
+        for number, batch in enumerate(batches(pipeline, start), start):
+            if number == 6:
+                signal.raise_signal(signal.SIGTERM)
+            yield batch
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Pipeline, "batches", stopping)
+        assert main([*arguments(betons._replace(train=data), out, "--epochs=3", "--warmup-epochs=1")]) == 75
+    return out, data
+
+
+def test_the_same_images_elsewhere_resume_and_others_in_their_place_do_not(
+    betons: Betons, stopped: tuple[Path, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    out, data = stopped
+    data.unlink()
+    write_beton(data, 160, split="val")  # as many other images, under the same name
+    asked = [*arguments(betons, out, "--epochs=3", "--warmup-epochs=1"), "--resume", "--log-every=2"]
+    assert main([word.replace(str(betons.train), str(data)) for word in asked]) == 2
+    assert "copy.beton holds other images than the run began with" in capsys.readouterr().err
+    assert main([*asked, f"--val={betons.val}", "--loader=memory", "--on-error=skip"]) == 0
+    assert RunFolder(out).read_config().data == str(betons.train)
+
+
+def test_images_that_went_bad_are_skipped_by_the_resumed_run(betons: Betons, stopped: tuple[Path, Path]) -> None:
+    out, data = stopped
+    with Reader(data) as reader:
+        place = int(reader.offsets[17])
+    with data.open("r+b") as file:
+        file.seek(place)
+        file.write(bytes(200))
+    asked = arguments(betons._replace(train=data), out, "--epochs=3", "--warmup-epochs=1", "--resume")
+    assert main(asked) == 2
+    assert main([*asked, "--on-error=skip"]) == 0
+    scored = ["knn", str(out), f"--train={data}", f"--val={betons.val}"]
+    assert evaluation.main(scored) == 2
+    assert evaluation.main([*scored, "--on-error=skip"]) == 0
 
 
 def test_a_finished_run_is_not_run_again(betons: Betons, finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
