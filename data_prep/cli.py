@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from fastbyol.beton import BetonError, Reader
-from fastbyol.data_prep import write
+from fastbyol.data_prep import duplicates, write
 from fastbyol.data_prep.convert import BadImages
 from fastbyol.data_prep.images import ImageError
 from fastbyol.data_prep.info import describe, format_lines
@@ -93,6 +93,13 @@ def build_parser() -> argparse.ArgumentParser:
     command = commands.add_parser("info", help="say what a .beton holds")
     command.add_argument("file", metavar="FILE", type=Path, help="a .beton")
     command.add_argument("--json", action="store_true", help="print every fact as one JSON object")
+    command.add_argument(
+        "--duplicates",
+        nargs="?",
+        choices=("exact", "near"),
+        const="exact",
+        help="list copies instead: exact, of the same bytes; near, of pictures that look the same (default: exact)",
+    )
     command.set_defaults(run=_run_info)
     command = commands.add_parser("demo", help="draw the demo set: DIR/train.beton and DIR/val.beton")
     command.add_argument("directory", metavar="DIR", type=Path, help="folder of both files")
@@ -121,6 +128,11 @@ def _run_verify(arguments: argparse.Namespace) -> int:
 
 def _run_info(arguments: argparse.Namespace) -> int:
     with Reader(arguments.file) as reader:
+        if arguments.duplicates is not None:
+            groups = duplicates.exact(reader) if arguments.duplicates == "exact" else duplicates.near(reader)
+            listed = duplicates.name_groups(reader, groups)
+            print(json.dumps(listed) if arguments.json else "\n".join(duplicates.format_groups(reader, listed)))
+            return 0
         facts = describe(reader)
     print(json.dumps(facts) if arguments.json else "\n".join(format_lines(facts)))
     return 0

@@ -75,7 +75,7 @@ def convert(
             if not isinstance(image, StoredImage):
                 skipped.append((sample.name, str(image)))
             elif not skipped or on_error != "fail":
-                writer.append(image, label=sample.label)
+                writer.append(image, label=sample.label, name=sample.name)
         if skipped and on_error == "fail":
             raise BadImages(source, skipped)
         writer.facts = {

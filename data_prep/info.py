@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastbyol.beton import JPEG, Reader
+from fastbyol.names import names_path
 
 CLASSES_SHOWN = 10
 
@@ -29,6 +30,7 @@ def describe(reader: Reader) -> dict[str, Any]:
         "classes": _count_classes(reader),
         "sidecar": {key: fact for key, fact in reader.sidecar.items() if key not in ("class_names", "checksum")},
         "has_checksum": "checksum" in reader.sidecar,
+        "has_names": reader.names() is not None,
     }
 
 
@@ -47,6 +49,7 @@ def format_lines(facts: dict[str, Any]) -> list[str]:
         "settings": ", ".join(f"{key} {value}" for key, value in sidecar.get("settings", {}).items()) or "unknown",
         "skipped": str(len(sidecar.get("skipped", []))),
         "checksum": "in the sidecar" if facts["has_checksum"] else "none",
+        "names": f"in {names_path(facts['path']).name}" if facts["has_names"] else "none",
     }
     return [facts["path"], *(f"  {name:16}{printable(text)}" for name, text in table.items())]
 

@@ -8,19 +8,30 @@ import os
 import re
 import secrets
 from pathlib import Path
-from typing import BinaryIO
+from typing import BinaryIO, NamedTuple
 
 from fastbyol.beton import sidecar_path
+from fastbyol.names import names_path
 
 
-def create(path: Path) -> tuple[BinaryIO, Path, Path]:
-    """Create the hidden file of an unfinished .beton; return it open and locked, its path, and its sidecar's path.
+class Unfinished(NamedTuple):
+    """The hidden files of an unfinished write, and the first one open and locked; the lock ends with the process."""
 
-    The lock ends with the process, even by SIGKILL. Raises OSError with `path` if the folder is not writable.
-    """
+    stream: BinaryIO
+    beton: Path
+    sidecar: Path
+    names: Path
+
+
+def companions(path: Path) -> tuple[Path, Path, Path]:
+    """Return the paths of a .beton and the files beside it: its sidecar and its names."""
+    return path, sidecar_path(path), names_path(path)
+
+
+def create(path: Path) -> Unfinished:
+    """Create the hidden file of an unfinished .beton; raise OSError with `path` if the folder is not writable."""
     while True:
-        token = secrets.token_hex(4)
-        partial, sidecar = (each.with_name(f".{each.name}.{token}.partial") for each in (path, sidecar_path(path)))
+        partial, sidecar, names = _hidden(path, secrets.token_hex(4))
         try:
             stream = partial.open("xb", buffering=1 << 20)
         except OSError as error:
@@ -28,7 +39,7 @@ def create(path: Path) -> tuple[BinaryIO, Path, Path]:
         with contextlib.suppress(OSError):  # a file system without locks: then remove_stale cannot lock either
             fcntl.flock(stream, fcntl.LOCK_EX)
         if os.fstat(stream.fileno()).st_nlink:  # else another write removed it as stale before it was locked
-            return stream, partial, sidecar
+            return Unfinished(stream, partial, sidecar, names)
         stream.close()
 
 
@@ -40,13 +51,13 @@ def remove_stale(path: Path) -> tuple[list[Path], list[Path]]:
     removed: list[Path] = []
     unknown: list[Path] = []
     names = sorted(os.listdir(path.parent))  # noqa: PTH208 - only names are needed
-    for partial, sidecar in _pairs(path, names):
-        # A write killed after renaming the .beton left only the sidecar; if it still runs, it has the .beton locked.
-        locked = partial if partial.name in names else path
+    for files in _unfinished(path, names):
+        # A write killed after renaming the .beton left only the others; if it still runs, it has the .beton locked.
+        locked = files[0] if files[0].name in names else path
         try:
             with locked.open("rb") as stream:
                 fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                left = [each for each in (partial, sidecar) if each.exists()]
+                left = [each for each in files if each.exists()]
                 for each in left:
                     each.unlink(missing_ok=True)
                 removed += left[:1]
@@ -59,14 +70,17 @@ def remove_stale(path: Path) -> tuple[list[Path], list[Path]]:
     return removed, unknown
 
 
-def _pairs(path: Path, names: list[str]) -> list[tuple[Path, Path]]:
-    """List the unfinished (.beton, sidecar) of each write of this .beton that left at least one of them."""
-    both = (path, sidecar_path(path))
+def _hidden(path: Path, token: str) -> tuple[Path, Path, Path]:
+    beton, sidecar, names = (each.with_name(f".{each.name}.{token}.partial") for each in companions(path))
+    return beton, sidecar, names
+
+
+def _unfinished(path: Path, names: list[str]) -> list[tuple[Path, Path, Path]]:
+    """List the unfinished files of each write of this .beton that left at least one of them."""
     tokens = {
         match[1]
         for name in names
-        for each in both
+        for each in companions(path)
         if (match := re.fullmatch(rf"\.{re.escape(each.name)}\.([0-9a-f]{{8}})\.partial", name))
     }
-    partial, sidecar = ([each.with_name(f".{each.name}.{token}.partial") for token in sorted(tokens)] for each in both)
-    return list(zip(partial, sidecar, strict=True))
+    return [_hidden(path, token) for token in sorted(tokens)]

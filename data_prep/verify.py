@@ -11,7 +11,6 @@ from tqdm import tqdm
 
 from fastbyol.beton import BetonError, Reader
 from fastbyol.data_prep.images import ImageError, check_stored
-from fastbyol.data_prep.info import printable
 from fastbyol.data_prep.parallel import map_ordered
 from fastbyol.data_prep.writer import BlockChecksums
 
@@ -24,7 +23,7 @@ def verify(reader: Reader, *, workers: int) -> Iterator[str]:
         try:
             check_stored(reader.payload(index), mode=mode, width=width, height=height)
         except ImageError as error:
-            return f"{_describe(reader, index)}: {error}"
+            return f"{reader.describe(index)}: {error}"
         return None
 
     with closing(map_ordered(fault, range(len(reader)), workers=workers, total=len(reader))) as faults:
@@ -35,14 +34,6 @@ def verify(reader: Reader, *, workers: int) -> Iterator[str]:
 def has_checksum(reader: Reader) -> bool:
     """Return whether the sidecar has checksums, which also detect bit flips that still decode."""
     return "checksum" in reader.sidecar
-
-
-def _describe(reader: Reader, index: int) -> str:
-    """Describe a sample by its index and class."""
-    if reader.labels is None:
-        return f"sample {index}"
-    label = int(reader.labels[index])
-    return f"sample {index} (class {printable(reader.class_names[label]) if reader.class_names else label})"
 
 
 def _damaged_blocks(reader: Reader) -> Iterator[str]:

@@ -17,7 +17,7 @@ from fastbyol.data_prep.partial import remove_stale
 from fastbyol.data_prep.settings import JPEG_SHARE, MODES, PIXELS_LIMIT, SMALL_SIDE, Settings
 from fastbyol.data_prep.sources import find_files, open_source
 from fastbyol.data_prep.sources.base import Source
-from fastbyol.data_prep.sources.classes import LABELS
+from fastbyol.data_prep.sources.classes import LABELS, count_classes
 from fastbyol.data_prep.sources.labels import RelabelledSource, read_class_names
 from fastbyol.data_prep.writer import require_output, version
 from fastbyol.system.command_line import add_overwrite, add_workers, format_list, fraction, int_range
@@ -25,7 +25,7 @@ from fastbyol.system.command_line import add_overwrite, add_workers, format_list
 SOURCES = {
     "FOLDER": "class folders with all that lies below them, or images without labels; see --labels",
     "FILE.tar": "the same in an archive, or ILSVRC2012_img_train.tar, with one .tar per class",
-    "'shard-{0000..0099}.tar'": 'WebDataset shards, quoted; label from .cls, else from "label" in .json',
+    "'shard-{0000..0099}.tar'": 'WebDataset shards, quoted; label from .cls, "label" in .json, or a number in .txt',
     "FILE.parquet": "Hugging Face style: image bytes and a column \"label\"; needs pip install 'fastbyol[parquet]'",
     "'data/train-*.parquet'": "the same in several files, quoted; a FOLDER of them will do, too",
 }
@@ -79,7 +79,8 @@ def _add_images(command: argparse.ArgumentParser) -> None:
         type=int_range(1, PIXELS_LIMIT),
         default=defaults.max_pixels,
         metavar="N",
-        help="the most that is decoded, 3 bytes each; a larger JPEG is scaled while it is decoded, others are refused",
+        help="the largest image that is decoded, at 3 bytes a pixel; a larger JPEG is scaled while it is decoded, "
+        "others are bad images",
     )
     group.add_argument(
         "--stretch",
@@ -87,8 +88,8 @@ def _add_images(command: argparse.ArgumentParser) -> None:
         type=percentiles,
         const=(0.0, 100.0),
         metavar="LOW,HIGH",
-        help="gray of 16 or 32 bits, or floats: these percentiles of each image become black and white, by itself its "
-        "least and greatest value (default: linear over the type's range, 0 to 1 for floats)",
+        help="gray of 16 or 32 bits, or floats: these percentiles of each image become black and white; without a "
+        "value its least and greatest (default: linear over the type's range, 0 to 1 for floats)",
     )
 
 
@@ -114,8 +115,9 @@ def _add_selection(command: argparse.ArgumentParser) -> None:
         "--labels",
         choices=LABELS,
         default="auto",
-        help="which folders are classes: top, those in SOURCE, with all below them; parent, those that images lie in; "
-        "none, for images without labels from any source; auto, top or none where only one of them can be meant",
+        help="what is a class: top, each folder directly in SOURCE, with all below it; parent, each folder that holds "
+        "images; none, nothing, whatever SOURCE says; auto, top if there are folders, none if there are none, an error "
+        "if that is not clear",
     )
     labels.add_argument(
         "--label-column",
@@ -131,16 +133,16 @@ def _add_selection(command: argparse.ArgumentParser) -> None:
         "--on-error",
         choices=ON_ERROR,
         default="fail",
-        help="bad images end the command once all are read and listed; are left out and recorded in the sidecar; or "
-        "are kept as far as they decode",
+        help="bad images: fail, read all, list those and write nothing; skip, leave them out and list them in "
+        "OUT.beton.json; keep, take what decodes of them",
     )
     existing = output.add_mutually_exclusive_group()
     add_overwrite(existing)
     existing.add_argument(
         "--reuse",
         action="store_true",
-        help="leave OUT.beton as it is if it was written by --reuse from the same files with the same flags, else "
-        "replace it",
+        help="do nothing if OUT.beton was written with --reuse from the same files and flags, replace it if these have "
+        "changed",
     )
 
 
@@ -199,16 +201,17 @@ def _fingerprint(arguments: argparse.Namespace, settings: Settings) -> str:
 
 def _report(arguments: argparse.Namespace, source: Source, done: ConversionResult, *, seconds: float) -> None:
     """Print what was written, and what was left out."""
-    classes = f"{len(source.class_names)} classes" if source.class_names else "no labels"
+    names = source.class_names
+    classes = count_classes(names) if names else "no labels"
     print(
         f"{arguments.out}: {done.written} images, {classes}, {arguments.out.stat().st_size / 1e6:.1f} MB in "
         f"{seconds:.1f} s ({(done.written + len(done.skipped)) / seconds:.0f} images/s)"
     )
     if source.ignored:
         print(f"ignored {describe_ignored(source.ignored)}")
-    if source.class_names and source.class_counts and 0 in source.class_counts and arguments.classes_from is None:
-        empty = [name for name, count in zip(source.class_names, source.class_counts, strict=True) if not count]
-        print(f"{len(empty)} classes without images keep their numbers, the first: {empty[0]}")
+    if names and source.class_counts and 0 in source.class_counts and arguments.classes_from is None:
+        empty = [name for name, count in zip(names, source.class_counts, strict=True) if not count]
+        print(f"without images, but with a number: {count_classes(empty)}")
     if done.repaired:
         name, reason = done.repaired[0]
         print(f"repaired {len(done.repaired)} images, listed in {arguments.out}.json; the first: {name}: {reason}")

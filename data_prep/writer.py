@@ -8,6 +8,7 @@ import os
 import struct
 import zlib
 from collections.abc import Sequence
+from contextlib import nullcontext
 from pathlib import Path
 from types import TracebackType
 from typing import Any
@@ -17,6 +18,7 @@ import numpy as np
 from fastbyol import beton
 from fastbyol.beton import BetonError, StoredImage
 from fastbyol.data_prep import partial
+from fastbyol.names import NamesWriter
 
 IMAGE_RECORD = struct.Struct("<BHHQ")  # mode, width, height, data_ptr
 LABELLED_RECORD = struct.Struct("<BHHQ3xq")  # the same and the label, aligned to 8 bytes
@@ -50,7 +52,7 @@ class BlockChecksums:
 
 
 class Writer:
-    """A writer of a .beton and its sidecar; both get their names when the `with` block ends without an exception.
+    """A writer of a .beton and the files beside it, which appear when the `with` block ends without an exception.
 
     `capacity` is the largest number of images and fixes where the pages start. `class_names` maps label to name; None
     writes an image-only file. The content of `facts` at the end of the block goes into the sidecar, as JSON. Memory
@@ -81,7 +83,9 @@ class Writer:
         self._pages_ptr = beton.round_up(self._records_ptr + capacity * self._record.size, page_bytes)
 
     def __enter__(self) -> Writer:
-        self._stream, self._partial, self._partial_sidecar = partial.create(self.path)
+        self._files = partial.create(self.path)
+        self._stream = self._files.stream
+        self._names: NamesWriter | None = None
         self._end = self._pages_ptr
         self._records, self._table = bytearray(), bytearray()
         self._sums = BlockChecksums(self._page_bytes)
@@ -93,19 +97,27 @@ class Writer:
     ) -> None:
         try:
             with self._stream:  # open, and therefore locked, until it has its name
+                with self._names or nullcontext():
+                    if kind is None:
+                        self._finish()
                 if kind is None:
-                    self._finish()
                     self._publish()
         finally:
-            self._partial.unlink(missing_ok=True)
-            self._partial_sidecar.unlink(missing_ok=True)
+            for path in self._files[1:]:
+                path.unlink(missing_ok=True)
 
     def __len__(self) -> int:
         return len(self._table) // ALLOCATION.size
 
-    def append(self, image: StoredImage, *, label: int | None = None) -> None:
-        """Append an image; a labelled file needs a label from 0 to the number of classes - 1."""
+    def append(self, image: StoredImage, *, label: int | None = None, name: str | None = None) -> None:
+        """Append an image; a labelled file needs a label from 0 to the number of classes - 1.
+
+        name: its path inside the source, for the names file; all images have one, or none has.
+        """
         self._check(image, label)
+        if name is not None:
+            self._names = self._names or NamesWriter(self._files.names)
+            self._names.add(name, image.data)
         size = len(image.data)
         room = -self._end % self._page_bytes
         if size > room:
@@ -159,7 +171,7 @@ class Writer:
             **self.facts,
             "checksum": {"block_bytes": self._page_bytes, "crc32": head_sums.blocks() + self._sums.blocks()},
         }
-        self._partial_sidecar.write_text(json.dumps(sidecar) + "\n", encoding="ascii")
+        self._files.sidecar.write_text(json.dumps(sidecar) + "\n", encoding="ascii")
 
     def _head(self) -> bytes:
         """Return the header and the descriptors."""
@@ -175,16 +187,19 @@ class Writer:
         return header.tobytes() + descriptors.tobytes()
 
     def _publish(self) -> None:
-        """Rename both files to their final names.
+        """Rename the files to their final names.
 
         At every moment the name holds a .beton, the old one or the new one. Between the renames, and for good if the
         process is killed there, it has no sidecar: no class names are better than those of another file.
         """
         require_output(self.path, overwrite=self._overwrite)  # another write may have ended in the meantime
-        sidecar = beton.sidecar_path(self.path)
+        path, sidecar, names = partial.companions(self.path)
         sidecar.unlink(missing_ok=True)
-        self._partial.replace(self.path)
-        self._partial_sidecar.replace(sidecar)
+        names.unlink(missing_ok=True)
+        self._files.beton.replace(path)
+        if self._names is not None:
+            self._files.names.replace(names)
+        self._files.sidecar.replace(sidecar)
 
     def _require(self, claim: bool, fault: str) -> None:
         """Raise BetonError unless the claim is true."""

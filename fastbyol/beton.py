@@ -21,6 +21,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
+from fastbyol.names import hash_content, read_names
+
 VERSION = 2
 JPEG, RAW = 0, 1  # image modes
 FLOAT, INT, IMAGE, BYTES, NDARRAY, JSON, TENSOR = range(7)  # field types; 255 is a custom one
@@ -307,6 +309,25 @@ class Reader:
         chosen = np.linspace(0, len(self) - 1, min(IDENTITY_SAMPLES, len(self))).astype(int).tolist()
         samples = [hashlib.blake2b(self.payload(number), digest_size=8).hexdigest() for number in chosen]
         return Identity(index.hexdigest(), samples)
+
+    def names(self) -> list[str] | None:
+        """Read the names of the samples, their paths inside the source; None without a names file of these images."""
+        named = read_names(self.path)
+        if named is None or len(named) != len(self):
+            return None
+        known = {0, len(self) // 2, len(self) - 1}
+        is_ours = any(named[index].content == hash_content(self.payload(index)) for index in known)
+        return [name for name, _ in named] if is_ours else None
+
+    def describe(self, index: int) -> str:
+        """Describe a sample by its number, its name and its class, as far as they are known."""
+        names = self.names()
+        parts = [] if names is None else [names[index]]
+        if self.labels is not None:
+            label = int(self.labels[index])
+            name = str(label) if self.class_names is None else self.class_names[label]
+            parts.append(f"class {name if name.isprintable() else ascii(name)}")
+        return f"sample {index}" + (f" ({', '.join(parts)})" if parts else "")
 
     def payload(self, index: int) -> memoryview:
         """Return the bytes of one image without copying: JPEG bytes, or height x width x 3 of raw RGB."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal
@@ -74,7 +74,7 @@ def _only_reading(path: Path, used: Mapping[PurePosixPath, int]) -> Labels:
     if not tops:
         return "none"
     beside, total = used.get(ROOT, 0), sum(used.values())
-    top = f"--labels top for {_classes(tops)}"
+    top = f"--labels top for {count_classes(tops)}"
     none = f"--labels none for all {total} images without labels"
     if beside:
         raise SourceError(
@@ -90,11 +90,12 @@ def _only_reading(path: Path, used: Mapping[PurePosixPath, int]) -> Labels:
         inside = f", or {path / tops[0]} for what lies in it" if len(tops) == 1 else ""
         raise SourceError(
             f"{path}: images lie in folders of folders, such as {min(used)}; give {top}, or --labels parent for "
-            f"{_classes(sorted(map(str, used)))}{inside}, or {none}"
+            f"{count_classes(sorted(map(str, used)))}{inside}, or {none}"
         )
     return "top"
 
 
-def _classes(names: list[str]) -> str:
+def count_classes(names: Sequence[str]) -> str:
+    """Count classes and show the first and the last: "3 classes (cat to dog)"."""
     shown = f"{names[0]} to {names[-1]}" if len(names) > 2 else " and ".join(names)
     return f"{len(names)} class{'es' * (len(names) > 1)} ({shown})"

@@ -68,9 +68,15 @@ def build_parser() -> Parser:
 def _add_data(parser: Parser) -> None:
     group = parser.add_argument_group("data")
     group.add_argument(
-        "--data", metavar="SOURCE", help=f"training images: {ANY_SOURCE}, as a folder; only recipe demo draws its own"
+        "--data",
+        metavar="SOURCE",
+        help=f"training images: {ANY_SOURCE}, such as a folder; recipe demo draws its own",
     )
-    group.add_argument("--val", metavar="SOURCE", help="labelled images to score by kNN before and after training")
+    group.add_argument(
+        "--val",
+        metavar="SOURCE",
+        help="labelled images to score by kNN before and after training; --data must have the same classes",
+    )
     add_cache_flags(group)
     group.add_argument(
         "--loader",
@@ -82,7 +88,10 @@ def _add_data(parser: Parser) -> None:
     group.add_argument("--workers", type=int, metavar="N", help=WORKERS)
     group.add_argument("--prefetch", type=int, default=2, metavar="N", help="batches decoded in advance")
     group.add_argument(
-        "--on-error", choices=ON_ERROR, default="fail", help="an image that does not decode: stop, or take the next"
+        "--on-error",
+        choices=ON_ERROR,
+        default="fail",
+        help="an image of a .beton that does not decode: stop, or take the next",
     )
 
 

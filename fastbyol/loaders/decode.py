@@ -36,7 +36,7 @@ def decode_to_tensor(out: Tensor, reader: Reader, index: int) -> None:
 def unreadable_jpeg(reader: Reader, index: int, reason: str) -> BetonError:
     """Return the error of a sample that is not a readable JPEG."""
     return BetonError(
-        f"{reader.path}: sample {index} is not a readable JPEG ({reason}); "
+        f"{reader.path}: {reader.describe(index)} is not a readable JPEG ({reason}); "
         "run fastbyol-prep verify and write the file anew"
     )
 
@@ -45,6 +45,6 @@ def size_mismatch(reader: Reader, index: int, *, height: int, width: int) -> Bet
     """Return the error of a JPEG whose size differs from its record's."""
     recorded = (int(reader.heights[index]), int(reader.widths[index]))
     return BetonError(
-        f"{reader.path}: sample {index} decodes to {(height, width)} pixels, its record says {recorded}; "
+        f"{reader.path}: {reader.describe(index)} decodes to {(height, width)} pixels, its record says {recorded}; "
         "write the file anew with fastbyol-prep"
     )

@@ -191,14 +191,14 @@ def add_cache_flags(group: argparse._ActionsContainer) -> None:
         "--cache",
         type=Path,
         metavar="DIR",
-        help="where images that are no .beton are converted to, once (default: cache, beside the run)",
+        help="where images that are no .beton are converted to, once (default: cache, beside the run's folder)",
     )
     group.add_argument(
         "--prep",
         type=shlex.split,
         default=[],
         metavar="FLAGS",
-        help="flags of fastbyol-prep write for them, as in --prep '--labels none --max-side 256'",
+        help="options of fastbyol-prep write for all images given here that are no .beton, in quotes: '--labels none'",
     )
 
 

@@ -35,7 +35,7 @@ CONTRACT = {
     "fastbyol-prep write": "SOURCE OUT.beton --classes-from --help --image-key --jpeg-share --label-column --labels "
     "--limit --max-pixels --max-side --mode --on-error --overwrite --quality --reuse --stretch --workers",
     "fastbyol-prep verify": "FILE --help --workers",
-    "fastbyol-prep info": "FILE --help --json",
+    "fastbyol-prep info": "FILE --duplicates --help --json",
     "fastbyol-prep demo": "DIR --help --overwrite --seed",
     "fastbyol": "--help --version",
     "fastbyol-train": "RECIPE --base-lr --batch-size --budget --cache --checkpoint-every --crop --crop-ramp --data "

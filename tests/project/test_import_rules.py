@@ -29,6 +29,7 @@ NEEDED_BY_DATA_PREP: dict[str, set[str]] = {  # and the packages that each of th
     "fastbyol": set(),
     "fastbyol.beton": {"numpy"},
     "fastbyol.jpeg": {"numpy", "PIL", "simplejpeg"},
+    "fastbyol.names": set(),
     "fastbyol.storage.files": set(),
     "fastbyol.system.command_line": set(),
     "fastbyol.system.limits": set(),
