@@ -15,7 +15,7 @@ from fastbyol.data_prep.convert import ON_ERROR, ConversionResult, convert
 from fastbyol.data_prep.formats import describe_ignored
 from fastbyol.data_prep.partial import remove_stale
 from fastbyol.data_prep.settings import JPEG_SHARE, MODES, PIXELS_LIMIT, SMALL_SIDE, Settings
-from fastbyol.data_prep.sources import find_files, open_source
+from fastbyol.data_prep.sources import find_files, listing, open_source
 from fastbyol.data_prep.sources.base import Source
 from fastbyol.data_prep.sources.classes import LABELS, count_classes
 from fastbyol.data_prep.sources.labels import RelabelledSource, read_class_names
@@ -26,6 +26,8 @@ SOURCES = {
     "FOLDER": "class folders with all that lies below them, or images without labels; see --labels",
     "FILE.tar": "the same in an archive, or ILSVRC2012_img_train.tar, with one .tar per class",
     "'shard-{0000..0099}.tar'": 'WebDataset shards, quoted; label from .cls, "label" in .json, or a number in .txt',
+    "FILE.zip": "the same as in FILE.tar",
+    "FILE.txt, FILE.csv": "a list: a path a line, with a label or not; a table with columns path and label",
     "FILE.parquet": "Hugging Face style: image bytes and a column \"label\"; needs pip install 'fastbyol[parquet]'",
     "'data/train-*.parquet'": "the same in several files, quoted; a FOLDER of them will do, too",
 }
@@ -125,6 +127,12 @@ def _add_selection(command: argparse.ArgumentParser) -> None:
         help='parquet column, .json key, or suffix of a shard\'s files, of the label (default: "label", "cls")',
     )
     labels.add_argument(
+        "--labels-from",
+        type=Path,
+        metavar="FILE",
+        help="labels of an unlabelled source: a .txt of lines NAME LABEL, or a .csv with columns path and label",
+    )
+    labels.add_argument(
         "--image-key", metavar="SUFFIX", help="suffix of the image, where a sample of WebDataset shards has several"
     )
     output = command.add_argument_group("output")
@@ -173,6 +181,8 @@ def run(arguments: argparse.Namespace) -> int:
         label_column=arguments.label_column,
         image_key=arguments.image_key,
     )
+    if arguments.labels_from is not None:
+        source = listing.ListedLabels(source, arguments.labels_from)
     if arguments.classes_from is not None:
         names = read_class_names(arguments.classes_from)
         source = RelabelledSource(source, names, origin=arguments.classes_from)
@@ -194,9 +204,14 @@ def _fingerprint(arguments: argparse.Namespace, settings: Settings) -> str:
     """Digest all that decides what is written."""
     names = ("labels", "label_column", "image_key", "limit", "on_error")
     chosen = settings.facts() | {name: getattr(arguments, name) for name in names} | {"fastbyol": version()}
+    if arguments.labels_from is not None:
+        chosen["labels_from"] = reuse.fingerprint([arguments.labels_from], {})
     if arguments.classes_from is not None:
         chosen["class_names"] = read_class_names(arguments.classes_from)
-    return reuse.fingerprint(find_files(arguments.source), chosen)
+    files = find_files(arguments.source)
+    if listing.is_list(arguments.source):
+        files += [arguments.source.parent / entry.path for entry in listing.read_list(arguments.source)]
+    return reuse.fingerprint(files, chosen)
 
 
 def _report(arguments: argparse.Namespace, source: Source, done: ConversionResult, *, seconds: float) -> None:

@@ -1,11 +1,12 @@
-"""Sources of images: folders, .tar archives of three kinds, WebDataset shards and parquet files."""
+"""Sources of images: folders, .tar archives of three kinds, .zip, WebDataset shards, parquet files and lists."""
 
 from __future__ import annotations
 
 import os
+import zipfile
 from pathlib import Path
 
-from fastbyol.data_prep.sources import webdataset
+from fastbyol.data_prep.sources import listing, webdataset
 from fastbyol.data_prep.sources.base import Source, SourceError
 from fastbyol.data_prep.sources.classes import Labels
 from fastbyol.data_prep.sources.folder import FolderSource
@@ -21,8 +22,9 @@ from fastbyol.data_prep.sources.tar import (
     open_archive,
 )
 from fastbyol.data_prep.sources.webdataset import ImagesOfShards, WebDatasetSource
+from fastbyol.data_prep.sources.zip import ZipSource
 
-KINDS = "a folder of images, a .tar of one, ILSVRC2012's tar of tars, WebDataset shards or parquet"
+KINDS = "a folder of images, a .tar or .zip of one, ILSVRC2012's tar of tars, WebDataset shards, parquet or a list"
 PARQUET_MAGIC = b"PAR1"
 
 
@@ -58,10 +60,17 @@ def open_source(
         _refuse(path, "parquet", {"--image-key": image_key, "--labels": _of_folders(labels)})
         table = _open_parquet(path, found, label_column)
         return UnlabelledSource(table) if labels == "none" else table
+    if found == [path] and listing.is_list(path):
+        _refuse(path, "a list of files", {"--image-key": image_key, "--labels": _of_folders(labels)})
+        listed = listing.ListSource(path, label_column=label_column)
+        return UnlabelledSource(listed) if labels == "none" else listed
+    if found == [path] and zipfile.is_zipfile(path):
+        _refuse(path, "a .zip", wanted)
+        return ZipSource(path, labels=labels)
     for each in found:
         with archive_errors(each):
             if not is_archive(each):
-                raise SourceError(f"{each}: neither a folder, nor a tar archive, nor parquet; give {KINDS}")
+                raise SourceError(f"{each}: neither a folder, nor a .tar, .zip, parquet or list of files; give {KINDS}")
     if len(found) > 1 or found != [path] or image_key or webdataset.is_shard(path):
         return _open_shards(path, found, labels, wanted)
     if _is_nested(path):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+import os
+from collections.abc import Collection, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Literal
@@ -66,6 +67,12 @@ def group_by_class(path: Path, counts: Mapping[PurePosixPath, int], labels: Labe
         label = label_of[folder] = index[class_of[folder]]
         class_counts[label] += used[folder]
     return FolderGroups(names, class_counts, label_of, {BESIDE: used[ROOT]} if ROOT in used else {})
+
+
+def common_folder(folders: Collection[PurePosixPath], labels: Labels) -> PurePosixPath:
+    """Return the folder of an archive that all of these lie in; a single folder, if it is to be a class, lies in it."""
+    common = PurePosixPath(os.path.commonpath(list(map(str, folders))))
+    return common.parent if len(folders) == 1 and labels in ("top", "parent") else common
 
 
 def _only_reading(path: Path, used: Mapping[PurePosixPath, int]) -> Labels:

@@ -3,17 +3,16 @@
 from __future__ import annotations
 
 import lzma
-import os
 import tarfile
 import zlib
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 
 from fastbyol.data_prep.formats import HEAD_BYTES, SUFFIXES, format_of, is_image, kind_of
 from fastbyol.data_prep.sources.base import FILE_BYTES_MAX, Sample, SourceError, listing_progress
-from fastbyol.data_prep.sources.classes import Labels, group_by_class
+from fastbyol.data_prep.sources.classes import Labels, common_folder, group_by_class
 
 # OverflowError: a header may claim a size or a position that no file has.
 TAR_ERRORS = (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, OverflowError)
@@ -95,7 +94,7 @@ class TarSource:
         self.count = found.total()
         if not self.count:
             raise SourceError(f"{path}: no images in the archive; known suffixes are {' '.join(sorted(SUFFIXES))}")
-        self._base = _common_folder(found, is_class=labels in ("top", "parent"))
+        self._base = common_folder(found, labels)
         groups = group_by_class(path, {folder.relative_to(self._base): n for folder, n in found.items()}, labels)
         self.class_names, self.class_counts, self._label_of = groups.names, groups.counts, groups.label_of
         self.ignored.update(groups.left_out)
@@ -112,12 +111,6 @@ class TarSource:
                 data = read_member(archive, member)
                 if is_image(name.name) or format_of(data) is not None:
                     yield Sample(str(name), self._label_of[folder], data)
-
-
-def _common_folder(folders: Collection[PurePosixPath], *, is_class: bool) -> PurePosixPath:
-    """Return the folder above all of them, itself among them or not; is_class: a single folder is below it."""
-    common = PurePosixPath(os.path.commonpath(list(map(str, folders))))
-    return common.parent if is_class and len(folders) == 1 else common
 
 
 def _is_image_member(archive: tarfile.TarFile, member: tarfile.TarInfo, name: PurePosixPath) -> bool:

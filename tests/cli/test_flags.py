@@ -29,11 +29,12 @@ WITHOUT_DEFAULT = {
     "more",
     "prep",
     "image_key",
+    "labels_from",
 }
 CONTRACT = {
     "fastbyol-prep": "COMMAND --help --version",
     "fastbyol-prep write": "SOURCE OUT.beton --classes-from --help --image-key --jpeg-share --label-column --labels "
-    "--limit --max-pixels --max-side --mode --on-error --overwrite --quality --reuse --stretch --workers",
+    "--labels-from --limit --max-pixels --max-side --mode --on-error --overwrite --quality --reuse --stretch --workers",
     "fastbyol-prep verify": "FILE --help --workers",
     "fastbyol-prep info": "FILE --duplicates --help --json",
     "fastbyol-prep demo": "DIR --help --overwrite --seed",

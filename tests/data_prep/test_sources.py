@@ -185,7 +185,7 @@ def test_unusable_archive_says_what_to_pass(tmp_path: Path, files: dict[str, byt
 
 def test_what_is_no_source_is_named(tmp_path: Path) -> None:
     (tmp_path / "a.zip").write_bytes(b"PK not a tar")
-    for name, message in {"a.zip": "neither a folder, nor a tar", "nowhere": "no such file or folder"}.items():
+    for name, message in {"a.zip": "neither a folder, nor a .tar", "nowhere": "no such file or folder"}.items():
         with pytest.raises(SourceError, match=message):
             open_source(tmp_path / name)
 
