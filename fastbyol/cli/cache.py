@@ -48,6 +48,8 @@ class Cache:
         printed why.
         """
         path = Path(source)
+        if not source:
+            raise ConfigError(f"an empty path is given for images; give {ANY_SOURCE}")
         if path.suffix == ".beton" or is_beton(path):
             return source
         flags = [*self.flags, *([] if like is None else self._same_classes(like))]

@@ -195,11 +195,19 @@ def add_cache_flags(group: argparse._ActionsContainer) -> None:
     )
     group.add_argument(
         "--prep",
-        type=shlex.split,
+        type=words,
         default=[],
         metavar="FLAGS",
         help="options of fastbyol-prep write for all images given here that are no .beton, in quotes: '--labels none'",
     )
+
+
+def words(text: str) -> list[str]:
+    """Split a text into words as a shell does."""
+    try:
+        return shlex.split(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(f"{text!r} given; wanted words as in a shell ({error})") from None
 
 
 def add_overwrite(command: argparse._ActionsContainer) -> None:

@@ -79,6 +79,8 @@ def unwritable(betons: Betons, tmp_path: Path) -> list[str]:
 
 BAD = {
     "missing file": (lambda b, t: ["demo", f"--data={t / 'none.beton'}", f"--out={t / 'run'}"], "none.beton"),
+    "an empty path": (lambda b, t: arguments(b, t / "run", "--data="), "an empty path is given for images"),
+    "flags in open quotes": (lambda b, t: arguments(b, t / "run", "--prep='--labels"), "wanted words as in a shell"),
     "not a beton": (foreign, "letter.beton"),
     "truncated beton": (truncated, "cut.beton"),
     "unwritable output": (unwritable, "file"),
