@@ -13,7 +13,7 @@ from typing import Any, Literal
 from fastbyol.beton import StoredImage
 from fastbyol.data_prep.images import ImageError, prepare
 from fastbyol.data_prep.parallel import map_ordered
-from fastbyol.data_prep.pixels import truncated_files
+from fastbyol.data_prep.pixels import pillow_limits
 from fastbyol.data_prep.settings import Settings
 from fastbyol.data_prep.sources.base import Sample, Source, SourceError
 from fastbyol.data_prep.writer import Writer
@@ -69,7 +69,7 @@ def convert(
     encode = partial(_prepare_sample, settings=replace(settings, keeps_damaged=on_error == "keep"))
     stored = map_ordered(encode, _evenly_spaced(source, total), workers=workers, total=total)
     # The threads stop before the writer removes its unfinished file.
-    with writer, truncated_files(are_read=on_error == "keep"), closing(stored):
+    with writer, pillow_limits(settings.max_pixels), closing(stored):
         for sample, image, notes in stored:
             repaired += [(sample.name, note) for note in notes]
             if not isinstance(image, StoredImage):

@@ -35,9 +35,17 @@ def prepare(data: bytes, settings: Settings, *, name: str = "", notes: list[str]
     try:
         if kind == "JPEG":
             return _prepare_jpeg(data, settings, notes)
-        decoded, orientation = pixels.decode(data, kind, max_pixels=settings.max_pixels, stretch=settings.stretch)
+        decoded, orientation, fault = pixels.decode(
+            data,
+            kind,
+            max_pixels=settings.max_pixels,
+            stretch=settings.stretch,
+            keeps_damaged=settings.keeps_damaged,
+        )
     except (JpegError, PixelError) as error:
         raise ImageError(str(error)) from error
+    if fault:
+        notes.append(f"kept what decodes: {fault}")
     return _store(decoded, orientation, data, settings, is_lossless=kind in LOSSLESS)
 
 
@@ -53,7 +61,10 @@ def _prepare_jpeg(data: bytes, settings: Settings, notes: list[str]) -> beton.St
     except JpegError as error:
         if not settings.keeps_damaged:
             raise
-        decoded, repaired = jpegs.decode_what_is_there(data), f"kept what decodes: {error}"
+        decoded, repaired = (
+            jpegs.decode_what_is_there(data, max_pixels=settings.max_pixels),
+            f"kept what decodes: {error}",
+        )
     if repaired:
         notes.append(repaired)
     return _store(decoded, orientation, data, settings, is_lossless=False)
@@ -83,6 +94,10 @@ def _store(
     upright_pixels = np.ascontiguousarray(shrink(upright(decoded, orientation), settings.max_side))
     height, width = upright_pixels.shape[:2]
     if settings.wants_raw(data, side=max(height, width), is_lossless=is_lossless):
+        if upright_pixels.nbytes > settings.page_bytes:
+            raise ImageError(
+                f"{width}x{height} pixels do not fit a page of {settings.page_bytes} bytes; give --max-side"
+            )
         return beton.StoredImage(beton.RAW, width, height, upright_pixels.tobytes())
     if max(height, width) > jpeg.SIDE_MAX:
         raise ImageError(

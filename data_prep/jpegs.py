@@ -38,7 +38,6 @@ class Header:
     width: int
     height: int
     components: int
-    has_exif: bool
     is_adobe: bool
 
 
@@ -46,17 +45,16 @@ def read_header(data: bytes | memoryview) -> Header:
     """Read the markers up to the first scan (ITU T.81, annex B)."""
     if data[:2] != SOI:
         raise JpegError("not a JPEG: no start marker")
-    frame, body, has_exif, is_adobe = 0, b"", False, False
+    frame, body, is_adobe = 0, b"", False
     for marker, place, length in _segments(data, is_strict=True):
         start = bytes(data[place + 4 : place + 2 + min(length, 19)])
-        has_exif |= marker == 0xE1 and start.startswith(b"Exif\0\0")
         is_adobe |= marker == APP14 and start.startswith(b"Adobe")
         if 0xC0 <= marker <= 0xCF and marker not in NOT_FRAMES:
             frame, body = marker, start
     if len(body) < 6:
         raise JpegError("not a JPEG: no frame header")
     precision, height, width, components = struct.unpack_from(">BHHB", body)
-    return Header(frame, precision, width, height, components, has_exif, is_adobe)
+    return Header(frame, precision, width, height, components, is_adobe)
 
 
 def _segments(data: bytes | memoryview, *, is_strict: bool) -> Iterator[tuple[int, int, int]]:
@@ -129,12 +127,13 @@ def _without_padding(scan: bytes) -> bytes:
 def decode(data: bytes, *, max_pixels: int, max_side: int) -> tuple[NDArray[np.uint8], str]:
     """Decode a JPEG to pixels [H, W, 3], not yet turned upright, and say what had to be repaired ("" for nothing).
 
-    libjpeg's warnings are errors, unless repair() ends them: then every pixel is as stored. Where an image has more
+    libjpeg's warnings are errors, unless repair() ends them: then every pixel is as stored. Chroma in a proportion that
+    simplejpeg does not read is decoded by Pillow, which hides warnings, and counts as repaired. Where an image has more
     than `max_pixels`, its sides are divided by 2, 4 or 8 while it is decoded. Raises JpegError for damaged data.
     """
     try:
         header = read_header(data)
-        return _decode_exactly(data, header, max_pixels=max_pixels, max_side=max_side), ""
+        return _decode_exactly(data, header, max_pixels=max_pixels, max_side=max_side)
     except TooLarge:
         raise
     except JpegError as error:
@@ -143,21 +142,24 @@ def decode(data: bytes, *, max_pixels: int, max_side: int) -> tuple[NDArray[np.u
             if repaired is not None:
                 try:
                     header = read_header(repaired)
-                    pixels = _decode_exactly(repaired, header, max_pixels=max_pixels, max_side=max_side)
+                    pixels, _ = _decode_exactly(repaired, header, max_pixels=max_pixels, max_side=max_side)
+                except TooLarge:
+                    raise
                 except JpegError:
                     continue
                 return pixels, str(error)
         raise
 
 
-def _decode_exactly(data: bytes, header: Header, *, max_pixels: int, max_side: int) -> NDArray[np.uint8]:
+def _decode_exactly(data: bytes, header: Header, *, max_pixels: int, max_side: int) -> tuple[NDArray[np.uint8], str]:
+    """Return pixels [H, W, 3], and how they were decoded if not as usual."""
     scale = _scale_of(header, size=len(data), max_pixels=max_pixels, max_side=max_side)
     if header.components != 4:
         return _strict(data, "RGB", header, scale)
     # libjpeg returns CMYK as stored; Adobe stores it inverted, so that 255 means no ink.
-    ink = _strict(data, "CMYK", header, scale).astype(np.uint32)
-    light = ink if header.is_adobe else 255 - ink
-    return ((light[..., :3] * light[..., 3:] + 127) // 255).astype(np.uint8)
+    inks, how = _strict(data, "CMYK", header, scale)
+    light = (inks if header.is_adobe else 255 - inks).astype(np.uint32)
+    return ((light[..., :3] * light[..., 3:] + 127) // 255).astype(np.uint8), how
 
 
 def _scale_of(header: Header, *, size: int, max_pixels: int, max_side: int) -> int:
@@ -179,14 +181,14 @@ def _scale_of(header: Header, *, size: int, max_pixels: int, max_side: int) -> i
     raise TooLarge(f"JPEG of {text}; give a larger --max-pixels or a smaller --max-side")
 
 
-def _strict(data: bytes, colorspace: str, header: Header, scale: int) -> NDArray[np.uint8]:
+def _strict(data: bytes, colorspace: str, header: Header, scale: int) -> tuple[NDArray[np.uint8], str]:
     """Decode a JPEG; libjpeg's warnings (premature end, bad Huffman code) are errors here."""
     least = None if scale == 1 else (-(-header.height // scale), -(-header.width // scale))
     try:
         try:
-            return jpeg.decode(data, colorspace, least=least)
+            return jpeg.decode(data, colorspace, least=least), ""
         except jpeg.UnknownSubsampling:
-            return jpeg.decode_by_pillow(data, colorspace, least=least)
+            return jpeg.decode_by_pillow(data, colorspace, least=least), "chroma in a rare proportion"
     except ValueError as error:
         raise JpegError(f"damaged JPEG: {error}") from error
 
@@ -201,8 +203,11 @@ def check(data: bytes | memoryview, header: Header) -> None:
         raise JpegError(f"damaged JPEG: {error}") from error
 
 
-def decode_what_is_there(data: bytes) -> NDArray[np.uint8]:
+def decode_what_is_there(data: bytes, *, max_pixels: int) -> NDArray[np.uint8]:
     """Decode a damaged or cut JPEG to pixels [H, W, 3] as far as it goes, gray from there on; raise JpegError."""
+    header = read_header(repair(data + EOI, cut_padding=False) or data)
+    if header.width * header.height > max_pixels:
+        raise TooLarge(f"{header.width}x{header.height} pixels; at most {max_pixels} are decoded of a damaged JPEG")
     try:
         return jpeg.decode(data, "RGB", is_strict=False)
     except ValueError as error:

@@ -10,9 +10,10 @@ from __future__ import annotations
 import ctypes
 import io
 import logging
+import threading
 import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +27,8 @@ if TYPE_CHECKING:
     from PIL import Image
 
 ORIENTATION_TAG = 0x0112
-TIFF_SAMPLES, TIFF_PHOTOMETRIC, TIFF_EXTRA_SAMPLES = 277, 262, 338
+TIFF_SAMPLES, TIFF_PHOTOMETRIC, TIFF_EXTRA_SAMPLES, TIFF_SAMPLE_FORMAT = 277, 262, 338, 339
+UNSIGNED = 1  # sample format
 TIFF_CMYK, TIFF_ALPHA = 5, (1, 2)
 
 
@@ -40,47 +42,83 @@ def silence_decoders() -> None:
     logging.getLogger("PIL").setLevel(logging.CRITICAL)
     from PIL import _imaging  # noqa: F401, PLC0415 - loads libtiff, if Pillow has one
 
-    mapped = {line.split()[-1] for line in Path("/proc/self/maps").read_text().splitlines() if "/libtiff" in line}
-    for path in mapped:  # libtiff prints to stderr by itself; each library has one handler for errors, one for warnings
-        library = ctypes.CDLL(path)
-        for name in ("TIFFSetErrorHandler", "TIFFSetWarningHandler"):
-            getattr(library, name)(None)
+    lines = Path("/proc/self/maps").read_text().splitlines()
+    for path in {line.split(maxsplit=5)[5] for line in lines if "/libtiff" in line}:
+        with suppress(
+            OSError, AttributeError
+        ):  # libtiff prints to stderr by itself, unless its handlers are taken away
+            library = ctypes.CDLL(path)
+            library.TIFFSetErrorHandler(None)
+            library.TIFFSetWarningHandler(None)
+
+
+class _OfThread(threading.local):
+    """A value for Pillow's flag of truncated files that is true only where a thread sets it."""
+
+    is_set = False
+
+    def __bool__(self) -> bool:
+        return self.is_set
+
+
+_reads_truncated = _OfThread()
 
 
 @contextmanager
-def truncated_files(*, are_read: bool) -> Iterator[None]:
-    """Let Pillow return what decodes of cut files inside the with-block, in every thread."""
-    from PIL import ImageFile  # noqa: PLC0415 - so that a missing Pillow is one line
+def pillow_limits(max_pixels: int) -> Iterator[None]:
+    """Set Pillow's own limit of pixels, which also holds for images inside others, for the with-block."""
+    from PIL import Image, ImageFile  # noqa: PLC0415 - so that a missing Pillow is one line
 
-    ImageFile.LOAD_TRUNCATED_IMAGES = are_read
+    before = Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES
+    Image.MAX_IMAGE_PIXELS = max_pixels
+    ImageFile.LOAD_TRUNCATED_IMAGES = _reads_truncated  # type: ignore[assignment]  # is asked for its truth only
     try:
         yield
     finally:
-        ImageFile.LOAD_TRUNCATED_IMAGES = False
+        Image.MAX_IMAGE_PIXELS, ImageFile.LOAD_TRUNCATED_IMAGES = before
 
 
 def decode(
+    data: bytes, kind: str, *, max_pixels: int, stretch: tuple[float, float] | None, keeps_damaged: bool = False
+) -> tuple[NDArray[np.uint8], int, str]:
+    """Return pixels [H, W, 3], the EXIF orientation, and what is damaged of an image of one of Pillow's formats.
+
+    stretch: percentiles of a deep gray image that become black and white. keeps_damaged: inside pillow_limits, return
+    what decodes of a damaged file, and the fault; else raise PixelError, as for everything that cannot be read.
+    """
+    try:
+        return *_decode(data, kind, max_pixels=max_pixels, stretch=stretch), ""
+    except PixelError as error:
+        if not keeps_damaged:
+            raise
+        _reads_truncated.is_set = True
+        try:
+            return *_decode(data, kind, max_pixels=max_pixels, stretch=stretch), str(error)
+        finally:
+            _reads_truncated.is_set = False
+
+
+def _decode(
     data: bytes, kind: str, *, max_pixels: int, stretch: tuple[float, float] | None
 ) -> tuple[NDArray[np.uint8], int]:
-    """Return pixels [H, W, 3] and the EXIF orientation of an image of one of Pillow's formats.
-
-    stretch: percentiles of a deep gray image that become black and white. Raises PixelError.
-    """
-    from PIL import Image, UnidentifiedImageError  # noqa: PLC0415 - so that a missing Pillow is one line
+    from PIL import Image, UnidentifiedImageError  # noqa: PLC0415 - as above
 
     try:
         load_plugin(kind)
         with Image.open(io.BytesIO(data), formats=(kind,)) as image:
             refuse_bomb(image.width, image.height, max_pixels)
             _refuse_unknown_channels(image)
+            is_unsigned = getattr(image, "tag_v2", {}).get(TIFF_SAMPLE_FORMAT, UNSIGNED) in (UNSIGNED, (UNSIGNED,))
             image.load()
-            return _rgb(image, stretch), exif_orientation(image)
-    except (PixelError, FormatMissing) as error:
+            return _rgb(image, stretch, is_unsigned=is_unsigned), exif_orientation(image)
+    except FormatMissing as error:
         raise PixelError(str(error)) from error
+    except PixelError:
+        raise
     except UnidentifiedImageError as error:
         raise PixelError(f"damaged {kind}: its header cannot be read") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise PixelError(f"decompression bomb: {error}") from error
+        raise PixelError(f"decompression bomb: {error}; give a larger --max-pixels") from error
     except (*PILLOW_ERRORS, RuntimeError, MemoryError) as error:  # the latter two of plugins
         raise PixelError(f"damaged {kind}: {' '.join(str(error).split()).partition('. ')[0]}") from error
 
@@ -95,10 +133,10 @@ def exif_orientation(image: Image.Image) -> int:
 
 def jpeg_orientation(data: bytes) -> int:
     """Return the EXIF orientation of a JPEG; raise PixelError for a header that Pillow cannot read."""
-    from PIL import Image  # noqa: PLC0415 - as above
+    from PIL.JpegImagePlugin import JpegImageFile  # noqa: PLC0415 - as above
 
     try:
-        with Image.open(io.BytesIO(data), formats=("JPEG",)) as image:
+        with JpegImageFile(io.BytesIO(data)) as image:  # not Image.open, which compares pixels that are not decoded
             return exif_orientation(image)
     except PILLOW_ERRORS as error:
         raise PixelError(f"damaged JPEG header: {error}") from error
@@ -122,13 +160,17 @@ def _refuse_unknown_channels(image: Image.Image) -> None:
         raise PixelError(f"{samples} channels, which are neither CMYK nor RGB with alpha; convert it to RGB")
 
 
-def _rgb(image: Image.Image, stretch: tuple[float, float] | None) -> NDArray[np.uint8]:
-    """Return pixels [H, W, 3] of a loaded image in any of Pillow's modes."""
+def _rgb(image: Image.Image, stretch: tuple[float, float] | None, *, is_unsigned: bool) -> NDArray[np.uint8]:
+    """Return pixels [H, W, 3] of a loaded image in any of Pillow's modes; is_unsigned: what 32-bit levels are."""
     from PIL import Image  # noqa: PLC0415 - as above
 
     if image.mode.startswith("I;16") or image.mode in ("I", "F"):
-        gray = _eight_bits(np.asarray(image), stretch)
-        return np.repeat(gray[..., None], 3, axis=2)
+        levels = np.asarray(image)
+        if image.format == "PPM" and image.mode == "I":
+            levels = levels.astype(np.uint16)
+        elif image.mode == "I" and is_unsigned:
+            levels = levels.astype(np.int32).view(np.uint32)  # as they were before Pillow gave them a sign
+        return np.repeat(_eight_bits(levels, stretch)[..., None], 3, axis=2)
     if image.has_transparency_data:
         layer = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", layer.size, "white"), layer)
@@ -137,7 +179,7 @@ def _rgb(image: Image.Image, stretch: tuple[float, float] | None) -> NDArray[np.
 
 
 def _eight_bits(levels: NDArray[Any], stretch: tuple[float, float] | None) -> NDArray[np.uint8]:
-    """Map deep gray levels to 8 bits: linearly over the range of their type, or between percentiles."""
+    """Map deep gray levels to 8 bits: linearly over the range of their type from 0, or between percentiles."""
     is_float = levels.dtype.kind == "f"
     if is_float and not np.isfinite(levels).all():
         raise PixelError("gray levels with inf or NaN; replace them")
@@ -148,13 +190,11 @@ def _eight_bits(levels: NDArray[Any], stretch: tuple[float, float] | None) -> ND
         return stretched
     if levels.dtype.itemsize == 2:
         return ((levels.astype(np.uint32) + 128) // 257).astype(np.uint8)
-    if is_float:
-        lowest, highest = float(levels.min()), float(levels.max())
-        if lowest < 0.0 or highest > 1.0:
-            raise PixelError(f"gray levels from {lowest:g} to {highest:g}, wanted 0 to 1; give --stretch")
-        return (levels.astype(np.float64) * 255.0 + 0.5).astype(np.uint8)
-    highest = int(levels.astype(np.int64).max()) % 2**32
-    if 0 < highest < 2**24:
-        raise PixelError(f"32-bit gray levels up to {highest}, all black of {2**32 - 1}; give --stretch")
-    shifted: NDArray[np.int64] = levels.astype(np.int64) % 2**32 >> 24
-    return shifted.astype(np.uint8)
+    lowest, highest = float(levels.min()), float(levels.max())
+    largest = 1.0 if is_float else float(np.iinfo(levels.dtype).max)
+    if lowest < 0.0 or highest > largest:
+        raise PixelError(f"gray levels from {lowest:g} to {highest:g}, wanted 0 to {largest:g}; give --stretch")
+    if 0.0 < highest < largest / 255:
+        raise PixelError(f"gray levels up to {highest:g}, which are black beside {largest:g}; give --stretch")
+    linear: NDArray[np.uint8] = (levels.astype(np.float64) * (255.0 / largest) + 0.5).astype(np.uint8)
+    return linear

@@ -64,8 +64,8 @@ class Settings:
     @property
     def page_bytes(self) -> int:
         """The page size that fits the largest raw image these settings allow."""
-        largest = 3 * min(self.max_side**2, PIXELS_MAX)
-        return max(beton.PAGE_BYTES_DEFAULT, 1 << (largest - 1).bit_length())
+        largest = 3 * min(self.max_side**2, self.max_pixels)
+        return min(max(beton.PAGE_BYTES_DEFAULT, 1 << (largest - 1).bit_length()), beton.PAGE_BYTES_MAX)
 
     def is_small(self, side: int) -> bool:
         """Return whether an image of that longest side is kept as it is: any in mode "passthrough"."""

@@ -104,7 +104,7 @@ def decode_by_pillow(
     """Decode a JPEG as decode() does, by Pillow, which hides libjpeg's warnings but knows every chroma subsampling."""
     image = _open(data, colorspace)
     if least is not None:
-        image.draft(None, least[::-1])
+        image.draft(None, (least[1] - 1 or 1, least[0] - 1 or 1))  # Pillow rounds the scale down
     return _decode_image(image, colorspace)
 
 

@@ -115,7 +115,7 @@ def test_both_encode_alike(quality: int, subsampling: str, monkeypatch: pytest.M
     ids=lambda item: item[0],
 )
 def test_both_refuse_with_value_error(call: tuple[str, Callable[[], object]], monkeypatch: pytest.MonkeyPatch) -> None:
-    assert by_both(monkeypatch, call[1]) == (ValueError, ValueError)
+    assert all(issubclass(kind, ValueError) for kind in by_both(monkeypatch, call[1]))  # type: ignore[arg-type]
 
 
 def test_a_missing_codec_is_named_once_by_many_threads(

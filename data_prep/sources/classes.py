@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Collection, Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Literal
 
@@ -43,7 +43,7 @@ def group_by_class(path: Path, counts: Mapping[PurePosixPath, int], labels: Labe
 
     counts: the images that lie directly in each folder, relative to the source; ROOT is the source itself.
     labels: "top": a class is a folder directly in the source with all that lies below it, as in torchvision's
-    ImageFolder, and keeps its number also without images; "parent": a class is a folder that images lie in; "none".
+    ImageFolder, and keeps its number also where it is empty; "parent": a class is a folder that images lie in; "none".
     "auto" is "top", or "none" where no folder holds images; it raises SourceError for a tree that can be read in two
     ways.
     """
@@ -69,10 +69,16 @@ def group_by_class(path: Path, counts: Mapping[PurePosixPath, int], labels: Labe
     return FolderGroups(names, class_counts, label_of, {BESIDE: used[ROOT]} if ROOT in used else {})
 
 
-def common_folder(folders: Collection[PurePosixPath], labels: Labels) -> PurePosixPath:
-    """Return the folder of an archive that all of these lie in; a single folder, if it is to be a class, lies in it."""
-    common = PurePosixPath(os.path.commonpath(list(map(str, folders))))
-    return common.parent if len(folders) == 1 and labels in ("top", "parent") else common
+def group_archive(path: Path, counts: Mapping[PurePosixPath, int], labels: Labels) -> FolderGroups:
+    """Group the folders of an archive by class, as group_by_class does below the folder that all of them lie in.
+
+    A single folder of images is that folder, or a class in it where `labels` is "top" or "parent". An archive need not
+    name empty folders, so they are no classes.
+    """
+    base = PurePosixPath(os.path.commonpath(list(map(str, counts))))
+    base = base.parent if len(counts) == 1 and labels in ("top", "parent") else base
+    groups = group_by_class(path, {folder.relative_to(base): count for folder, count in counts.items()}, labels)
+    return replace(groups, label_of={base / folder: label for folder, label in groups.label_of.items()})
 
 
 def _only_reading(path: Path, used: Mapping[PurePosixPath, int]) -> Labels:

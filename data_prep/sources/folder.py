@@ -17,7 +17,7 @@ class FolderSource:
     """Images in a folder and in the folders below it; files and folders may be symbolic links.
 
     An image is what has an image's suffix or, without any suffix, an image's first bytes. Hidden files are no part of
-    it. The classes are those of classes.name_classes; samples are ordered by class, folder and name.
+    it. The classes are those of classes.group_by_class; samples are ordered by class, folder and name.
     """
 
     def __init__(self, path: Path, *, labels: Labels = "auto") -> None:

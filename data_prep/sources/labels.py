@@ -49,7 +49,7 @@ class LabelCounter:
         if type(None) in self._first:
             unlabelled = f"{self._counts[None]} of {self._counts.total()} samples have no label"
             first = self._first[type(None)]
-            self._require(False, f"{unlabelled}, the first is {first}; label all or none")
+            self._require(False, f"{unlabelled}, the first is {first}; label all or none, or give --labels none")
         self._require(
             len(kinds) == 1,
             f"{self._first.get(int)} has a number as label, {self._first.get(str)} a name; give one kind of label",

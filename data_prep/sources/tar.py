@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 
 from fastbyol.data_prep.formats import HEAD_BYTES, SUFFIXES, format_of, is_image, kind_of
 from fastbyol.data_prep.sources.base import FILE_BYTES_MAX, Sample, SourceError, listing_progress
-from fastbyol.data_prep.sources.classes import Labels, common_folder, group_by_class
+from fastbyol.data_prep.sources.classes import Labels, group_archive
 
 # OverflowError: a header may claim a size or a position that no file has.
 TAR_ERRORS = (tarfile.TarError, EOFError, zlib.error, lzma.LZMAError, OverflowError)
@@ -94,8 +94,7 @@ class TarSource:
         self.count = found.total()
         if not self.count:
             raise SourceError(f"{path}: no images in the archive; known suffixes are {' '.join(sorted(SUFFIXES))}")
-        self._base = common_folder(found, labels)
-        groups = group_by_class(path, {folder.relative_to(self._base): n for folder, n in found.items()}, labels)
+        groups = group_archive(path, found, labels)
         self.class_names, self.class_counts, self._label_of = groups.names, groups.counts, groups.label_of
         self.ignored.update(groups.left_out)
         self.count -= sum(groups.left_out.values())
@@ -103,14 +102,11 @@ class TarSource:
     def __iter__(self) -> Iterator[Sample]:
         with archive_errors(self.path), open_archive(self.path) as archive:
             for member, name in iter_members(archive, self.path):
-                if name is None or not (is_image(name.name) or not name.suffix):
+                if name is None or name.parent not in self._label_of or not (is_image(name.name) or not name.suffix):
                     continue
-                folder = name.parent.relative_to(self._base)
-                if folder not in self._label_of:
-                    continue
-                data = read_member(archive, member)
+                data = read_member(archive, member, min(member.size, FILE_BYTES_MAX))  # a stream cannot go back
                 if is_image(name.name) or format_of(data) is not None:
-                    yield Sample(str(name), self._label_of[folder], data)
+                    yield Sample(str(name), self._label_of[name.parent], data)
 
 
 def _is_image_member(archive: tarfile.TarFile, member: tarfile.TarInfo, name: PurePosixPath) -> bool:

@@ -57,6 +57,7 @@ class WebDatasetSource:
         self.path = path
         self._shards = shards
         self._label_column = label_column
+        self._asked = (label_column or "").lower().lstrip(".")  # as a suffix
         self._image_key = image_key.lower().lstrip(".") if image_key else None
         self._has_dots = False
         try:
@@ -87,7 +88,7 @@ class WebDatasetSource:
             )
         if self.class_names is None and self._label_column:
             raise SourceError(
-                f"{self.path}: no .json has a key {self._label_column!r}, and no file that suffix; give another "
+                f"{self.path}: no .json has a key {self._label_column!r}, and no file has that suffix; give another "
                 "--label-column"
             )
 
@@ -102,7 +103,7 @@ class WebDatasetSource:
         """Yield the samples of all shards."""
         for shard in self._shards:
             with archive_errors(shard), open_archive(shard) as archive:
-                members = _members(archive, shard, with_images=with_images, has_dots=self._has_dots)
+                members = _members(archive, shard, with_images=with_images, has_dots=self._has_dots, also=self._asked)
                 for _, group in groupby(members, lambda member: member.key):
                     yield self._sample(list(group), shard)
 
@@ -125,7 +126,7 @@ class WebDatasetSource:
         """Return the label of a sample, None if there is none, and the files it may be in."""
         read = [member for member in group if member.data is not None and not is_image(f"x.{member.suffix}")]
         of_suffix = {member.suffix: member for member in read}
-        asked = self._label_column
+        asked = self._asked
         classes = [asked] if asked in of_suffix else [] if asked else [s for s in of_suffix if _is_class_file(s)]
         if len(classes) > 1:
             raise SourceError(
@@ -135,7 +136,7 @@ class WebDatasetSource:
         label: object = _text_of(of_suffix[classes[0]], shard) if classes else None
         used = [member for member in read if member.suffix != TEXT_SUFFIX or member.suffix in classes]
         if label is None and JSON_SUFFIX in of_suffix:
-            label = _json_of(of_suffix[JSON_SUFFIX], shard, asked or JSON_LABEL)
+            label = _json_of(of_suffix[JSON_SUFFIX], shard, self._label_column or JSON_LABEL)
         if label is None and not asked and TEXT_SUFFIX in of_suffix:
             label = _number_of(of_suffix[TEXT_SUFFIX])
             used += [of_suffix[TEXT_SUFFIX]] if label is not None else []
@@ -144,7 +145,8 @@ class WebDatasetSource:
     def _explain(self, images: list[_Member], group: list[_Member], shard: Path) -> None:
         """Raise _DotsInNames where each image of one key has a label file of its own, else SourceError."""
         labelled = {member.suffix.rpartition(".")[0] for member in group if _may_hold_label(member.suffix)}
-        if labelled.issuperset(image.suffix.rpartition(".")[0] for image in images):
+        parts = {image.suffix.rpartition(".")[0] for image in images}
+        if not self._has_dots and len(parts) == len(images) and labelled >= parts:
             raise _DotsInNames
         both = " and ".join(member.name for member in images[:2])
         raise SourceError(
@@ -204,11 +206,18 @@ def is_shard(path: Path, *, look_at: int = 200) -> bool:
     return bool(images & labels)
 
 
-def _members(archive: tarfile.TarFile, shard: Path, *, with_images: bool, has_dots: bool) -> Iterator[_Member]:
-    """Yield the files of a shard, with the bytes of images, if asked for, and of files that may hold labels."""
+def _members(
+    archive: tarfile.TarFile, shard: Path, *, with_images: bool, has_dots: bool, also: str = ""
+) -> Iterator[_Member]:
+    """Yield the files of a shard, with the bytes of images, if asked for, and of files that may hold labels.
+
+    also: another suffix of such files.
+    """
     for info, path in iter_members(archive, shard):
         key, suffix = _split(path or PurePosixPath(info.name), has_dots=has_dots)
-        is_companion = path is not None and (_is_class_file(suffix) or suffix in (JSON_SUFFIX, TEXT_SUFFIX))
+        is_companion = path is not None and (
+            _is_class_file(suffix) or suffix in (JSON_SUFFIX, TEXT_SUFFIX) or suffix == also != ""
+        )
         if is_companion and suffix == TEXT_SUFFIX:
             is_companion = info.size <= LABEL_BYTES_MAX  # else it is no number
         if is_companion and info.size > LABEL_BYTES_MAX:

@@ -11,7 +11,7 @@ from pathlib import Path, PurePosixPath
 
 from fastbyol.data_prep.formats import HEAD_BYTES, SUFFIXES, format_of, is_image, kind_of
 from fastbyol.data_prep.sources.base import FILE_BYTES_MAX, Sample, SourceError, listing_progress
-from fastbyol.data_prep.sources.classes import Labels, common_folder, group_by_class
+from fastbyol.data_prep.sources.classes import Labels, group_archive
 from fastbyol.data_prep.sources.tar import LINK_OR_HIDDEN
 
 ENCRYPTED = 0x1  # a flag of a member
@@ -36,8 +36,7 @@ class ZipSource:
         self.count = found.total()
         if not self.count:
             raise SourceError(f"{path}: no images in the archive; known suffixes are {' '.join(sorted(SUFFIXES))}")
-        self._base = common_folder(found, labels)
-        groups = group_by_class(path, {folder.relative_to(self._base): n for folder, n in found.items()}, labels)
+        groups = group_archive(path, found, labels)
         self.class_names, self.class_counts, self._label_of = groups.names, groups.counts, groups.label_of
         self.ignored.update(groups.left_out)
         self.count -= sum(groups.left_out.values())
@@ -45,11 +44,8 @@ class ZipSource:
     def __iter__(self) -> Iterator[Sample]:
         with _zip_errors(self.path), zipfile.ZipFile(self.path) as archive:
             for member, name in _members(archive, self.path):
-                if name is None or not _is_image_member(archive, member, name):
-                    continue
-                folder = name.parent.relative_to(self._base)
-                if folder in self._label_of:
-                    yield Sample(str(name), self._label_of[folder], _read(archive, member))
+                if name is not None and name.parent in self._label_of and _is_image_member(archive, member, name):
+                    yield Sample(str(name), self._label_of[name.parent], _read(archive, member))
 
 
 def _members(archive: zipfile.ZipFile, path: Path) -> Iterator[tuple[zipfile.ZipInfo, PurePosixPath | None]]:

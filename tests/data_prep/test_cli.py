@@ -160,7 +160,7 @@ def test_all_images_bad_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixtur
 BAD_INPUT = {
     "missing source": (["write", "nowhere", "a.beton"], "no such file or folder"),
     "empty folder": (["write", "empty", "a.beton"], "no images"),
-    "not a tar": (["write", "text", "a.beton"], "neither a folder, nor a tar"),
+    "not a tar": (["write", "text", "a.beton"], "neither a folder, nor a .tar"),
     "existing output": (["write", "source", "text"], "output exists; give --overwrite"),
     "missing output folder": (["write", "source", "no/a.beton"], "does not exist"),
     "unwritable output": (["write", "source", "/proc/self/a.beton"], "/proc/self/a.beton"),

@@ -141,6 +141,12 @@ def test_one_of_several_images_of_a_sample_is_chosen_or_all_are_taken(tmp_path: 
         open_source(pattern, image_key="up.jpg")
 
 
+def test_the_label_may_lie_in_a_file_of_any_suffix(tmp_path: Path) -> None:
+    pattern = shards(tmp_path, [{"jpg": b"a", "class_id": b"7"}, {"jpg": b"b", "class_id": b"0"}])
+    for asked in ("class_id", ".CLASS_ID"):
+        assert [label for _, label, _ in contents(open_source(pattern, label_column=asked))] == [7, 0]
+
+
 def test_a_folder_of_shards_with_tables_about_them_is_shards(tmp_path: Path) -> None:
     shards(tmp_path, [{"jpg": b"a", "json": b"{}", "txt": b"a cat"}, {"jpg": b"b", "json": b"{}"}])
     for number in range(2):
@@ -163,7 +169,7 @@ def test_label_column_names_the_json_key(tmp_path: Path) -> None:
     assert [label for _, label, _ in contents(open_source(pattern))] == [0, 0]
     assert [label for _, label, _ in contents(open_source(pattern, label_column="coarse"))] == [0, 1]
     assert [label for _, label, _ in contents(open_source(pattern, label_column="cls"))] == [0, 0]
-    with pytest.raises(SourceError, match=r"no \.json has a key 'no such key', and no file that suffix"):
+    with pytest.raises(SourceError, match=r"no \.json has a key 'no such key', and no file has that suffix"):
         open_source(pattern, label_column="no such key")
 
 
@@ -202,6 +208,8 @@ def test_keys_and_what_is_passed_over(tmp_path: Path) -> None:
             "00000.left.jpg and 00000.right.jpg have one key.*--image-key left.jpg",
         ),
         ([{"txt": b"a"}, {"txt": b"b"}], "no images in 2 shards"),
+        ([{"jpg": b"a", "png": b"b", "json": b"{}"}], "00000.jpg and 00000.png have one key.*--image-key jpg"),
+        ([{"jpg": b"a", "txt": b"2017"}, {"jpg": b"b", "txt": b"a cat"}], "label all or none, or give --labels none"),
         ([{"jpg": b"a"}, {"cls": b"1"}], "labels such as 1 do not lie beside their images"),
         ([{"jpg": b"a", "a.cls": b"1", "b.cls": b"2"}, {"jpg": b"b"}], "labels in a.cls and b.cls; name one"),
     ],

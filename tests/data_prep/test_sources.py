@@ -78,6 +78,13 @@ def test_tar_holds_what_the_folder_holds(tmp_path: Path, prefix: str, mode: str)
     assert [data for _, _, data in contents(source)] == in_archive, "an archive is streamed in its own order"
 
 
+def test_files_of_another_folder_are_passed_over_and_large_ones_not_read(tmp_path: Path) -> None:
+    files = {"data/cat/1.jpg": b"a", "data/dog/2.jpg": b"b", "README": b"", "LICENSE/x": b"no image"}
+    source = open_source(pack(tmp_path / "a.tar", files))
+    assert contents(source) == [("data/cat/1.jpg", 0, b"a"), ("data/dog/2.jpg", 1, b"b")]
+    assert source.ignored == {"without a suffix": 2}
+
+
 def test_flat_tar_is_unlabelled(tmp_path: Path) -> None:
     source = open_source(pack(tmp_path / "a.tar", {"images/b.jpg": b"b", "images/a.jpg": b"a"}))
     assert source.class_names is None
