@@ -43,7 +43,13 @@ def describe_sources() -> str:
 def add_arguments(command: argparse.ArgumentParser) -> None:
     """Add the flags of `write`."""
     command.add_argument("source", metavar="SOURCE", type=Path, help="where the images lie, see below")
-    command.add_argument("out", metavar="OUT.beton", type=Path, help="the file to write")
+    command.add_argument(
+        "out",
+        metavar="OUT.beton",
+        type=Path,
+        help="the file to write; or a folder, for a file named after SOURCE, its present files and these flags, "
+        "which is written unless it is there",
+    )
     _add_images(command)
     _add_selection(command)
     add_workers(command.add_argument_group("machine"))
@@ -144,14 +150,7 @@ def _add_selection(command: argparse.ArgumentParser) -> None:
         help="bad images: fail, read all, list those and write nothing; skip, leave them out and list them in "
         "OUT.beton.json; keep, take what decodes of them",
     )
-    existing = output.add_mutually_exclusive_group()
-    add_overwrite(existing)
-    existing.add_argument(
-        "--reuse",
-        action="store_true",
-        help="do nothing if OUT.beton was written with --reuse from the same files and flags, replace it if these have "
-        "changed",
-    )
+    add_overwrite(output)
 
 
 def run(arguments: argparse.Namespace) -> int:
@@ -165,13 +164,15 @@ def run(arguments: argparse.Namespace) -> int:
         stretch=arguments.stretch,
     )
     facts: dict[str, str] = {}
-    if arguments.reuse:
-        facts = {reuse.KEY: _fingerprint(arguments, settings)}
-        found = reuse.recorded(arguments.out)
-        if found is not None and found[0] == facts[reuse.KEY]:
-            print(f"{arguments.out}: {found[1]} images, unchanged since it was written")
+    if arguments.out.is_dir():
+        fingerprint = _fingerprint(arguments, settings)
+        facts = {reuse.KEY: fingerprint}
+        arguments.out /= reuse.file_name(arguments.source, fingerprint)
+        count = reuse.count_if_whole(arguments.out, fingerprint)
+        if count is not None:
+            print(f"{arguments.out}: {count} images, unchanged since it was written")
             return 0
-        arguments.overwrite |= found is not None
+        arguments.overwrite = True  # what has this name is not whole
     require_output(arguments.out, overwrite=arguments.overwrite)
     _clear_partials(arguments.out)
     start = time.monotonic()

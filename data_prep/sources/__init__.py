@@ -58,8 +58,7 @@ def open_source(
         raise SourceError(f"{path}: matches both parquet and other files; give one kind")
     if kinds == {True}:
         _refuse(path, "parquet", {"--image-key": image_key, "--labels": _of_folders(labels)})
-        table = _open_parquet(path, found, label_column)
-        return UnlabelledSource(table) if labels == "none" else table
+        return _open_parquet(path, found, label_column, has_labels=labels != "none")
     if found == [path] and listing.is_list(path):
         _refuse(path, "a list of files", {"--image-key": image_key, "--labels": _of_folders(labels)})
         listed = listing.ListSource(path, label_column=label_column)
@@ -119,14 +118,14 @@ def _refuse(path: Path, what: str, flags: dict[str, str | None]) -> None:
             raise SourceError(f"{path}: {flag} {value} is given, which {what} has no use for; leave it out")
 
 
-def _open_parquet(path: Path, found: list[Path], label_column: str | None) -> Source:
+def _open_parquet(path: Path, found: list[Path], label_column: str | None, *, has_labels: bool) -> Source:
     """Open parquet files; raise SourceError if pyarrow is not installed."""
     try:
         from fastbyol.data_prep.sources.parquet import ParquetSource, require_one_split  # noqa: PLC0415 - an extra
     except ImportError as error:
         wanted = "install pyarrow: pip install 'fastbyol[parquet]'"
         raise SourceError(f"{path}: parquet cannot be read here ({error}); {wanted}") from error
-    return ParquetSource(path, require_one_split(path, found), label_column=label_column)
+    return ParquetSource(path, require_one_split(path, found), label_column=label_column, has_labels=has_labels)
 
 
 def _is_parquet(path: Path) -> bool:

@@ -24,10 +24,10 @@ class FolderSource:
         self.path = path
         self.ignored: Counter[str] = Counter()
         counts: dict[PurePosixPath, int] = {}
-        with _readable(path):
-            for folder in listing_progress(_walk(path), " folders"):
+        with readable(path):
+            for folder in listing_progress(walk(path), " folders"):
                 place, counts[folder] = path / folder, 0
-                for name in listing_progress(_visible_files(place)):
+                for name in listing_progress(visible_files(place)):
                     if _is_image_file(place, name):
                         counts[folder] += 1
                     else:
@@ -42,10 +42,10 @@ class FolderSource:
         self.count -= sum(self._groups.left_out.values())
 
     def __iter__(self) -> Iterator[Sample]:
-        with _readable(self.path):
+        with readable(self.path):
             for label, folder in self._groups:
                 place = self.path / folder
-                names = [name for name in listing_progress(_visible_files(place)) if _is_image_file(place, name)]
+                names = [name for name in listing_progress(visible_files(place)) if _is_image_file(place, name)]
                 for name in sorted(names):
                     yield Sample(str(folder / name), label, place / name)
 
@@ -63,7 +63,7 @@ class FolderSource:
         return f"known suffixes are {' '.join(sorted(SUFFIXES))}"
 
 
-def _walk(path: Path) -> Iterator[PurePosixPath]:
+def walk(path: Path) -> Iterator[PurePosixPath]:
     """Yield each visible folder from the path down, relative to it, sorted; raise SourceError for a circle of links."""
     waiting = [(PurePosixPath(), frozenset[tuple[int, int]]())]
     while waiting:
@@ -79,7 +79,7 @@ def _walk(path: Path) -> Iterator[PurePosixPath]:
         waiting += [(folder / name, above | {identity}) for name in inside]
 
 
-def _visible_files(folder: Path) -> Iterator[str]:
+def visible_files(folder: Path) -> Iterator[str]:
     """Yield the name of each visible file directly in the folder, in the file system's order."""
     with os.scandir(folder) as entries:
         for entry in entries:
@@ -97,7 +97,7 @@ def _is_image_file(folder: Path, name: str) -> bool:
 
 
 @contextmanager
-def _readable(path: Path) -> Iterator[None]:
+def readable(path: Path) -> Iterator[None]:
     """Raise SourceError for any OSError in the with-block."""
     try:
         yield

@@ -37,7 +37,9 @@ class _Columns(NamedTuple):
 class ParquetSource:
     """Images in parquet files, in the order of files and rows; paths in the files are never followed."""
 
-    def __init__(self, path: Path, files: list[Path], *, label_column: str | None = None) -> None:
+    def __init__(
+        self, path: Path, files: list[Path], *, label_column: str | None = None, has_labels: bool = True
+    ) -> None:
         self.path = path
         self._files = files
         self.ignored = Counter[str]()
@@ -45,7 +47,7 @@ class ParquetSource:
         self._columns: _Columns | None = None
         for file in files:
             with _open(file) as table:
-                columns = _columns(file, table.schema_arrow, label_column)
+                columns = _columns(file, table.schema_arrow, label_column, has_labels=has_labels)
                 self.count += table.metadata.num_rows
             if self._columns not in (None, columns):
                 raise SourceError(
@@ -97,11 +99,11 @@ def require_one_split(folder: Path, files: list[Path]) -> list[Path]:
     return files
 
 
-def _columns(file: Path, schema: Any, label_column: str | None) -> _Columns:
-    """Choose the columns of images and labels."""
+def _columns(file: Path, schema: Any, label_column: str | None, *, has_labels: bool) -> _Columns:
+    """Choose the columns of images and, if they are wanted, of labels."""
     features = _features(schema)
     declared = {name: facts["names"] for name, facts in features.items() if facts.get("_type") == "ClassLabel"}
-    label = _label(file, schema, declared, label_column)
+    label = _label(file, schema, declared, label_column) if has_labels else None
     return _Columns(_image(file, schema), label, declared.get(label) if label else None)
 
 
@@ -127,7 +129,9 @@ def _label(file: Path, schema: Any, declared: dict[str, list[str]], asked: str |
     """Return the column of labels: the one asked for, `label`, or the only one in the schema; None if there is none."""
     candidates = [asked] if asked else [LABEL_NAME] if LABEL_NAME in schema.names else sorted(declared)
     if len(candidates) > 1:
-        raise SourceError(f"{file}: label columns are {', '.join(candidates)}; name one with --label-column")
+        raise SourceError(
+            f"{file}: label columns are {', '.join(candidates)}; name one with --label-column, or give --labels none"
+        )
     if not candidates:
         return None
     if candidates[0] not in schema.names:

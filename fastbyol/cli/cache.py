@@ -9,9 +9,12 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Sequence
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from fastbyol.beton import BetonError, Reader, is_beton
 from fastbyol.errors import ConfigError
@@ -19,21 +22,27 @@ from fastbyol.system.command_line import ANY_SOURCE
 
 PREP = (sys.executable, "-m", "fastbyol.data_prep.cli")
 SILENT_S = 2.0  # a conversion that takes longer is said to run
-NAME_LENGTH = 40  # of a source, in the name of its .beton
+POLL_S = 0.1  # between two tries of a lock
+FIRST_LINE = re.compile(r"(.*\.beton): \d+ images, ")  # of what fastbyol-prep write prints
+
+
+def folder_of(run: Path, cache: Path | None) -> Path:
+    """Return the folder of converted images: the one given, or that beside a run's folder."""
+    return cache or Path(os.path.abspath(run)).parent / "cache"  # noqa: PTH100 - resolve() would follow links
 
 
 @dataclass(frozen=True)
 class Cache:
-    """Converted sources: a folder of .beton files, each named after its source and the flags it was written with.
+    """Converted sources: a folder of .beton files, each named after its source, the state of that, and the flags.
 
-    flags: of fastbyol-prep write; command: the name that errors begin with; left_s: seconds after which a conversion is
-    given up, None for no limit.
+    flags: of fastbyol-prep write; command: the name that messages begin with; end_s: the time.monotonic() at which a
+    conversion is given up, None for never.
     """
 
     folder: Path
     flags: tuple[str, ...] = ()
     command: str = "fastbyol-train"
-    left_s: float | None = None
+    end_s: float | None = None
 
     def pair(self, train: str, val: str) -> tuple[str, str]:
         """Return the .beton of each of two sources, the classes of the second numbered as in the first."""
@@ -41,39 +50,65 @@ class Cache:
         return first, first if val == train else self.beton(val, like=first)
 
     def beton(self, source: str, *, like: str | None = None) -> str:
-        """Return the path of a source's .beton, written anew only where the source or the flags have changed.
+        """Return the path of a source's .beton, written only where there is none of its present files and these flags.
 
         A .beton is returned as it is. like: another .beton, whose classes are to have the same numbers here. Several
         processes may ask at once. Raises ConfigError where the source cannot be converted; fastbyol-prep has then
         printed why.
         """
-        path = Path(source)
         if not source:
             raise ConfigError(f"an empty path is given for images; give {ANY_SOURCE}")
-        if path.suffix == ".beton" or is_beton(path):
+        if is_converted(source):
             return source
         flags = [*self.flags, *([] if like is None else self._same_classes(like))]
-        out = self.folder / _name(source, flags)
         self.folder.mkdir(parents=True, exist_ok=True)
-        with out.with_suffix(".lock").open("w") as turn:
-            fcntl.flock(turn, fcntl.LOCK_EX)  # another rank, or another run, may be writing it
-            self._write([*PREP, "write", source, str(out), "--reuse", *flags], source)
-        return str(out)
+        with self._turn(source, flags) as turn:
+            said = self._write([*PREP, "write", source, str(self.folder), *flags], source, turn=turn)
+        first = FIRST_LINE.match(said)
+        assert first, f"fastbyol-prep write printed {said!r}"
+        return first[1]
 
-    def _write(self, command: list[str], source: str) -> None:
-        """Run fastbyol-prep, and end it with this process's interruption or time."""
-        left_s = math.inf if self.left_s is None else max(self.left_s, 0.0)
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
+    def _left_s(self) -> float:
+        return math.inf if self.end_s is None else max(self.end_s - time.monotonic(), 0.0)
+
+    @contextmanager
+    def _turn(self, source: str, flags: Sequence[str]) -> Iterator[IO[bytes] | None]:
+        """Wait until no other process converts this source; yield the locked file, None where locks do not work."""
+        key = os.fsencode("\0".join([os.path.abspath(source), *flags]))  # noqa: PTH100 - a pattern need not be a path
+        path = self.folder / f".{hashlib.blake2b(key, digest_size=8).hexdigest()}.lock"
         try:
-            said = _wait(process, min(left_s, SILENT_S))
-            if said is None and left_s > SILENT_S:
+            file: IO[bytes] = path.open("ab")
+        except PermissionError:  # another user's
+            yield None
+            return
+        with file:
+            while True:
+                try:
+                    fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    if not self._left_s():
+                        raise self._out_of_time(source) from None
+                    time.sleep(POLL_S)
+                    continue
+                except OSError:  # a file system without locks
+                    pass
+                yield file
+                return
+
+    def _write(self, command: list[str], source: str, *, turn: IO[bytes] | None) -> str:
+        """Run fastbyol-prep, and end it with this process's interruption or time; return what it printed.
+
+        It holds the lock as well, so that a process that is killed does not leave it to others while it still writes.
+        """
+        kept = () if turn is None else (turn.fileno(),)
+        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, pass_fds=kept)
+        try:
+            said = _wait(process, min(self._left_s(), SILENT_S))
+            if said is None and self._left_s():
                 print(f"{self.command}: {source} is converted, once, to {self.folder}", file=sys.stderr)
-                said = _wait(process, left_s - SILENT_S)
+                said = _wait(process, self._left_s())
             if said is None:
-                raise ConfigError(
-                    f"{source} could not be converted within the budget; give a longer --budget, or a file that "
-                    "fastbyol-prep write has written before"
-                )
+                raise self._out_of_time(source)
         finally:
             if process.poll() is None:
                 process.terminate()  # it removes what is unfinished
@@ -83,12 +118,19 @@ class Cache:
         if process.returncode:
             raise ConfigError(
                 f"{source} cannot be used, as said above; give {ANY_SOURCE}, with its flags in --prep, as in "
-                "--prep '--labels none'"
+                "--prep='--labels none' or --prep='--on-error skip'"
             )
+        return said
+
+    def _out_of_time(self, source: str) -> ConfigError:
+        return ConfigError(
+            f"{source} could not be converted within the budget; give a longer --budget, or a file that fastbyol-prep "
+            "write has written before"
+        )
 
     def _same_classes(self, beton: str) -> list[str]:
         """Return the flag that numbers classes as another .beton does, if that has classes and they are wanted."""
-        if {"none", "--labels=none"}.intersection(self.flags):
+        if re.search(r"(^|\0)--labels[=\0]none(\0|$)", "\0".join(self.flags)):
             return []
         try:
             with Reader(beton) as reader:
@@ -97,16 +139,24 @@ class Cache:
             return []
 
 
+def is_converted(source: str) -> bool:
+    """Return whether a path is that of a .beton, there or not."""
+    return source.endswith(".beton") or is_beton(Path(source))
+
+
+def is_conversion_of(beton: str | None, source: str) -> bool:
+    """Return whether a .beton is there that was converted from this source, in whatever state that was."""
+    if beton is None or is_converted(source):
+        return False
+    with suppress(BetonError), Reader(beton) as reader:
+        origin: str = reader.sidecar.get("source", "")
+        return os.path.abspath(origin) == os.path.abspath(source)  # noqa: PTH100 - a pattern need not be a path
+    return False
+
+
 def _wait(process: subprocess.Popen[str], seconds: float) -> str | None:
     """Return what a process has printed when it ends; None if it still runs after so many seconds."""
     try:
         return process.communicate(timeout=None if seconds == math.inf else seconds)[0]
     except subprocess.TimeoutExpired:
         return None
-
-
-def _name(source: str, flags: Sequence[str]) -> str:
-    """Name the .beton of a source after it, and after a digest of its path and the flags."""
-    key = os.fsencode("\0".join([os.path.abspath(source), *flags]))  # noqa: PTH100 - a pattern need not be a path
-    name = re.sub(r"[^\w.-]+", "-", Path(source).name)[:NAME_LENGTH].strip("-") or "images"
-    return f"{name}-{hashlib.blake2b(key, digest_size=4).hexdigest()}.beton"

@@ -20,6 +20,7 @@ from fastbyol.system.command_line import (
     add_cache_flags,
     add_version,
     format_list,
+    join_prep,
     whole_number,
 )
 
@@ -33,7 +34,7 @@ OWN = {"MODULE:ATTRIBUTE": "a fastbyol.evaluate.protocol.Protocol of your own, i
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run fastbyol-eval; return the exit status: 0 done, 2 bad usage or input, 75 interrupted."""
-    args, protocol = parse(sys.argv[1:] if argv is None else argv)
+    args, protocol = parse(join_prep(sys.argv[1:] if argv is None else argv))
     from fastbyol.cli.eval_run import run  # noqa: PLC0415 - it imports torch, which takes seconds
 
     return run(args, protocol)

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 
 from fastbyol.beton import BetonError, Reader
 from fastbyol.cli import table as tables
-from fastbyol.cli.cache import Cache
+from fastbyol.cli.cache import Cache, folder_of
 from fastbyol.config import Config
 from fastbyol.errors import ConfigError, require
 from fastbyol.evaluate.features import check_classes
@@ -71,7 +71,7 @@ def score(args: argparse.Namespace, protocol: Protocol) -> Scores:
     recipe = config.recipe
     inputs = InputSettings(recipe.eval_px, recipe.eval_margin, workers, device, on_error, threads=torch_threads)
     if protocol.has_files:
-        cache = Cache(args.cache or folder.path.resolve().parent / "cache", tuple(args.prep), command="fastbyol-eval")
+        cache = Cache(folder_of(folder.path, args.cache), tuple(args.prep), command="fastbyol-eval")
         args.train, args.val = cache.pair(args.train, args.val)
     with ExitStack() as stack:
         data = _open_files(args, stack) if protocol.has_files else None

@@ -52,7 +52,7 @@ def select_jobs(jobs: Sequence[Job], args: argparse.Namespace, table: Table) -> 
 
 
 def check_arguments(args: argparse.Namespace, table: Table) -> None:
-    """Raise ConfigError or BetonError if a run would fail: checks cells, changes, files, budget and matplotlib."""
+    """Raise ConfigError if a run would fail: checks cells, changes, budget and matplotlib."""
     require(
         importlib.util.find_spec("matplotlib") is not None,
         "matplotlib is missing, and the plot of a table needs it; pip install matplotlib",
@@ -66,8 +66,6 @@ def check_arguments(args: argparse.Namespace, table: Table) -> None:
         named(f"{args.base}+{cell.change}" if cell.change else args.base)
     if args.budget is not None:
         parse_duration(args.budget)
-    with Reader(args.data) as train, Reader(args.val) as val:
-        check_classes(train, val)
 
 
 def complete_job(job: Job, args: argparse.Namespace, *, on_progress: Callable[[float], None]) -> RunResult | None:
@@ -127,9 +125,11 @@ def main(args: argparse.Namespace) -> int:
     """
     base = named(args.base)
     table = TABLES[args.name](base)
+    check_arguments(args, table)
     cache = Cache(args.cache or _folder(args) / "cache", tuple(args.prep), command="fastbyol-eval")
     args.data, args.val = cache.pair(args.data, args.val)
-    check_arguments(args, table)
+    with Reader(args.data) as train, Reader(args.val) as val:
+        check_classes(train, val)
     out = _folder(args)
     length = f"a budget of {args.budget}" if args.budget else f"{args.epochs or base.epochs:g} epochs"
     settings = f"Recipe {args.base}, {Path(args.data).name}, {length} a run"

@@ -24,6 +24,7 @@ from fastbyol.system.command_line import (
     add_cache_flags,
     add_version,
     fail,
+    join_prep,
     seed,
 )
 from fastbyol.system.signals import StopSignal
@@ -265,7 +266,7 @@ def _join_until(argv: Sequence[str]) -> list[str]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run fastbyol-train; return 0 when finished, 2 on bad usage or input, 3 when diverged, 75 when interrupted."""
     stopwatch, stop = Stopwatch(age_s=process_age_s()), StopSignal()
-    args = build_parser().parse_args(_join_until(sys.argv[1:] if argv is None else argv))
+    args = build_parser().parse_args(join_prep(_join_until(sys.argv[1:] if argv is None else argv)))
     try:
         check_texts(args)
     except ConfigError as error:

@@ -5,13 +5,14 @@ from __future__ import annotations
 import argparse
 import subprocess
 import sys
+import time
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from fastbyol.beton import BetonError
 from fastbyol.budget import Length, Stopwatch, parse_budget, parse_duration
-from fastbyol.cli.cache import Cache
+from fastbyol.cli.cache import Cache, folder_of, is_conversion_of
 from fastbyol.config import Config, CropRamp, Recipe
 from fastbyol.errors import ConfigError
 from fastbyol.loaders import default_workers
@@ -20,7 +21,7 @@ from fastbyol.monitor.watchdog import Diverged
 from fastbyol.recipes import named
 from fastbyol.recipes.overrides import with_peaks
 from fastbyol.storage.checkpoint import CheckpointError
-from fastbyol.storage.run_folder import RunFolder
+from fastbyol.storage.run_folder import RunFolder, check_free
 from fastbyol.system.command_line import BAD_INPUT, DIVERGED, DONE, INTERRUPTED, RANK_LOST, fail
 from fastbyol.system.device import choose_device
 from fastbyol.system.distributed import RankLost, local_ranks, rank, ranks
@@ -40,10 +41,13 @@ def train(args: argparse.Namespace, *, stopwatch: Stopwatch, stop: StopSignal) -
             print(memory_plan(args))
             return DONE
         with stop.catch():
-            convert_sources(args, folder, stopwatch=stopwatch)
             config = config_of(args, folder)
+            if not args.resume:
+                check_free(folder, overwrite=args.overwrite)
             if args.data is None:
                 draw_demo_set(config)
+            else:
+                config = convert_sources(args, config, folder, stopwatch=stopwatch)
             has_finished = run_training(
                 config, folder, stopwatch=stopwatch, stop=stop, resume=args.resume, overwrite=args.overwrite
             )
@@ -64,17 +68,24 @@ def train(args: argparse.Namespace, *, stopwatch: Stopwatch, stop: StopSignal) -
     return DONE
 
 
-def convert_sources(args: argparse.Namespace, folder: RunFolder, *, stopwatch: Stopwatch) -> None:
-    """Replace --data and --val that are no .beton by what they are converted to."""
-    recipe_of(args)  # a wrong flag should not wait for the images
-    length = Length() if args.budget is None else parse_budget(args.budget)
-    end_s = length.budget_s if length.deadline is None else stopwatch.elapsed_at(length.deadline)
-    left_s = None if end_s is None else end_s - stopwatch.elapsed_s()
-    cache = Cache(args.cache or folder.path.parent / "cache", tuple(args.prep), left_s=left_s)
-    if args.data is not None and args.val is not None:
-        args.data, args.val = cache.pair(args.data, args.val)
-    elif args.data is not None:
-        args.data = cache.beton(args.data)
+def convert_sources(args: argparse.Namespace, config: Config, folder: RunFolder, *, stopwatch: Stopwatch) -> Config:
+    """Return the configuration with what its images are converted to; a resumed run keeps the files it began with."""
+    if args.resume and folder.config.exists():
+        before = folder.read_config()
+        if is_conversion_of(before.data, config.data):
+            config = replace(config, data=before.data)
+        if config.val is not None and is_conversion_of(before.val, config.val):
+            config = replace(config, val=before.val)
+    end_s = config.budget_s if config.deadline is None else stopwatch.elapsed_at(config.deadline)
+    cache = Cache(
+        folder_of(folder.path, args.cache),
+        tuple(args.prep),
+        end_s=None if end_s is None else time.monotonic() + end_s - stopwatch.elapsed_s(),
+    )
+    if config.val is None:
+        return replace(config, data=cache.beton(config.data))
+    data, val = cache.pair(config.data, config.val)
+    return replace(config, data=data, val=val)
 
 
 def memory_plan(args: argparse.Namespace) -> str:

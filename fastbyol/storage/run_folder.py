@@ -129,10 +129,15 @@ class RunFolder:
             raise ConfigError(f"{self.config} is not UTF-8; restore it, or give another --out") from error
 
 
-def check_unused(folder: RunFolder, *, overwrite: bool) -> None:
-    """Create the folder; raise ConfigError when it holds a run that may not be overwritten."""
+def check_free(folder: RunFolder, *, overwrite: bool) -> None:
+    """Raise ConfigError when the folder holds a run that may not be overwritten."""
     if folder.config.exists() and not overwrite:
         raise ConfigError(f"{folder.path} already holds a run; give --resume, --overwrite or another --out")
+
+
+def check_unused(folder: RunFolder, *, overwrite: bool) -> None:
+    """Create the folder; raise ConfigError when it holds a run that may not be overwritten."""
+    check_free(folder, overwrite=overwrite)
     folder.path.mkdir(parents=True, exist_ok=True)
 
 

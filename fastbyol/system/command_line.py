@@ -202,6 +202,15 @@ def add_cache_flags(group: argparse._ActionsContainer) -> None:
     )
 
 
+def join_prep(argv: Sequence[str]) -> list[str]:
+    """Join --prep and the word behind it, which argparse would take for another flag if it begins with --."""
+    given = list(argv)
+    for index, word in enumerate(given[:-1]):
+        if word == "--prep":
+            return [*given[:index], f"--prep={given[index + 1]}", *given[index + 2 :]]
+    return given
+
+
 def words(text: str) -> list[str]:
     """Split a text into words as a shell does."""
     try:

@@ -30,8 +30,6 @@ from fastbyol.train.finish import Closing
 from fastbyol.train.loop import Loop
 from fastbyol.train.planning import Planner
 
-NEEDED = frozenset(("images", "step", "progress", "model", "optimizer"))  # of a checkpoint
-
 
 def run(
     config: Config,
@@ -61,6 +59,8 @@ def run(
                 attempt = Run(chosen, opened, stopwatch=stopwatch, stop=stop)
                 if has_started:
                     attempt.resume(used_before_s)
+                    if opened.world.is_main and folder.read_config() != chosen:  # the images are known to be the same
+                        files.write(folder.config, to_json(chosen))
                 if change:
                     attempt.record_micro_batches(change)
                 is_finished = attempt.execute(is_new=not has_started)
@@ -111,8 +111,6 @@ def open_run(config: Config, folder: RunFolder, *, resume: bool, overwrite: bool
         with lock(folder) if world.is_main else nullcontext():
             recorded = folder.read_config() if state == "started" and world.is_main else None
             chosen = micro_batches.choose_micro_batches(config, train=train, world=world, recorded=recorded)
-            if recorded is not None and chosen != recorded:
-                files.write(folder.config, to_json(chosen))
             yield OpenRun(chosen, folder, train, val, world, state)
 
 
@@ -195,13 +193,12 @@ class Run:
             state, damaged = checkpoint.load_newest(self.folder.checkpoints)
         state = self.world.from_main(state)
         if state is not None:
-            missing = sorted(NEEDED.difference(state if isinstance(state, dict) else ()))
-            if missing:
+            try:
+                self.loop.restore(state)
+            except KeyError as error:
                 raise checkpoint.CheckpointError(
-                    f"{self.folder.checkpoints} holds no state of a run, which has {', '.join(missing)}; give "
-                    "--overwrite to start anew"
-                )
-            self.loop.restore(state)
+                    f"{self.folder.checkpoints} holds no state of a run (no {error}); give --overwrite to start anew"
+                ) from error
             self.epochs = state["epochs"]
             used_s.append(state["elapsed_s"])
         for line in damaged:

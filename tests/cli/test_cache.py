@@ -9,6 +9,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import time
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -19,12 +20,13 @@ from fastbyol.cli import eval as evaluation
 from fastbyol.cli.cache import Cache
 from fastbyol.cli.train import main
 from fastbyol.errors import ConfigError
+from fastbyol.storage import checkpoint
 from fastbyol.storage.run_folder import RunFolder
 from tests.conftest import Betons
 from tests.support.commands import Fork, wait_until
 from tests.support.layouts import draw, lay_out
 
-TRAIN = ("--epochs=1", "--warmup-epochs=0", "--batch-size=8", "--device=cpu", "--no-tensorboard")
+TRAIN = ("--warmup-epochs=0", "--batch-size=8", "--device=cpu", "--no-tensorboard")
 
 
 @pytest.fixture
@@ -41,17 +43,19 @@ def test_a_folder_is_trained_on_and_scored_and_converted_once(
 ) -> None:
     out = tmp_path / "runs" / "first"
     files = [f"--data={folder / 'train'}", f"--val={folder / 'val'}"]
-    assert main(["demo", *files, f"--out={out}", *TRAIN]) == 0
+    assert main(["demo", *files, f"--out={out}", *TRAIN, "--epochs=1"]) == 0
     said = capfd.readouterr().err
-    assert re.search(r"^fastbyol-train: .*/runs/cache/train-[0-9a-f]{8}\.beton: 8 images, 3 classes, ", said)
-    assert re.search(r"val-[0-9a-f]{8}\.beton: 4 images, 3 classes, ", said)
+    assert re.search(
+        r"^fastbyol-train: .*/runs/cache/train-[0-9a-f]{12}\.beton: 8 images, 3 classes \(a to c\), ", said
+    )
+    assert re.search(r"val-[0-9a-f]{12}\.beton: 4 images, 3 classes \(a to c\), ", said)
     written = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs" / "cache").glob("*.beton")}
     assert len(written) == 2
     config = RunFolder(out).read_config()
     with Reader(config.data) as train, Reader(config.val or "") as val:
         assert train.class_names == val.class_names == ["a", "b", "c"]
         assert sorted(set((val.labels if val.labels is not None else []).tolist())) == [0, 2]
-    assert main(["demo", *files, f"--out={tmp_path / 'runs' / 'second'}", *TRAIN]) == 0
+    assert main(["demo", *files, f"--out={tmp_path / 'runs' / 'second'}", *TRAIN, "--epochs=1"]) == 0
     assert "train-" in (said := capfd.readouterr().err)
     assert "8 images, unchanged since it was written" in said
     asked = [f"--train={folder / 'train'}", f"--val={folder / 'val'}", "--k", "3", "--json"]
@@ -60,27 +64,63 @@ def test_a_folder_is_trained_on_and_scored_and_converted_once(
     assert {path: path.stat().st_mtime_ns for path in (tmp_path / "runs" / "cache").glob("*.beton")} == written
 
 
-def test_a_source_that_changed_is_converted_again(folder: Path, tmp_path: Path) -> None:
-    cache = Cache(tmp_path / "cache")
-    path = Path(cache.beton(str(folder / "train")))
+def test_a_source_that_changed_is_converted_again_beside_the_old_file(folder: Path, tmp_path: Path) -> None:
+    cache, source = Cache(tmp_path / "cache"), str(folder / "train")
 
-    def names_and_time() -> tuple[int, int]:
+    def images_of(path: str) -> int:
         with Reader(path) as reader:
-            return len(reader), path.stat().st_mtime_ns
+            return len(reader)
 
-    first = names_and_time()
+    first = cache.beton(source)
     (folder / "train" / "a" / "new.jpg").write_bytes(draw(99))
-    assert cache.beton(str(folder / "train")) == str(path)
-    second = names_and_time()
-    assert (first[0], second[0]) == (8, 9)
+    second = cache.beton(source)
     (folder / "train" / "a" / "new.jpg").write_bytes(draw(98))  # as many images, another one
     os.utime(folder / "train" / "a" / "new.jpg", ns=(1, 1))
-    cache.beton(str(folder / "train"))
-    assert names_and_time()[1] > second[1]
-    smaller = Cache(tmp_path / "cache", ("--max-side", "16")).beton(str(folder / "train"))
-    assert smaller != str(path)
+    third = cache.beton(source)
+    smaller = Cache(tmp_path / "cache", ("--max-side", "16")).beton(source)
+    assert [images_of(path) for path in (first, second, third, smaller)] == [8, 9, 9, 9]
+    assert len({first, second, third, smaller}) == 4
+    assert cache.beton(source) == third
     with Reader(smaller) as reader:
         assert reader.widths.max() == 16
+
+
+@pytest.mark.parametrize("damage", ["cut", "no sidecar", "empty"])
+def test_a_damaged_file_of_the_cache_is_written_again(folder: Path, tmp_path: Path, damage: str) -> None:
+    cache, source = Cache(tmp_path / "cache"), str(folder / "train")
+    path = Path(cache.beton(source))
+    whole = path.read_bytes()
+    if damage == "no sidecar":
+        Path(f"{path}.json").unlink()
+    else:
+        path.write_bytes(whole[:5000] if damage == "cut" else b"")
+    assert cache.beton(source) == str(path)
+    assert path.read_bytes() == whole
+
+
+def test_a_link_to_nothing_and_a_circle_of_links_are_taken_as_in_the_source(folder: Path, tmp_path: Path) -> None:
+    (folder / "train" / "a" / "gone.jpg").symlink_to(tmp_path / "nowhere")
+    with Reader(Cache(tmp_path / "cache").beton(str(folder / "train"))) as reader:
+        assert len(reader) == 8
+    (folder / "train" / "a" / "again").symlink_to(folder / "train")
+    with pytest.raises(ConfigError, match="cannot be used"):
+        Cache(tmp_path / "cache").beton(str(folder / "train"))
+
+
+def test_a_run_resumes_on_the_images_it_began_with_though_the_folder_has_changed(
+    folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["demo", f"--data={folder / 'train'}", f"--out={tmp_path / 'run'}", *TRAIN, "--checkpoint-every=0.01s"]
+    process = Fork(tmp_path / "said", *asked, "--budget=1h")
+    wait_until(lambda: checkpoint.exists(RunFolder(tmp_path / "run").checkpoints), process)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    began_with = RunFolder(tmp_path / "run").read_config().data
+    (folder / "train" / "a" / "new.jpg").write_bytes(draw(99))
+    assert main([*asked, "--budget=until 2001-01-01", "--resume"]) == 0
+    assert RunFolder(tmp_path / "run").read_config().data == began_with
+    assert main([*asked, "--epochs=1"]) == 2
+    assert "already holds a run" in capfd.readouterr().err
 
 
 def test_a_beton_under_any_name_is_taken_as_it_is(betons: Betons, tmp_path: Path) -> None:
@@ -106,17 +146,17 @@ def test_processes_that_ask_at_once_convert_once(folder: Path, tmp_path: Path) -
 def test_what_cannot_be_converted_is_said_by_prep_and_ends_with_status_2(
     folder: Path, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
-    assert main(["demo", f"--data={folder}", f"--out={tmp_path / 'run'}", *TRAIN]) == 2
+    assert main(["demo", f"--data={folder}", f"--out={tmp_path / 'run'}", *TRAIN, "--epochs=1"]) == 2
     first, second = capfd.readouterr().err.splitlines()
     assert re.match(r"fastbyol-prep: error: .*train and val look like parts of one data set", first)
     assert re.match(r"fastbyol-train: error: .*photos cannot be used, as said above", second)
-    given = ["--prep", "--labels none --max-side 24"]
-    assert main(["demo", f"--data={folder}", f"--out={tmp_path / 'run'}", *given, *TRAIN]) == 0
+    given = ["--prep", "--labels=none"]
+    assert main(["demo", f"--data={folder}", f"--out={tmp_path / 'run'}", *given, *TRAIN, "--epochs=1"]) == 0
 
 
 def test_the_budget_holds_for_a_conversion_too(folder: Path, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match="could not be converted within the budget; give a longer --budget"):
-        Cache(tmp_path / "cache", left_s=0.01).beton(str(folder / "train"))
+        Cache(tmp_path / "cache", end_s=time.monotonic() + 0.01).beton(str(folder / "train"))
     assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".lock"]
 
 
@@ -124,7 +164,9 @@ def test_a_signal_while_images_are_converted_leaves_nothing_behind(tmp_path: Pat
     many = lay_out(tmp_path / "many", {"0.jpg": draw(0, side=3000)})
     for number in range(1, 300):
         (many / f"{number}.jpg").symlink_to(many / "0.jpg")
-    process = Fork(tmp_path / "said", "demo", f"--data={many}", f"--out={tmp_path / 'runs' / 'run'}", *TRAIN)
+    process = Fork(
+        tmp_path / "said", "demo", f"--data={many}", f"--out={tmp_path / 'runs' / 'run'}", *TRAIN, "--epochs=1"
+    )
     wait_until(lambda: any((tmp_path / "runs" / "cache").glob(".*.partial")), process)
     wait_until(lambda: "is converted, once, to" in (tmp_path / "said").read_text(), process)
     process.send_signal(signal.SIGTERM)

@@ -34,7 +34,7 @@ WITHOUT_DEFAULT = {
 CONTRACT = {
     "fastbyol-prep": "COMMAND --help --version",
     "fastbyol-prep write": "SOURCE OUT.beton --classes-from --help --image-key --jpeg-share --label-column --labels "
-    "--labels-from --limit --max-pixels --max-side --mode --on-error --overwrite --quality --reuse --stretch --workers",
+    "--labels-from --limit --max-pixels --max-side --mode --on-error --overwrite --quality --stretch --workers",
     "fastbyol-prep verify": "FILE --help --workers",
     "fastbyol-prep info": "FILE --duplicates --help --json",
     "fastbyol-prep demo": "DIR --help --overwrite --seed",

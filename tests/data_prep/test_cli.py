@@ -164,7 +164,6 @@ BAD_INPUT = {
     "existing output": (["write", "source", "text"], "output exists; give --overwrite"),
     "missing output folder": (["write", "source", "no/a.beton"], "does not exist"),
     "unwritable output": (["write", "source", "/proc/self/a.beton"], "/proc/self/a.beton"),
-    "output is a folder": (["write", "source", "empty", "--overwrite"], "output is a folder"),
     "quality": (["write", "source", "a.beton", "--quality", "101"], "1 to 100"),
     "limit": (["write", "source", "a.beton", "--limit", "0"], "from 1"),
     "max side": (["write", "source", "a.beton", "--max-side", "big"], "'big' given"),

@@ -81,7 +81,8 @@ def test_the_command_takes_lists_and_labels_and_notices_changes(
 ) -> None:
     lay_out(tmp_path, {f"in/{number}.jpg": draw(number) for number in range(4)})
     (tmp_path / "l.txt").write_text("".join(f"in/{number}.jpg {number % 2}\n" for number in range(4)))
-    write = ["write", str(tmp_path / "l.txt"), str(tmp_path / "o.beton"), "--reuse"]
+    (tmp_path / "cache").mkdir()
+    write = ["write", str(tmp_path / "l.txt"), str(tmp_path / "cache")]
     for said in ("4 images, 2 classes (0 and 1)", "unchanged since it was written"):
         assert main(write) == 0
         assert said in capsys.readouterr().out

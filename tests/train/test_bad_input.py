@@ -148,7 +148,7 @@ def test_files_of_a_run_that_are_something_else_are_one_clear_line(
     asked = arguments(betons, folder.path, f"--val={betons.val}", "--epochs=3", "--warmup-epochs=1", "--resume")
     assert main(asked) == 2
     said = capsys.readouterr().err
-    assert "holds no state of a run, which has images, model, optimizer, progress, step; give" in said
+    assert "holds no state of a run (no 'images'); give --overwrite to start anew" in said
     assert said.count("\n") == 1
     folder.config.write_bytes(folder.config.read_text().replace("demo", "d\u00e9mo").encode("latin-1"))
     assert main(asked) == 2
