@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
-from types import MappingProxyType
-from typing import Any, Literal
+from itertools import islice
+from typing import Literal
 
 from fastbyol.beton import StoredImage
+from fastbyol.data_prep import reuse
 from fastbyol.data_prep.images import ImageError, prepare
 from fastbyol.data_prep.parallel import map_ordered
 from fastbyol.data_prep.pixels import pillow_limits
@@ -52,43 +53,51 @@ def convert(
     on_error: OnError = "fail",
     limit: int | None = None,
     overwrite: bool = False,
-    facts: Mapping[str, Any] = MappingProxyType({}),
+    key: str | None = None,
 ) -> ConversionResult:
     """Write the source's images to a .beton, whose bytes do not depend on `workers`.
 
     `limit` takes that many images evenly spaced over the source, so that every class is represented. Bad images raise
     BadImages once all are read ("fail"), are left out ("skip"), or kept as far as they decode ("keep"); what was left
-    out or repaired is recorded in the sidecar, beside `facts`.
+    out or repaired is recorded in the sidecar. `key` identifies the samples and all settings: after a
+    kill the conversion with the same key goes on where that one was, to the same bytes.
     """
     total = min(limit or source.count, source.count)
-    skipped: list[tuple[str, str]] = []
-    repaired: list[tuple[str, str]] = []
     writer = Writer(
-        out, capacity=total, class_names=source.class_names, page_bytes=settings.page_bytes, overwrite=overwrite
+        out,
+        capacity=total,
+        class_names=source.class_names,
+        page_bytes=settings.page_bytes,
+        overwrite=overwrite,
+        key=key,
     )
     encode = partial(_prepare_sample, settings=replace(settings, keeps_damaged=on_error == "keep"))
-    stored = map_ordered(encode, _evenly_spaced(source, total), workers=workers, total=total)
-    # The threads stop before the writer removes its unfinished file.
-    with writer, pillow_limits(settings.max_pixels), closing(stored):
-        for sample, image, notes in stored:
-            repaired += [(sample.name, note) for note in notes]
-            if not isinstance(image, StoredImage):
-                skipped.append((sample.name, str(image)))
-            elif not skipped or on_error != "fail":
-                writer.append(image, label=sample.label, name=sample.name)
-        if skipped and on_error == "fail":
-            raise BadImages(source, skipped)
+    bad: list[tuple[str, str]] = []  # that end the conversion
+    with writer, pillow_limits(settings.max_pixels):
+        left = islice(_evenly_spaced(source, total), writer.taken, None)
+        # The threads stop before the writer removes its unfinished file.
+        with closing(map_ordered(encode, left, workers=workers, total=total, done=writer.taken)) as stored:
+            for sample, image, notes in stored:
+                if isinstance(image, StoredImage):
+                    if not bad:
+                        writer.append(image, label=sample.label, name=sample.name, notes=notes)
+                elif on_error == "fail":
+                    bad.append((sample.name, str(image)))
+                else:
+                    writer.skip(sample.name, str(image))
+        if bad:
+            raise BadImages(source, bad)
         writer.facts = {
             "source": str(source.path),
             "settings": {**settings.facts(), "limit": limit},
             "found": source.count,
             "ignored": source.ignored.total(),
             "ignored_by_kind": dict(source.ignored),
-            **facts,
-            "skipped": [{"name": name, "reason": reason} for name, reason in skipped],
-            "repaired": [{"name": name, "reason": reason} for name, reason in repaired],
+            **({} if key is None else {reuse.KEY: key}),
+            "skipped": [{"name": name, "reason": reason} for name, reason in writer.skipped],
+            "repaired": [{"name": name, "reason": reason} for name, reason in writer.repaired],
         }
-        return ConversionResult(len(writer), skipped, repaired)
+        return ConversionResult(len(writer), writer.skipped, writer.repaired)
 
 
 def _prepare_sample(sample: Sample, settings: Settings) -> tuple[Sample, StoredImage | ImageError | OSError, list[str]]:

@@ -22,13 +22,15 @@ GROUP = 8  # items per task: a future costs as much as decoding one 32-px image
 
 
 def map_ordered(
-    function: Callable[[Item], Result], items: Iterable[Item], *, workers: int, total: int
+    function: Callable[[Item], Result], items: Iterable[Item], *, workers: int, total: int, done: int = 0
 ) -> Generator[Result, None, None]:
     """Yield function(item) for each item, in order; at most 16 items per worker are held at a time.
 
+    total: the items with those that were done before, for the progress.
+
     A bar with images/s and time left appears on stderr after two seconds if stderr is a terminal.
     """
-    bar = tqdm(total=total, unit=" images", delay=2, disable=None, dynamic_ncols=True)
+    bar = tqdm(total=total, initial=done, unit=" images", delay=2, disable=None, dynamic_ncols=True)
     with bar, closing(_map_groups(function, iter(items), workers)) as results:
         for result in results:
             yield result

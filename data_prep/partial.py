@@ -11,7 +11,10 @@ from pathlib import Path
 from typing import BinaryIO, NamedTuple
 
 from fastbyol.beton import sidecar_path
+from fastbyol.data_prep import journal
 from fastbyol.names import names_path
+
+BUFFER_BYTES = 1 << 20
 
 
 class Unfinished(NamedTuple):
@@ -21,6 +24,8 @@ class Unfinished(NamedTuple):
     beton: Path
     sidecar: Path
     names: Path
+    journal: Path
+    is_continued: bool
 
 
 def companions(path: Path) -> tuple[Path, Path, Path]:
@@ -28,30 +33,57 @@ def companions(path: Path) -> tuple[Path, Path, Path]:
     return path, sidecar_path(path), names_path(path)
 
 
-def create(path: Path) -> Unfinished:
-    """Create the hidden file of an unfinished .beton; raise OSError with `path` if the folder is not writable."""
+def create(path: Path, key: str | None = None) -> Unfinished:
+    """Create the hidden file of an unfinished .beton; raise OSError with `path` if the folder is not writable.
+
+    key: that of the write; where a killed write with this key left its files, these are taken instead.
+    """
+    found = None if key is None else _continue(path, key)
+    if found is not None:
+        return found
     while True:
-        partial, sidecar, names = _hidden(path, secrets.token_hex(4))
+        files = _hidden(path, secrets.token_hex(4))
         try:
-            stream = partial.open("xb", buffering=1 << 20)
+            stream = files[0].open("xb", buffering=BUFFER_BYTES)
         except OSError as error:
             raise OSError(error.errno, error.strerror, str(path)) from error
         with contextlib.suppress(OSError):  # a file system without locks: then remove_stale cannot lock either
             fcntl.flock(stream, fcntl.LOCK_EX)
         if os.fstat(stream.fileno()).st_nlink:  # else another write removed it as stale before it was locked
-            return Unfinished(stream, partial, sidecar, names)
+            return Unfinished(stream, *files, is_continued=False)
         stream.close()
 
 
-def remove_stale(path: Path) -> tuple[list[Path], list[Path]]:
+def _continue(path: Path, key: str) -> Unfinished | None:
+    """Open and lock the files of a killed write with this key; None where there are none."""
+    for files in _unfinished(path, os.listdir(path.parent)):  # noqa: PTH208 - only names are needed
+        if journal.is_of(files[3], key) and files[0].exists():
+            stream = files[0].open("r+b", buffering=BUFFER_BYTES)
+            try:
+                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                return Unfinished(stream, *files, is_continued=True)
+            except OSError:  # another process writes it
+                stream.close()
+    return None
+
+
+def is_left(path: Path) -> bool:
+    """Return whether a write of this .beton left files to go on from."""
+    return any(files[3].exists() for files in _unfinished(path, os.listdir(path.parent)))  # noqa: PTH208 - as above
+
+
+def remove_stale(path: Path, *, keep: str | None = None) -> tuple[list[Path], list[Path]]:
     """Remove the files left by killed writes of this .beton; return the removed files and those of unknown state.
 
-    A file is stale if its lock can be taken. The files of running writes are in neither list.
+    A file is stale if its lock can be taken. The files of running writes are in neither list, nor are those of a killed
+    one with the key `keep`.
     """
     removed: list[Path] = []
     unknown: list[Path] = []
     names = sorted(os.listdir(path.parent))  # noqa: PTH208 - only names are needed
     for files in _unfinished(path, names):
+        if keep is not None and files[0].name in names and journal.is_of(files[3], keep):
+            continue
         # A write killed after renaming the .beton left only the others; if it still runs, it has the .beton locked.
         locked = files[0] if files[0].name in names else path
         try:
@@ -70,17 +102,22 @@ def remove_stale(path: Path) -> tuple[list[Path], list[Path]]:
     return removed, unknown
 
 
-def _hidden(path: Path, token: str) -> tuple[Path, Path, Path]:
-    beton, sidecar, names = (each.with_name(f".{each.name}.{token}.partial") for each in companions(path))
-    return beton, sidecar, names
+def _hidden(path: Path, token: str) -> tuple[Path, Path, Path, Path]:
+    """Return the hidden files of a write: those of the .beton and its companions, and the journal."""
+    beton, sidecar, names, log = (each.with_name(f".{each.name}.{token}.partial") for each in _all(path))
+    return beton, sidecar, names, log
 
 
-def _unfinished(path: Path, names: list[str]) -> list[tuple[Path, Path, Path]]:
+def _all(path: Path) -> tuple[Path, ...]:
+    return *companions(path), Path(f"{path}.journal")
+
+
+def _unfinished(path: Path, names: list[str]) -> list[tuple[Path, Path, Path, Path]]:
     """List the unfinished files of each write of this .beton that left at least one of them."""
     tokens = {
         match[1]
         for name in names
-        for each in companions(path)
+        for each in _all(path)
         if (match := re.fullmatch(rf"\.{re.escape(each.name)}\.([0-9a-f]{{8}})\.partial", name))
     }
     return [_hidden(path, token) for token in sorted(tokens)]

@@ -163,18 +163,16 @@ def run(arguments: argparse.Namespace) -> int:
         max_pixels=arguments.max_pixels,
         stretch=arguments.stretch,
     )
-    facts: dict[str, str] = {}
+    key = _fingerprint(arguments, settings)
     if arguments.out.is_dir():
-        fingerprint = _fingerprint(arguments, settings)
-        facts = {reuse.KEY: fingerprint}
-        arguments.out /= reuse.file_name(arguments.source, fingerprint)
-        count = reuse.count_if_whole(arguments.out, fingerprint)
+        arguments.out /= reuse.file_name(arguments.source, key)
+        count = reuse.count_if_whole(arguments.out, key)
         if count is not None:
             print(f"{arguments.out}: {count} images, unchanged since it was written")
             return 0
         arguments.overwrite = True  # what has this name is not whole
     require_output(arguments.out, overwrite=arguments.overwrite)
-    _clear_partials(arguments.out)
+    _clear_partials(arguments.out, key)
     start = time.monotonic()
     source = open_source(
         arguments.source,
@@ -195,7 +193,7 @@ def run(arguments: argparse.Namespace) -> int:
         on_error=arguments.on_error,
         limit=arguments.limit,
         overwrite=arguments.overwrite,
-        facts=facts,
+        key=key,
     )
     _report(arguments, source, done, seconds=time.monotonic() - start)
     return 0
@@ -236,9 +234,9 @@ def _report(arguments: argparse.Namespace, source: Source, done: ConversionResul
         print(f"skipped {len(done.skipped)} bad images, listed in {arguments.out}.json; the first: {name}: {reason}")
 
 
-def _clear_partials(out: Path) -> None:
-    """Remove the files left by killed writes of this output, and report them."""
-    removed, unknown = remove_stale(out)
+def _clear_partials(out: Path, key: str) -> None:
+    """Remove the files left by killed writes of this output, but for one to go on from, and report them."""
+    removed, unknown = remove_stale(out, keep=key)
     for left in removed:
         print(f"fastbyol-prep: note: removed {left}, left by a killed write", file=sys.stderr)
     for left in unknown:

@@ -18,11 +18,14 @@ import numpy as np
 from fastbyol import beton
 from fastbyol.beton import BetonError, StoredImage
 from fastbyol.data_prep import partial
-from fastbyol.names import NamesWriter
+from fastbyol.data_prep.journal import Journal, Skipped, Stored, read
+from fastbyol.names import NamesWriter, hash_content
 
 IMAGE_RECORD = struct.Struct("<BHHQ")  # mode, width, height, data_ptr
 LABELLED_RECORD = struct.Struct("<BHHQ3xq")  # the same and the label, aligned to 8 bytes
 ALLOCATION = struct.Struct("<QQQ")  # sample_id, ptr, size
+GROUP = 256  # samples between two writes of the journal
+KEEP_FROM = 1000  # samples, less than which an interruption removes
 
 
 class BlockChecksums:
@@ -57,6 +60,10 @@ class Writer:
     `capacity` is the largest number of images and fixes where the pages start. `class_names` maps label to name; None
     writes an image-only file. The content of `facts` at the end of the block goes into the sidecar, as JSON. Memory
     grows by 48 B per image. Raises BetonError for what the format cannot hold, and OSError for errors of the disk.
+
+    key: what identifies the samples to come, in their order. After a kill, or an interruption behind KEEP_FROM samples,
+    a writer with the same path and key goes on behind the samples that were written: `taken` is their number, of which
+    `skipped` were left out, and `repaired` stored after a repair, both as (name, reason).
     """
 
     def __init__(
@@ -67,8 +74,13 @@ class Writer:
         class_names: Sequence[str] | None,
         page_bytes: int = beton.PAGE_BYTES_DEFAULT,
         overwrite: bool = False,
+        key: str | None = None,
     ) -> None:
         self.path = Path(path)
+        self.taken = 0
+        self.skipped: list[tuple[str, str]] = []
+        self.repaired: list[tuple[str, str]] = []
+        self._key = key
         self.facts: dict[str, Any] = {}
         self._class_names = None if class_names is None else list(class_names)
         self._capacity = capacity
@@ -83,51 +95,108 @@ class Writer:
         self._pages_ptr = beton.round_up(self._records_ptr + capacity * self._record.size, page_bytes)
 
     def __enter__(self) -> Writer:
-        self._files = partial.create(self.path)
+        self._files = partial.create(self.path, self._key)
         self._stream = self._files.stream
         self._names: NamesWriter | None = None
         self._end = self._pages_ptr
         self._records, self._table = bytearray(), bytearray()
         self._sums = BlockChecksums(self._page_bytes)
-        self._stream.seek(self._pages_ptr)
+        self._journal: Journal | None = None
+        if self._key is not None:
+            kept = self._replay() if self._files.is_continued else 0
+            self._journal = Journal(self._files.journal, self._key, keep_bytes=kept)
+        self._stream.seek(self._end)
+        self._stream.truncate()
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        is_kept = kind is not None and issubclass(kind, KeyboardInterrupt) and self.taken >= KEEP_FROM
         try:
-            with self._stream:  # open, and therefore locked, until it has its name
+            with self._stream, self._journal or nullcontext():  # open, and therefore locked, until it has its name
                 with self._names or nullcontext():
                     if kind is None:
                         self._finish()
                 if kind is None:
                     self._publish()
+                elif is_kept:
+                    self._write_group()
         finally:
-            for path in self._files[1:]:
+            for path in () if is_kept and self._journal is not None else self._files[1:5]:
                 path.unlink(missing_ok=True)
+
+    def _replay(self) -> int:
+        """Take up what a killed write left, up to the first image that is not whole; return the journal's bytes."""
+        kept = 0
+        for entry, end in read(self._files.journal):
+            if isinstance(entry, Skipped):
+                self.skipped.append((entry.name, entry.reason))
+            else:
+                start = self._end + (-self._end % self._page_bytes if entry.size > -self._end % self._page_bytes else 0)
+                data = os.pread(self._stream.fileno(), entry.size, start)
+                if len(data) != entry.size or hash_content(data) != entry.content:
+                    break
+                image = StoredImage(entry.mode, entry.width, entry.height, data)
+                self._add(image, label=entry.label, name=entry.name, notes=entry.notes)
+            self.taken += 1
+            kept = end
+        return kept
+
+    def _write_group(self) -> None:
+        if self._journal is not None:
+            self._stream.flush()
+            self._journal.write_group()
 
     def __len__(self) -> int:
         return len(self._table) // ALLOCATION.size
 
-    def append(self, image: StoredImage, *, label: int | None = None, name: str | None = None) -> None:
+    def append(
+        self, image: StoredImage, *, label: int | None = None, name: str | None = None, notes: Sequence[str] = ()
+    ) -> None:
         """Append an image; a labelled file needs a label from 0 to the number of classes - 1.
 
-        name: its path inside the source, for the names file; all images have one, or none has.
+        name: its path inside the source, for the names file; all images have one, or none has. notes: what was
+        repaired.
         """
         self._check(image, label)
+        content = self._add(image, label=label, name=name, notes=notes)
+        self._stream.write(image.data)
+        if self._journal is not None:
+            size = len(image.data)
+            self._journal.add(
+                Stored(image.mode, image.width, image.height, size, label, name or "", content, list(notes))
+            )
+        self._count_sample()
+
+    def skip(self, name: str, reason: str) -> None:
+        """Take note of a sample that is left out."""
+        self.skipped.append((name, reason))
+        if self._journal is not None:
+            self._journal.add(Skipped(name, reason))
+        self._count_sample()
+
+    def _count_sample(self) -> None:
+        self.taken += 1
+        if self._journal is not None and len(self._journal) >= GROUP:
+            self._write_group()
+
+    def _add(self, image: StoredImage, *, label: int | None, name: str | None, notes: Sequence[str]) -> str:
+        """Add an image at the end to all but the stream; return the hash of its content."""
+        size, content = len(image.data), hash_content(image.data)
         if name is not None:
             self._names = self._names or NamesWriter(self._files.names)
-            self._names.add(name, image.data)
-        size = len(image.data)
+            self._names.add(name, content)
+        self.repaired += [(name or "", note) for note in notes]
         room = -self._end % self._page_bytes
         if size > room:
             self._pad(room)
         fields = (image.mode, image.width, image.height, self._end)
         self._table += ALLOCATION.pack(len(self), self._end, size)
         self._records += self._record.pack(*fields) if label is None else self._record.pack(*fields, label)
-        self._stream.write(image.data)
         self._sums.update(image.data)
         self._end += size
+        return content
 
     def _check(self, image: StoredImage, label: int | None) -> None:
         """Raise BetonError for an image or a label that the file cannot hold."""

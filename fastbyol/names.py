@@ -41,10 +41,10 @@ class NamesWriter:
         self._file = path.open("wb")
         self._gzip = gzip.GzipFile(filename="", mode="wb", compresslevel=6, fileobj=self._file, mtime=0)
 
-    def add(self, name: str, data: bytes) -> None:
-        """Add the next sample."""
+    def add(self, name: str, content: str) -> None:
+        """Add the next sample, with the hash of its stored image."""
         text = name.translate(_ESCAPES).encode(errors="surrogateescape").decode(errors="backslashreplace")
-        self._gzip.write(f"{text}\t{hash_content(data)}\n".encode())
+        self._gzip.write(f"{text}\t{content}\n".encode())
 
     def __enter__(self) -> NamesWriter:
         return self

@@ -103,7 +103,7 @@ class RelabelledSource:
     def __init__(self, source: Source, class_names: list[str], *, origin: Path) -> None:
         if source.class_names is None or source.class_counts is None:
             raise SourceError(
-                f"{source.path}: its images have no labels to be numbered as in {origin}; give labelled ones"
+                f"{source.path}: its images have no labels, to be numbered as in {origin}; give labelled ones"
             )
         of_name = {name: label for label, name in enumerate(class_names)}
         here = list(zip(source.class_names, source.class_counts, strict=True))

@@ -52,7 +52,7 @@ def test_order_of_the_other_file_rules(tmp_path: Path) -> None:
 
 
 def test_unlabelled_images_have_no_classes(tmp_path: Path) -> None:
-    with pytest.raises(SourceError, match="no labels; leave out --classes-from"):
+    with pytest.raises(SourceError, match="its images have no labels, to be numbered as in"):
         RelabelledSource(open_source(lay_out(tmp_path, {"1.jpg": b"1"})), ["a"], origin=Path("o.json"))
 
 

@@ -179,7 +179,7 @@ with Writer(Path(sys.argv[1]), capacity=1, class_names=["new"], overwrite=True) 
 
 def test_killed_anywhere_while_it_replaces_a_file_a_write_leaves_the_old_or_the_new_one(tmp_path: Path) -> None:
     path, seen = tmp_path / "a.beton", []
-    for change in range(1, 10):
+    for change in range(1, 20):
         shutil.rmtree(tmp_path)
         tmp_path.mkdir()
         write(path, [raw(3, 3)] * 2)
