@@ -50,7 +50,7 @@ def prepare(data: bytes, settings: Settings, *, name: str = "", notes: list[str]
 
 
 def _prepare_jpeg(data: bytes, settings: Settings, notes: list[str]) -> beton.StoredImage:
-    orientation = pixels.jpeg_orientation(data) if b"Exif\0\0" in data[: 1 << 16] else 1
+    orientation = pixels.jpeg_orientation(data) if data.find(b"Exif\0\0", 0, 1 << 16) >= 0 else 1
     passed = _pass_through(data, settings) if orientation == 1 else None
     if passed is not None:
         return passed

@@ -7,12 +7,13 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
 from fastbyol.beton import BetonError, Reader
 from fastbyol.data_prep.sources.base import listing_progress
-from fastbyol.data_prep.sources.folder import readable, visible_files, walk
+from fastbyol.data_prep.sources.folder import is_visible_file, readable, walk
 
 KEY = "fingerprint"  # in the sidecar
 NAME_LENGTH = 40  # of a source, in the name of its .beton
@@ -26,19 +27,20 @@ def fingerprint(paths: Iterable[Path], settings: Mapping[str, Any]) -> str:
     digest = hashlib.blake2b(json.dumps(settings, sort_keys=True, default=str).encode(), digest_size=16)
     for path in paths:
         with readable(path):
-            for file in listing_progress(_files(path.absolute())):
-                facts = file.stat()
-                digest.update(os.fsencode(f"{file}\0{facts.st_size}\0{facts.st_mtime_ns}\0"))
+            for name, facts in listing_progress(_files(path.absolute())):
+                digest.update(os.fsencode(f"{name}\0{facts.st_size}\0{facts.st_mtime_ns}\0"))
     return digest.hexdigest()
 
 
-def _files(path: Path) -> Iterator[Path]:
+def _files(path: Path) -> Iterator[tuple[str, os.stat_result]]:
     """Yield the files at or below a path in a fixed order, as a folder source reads them."""
     if not path.is_dir():
-        yield path
+        yield str(path), path.stat()
         return
     for folder in walk(path):
-        yield from (path / folder / name for name in sorted(visible_files(path / folder)))
+        with os.scandir(path / folder) as entries:
+            files = [(entry.path, entry.stat()) for entry in entries if is_visible_file(entry)]
+        yield from sorted(files, key=itemgetter(0))
 
 
 def file_name(source: Path, digest: str) -> str:

@@ -14,6 +14,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import NamedTuple
 
+GROUP = 256  # lines that are compressed at a time
 _ESCAPES = str.maketrans({"\\": "\\\\", "\t": "\\t", "\n": "\\n", "\r": "\\r"})
 
 
@@ -39,12 +40,19 @@ class NamesWriter:
 
     def __init__(self, path: Path) -> None:
         self._file = path.open("wb")
-        self._gzip = gzip.GzipFile(filename="", mode="wb", compresslevel=6, fileobj=self._file, mtime=0)
+        self._gzip = gzip.GzipFile(filename="", mode="wb", compresslevel=1, fileobj=self._file, mtime=0)
+        self._lines: list[str] = []
 
     def add(self, name: str, content: str) -> None:
         """Add the next sample, with the hash of its stored image."""
-        text = name.translate(_ESCAPES).encode(errors="surrogateescape").decode(errors="backslashreplace")
-        self._gzip.write(f"{text}\t{content}\n".encode())
+        self._lines.append(f"{name.translate(_ESCAPES)}\t{content}\n")
+        if len(self._lines) == GROUP:
+            self._write_group()
+
+    def _write_group(self) -> None:
+        text = "".join(self._lines).encode(errors="surrogateescape").decode(errors="backslashreplace")
+        self._gzip.write(text.encode())
+        self._lines.clear()
 
     def __enter__(self) -> NamesWriter:
         return self
@@ -53,6 +61,7 @@ class NamesWriter:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         try:
+            self._write_group()
             self._gzip.close()
             self._file.flush()
             os.fsync(self._file.fileno())

@@ -46,8 +46,9 @@ class FolderSource:
             for label, folder in self._groups:
                 place = self.path / folder
                 names = [name for name in listing_progress(visible_files(place)) if _is_image_file(place, name)]
+                above = "" if folder == PurePosixPath() else f"{folder}/"
                 for name in sorted(names):
-                    yield Sample(str(folder / name), label, place / name)
+                    yield Sample(f"{above}{name}", label, place / name)
 
     def _advice(self) -> str:
         """Suggest what to give instead: archives or parquet files in the folder."""
@@ -82,9 +83,12 @@ def walk(path: Path) -> Iterator[PurePosixPath]:
 def visible_files(folder: Path) -> Iterator[str]:
     """Yield the name of each visible file directly in the folder, in the file system's order."""
     with os.scandir(folder) as entries:
-        for entry in entries:
-            if not entry.name.startswith(".") and entry.is_file():
-                yield entry.name
+        yield from (entry.name for entry in entries if is_visible_file(entry))
+
+
+def is_visible_file(entry: os.DirEntry[str]) -> bool:
+    """Return whether an entry of a folder is a file, or a link to one, that is not hidden."""
+    return not entry.name.startswith(".") and entry.is_file()
 
 
 def _is_image_file(folder: Path, name: str) -> bool:
