@@ -71,8 +71,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     except KeyboardInterrupt:
         out = getattr(arguments, "out", None)
         is_left = out is not None and out.parent.is_dir() and is_left_of(out)
-        left = "the same command goes on where it was" if is_left else "unfinished files were removed"
-        print(f"fastbyol-prep: interrupted; {left}", file=sys.stderr)
+        left = "; the same command goes on where it was" if is_left else "; unfinished files were removed"
+        print(f"fastbyol-prep: interrupted{'' if out is None else left}", file=sys.stderr)
         return INTERRUPTED
     return status
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import os
 from collections import Counter
 
@@ -61,6 +62,11 @@ def format_of(data: bytes | memoryview, name: str = "") -> str | None:
         return "AVIF" if b"avif" in head[8:] else _FORMAT_OF_BRAND.get(head[8:12])
     found = next((of for start, of in _FORMAT_OF_START.items() if head.startswith(start)), None)
     return "TGA" if found is None and suffix_of(name) == ".tga" else found
+
+
+def available_plugins() -> list[str]:
+    """List the formats whose packages are installed, without importing those."""
+    return [name for name, (module, _) in _EXTRAS.items() if importlib.util.find_spec(module) is not None]
 
 
 def load_plugin(name: str) -> None:

@@ -53,9 +53,9 @@ class Journal:
 
     def write_group(self) -> None:
         """Write the present group; what it tells of must be on its way to the disk."""
-        self._file.write("".join(f"{line}\n" for line in self._lines).encode("ascii"))
+        lines, self._lines = self._lines, []  # first, so that an interrupt in the midst leads to no second time
+        self._file.write("".join(f"{line}\n" for line in lines).encode("ascii"))
         self._file.flush()
-        self._lines.clear()
 
     def __enter__(self) -> Journal:
         return self

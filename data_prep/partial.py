@@ -57,14 +57,32 @@ def create(path: Path, key: str | None = None) -> Unfinished:
 def _continue(path: Path, key: str) -> Unfinished | None:
     """Open and lock the files of a killed write with this key; None where there are none."""
     for files in _unfinished(path, os.listdir(path.parent)):  # noqa: PTH208 - only names are needed
-        if journal.is_of(files[3], key) and files[0].exists():
+        if not journal.is_of(files[3], key):
+            continue
+        try:
             stream = files[0].open("r+b", buffering=BUFFER_BYTES)
-            try:
-                fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except FileNotFoundError:
+            continue
+        try:
+            with contextlib.suppress(OSError):  # a file system without locks; but not for one that is held
+                _lock(stream)
+            if os.path.samestat(os.fstat(stream.fileno()), os.stat(files[0])):  # noqa: PTH116 - else it was published
                 return Unfinished(stream, *files, is_continued=True)
-            except OSError:  # another process writes it
-                stream.close()
+        except (_Held, FileNotFoundError):
+            pass
+        stream.close()
     return None
+
+
+class _Held(Exception):
+    """Another process holds the lock."""
+
+
+def _lock(stream: BinaryIO) -> None:
+    try:
+        fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        raise _Held from None
 
 
 def is_left(path: Path) -> bool:

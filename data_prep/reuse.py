@@ -7,7 +7,6 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
-from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -20,27 +19,32 @@ NAME_LENGTH = 40  # of a source, in the name of its .beton
 
 
 def fingerprint(paths: Iterable[Path], settings: Mapping[str, Any]) -> str:
-    """Digest the path, size and time of change of every file at or below the paths, and the settings; 32 hex digits.
+    """Digest the path, size and time of change of every file and folder there, and the settings; 32 hex digits.
 
     Nothing is read. Raises SourceError for a path that cannot be listed.
     """
     digest = hashlib.blake2b(json.dumps(settings, sort_keys=True, default=str).encode(), digest_size=16)
     for path in paths:
         with readable(path):
-            for name, facts in listing_progress(_files(path.absolute())):
-                digest.update(os.fsencode(f"{name}\0{facts.st_size}\0{facts.st_mtime_ns}\0"))
+            for name, size, changed_ns in listing_progress(_files(path.absolute())):
+                digest.update(os.fsencode(f"{name}\0{size}\0{changed_ns}\0"))
     return digest.hexdigest()
 
 
-def _files(path: Path) -> Iterator[tuple[str, os.stat_result]]:
-    """Yield the files at or below a path in a fixed order, as a folder source reads them."""
+def _files(path: Path) -> Iterator[tuple[str, int, int]]:
+    """Yield name, size and time of change of the files at or below a path, as a folder source reads them.
+
+    Folders come with zeros: an empty one may be a class.
+    """
     if not path.is_dir():
-        yield str(path), path.stat()
+        facts = path.stat()
+        yield str(path), facts.st_size, facts.st_mtime_ns
         return
     for folder in walk(path):
+        yield str(path / folder), 0, 0
         with os.scandir(path / folder) as entries:
-            files = [(entry.path, entry.stat()) for entry in entries if is_visible_file(entry)]
-        yield from sorted(files, key=itemgetter(0))
+            files = sorted((entry.path, entry.stat()) for entry in entries if is_visible_file(entry))
+        yield from ((name, facts.st_size, facts.st_mtime_ns) for name, facts in files)
 
 
 def file_name(source: Path, digest: str) -> str:

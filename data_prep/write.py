@@ -12,7 +12,7 @@ from pathlib import Path
 from fastbyol.beton import SIDE_MAX
 from fastbyol.data_prep import reuse
 from fastbyol.data_prep.convert import ON_ERROR, ConversionResult, convert
-from fastbyol.data_prep.formats import describe_ignored
+from fastbyol.data_prep.formats import available_plugins, describe_ignored
 from fastbyol.data_prep.partial import remove_stale
 from fastbyol.data_prep.settings import JPEG_SHARE, MODES, PIXELS_LIMIT, SMALL_SIDE, Settings
 from fastbyol.data_prep.sources import find_files, listing, open_source
@@ -168,6 +168,7 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.out /= reuse.file_name(arguments.source, key)
         count = reuse.count_if_whole(arguments.out, key)
         if count is not None:
+            _clear_partials(arguments.out, "")
             print(f"{arguments.out}: {count} images, unchanged since it was written")
             return 0
         arguments.overwrite = True  # what has this name is not whole
@@ -202,7 +203,11 @@ def run(arguments: argparse.Namespace) -> int:
 def _fingerprint(arguments: argparse.Namespace, settings: Settings) -> str:
     """Digest all that decides what is written."""
     names = ("labels", "label_column", "image_key", "limit", "on_error")
-    chosen = settings.facts() | {name: getattr(arguments, name) for name in names} | {"fastbyol": version()}
+    chosen = (
+        settings.facts()
+        | {name: getattr(arguments, name) for name in names}
+        | {"fastbyol": version(), "plugins": available_plugins()}
+    )
     if arguments.labels_from is not None:
         chosen["labels_from"] = reuse.fingerprint([arguments.labels_from], {})
     if arguments.classes_from is not None:

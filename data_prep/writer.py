@@ -112,19 +112,28 @@ class Writer:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
-        is_kept = kind is not None and issubclass(kind, KeyboardInterrupt) and self.taken >= KEEP_FROM
+        is_kept = False
         try:
             with self._stream, self._journal or nullcontext():  # open, and therefore locked, until it has its name
-                with self._names or nullcontext():
-                    if kind is None:
-                        self._finish()
-                if kind is None:
-                    self._publish()
-                elif is_kept:
+                try:
                     self._write_group()
+                    with self._names or nullcontext():
+                        if kind is None:
+                            self._finish()
+                    if kind is None:
+                        self._publish()
+                except KeyboardInterrupt:
+                    is_kept = self._can_continue()
+                    raise
+                if kind is not None and issubclass(kind, KeyboardInterrupt):
+                    is_kept = self._can_continue()
         finally:
-            for path in () if is_kept and self._journal is not None else self._files[1:5]:
+            for path in () if is_kept else self._files[1:5]:
                 path.unlink(missing_ok=True)
+
+    def _can_continue(self) -> bool:
+        """Return whether it is worth going on from what there is, and possible: it has not got its name yet."""
+        return self._journal is not None and self.taken >= KEEP_FROM and self._files.beton.exists()
 
     def _replay(self) -> int:
         """Take up what a killed write left, up to the first image that is not whole; return the journal's bytes."""

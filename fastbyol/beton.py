@@ -13,6 +13,7 @@ import hashlib
 import json
 import mmap
 import os
+import threading
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -263,6 +264,9 @@ class Reader:
         except OSError as error:
             raise BetonError(f"{self.path}: cannot be opened: {error.strerror}; check the path") from error
         self._bytes = memoryview(self._map)
+        self._names: list[str] | None = None
+        self._names_lock = threading.Lock()  # held while they are read, once
+        self._has_read_names = False
         try:
             self._read_index()
         except BetonError:
@@ -311,7 +315,13 @@ class Reader:
         return Identity(index.hexdigest(), samples)
 
     def names(self) -> list[str] | None:
-        """Read the names of the samples, their paths inside the source; None without a names file of these images."""
+        """Return the names of the samples, their paths inside the source; None without a names file of these images."""
+        with self._names_lock:
+            if not self._has_read_names:
+                self._names, self._has_read_names = self._read_names(), True
+        return self._names
+
+    def _read_names(self) -> list[str] | None:
         named = read_names(self.path)
         if named is None or len(named) != len(self):
             return None

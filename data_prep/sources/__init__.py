@@ -63,7 +63,7 @@ def open_source(
         _refuse(path, "a list of files", {"--image-key": image_key, "--labels": _of_folders(labels)})
         listed = listing.ListSource(path, label_column=label_column)
         return UnlabelledSource(listed) if labels == "none" else listed
-    if found == [path] and zipfile.is_zipfile(path):
+    if found == [path] and _is_zip(path):
         _refuse(path, "a .zip", wanted)
         return ZipSource(path, labels=labels)
     for each in found:
@@ -131,6 +131,12 @@ def _open_parquet(path: Path, found: list[Path], label_column: str | None, *, ha
 def _is_parquet(path: Path) -> bool:
     with archive_errors(path), path.open("rb") as stream:
         return stream.read(len(PARQUET_MAGIC)) == PARQUET_MAGIC
+
+
+def _is_zip(path: Path) -> bool:
+    """Return whether a file begins and ends as a .zip; a .tar may end as the .zip that is its last member."""
+    with archive_errors(path), path.open("rb") as stream:
+        return stream.read(2) == b"PK" and zipfile.is_zipfile(path)
 
 
 def _is_nested(path: Path) -> bool:

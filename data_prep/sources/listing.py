@@ -66,6 +66,8 @@ def _lines(path: Path, file: Iterator[str]) -> Iterator[Entry]:
         text = line.rstrip("\r\n")
         if not text.strip():
             continue
+        if "\0" in text:
+            raise SourceError(f"{path}: not a list in UTF-8; wanted a path a line")
         if len(text) > LINE_MAX:
             raise SourceError(f"{path}: a line of {len(text)} characters; wanted a path a line")
         if has_labels is None:
@@ -119,22 +121,26 @@ class ListedLabels:
         self._label_of: dict[str, int | str | None] = {}
         by_last_part: dict[str, list[int | str | None]] = {}
         for entry in read_list(listed, label_column=label_column):
-            self._label_of[entry.path] = entry.label
+            if self._label_of.setdefault(entry.path, entry.label) != entry.label:
+                raise SourceError(f"{listed}: {entry.path} has two labels; remove one")
             last = PurePosixPath(entry.path)
             for key in {last.name, last.stem}:
                 by_last_part.setdefault(key, []).append(entry.label)
-        for key, found in by_last_part.items():
-            if len(found) == 1:
-                self._label_of.setdefault(key, found[0])
+        self._label_of_last_part = {key: found[0] for key, found in by_last_part.items() if len(found) == 1}
         labels = LabelCounter(listed)
         for sample in listing_progress(source):
             labels.add(self._find(sample.name), sample.name)
         self.class_names, self.class_counts = labels.classes()
+        if self.class_names is None:
+            raise SourceError(f"{listed}: has no labels; wanted NAME LABEL a line, or a table with a column 'label'")
 
     def _find(self, name: str) -> int | str | None:
-        for key in (name, PurePosixPath(name).name, PurePosixPath(name).stem):
-            if key in self._label_of:
-                return self._label_of[key]
+        if name in self._label_of:
+            return self._label_of[name]
+        last = PurePosixPath(name)
+        for key in (last.name, last.stem):
+            if key in self._label_of_last_part:
+                return self._label_of_last_part[key]
         raise SourceError(f"{self._listed}: has no line for {name} of {self.path}; add it, or leave out --labels-from")
 
     def __iter__(self) -> Iterator[Sample]:

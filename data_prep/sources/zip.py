@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import lzma
 import zipfile
 import zlib
 from collections import Counter
@@ -84,7 +85,7 @@ def _zip_errors(path: Path) -> Iterator[None]:
     """Raise SourceError for any error of reading an archive in the with-block."""
     try:
         yield
-    except (zipfile.BadZipFile, zlib.error, EOFError, NotImplementedError, ValueError) as error:
+    except (zipfile.BadZipFile, zlib.error, lzma.LZMAError, EOFError, NotImplementedError, ValueError) as error:
         if isinstance(error, SourceError):
             raise
         raise SourceError(

@@ -65,7 +65,8 @@ class Cache:
         with self._turn(source, flags) as turn:
             said = self._write([*PREP, "write", source, str(self.folder), *flags], source, turn=turn)
         first = FIRST_LINE.match(said)
-        assert first, f"fastbyol-prep write printed {said!r}"
+        if first is None:
+            raise ConfigError(f"--prep={' '.join(self.flags)} converts nothing; give flags of fastbyol-prep write")
         return first[1]
 
     def _left_s(self) -> float:
@@ -78,7 +79,7 @@ class Cache:
         path = self.folder / f".{hashlib.blake2b(key, digest_size=8).hexdigest()}.lock"
         try:
             file: IO[bytes] = path.open("ab")
-        except PermissionError:  # another user's
+        except OSError:  # another user's, or on a disk that is read only
             yield None
             return
         with file:
@@ -111,10 +112,12 @@ class Cache:
                 raise self._out_of_time(source)
         finally:
             if process.poll() is None:
-                process.terminate()  # it removes what is unfinished
+                process.terminate()  # it goes on from there another time
                 process.wait()
         for line in said.splitlines():
             print(f"{self.command}: {line}", file=sys.stderr)
+        if process.returncode < 0:
+            raise ConfigError(f"the conversion of {source} was killed by signal {-process.returncode}; try it again")
         if process.returncode:
             raise ConfigError(
                 f"{source} cannot be used, as said above; give {ANY_SOURCE}, with its flags in --prep, as in "

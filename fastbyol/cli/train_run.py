@@ -60,7 +60,8 @@ def train(args: argparse.Namespace, *, stopwatch: Stopwatch, stop: StopSignal) -
     except (ConfigError, BetonError, CheckpointError, OSError) as error:
         return fail("fastbyol-train", error, status=BAD_INPUT)
     if not has_finished:
-        command = "the same command and --resume" if folder.config.exists() else "the same command"
+        began = folder.config.exists() and not args.overwrite
+        command = "the same command and --resume" if began else "the same command"
         print(f"fastbyol-train: interrupted; continue with {command}", file=sys.stderr)
         return INTERRUPTED
     if rank() == 0:

@@ -69,8 +69,8 @@ def run(
                 if not memory.is_out_of_memory(error):
                     raise
                 failure = " ".join(str(error).partition("\n")[0].split())
-            if attempt is not None:
-                has_started, used_before_s = attempt.has_started, attempt.used_before_s
+            if attempt is not None and attempt.has_started:  # once started, a run is not begun anew
+                has_started, used_before_s = True, attempt.used_before_s
             del attempt  # and all that it holds on the GPU
             images = micro_batches.images_of_rank(chosen, opened.train, opened.world)
             chosen, change = micro_batches.split_further(

@@ -97,7 +97,7 @@ def test_what_is_not_whole_is_converted_again(source: Path, whole: Path, tmp_pat
     assert_same(out, whole)
 
 
-@pytest.mark.parametrize("change", ["flags", "source"])
+@pytest.mark.parametrize("change", ["flags", "source", "empty class"])
 def test_another_conversion_does_not_go_on_from_it(
     source: Path, tmp_path: Path, change: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -107,6 +107,8 @@ def test_another_conversion_does_not_go_on_from_it(
     stopped(here, out, signal.SIGKILL, behind=300)
     if change == "source":
         (here / "a" / "0000.jpg").write_bytes(draw(99))
+    if change == "empty class":
+        (here / "Z").mkdir()  # sorted before a and b, whose numbers it shifts
     flags = ("--on-error", "skip", "--max-side", "20") if change == "flags" else FLAGS
     assert main([str(word) for word in ("write", here, out, *flags)]) == 0
     assert "left by a killed write" in capsys.readouterr().err
@@ -114,6 +116,24 @@ def test_another_conversion_does_not_go_on_from_it(
     assert main([str(word) for word in ("write", here, fresh, *flags)]) == 0
     assert out.read_bytes() == fresh.read_bytes()
     assert len(list(out.parent.iterdir())) == 3
+
+
+def test_an_interruption_of_the_last_work_is_no_loss(
+    source: Path, whole: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    out, calls = tmp_path / "o.beton", []
+
+    def interrupt(_: int) -> None:
+        calls.append(1)
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(writer.os, "fsync", interrupt)
+        assert main([str(word) for word in ("write", source, out, *FLAGS)]) == 75
+    assert calls
+    assert any(tmp_path.glob(".*.journal.*"))
+    assert main([str(word) for word in ("write", source, out, *FLAGS)]) == 0
+    assert_same(out, whole)
 
 
 def test_few_images_are_not_kept(source: Path, tmp_path: Path) -> None:

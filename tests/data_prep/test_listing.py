@@ -76,6 +76,24 @@ def test_a_list_labels_a_flat_set_as_imagenets_validation(tmp_path: Path, is_pac
         ListedLabels(source, tmp_path / "less.txt")
 
 
+@pytest.mark.parametrize(
+    ("text", "told"),
+    [
+        ("1.jpg 0\n1.jpg 1\n", r"1\.jpg has two labels; remove one"),
+        ("1.jpg 0\nb/1.jpg 1\n", r"has no line for a/1\.jpg"),
+        ("a/1.jpg\n", "has no labels; wanted NAME LABEL a line"),
+        ("\0a\0/\0", "not a list in UTF-8"),
+    ],
+)
+def test_labels_that_are_not_clear_are_told(tmp_path: Path, text: str, told: str) -> None:
+    source = open_source(lay_out(tmp_path / "in", {"a/1.jpg": b"x"}), labels="none")
+    (tmp_path / "l.txt").write_text(text)
+    (tmp_path / "a").mkdir()
+    (tmp_path / "a" / "1.jpg").touch()
+    with pytest.raises(SourceError, match=told):
+        ListedLabels(source, tmp_path / "l.txt")
+
+
 def test_the_command_takes_lists_and_labels_and_notices_changes(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

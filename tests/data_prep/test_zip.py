@@ -44,6 +44,12 @@ def test_a_zip_holds_what_the_tar_holds(tmp_path: Path, method: int) -> None:
     assert open_source(tmp_path / "a.zip", labels="none").class_names is None
 
 
+def test_a_tar_that_ends_in_a_zip_is_a_tar(tmp_path: Path) -> None:
+    files = {"cat/1.jpg": b"a", "dog/2.jpg": b"b", "extra.zip": packed({"other/3.jpg": b"c"})}
+    source = open_source(pack(tmp_path / "a.tar", files))
+    assert [name for name, _, _ in contents(source)] == ["cat/1.jpg", "dog/2.jpg"]
+
+
 def test_what_macos_adds_is_passed_over_and_content_decides(tmp_path: Path) -> None:
     files = {"p/1": draw(1), "p/2.jpg": draw(2), "__MACOSX/p/._2.jpg": b"x", "p/.DS_Store": b"x", "p/readme": b"x"}
     source = open_source(write(tmp_path / "a.zip", packed(files)))
