@@ -160,6 +160,7 @@ def test_the_budget_holds_for_a_conversion_too(folder: Path, tmp_path: Path) -> 
     assert [path.suffix for path in (tmp_path / "cache").iterdir()] == [".lock"]
 
 
+@pytest.mark.slow
 def test_a_signal_while_images_are_converted_leaves_nothing_behind(tmp_path: Path) -> None:
     many = lay_out(tmp_path / "many", {"0.jpg": draw(0, side=3000)})
     for number in range(1, 300):

@@ -84,6 +84,7 @@ def test_a_stopped_conversion_goes_on_to_the_same_bytes(
     assert_same(out, whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("damage", ["images cut", "images changed", "journal cut", "journal changed"])
 def test_what_is_not_whole_is_converted_again(source: Path, whole: Path, tmp_path: Path, damage: str) -> None:
     out = tmp_path / "o.beton"
@@ -97,6 +98,7 @@ def test_what_is_not_whole_is_converted_again(source: Path, whole: Path, tmp_pat
     assert_same(out, whole)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("change", ["flags", "source", "empty class"])
 def test_another_conversion_does_not_go_on_from_it(
     source: Path, tmp_path: Path, change: str, capsys: pytest.CaptureFixture[str]
