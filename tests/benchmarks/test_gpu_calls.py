@@ -58,6 +58,7 @@ def where(tmp_path: Path, device: str = "cuda", **more: object) -> calls.Where:
     return calls.Where(device, *paths, "abc", **more)  # type: ignore[arg-type]
 
 
+@pytest.mark.slow
 def test_parts_that_fail_hang_or_cannot_start_hide_none(tmp_path: Path) -> None:
     stage = [
         part("fails", "raise ValueError('out of\\nluck')"),
@@ -202,6 +203,7 @@ def test_failed_tests_run_again(tmp_path: Path) -> None:
     assert calls.second(place)[0][0].command[-2:] == ("tests/a.py::b[1 c]", "tests/a.py::d")
 
 
+@pytest.mark.slow
 def test_a_failing_test_is_named_and_printed_at_once(tmp_path: Path) -> None:
     (tmp_path / "test_it.py").write_text(
         "import time\ndef test_fails():\n    assert 'why' == 0\ndef test_hangs():\n    time.sleep(60)\n"

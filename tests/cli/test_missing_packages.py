@@ -149,6 +149,7 @@ def test_every_dependency_is_needed_or_tried_without() -> None:
     assert {NAMES.get(name, name) for name in names - NEEDED - TOOLS - DOCUMENTATION} <= set(OPTIONAL)
 
 
+@pytest.mark.slow
 def test_everything_imports_without_any_one_optional_package() -> None:
     ended = started("-c", IMPORTS, json.dumps([*([name] for name in NAMED), OTHERS]), json.dumps(NEEDING))
     assert ended.returncode == 0, ended.stderr
@@ -178,6 +179,7 @@ runpy.run_path("benchmarks/bench.py", run_name="__main__")
     assert ended.returncode == 0, ended.stdout[-3000:] + ended.stderr
 
 
+@pytest.mark.slow
 def test_without_pillow_a_command_says_in_one_line_what_to_install(tmp_path: Path) -> None:
     script = f"""{HIDE}
 hide(["PIL", "simplejpeg"])

@@ -140,6 +140,7 @@ def growth_mib(*places: Path) -> float:
     return float(growth)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "lay_out", [class_folders, flat_folder, tar_of_tars, shards, table], ids=lambda lay_out: lay_out.__name__
 )

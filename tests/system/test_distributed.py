@@ -62,6 +62,7 @@ def test_three_ranks_reach_the_loss_curve_of_one_process(betons: Betons, alone: 
     assert [row["step"] for row in read_metrics(RunFolder(out).metrics) if "knn_top1" in row] == [10]
 
 
+@pytest.mark.slow
 def test_a_run_resumes_on_another_number_of_ranks(betons: Betons, alone: Path, tmp_path: Path) -> None:
     out = tmp_path / "run"
     process = torchrun(2, *arguments(betons, out, EPOCHS))
