@@ -15,9 +15,9 @@ from typing import NoReturn
 from fastbyol.beton import BetonError, Reader
 from fastbyol.data_prep import duplicates, write
 from fastbyol.data_prep.convert import BadImages
-from fastbyol.data_prep.images import ImageError
+from fastbyol.data_prep.formats import ImageError
 from fastbyol.data_prep.info import describe, format_lines
-from fastbyol.data_prep.partial import is_left as is_left_of
+from fastbyol.data_prep.partial import can_continue
 from fastbyol.data_prep.pixels import silence_decoders
 from fastbyol.data_prep.settings import SettingsError
 from fastbyol.data_prep.sources.base import SourceError
@@ -70,8 +70,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(f"{place}: {error.strerror or error}; check the path, its permissions and the space left")
     except KeyboardInterrupt:
         out = getattr(arguments, "out", None)
-        is_left = out is not None and out.parent.is_dir() and is_left_of(out)
-        left = "; the same command goes on where it was" if is_left else "; unfinished files were removed"
+        is_kept = out is not None and out.parent.is_dir() and can_continue(out)
+        left = "; the same command goes on where it was" if is_kept else "; unfinished files were removed"
         print(f"fastbyol-prep: interrupted{'' if out is None else left}", file=sys.stderr)
         return INTERRUPTED
     return status

@@ -12,7 +12,8 @@ from typing import Literal
 
 from fastbyol.beton import StoredImage
 from fastbyol.data_prep import reuse
-from fastbyol.data_prep.images import ImageError, prepare
+from fastbyol.data_prep.formats import ImageError
+from fastbyol.data_prep.images import prepare
 from fastbyol.data_prep.parallel import map_ordered
 from fastbyol.data_prep.pixels import pillow_limits
 from fastbyol.data_prep.settings import Settings
@@ -59,8 +60,8 @@ def convert(
 
     `limit` takes that many images evenly spaced over the source, so that every class is represented. Bad images raise
     BadImages once all are read ("fail"), are left out ("skip"), or kept as far as they decode ("keep"); what was left
-    out or repaired is recorded in the sidecar. `key` identifies the samples and all settings: after a
-    kill the conversion with the same key goes on where that one was, to the same bytes.
+    out or repaired is recorded in the sidecar. `key` identifies the samples and all settings: after a kill the
+    conversion with the same key goes on where that one was, to the same bytes.
     """
     total = min(limit or source.count, source.count)
     writer = Writer(

@@ -6,6 +6,7 @@ import importlib
 import importlib.util
 import os
 from collections import Counter
+from collections.abc import Callable
 
 _NAMES = (
     "jpg jpeg jpe jfif mpo png apng webp bmp dib gif tif tiff ppm pgm pbm pnm avif jp2 j2k jpx tga ico heic heif jxl"
@@ -35,8 +36,8 @@ LOSSLESS = frozenset(("PNG", "BMP", "GIF", "TIFF", "PPM", "ICO", "DIB", "TGA"))
 _EXTRAS = {"HEIF": ("pillow_heif", "heif"), "JXL": ("pillow_jxl", "jxl")}  # module and extra of fastbyol
 
 
-class FormatMissing(ValueError):
-    """A format whose package is not installed; the message names it."""
+class ImageError(ValueError):
+    """Bytes that are not an image which can be stored; the message has the reason."""
 
 
 def suffix_of(name: str) -> str:
@@ -47,6 +48,15 @@ def suffix_of(name: str) -> str:
 def is_image(name: str) -> bool:
     """Return whether a file name has an image's suffix."""
     return suffix_of(name) in SUFFIXES
+
+
+def is_image_file(name: str, read_head: Callable[[], bytes]) -> bool:
+    """Return whether a file has an image's suffix or, without any suffix, an image's first bytes.
+
+    read_head: returns HEAD_BYTES from its start; called only for a file without a suffix.
+    """
+    suffix = suffix_of(name)
+    return suffix in SUFFIXES or (not suffix and format_of(read_head()) is not None)
 
 
 def format_of(data: bytes | memoryview, name: str = "") -> str | None:
@@ -70,14 +80,14 @@ def available_plugins() -> list[str]:
 
 
 def load_plugin(name: str) -> None:
-    """Import what Pillow needs to read a format; raise FormatMissing, with what to install, where it is missing."""
+    """Import what Pillow needs to read a format; raise ImageError, with what to install, where it is missing."""
     if name not in _EXTRAS:
         return
     module, extra = _EXTRAS[name]
     try:
         plugin = importlib.import_module(module)
     except ImportError as error:
-        raise FormatMissing(f"{name} needs a package ({error}); pip install 'fastbyol[{extra}]'") from error
+        raise ImageError(f"{name} needs a package ({error}); pip install 'fastbyol[{extra}]'") from error
     if name == "HEIF":
         plugin.register_heif_opener()
 

@@ -7,16 +7,10 @@ from numpy.typing import NDArray
 
 from fastbyol import beton, jpeg
 from fastbyol.data_prep import jpegs, pixels
-from fastbyol.data_prep.formats import LOSSLESS, format_of
-from fastbyol.data_prep.jpegs import JpegError
-from fastbyol.data_prep.pixels import PixelError
+from fastbyol.data_prep.formats import LOSSLESS, ImageError, format_of
 from fastbyol.data_prep.settings import Settings
 
 KNOWN = "JPEG, PNG, WebP, BMP, GIF, TIFF, PPM, AVIF, JPEG 2000, ICO, TGA, HEIC or JPEG XL"
-
-
-class ImageError(ValueError):
-    """Bytes that are not an image which can be stored; the message has the reason."""
 
 
 def prepare(data: bytes, settings: Settings, *, name: str = "", notes: list[str] | None = None) -> beton.StoredImage:
@@ -32,18 +26,15 @@ def prepare(data: bytes, settings: Settings, *, name: str = "", notes: list[str]
     if kind is None:
         raise ImageError(f"not an image in a known format ({KNOWN})")
     notes = [] if notes is None else notes
-    try:
-        if kind == "JPEG":
-            return _prepare_jpeg(data, settings, notes)
-        decoded, orientation, fault = pixels.decode(
-            data,
-            kind,
-            max_pixels=settings.max_pixels,
-            stretch=settings.stretch,
-            keeps_damaged=settings.keeps_damaged,
-        )
-    except (JpegError, PixelError) as error:
-        raise ImageError(str(error)) from error
+    if kind == "JPEG":
+        return _prepare_jpeg(data, settings, notes)
+    decoded, orientation, fault = pixels.decode(
+        data,
+        kind,
+        max_pixels=settings.max_pixels,
+        stretch=settings.stretch,
+        keeps_damaged=settings.keeps_damaged,
+    )
     if fault:
         notes.append(f"kept what decodes: {fault}")
     return _store(decoded, orientation, data, settings, is_lossless=kind in LOSSLESS)
@@ -58,13 +49,11 @@ def _prepare_jpeg(data: bytes, settings: Settings, notes: list[str]) -> beton.St
         decoded, repaired = jpegs.decode(data, max_pixels=settings.max_pixels, max_side=settings.max_side)
     except jpegs.TooLarge:
         raise
-    except JpegError as error:
+    except ImageError as error:
         if not settings.keeps_damaged:
             raise
-        decoded, repaired = (
-            jpegs.decode_what_is_there(data, max_pixels=settings.max_pixels),
-            f"kept what decodes: {error}",
-        )
+        decoded = jpegs.decode_what_is_there(data, max_pixels=settings.max_pixels)
+        repaired = f"kept what decodes: {error}"
     if repaired:
         notes.append(repaired)
     return _store(decoded, orientation, data, settings, is_lossless=False)
@@ -82,7 +71,7 @@ def _pass_through(data: bytes, settings: Settings) -> beton.StoredImage | None:
         if (header.frame, header.precision, header.components) != (0xC0, 8, 3):
             return None
         jpegs.check(data, header)
-    except JpegError:  # decoding tells whether it can be repaired
+    except ImageError:  # decoding tells whether it can be repaired
         return None
     return beton.StoredImage(beton.JPEG, header.width, header.height, data)
 
@@ -112,13 +101,10 @@ def check_stored(data: bytes | memoryview, *, mode: int, width: int, height: int
     """Raise ImageError unless a stored image decodes without a warning to the size in its record."""
     if mode == beton.RAW:
         return
-    try:
-        header = jpegs.read_header(data)
-        if (header.width, header.height) != (width, height):
-            raise ImageError(f"the JPEG is {header.width}x{header.height}, its record has {width}x{height}")
-        jpegs.check(data, header)
-    except JpegError as error:
-        raise ImageError(str(error)) from error
+    header = jpegs.read_header(data)
+    if (header.width, header.height) != (width, height):
+        raise ImageError(f"the JPEG is {header.width}x{header.height}, its record has {width}x{height}")
+    jpegs.check(data, header)
 
 
 def upright(pixels: NDArray[np.uint8], orientation: int) -> NDArray[np.uint8]:

@@ -12,7 +12,7 @@ from types import TracebackType
 from typing import NamedTuple
 
 KEY, IMAGE, SKIPPED = "write", "image", "skipped"
-_ENCODER = json.JSONEncoder(check_circular=False)  # which takes half the time
+_ENCODER = json.JSONEncoder(check_circular=False)  # entries hold no circles
 
 
 class Stored(NamedTuple):

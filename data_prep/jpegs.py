@@ -10,6 +10,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from fastbyol import jpeg
+from fastbyol.data_prep.formats import ImageError
 
 SOI, EOI = b"\xff\xd8", b"\xff\xd9"  # every JPEG starts and ends with them
 SOS, APP0, APP14 = 0xDA, 0xE0, 0xEE
@@ -21,11 +22,7 @@ PIXELS_PER_BYTE_MAX = 256  # the least a scan can take is 12 bits for 16 x 16 pi
 SCALES = (1, 2, 4, 8)  # by which libjpeg can divide the sides while it decodes
 
 
-class JpegError(ValueError):
-    """Bytes that are not a JPEG which can be stored; the message has the reason."""
-
-
-class TooLarge(JpegError):
+class TooLarge(ImageError):
     """More pixels than are decoded."""
 
 
@@ -44,7 +41,7 @@ class Header:
 def read_header(data: bytes | memoryview) -> Header:
     """Read the markers up to the first scan (ITU T.81, annex B)."""
     if data[:2] != SOI:
-        raise JpegError("not a JPEG: no start marker")
+        raise ImageError("not a JPEG: no start marker")
     frame, body, is_adobe = 0, b"", False
     for marker, place, length in _segments(data, is_strict=True):
         start = bytes(data[place + 4 : place + 2 + min(length, 19)])
@@ -52,7 +49,7 @@ def read_header(data: bytes | memoryview) -> Header:
         if 0xC0 <= marker <= 0xCF and marker not in NOT_FRAMES:
             frame, body = marker, start
     if len(body) < 6:
-        raise JpegError("not a JPEG: no frame header")
+        raise ImageError("not a JPEG: no frame header")
     precision, height, width, components = struct.unpack_from(">BHHB", body)
     return Header(frame, precision, width, height, components, is_adobe)
 
@@ -60,13 +57,13 @@ def read_header(data: bytes | memoryview) -> Header:
 def _segments(data: bytes | memoryview, *, is_strict: bool) -> Iterator[tuple[int, int, int]]:
     """Yield (marker, position, length) of the segments before the first scan, then of the scan's own header.
 
-    Strict: raises JpegError for bytes between them, which are skipped else.
+    Strict: raises ImageError for bytes between them, which are skipped else.
     """
     place = 2
     while place + 4 <= len(data):
         if data[place] != 0xFF:
             if is_strict:
-                raise JpegError("not a JPEG: a marker is missing before the first scan")
+                raise ImageError("not a JPEG: a marker is missing before the first scan")
             place += 1
             continue
         marker = data[place + 1]
@@ -129,14 +126,14 @@ def decode(data: bytes, *, max_pixels: int, max_side: int) -> tuple[NDArray[np.u
 
     libjpeg's warnings are errors, unless repair() ends them: then every pixel is as stored. Chroma in a proportion that
     simplejpeg does not read is decoded by Pillow, which hides warnings, and counts as repaired. Where an image has more
-    than `max_pixels`, its sides are divided by 2, 4 or 8 while it is decoded. Raises JpegError for damaged data.
+    than `max_pixels`, its sides are divided by 2, 4 or 8 while it is decoded. Raises ImageError for damaged data.
     """
     try:
         header = read_header(data)
         return _decode_exactly(data, header, max_pixels=max_pixels, max_side=max_side)
     except TooLarge:
         raise
-    except JpegError as error:
+    except ImageError as error:
         for cut_padding in (False, True):
             repaired = repair(data, cut_padding=cut_padding)
             if repaired is not None:
@@ -145,7 +142,7 @@ def decode(data: bytes, *, max_pixels: int, max_side: int) -> tuple[NDArray[np.u
                     pixels, _ = _decode_exactly(repaired, header, max_pixels=max_pixels, max_side=max_side)
                 except TooLarge:
                     raise
-                except JpegError:
+                except ImageError:
                     continue
                 return pixels, str(error)
         raise
@@ -190,25 +187,25 @@ def _strict(data: bytes, colorspace: str, header: Header, scale: int) -> tuple[N
         except jpeg.UnknownSubsampling:
             return jpeg.decode_by_pillow(data, colorspace, least=least), "chroma in a rare proportion"
     except ValueError as error:
-        raise JpegError(f"damaged JPEG: {error}") from error
+        raise ImageError(f"damaged JPEG: {error}") from error
 
 
 def check(data: bytes | memoryview, header: Header) -> None:
-    """Raise JpegError unless the whole JPEG decodes to RGB, which the loaders need."""
+    """Raise ImageError unless the whole JPEG decodes to RGB, which the loaders need."""
     if header.components not in (1, 3):
-        raise JpegError(f"the JPEG has {header.components} components; loaders decode gray and colour")
+        raise ImageError(f"the JPEG has {header.components} components; loaders decode gray and colour")
     try:
         jpeg.verify(data)
     except ValueError as error:
-        raise JpegError(f"damaged JPEG: {error}") from error
+        raise ImageError(f"damaged JPEG: {error}") from error
 
 
 def decode_what_is_there(data: bytes, *, max_pixels: int) -> NDArray[np.uint8]:
-    """Decode a damaged or cut JPEG to pixels [H, W, 3] as far as it goes, gray from there on; raise JpegError."""
+    """Decode a damaged or cut JPEG to pixels [H, W, 3] as far as it goes, gray from there on; raise ImageError."""
     header = read_header(repair(data + EOI, cut_padding=False) or data)
     if header.width * header.height > max_pixels:
         raise TooLarge(f"{header.width}x{header.height} pixels; at most {max_pixels} are decoded of a damaged JPEG")
     try:
         return jpeg.decode(data, "RGB", is_strict=False)
     except ValueError as error:
-        raise JpegError(f"damaged JPEG: {error}") from error
+        raise ImageError(f"damaged JPEG: {error}") from error

@@ -64,28 +64,27 @@ def _continue(path: Path, key: str) -> Unfinished | None:
         except FileNotFoundError:
             continue
         try:
-            with contextlib.suppress(OSError):  # a file system without locks; but not for one that is held
-                _lock(stream)
-            if os.path.samestat(os.fstat(stream.fileno()), os.stat(files[0])):  # noqa: PTH116 - else it was published
-                return Unfinished(stream, *files, is_continued=True)
-        except (_Held, FileNotFoundError):
-            pass
+            is_ours = _lock(stream) and os.path.samestat(os.fstat(stream.fileno()), os.stat(files[0]))  # noqa: PTH116
+        except FileNotFoundError:  # it got its name in the meantime, as another file under this one would tell
+            is_ours = False
+        if is_ours:
+            return Unfinished(stream, *files, is_continued=True)
         stream.close()
     return None
 
 
-class _Held(Exception):
-    """Another process holds the lock."""
-
-
-def _lock(stream: BinaryIO) -> None:
+def _lock(stream: BinaryIO) -> bool:
+    """Lock a file; return False if another process holds it. On a file system without locks nothing is held."""
     try:
         fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except BlockingIOError:
-        raise _Held from None
+        return False
+    except OSError:
+        return True
+    return True
 
 
-def is_left(path: Path) -> bool:
+def can_continue(path: Path) -> bool:
     """Return whether a write of this .beton left files to go on from."""
     return any(files[3].exists() for files in _unfinished(path, os.listdir(path.parent)))  # noqa: PTH208 - as above
 

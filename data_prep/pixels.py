@@ -20,7 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastbyol.data_prep.formats import FormatMissing, load_plugin
+from fastbyol.data_prep.formats import ImageError, load_plugin
 from fastbyol.jpeg import PILLOW_ERRORS
 
 if TYPE_CHECKING:
@@ -32,10 +32,6 @@ UNSIGNED = 1  # sample format
 TIFF_CMYK, TIFF_ALPHA = 5, (1, 2)
 
 
-class PixelError(ValueError):
-    """Bytes whose pixels cannot be had; the message has the reason."""
-
-
 def silence_decoders() -> None:
     """Silence Pillow's warnings and log, and libtiff's lines: they concern images refused, or metadata not used."""
     warnings.filterwarnings("ignore", module=r"PIL\.")
@@ -44,9 +40,8 @@ def silence_decoders() -> None:
 
     lines = Path("/proc/self/maps").read_text().splitlines()
     for path in {line.split(maxsplit=5)[5] for line in lines if "/libtiff" in line}:
-        with suppress(
-            OSError, AttributeError
-        ):  # libtiff prints to stderr by itself, unless its handlers are taken away
+        # libtiff prints to stderr by itself, unless its handlers are taken away
+        with suppress(OSError, AttributeError):
             library = ctypes.CDLL(path)
             library.TIFFSetErrorHandler(None)
             library.TIFFSetWarningHandler(None)
@@ -84,11 +79,11 @@ def decode(
     """Return pixels [H, W, 3], the EXIF orientation, and what is damaged of an image of one of Pillow's formats.
 
     stretch: percentiles of a deep gray image that become black and white. keeps_damaged: inside pillow_limits, return
-    what decodes of a damaged file, and the fault; else raise PixelError, as for everything that cannot be read.
+    what decodes of a damaged file, and the fault; else raise ImageError, as for everything that cannot be read.
     """
     try:
         return *_decode(data, kind, max_pixels=max_pixels, stretch=stretch), ""
-    except PixelError as error:
+    except ImageError as error:
         if not keeps_damaged:
             raise
         _reads_truncated.is_set = True
@@ -111,16 +106,14 @@ def _decode(
             is_unsigned = getattr(image, "tag_v2", {}).get(TIFF_SAMPLE_FORMAT, UNSIGNED) in (UNSIGNED, (UNSIGNED,))
             image.load()
             return _rgb(image, stretch, is_unsigned=is_unsigned), exif_orientation(image)
-    except FormatMissing as error:
-        raise PixelError(str(error)) from error
-    except PixelError:
+    except ImageError:
         raise
     except UnidentifiedImageError as error:
-        raise PixelError(f"damaged {kind}: its header cannot be read") from error
+        raise ImageError(f"damaged {kind}: its header cannot be read") from error
     except (Image.DecompressionBombError, Image.DecompressionBombWarning) as error:
-        raise PixelError(f"decompression bomb: {error}; give a larger --max-pixels") from error
+        raise ImageError(f"decompression bomb: {error}; give a larger --max-pixels") from error
     except (*PILLOW_ERRORS, RuntimeError, MemoryError) as error:  # the latter two of plugins
-        raise PixelError(f"damaged {kind}: {' '.join(str(error).split()).partition('. ')[0]}") from error
+        raise ImageError(f"damaged {kind}: {' '.join(str(error).split()).partition('. ')[0]}") from error
 
 
 def exif_orientation(image: Image.Image) -> int:
@@ -132,32 +125,32 @@ def exif_orientation(image: Image.Image) -> int:
 
 
 def jpeg_orientation(data: bytes) -> int:
-    """Return the EXIF orientation of a JPEG; raise PixelError for a header that Pillow cannot read."""
+    """Return the EXIF orientation of a JPEG; raise ImageError for a header that Pillow cannot read."""
     from PIL.JpegImagePlugin import JpegImageFile  # noqa: PLC0415 - as above
 
     try:
         with JpegImageFile(io.BytesIO(data)) as image:  # not Image.open, which compares pixels that are not decoded
             return exif_orientation(image)
     except PILLOW_ERRORS as error:
-        raise PixelError(f"damaged JPEG header: {error}") from error
+        raise ImageError(f"damaged JPEG header: {error}") from error
 
 
 def refuse_bomb(width: int, height: int, max_pixels: int) -> None:
-    """Raise PixelError for more pixels than a decoder should be given."""
+    """Raise ImageError for more pixels than a decoder should be given."""
     if width * height > max_pixels:
-        raise PixelError(
+        raise ImageError(
             f"decompression bomb: {width}x{height} pixels; at most {max_pixels} are decoded; give a larger --max-pixels"
         )
 
 
 def _refuse_unknown_channels(image: Image.Image) -> None:
-    """Raise PixelError for a TIFF with more channels than colour and declared alpha, such as infrared."""
+    """Raise ImageError for a TIFF with more channels than colour and declared alpha, such as infrared."""
     tags: dict[int, Any] = getattr(image, "tag_v2", {})
     samples = tags.get(TIFF_SAMPLES, 1)
     extra = tags.get(TIFF_EXTRA_SAMPLES, ())
     extra = extra if isinstance(extra, tuple) else (extra,)
     if samples >= 4 and tags.get(TIFF_PHOTOMETRIC) != TIFF_CMYK and not (samples == 4 and set(extra) & set(TIFF_ALPHA)):
-        raise PixelError(f"{samples} channels, which are neither CMYK nor RGB with alpha; convert it to RGB")
+        raise ImageError(f"{samples} channels, which are neither CMYK nor RGB with alpha; convert it to RGB")
 
 
 def _rgb(image: Image.Image, stretch: tuple[float, float] | None, *, is_unsigned: bool) -> NDArray[np.uint8]:
@@ -182,7 +175,7 @@ def _eight_bits(levels: NDArray[Any], stretch: tuple[float, float] | None) -> ND
     """Map deep gray levels to 8 bits: linearly over the range of their type from 0, or between percentiles."""
     is_float = levels.dtype.kind == "f"
     if is_float and not np.isfinite(levels).all():
-        raise PixelError("gray levels with inf or NaN; replace them")
+        raise ImageError("gray levels with inf or NaN; replace them")
     if stretch is not None:
         low, high = np.percentile(levels, stretch)
         scaled = (levels.astype(np.float64) - low) / max(high - low, np.finfo(np.float64).tiny)
@@ -193,8 +186,8 @@ def _eight_bits(levels: NDArray[Any], stretch: tuple[float, float] | None) -> ND
     lowest, highest = float(levels.min()), float(levels.max())
     largest = 1.0 if is_float else float(np.iinfo(levels.dtype).max)
     if lowest < 0.0 or highest > largest:
-        raise PixelError(f"gray levels from {lowest:g} to {highest:g}, wanted 0 to {largest:g}; give --stretch")
+        raise ImageError(f"gray levels from {lowest:g} to {highest:g}, wanted 0 to {largest:g}; give --stretch")
     if 0.0 < highest < largest / 255:
-        raise PixelError(f"gray levels up to {highest:g}, which are black beside {largest:g}; give --stretch")
+        raise ImageError(f"gray levels up to {highest:g}, which are black beside {largest:g}; give --stretch")
     linear: NDArray[np.uint8] = (levels.astype(np.float64) * (255.0 / largest) + 0.5).astype(np.uint8)
     return linear

@@ -10,7 +10,8 @@ import numpy as np
 from tqdm import tqdm
 
 from fastbyol.beton import BetonError, Reader
-from fastbyol.data_prep.images import ImageError, check_stored
+from fastbyol.data_prep.formats import ImageError
+from fastbyol.data_prep.images import check_stored
 from fastbyol.data_prep.parallel import map_ordered
 from fastbyol.data_prep.writer import BlockChecksums
 

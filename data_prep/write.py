@@ -168,7 +168,7 @@ def run(arguments: argparse.Namespace) -> int:
         arguments.out /= reuse.file_name(arguments.source, key)
         count = reuse.count_if_whole(arguments.out, key)
         if count is not None:
-            _clear_partials(arguments.out, "")
+            _clear_partials(arguments.out, None)
             print(f"{arguments.out}: {count} images, unchanged since it was written")
             return 0
         arguments.overwrite = True  # what has this name is not whole
@@ -239,8 +239,8 @@ def _report(arguments: argparse.Namespace, source: Source, done: ConversionResul
         print(f"skipped {len(done.skipped)} bad images, listed in {arguments.out}.json; the first: {name}: {reason}")
 
 
-def _clear_partials(out: Path, key: str) -> None:
-    """Remove the files left by killed writes of this output, but for one to go on from, and report them."""
+def _clear_partials(out: Path, key: str | None) -> None:
+    """Remove the files left by killed writes of this output, but those of the write with this key; report them."""
     removed, unknown = remove_stale(out, keep=key)
     for left in removed:
         print(f"fastbyol-prep: note: removed {left}, left by a killed write", file=sys.stderr)

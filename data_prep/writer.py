@@ -17,8 +17,8 @@ import numpy as np
 
 from fastbyol import beton
 from fastbyol.beton import BetonError, StoredImage
-from fastbyol.data_prep import partial
-from fastbyol.data_prep.journal import Journal, Skipped, Stored, read
+from fastbyol.data_prep import journal, partial
+from fastbyol.data_prep.journal import Journal, Skipped, Stored
 from fastbyol.names import NamesWriter, hash_content
 
 IMAGE_RECORD = struct.Struct("<BHHQ")  # mode, width, height, data_ptr
@@ -138,12 +138,11 @@ class Writer:
     def _replay(self) -> int:
         """Take up what a killed write left, up to the first image that is not whole; return the journal's bytes."""
         kept = 0
-        for entry, end in read(self._files.journal):
+        for entry, end in journal.read(self._files.journal):
             if isinstance(entry, Skipped):
                 self.skipped.append((entry.name, entry.reason))
             else:
-                start = self._end + (-self._end % self._page_bytes if entry.size > -self._end % self._page_bytes else 0)
-                data = os.pread(self._stream.fileno(), entry.size, start)
+                data = os.pread(self._stream.fileno(), entry.size, self._end + self._gap(entry.size))
                 if len(data) != entry.size or hash_content(data) != entry.content:
                     break
                 image = StoredImage(entry.mode, entry.width, entry.height, data)
@@ -197,15 +196,18 @@ class Writer:
             self._names = self._names or NamesWriter(self._files.names)
             self._names.add(name, content)
         self.repaired += [(name or "", note) for note in notes]
-        room = -self._end % self._page_bytes
-        if size > room:
-            self._pad(room)
+        self._pad(self._gap(size))
         fields = (image.mode, image.width, image.height, self._end)
         self._table += ALLOCATION.pack(len(self), self._end, size)
         self._records += self._record.pack(*fields) if label is None else self._record.pack(*fields, label)
         self._sums.update(image.data)
         self._end += size
         return content
+
+    def _gap(self, size: int) -> int:
+        """Count the bytes to leave free before an image of so many: it lies in one page."""
+        room = -self._end % self._page_bytes
+        return room if size > room else 0
 
     def _check(self, image: StoredImage, label: int | None) -> None:
         """Raise BetonError for an image or a label that the file cannot hold."""

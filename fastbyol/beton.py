@@ -9,7 +9,6 @@ bytes is only in the allocation table.
 from __future__ import annotations
 
 import contextlib
-import hashlib
 import json
 import mmap
 import os
@@ -17,7 +16,7 @@ import threading
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,7 +27,6 @@ VERSION = 2
 JPEG, RAW = 0, 1  # image modes
 FLOAT, INT, IMAGE, BYTES, NDARRAY, JSON, TENSOR = range(7)  # field types; 255 is a custom one
 PAGE_BYTES_MIN, PAGE_BYTES_DEFAULT, PAGE_BYTES_MAX = 1 << 21, 1 << 23, 1 << 31  # FFCV: powers of two, under 4 GiB
-IDENTITY_SAMPLES = 64
 SIDE_MAX = 65535  # width and height are u2
 
 HEADER = np.dtype(
@@ -70,18 +68,6 @@ class StoredImage:
     width: int
     height: int
     data: bytes
-
-
-class Identity(NamedTuple):
-    """Digests of a file's labels and sizes of images, and of IDENTITY_SAMPLES of its images."""
-
-    arrays: str
-    samples: list[str]
-
-    def is_of(self, other: Identity) -> bool:
-        """Return whether both are of the same images; a few that have gone bad on the disk make no others of them."""
-        same = sum(mine == others for mine, others in zip(self.samples, other.samples, strict=False))
-        return self.arrays == other.arrays and 2 * same >= len(self.samples)
 
 
 def sidecar_path(path: str | os.PathLike[str]) -> Path:
@@ -304,15 +290,6 @@ class Reader:
 
     def __len__(self) -> int:
         return len(self.sizes)
-
-    def identity(self) -> Identity:
-        """Return digests by which the same images are known, wherever the file lies."""
-        index = hashlib.blake2b(digest_size=16)
-        for array in (self.widths, self.heights, self.sizes, self.modes, self.labels):
-            index.update(b"" if array is None else array.tobytes())
-        chosen = np.linspace(0, len(self) - 1, min(IDENTITY_SAMPLES, len(self))).astype(int).tolist()
-        samples = [hashlib.blake2b(self.payload(number), digest_size=8).hexdigest() for number in chosen]
-        return Identity(index.hexdigest(), samples)
 
     def names(self) -> list[str] | None:
         """Return the names of the samples, their paths inside the source; None without a names file of these images."""

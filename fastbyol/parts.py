@@ -42,25 +42,6 @@ class Encoder(nn.Module):
         return copied
 
 
-class EncoderBuilder(Protocol):
-    """A function that builds an encoder whose weights depend only on (config, seed).
-
-    seed None: the weights are replaced afterwards, so they need not be drawn.
-    """
-
-    def __call__(self, config: EncoderConfig, *, seed: int | None, views: int) -> Encoder:
-        """Build the encoder with batch norms for this many views."""
-        ...
-
-
-class ObjectiveBuilder(Protocol):
-    """A class or function that builds a loss: a module whose forward maps (q, z), both [2B, D], to a scalar."""
-
-    def __call__(self, config: ObjectiveConfig, *, dimensions: int, seed: int) -> nn.Module:
-        """Build the loss for projections of length `dimensions`."""
-        ...
-
-
 class Optimizer(Protocol):
     """An optimiser of the online network whose step also moves the targets by the EMA.
 
@@ -100,16 +81,6 @@ class Optimizer(Protocol):
 
     def load_state_dict(self, state_dict: dict[str, Any], /) -> None:
         """Restore the state that state_dict returned."""
-        ...
-
-
-class OptimizerBuilder(Protocol):
-    """A class or function that builds an optimiser of a module's trainable parameters."""
-
-    def __call__(
-        self, module: nn.Module, target_of: Mapping[nn.Parameter, Tensor], config: OptimConfig, /
-    ) -> Optimizer:
-        """Build the optimiser; target_of: each parameter's EMA target, where it has one."""
         ...
 
 

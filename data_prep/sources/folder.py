@@ -6,9 +6,10 @@ import os
 from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path, PurePosixPath
 
-from fastbyol.data_prep.formats import HEAD_BYTES, SUFFIXES, format_of, is_image, kind_of, suffix_of
+from fastbyol.data_prep.formats import HEAD_BYTES, SUFFIXES, is_image_file, kind_of
 from fastbyol.data_prep.sources.base import Sample, SourceError, listing_progress
 from fastbyol.data_prep.sources.classes import Labels, group_by_class
 
@@ -92,12 +93,12 @@ def is_visible_file(entry: os.DirEntry[str]) -> bool:
 
 
 def _is_image_file(folder: Path, name: str) -> bool:
-    if is_image(name):
-        return True
-    if suffix_of(name):
-        return False
-    with (folder / name).open("rb") as stream:
-        return format_of(stream.read(HEAD_BYTES)) is not None
+    return is_image_file(name, partial(_read_head, folder / name))
+
+
+def _read_head(path: Path) -> bytes:
+    with path.open("rb") as stream:
+        return stream.read(HEAD_BYTES)
 
 
 @contextmanager

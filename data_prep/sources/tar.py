@@ -6,11 +6,12 @@ import lzma
 import tarfile
 import zlib
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from pathlib import Path, PurePosixPath
 
-from fastbyol.data_prep.formats import HEAD_BYTES, SUFFIXES, format_of, is_image, kind_of
+from fastbyol.data_prep.formats import HEAD_BYTES, SUFFIXES, format_of, is_image, is_image_file, kind_of
 from fastbyol.data_prep.sources.base import FILE_BYTES_MAX, Sample, SourceError, listing_progress
 from fastbyol.data_prep.sources.classes import Labels, group_archive
 
@@ -74,30 +75,43 @@ def _sparse(member: tarfile.TarInfo) -> UnsupportedArchive:
     return UnsupportedArchive(f"member {member.name!r} is sparse; pack it again, without --sparse")
 
 
-class TarSource:
-    """Images in a .tar, compressed or not; its folders are read as those of FolderSource, below any leading folders.
+class ArchiveSource:
+    """What the sources of .tar and .zip share: the folders of images in an archive, read as those of FolderSource.
 
-    The headers are read once to find the classes; each iteration then streams the archive in its own order. An archive
-    of one folder of images has no labels.
+    They lie below any leading folders. An archive of one folder of images has no labels.
     """
 
-    def __init__(self, path: Path, *, labels: Labels = "auto") -> None:
+    def __init__(self, path: Path, members: Iterable[tuple[PurePosixPath | None, bool]], labels: Labels) -> None:
+        """Take the name of each member, None for one that is passed over whatever it is, and whether it is an image."""
         self.path = path
         self.ignored: Counter[str] = Counter()
         found: Counter[PurePosixPath] = Counter()
-        with archive_errors(path), open_archive(path) as archive:
-            for member, name in listing_progress(iter_members(archive, path)):
-                if name is not None and _is_image_member(archive, member, name):
-                    found[name.parent] += 1
-                else:
-                    self.ignored[LINK_OR_HIDDEN if name is None else kind_of(name.name)] += 1
-        self.count = found.total()
-        if not self.count:
+        for name, is_found in listing_progress(members):
+            if name is not None and is_found:
+                found[name.parent] += 1
+            else:
+                self.ignored[LINK_OR_HIDDEN if name is None else kind_of(name.name)] += 1
+        if not found:
             raise SourceError(f"{path}: no images in the archive; known suffixes are {' '.join(sorted(SUFFIXES))}")
         groups = group_archive(path, found, labels)
         self.class_names, self.class_counts, self._label_of = groups.names, groups.counts, groups.label_of
         self.ignored.update(groups.left_out)
-        self.count -= sum(groups.left_out.values())
+        self.count = found.total() - sum(groups.left_out.values())
+
+
+class TarSource(ArchiveSource):
+    """Images in a .tar, compressed or not.
+
+    The headers are read once to find the classes; each iteration then streams the archive in its own order.
+    """
+
+    def __init__(self, path: Path, *, labels: Labels = "auto") -> None:
+        with archive_errors(path), open_archive(path) as archive:
+            members = (
+                (name, name is not None and is_image_file(name.name, partial(read_member, archive, member, HEAD_BYTES)))
+                for member, name in iter_members(archive, path)
+            )
+            super().__init__(path, members, labels)
 
     def __iter__(self) -> Iterator[Sample]:
         with archive_errors(self.path), open_archive(self.path) as archive:
@@ -107,11 +121,6 @@ class TarSource:
                 data = read_member(archive, member, min(member.size, FILE_BYTES_MAX))  # a stream cannot go back
                 if is_image(name.name) or format_of(data) is not None:
                     yield Sample(str(name), self._label_of[name.parent], data)
-
-
-def _is_image_member(archive: tarfile.TarFile, member: tarfile.TarInfo, name: PurePosixPath) -> bool:
-    """Return whether a member has an image's suffix or, without a suffix, an image's first bytes."""
-    return is_image(name.name) or (not name.suffix and format_of(read_member(archive, member, HEAD_BYTES)) is not None)
 
 
 def open_archive(path: Path) -> tarfile.TarFile:
@@ -150,18 +159,24 @@ def iter_members(archive: tarfile.TarFile, place: Path) -> Iterator[tuple[tarfil
             raise _sparse(member)
         if sum(map(len, archive.pax_headers.values())) > EXTENDED_BYTES_MAX:
             raise UnsupportedArchive(f"has more than {EXTENDED_BYTES_MAX} bytes of global headers; pack it again")
-        name = PurePosixPath(member.name)
-        if name.is_absolute() or ".." in name.parts:
-            raise SourceError(f"{place}: member {member.name!r} points outside the archive; pack it with plain names")
-        if is_image(name.name) and member.size > FILE_BYTES_MAX:
-            raise SourceError(
-                f"{place}: member {name} has {member.size} bytes; an image may have up to {FILE_BYTES_MAX}; remove it"
-            )
+        name = check_member(place, member.name, member.size)
         if member.isdir():
             continue
         is_plain = member.isreg() and not any(part.startswith(".") for part in name.parts)
         yield member, name if is_plain else None
     _require_end(archive, place)
+
+
+def check_member(place: Path, name: str, size: int) -> PurePosixPath:
+    """Return a member's name; raise SourceError for one that points outside, or an image of over FILE_BYTES_MAX."""
+    path = PurePosixPath(name)
+    if path.is_absolute() or ".." in path.parts:
+        raise SourceError(f"{place}: member {name!r} points outside the archive; pack it with plain names")
+    if is_image(path.name) and size > FILE_BYTES_MAX:
+        raise SourceError(
+            f"{place}: member {path} has {size} bytes; an image may have up to {FILE_BYTES_MAX}; remove it"
+        )
+    return path
 
 
 def _require_end(archive: tarfile.TarFile, place: Path) -> None:

@@ -28,6 +28,15 @@ class _Member(NamedTuple):
     name: str
     data: bytes | None  # None if it was not read
 
+    @property
+    def is_image(self) -> bool:
+        return is_image(f"x.{self.suffix}")
+
+    @property
+    def kind(self) -> str:
+        """What it is, where it is passed over."""
+        return f".{self.suffix}" if self.suffix else LINK_OR_HIDDEN
+
 
 class _Group(NamedTuple):
     """One sample of a shard; `image` is None if it has none; `ignored`: what the files are that are not used."""
@@ -109,7 +118,7 @@ class WebDatasetSource:
 
     def _sample(self, group: list[_Member], shard: Path) -> _Group:
         """Find the image and the label of one sample."""
-        images = [member for member in group if is_image(f"x.{member.suffix}")]
+        images = [member for member in group if member.is_image]
         if self._image_key is not None:
             images = [image for image in images if image.suffix == self._image_key]
         if len(images) > 1:
@@ -119,12 +128,12 @@ class WebDatasetSource:
         return _Group(
             images[0] if images else None,
             label,
-            [f".{member.suffix}" if member.suffix else LINK_OR_HIDDEN for member in unused],
+            [member.kind for member in unused],
         )
 
     def _label(self, group: list[_Member], shard: Path) -> tuple[object, list[_Member]]:
         """Return the label of a sample, None if there is none, and the files it may be in."""
-        read = [member for member in group if member.data is not None and not is_image(f"x.{member.suffix}")]
+        read = [member for member in group if member.data is not None and not member.is_image]
         of_suffix = {member.suffix: member for member in read}
         asked = self._asked
         classes = [asked] if asked in of_suffix else [] if asked else [s for s in of_suffix if _is_class_file(s)]
@@ -165,16 +174,16 @@ class ImagesOfShards:
         self.class_counts: list[int] | None = None
         self.count, self.ignored = 0, Counter[str]()
         for member in listing_progress(self._members(with_images=False)):
-            if is_image(f"x.{member.suffix}"):
+            if member.is_image:
                 self.count += 1
             else:
-                self.ignored[f".{member.suffix}" if member.suffix else LINK_OR_HIDDEN] += 1
+                self.ignored[member.kind] += 1
         if not self.count:
             raise SourceError(f"{path}: no images in {len(shards)} shards; give .tar files of images")
 
     def __iter__(self) -> Iterator[Sample]:
         for member in self._members(with_images=True):
-            if is_image(f"x.{member.suffix}"):
+            if member.is_image:
                 assert member.data is not None, "images were asked for"
                 yield Sample(member.name, None, member.data)
 
@@ -195,7 +204,7 @@ def is_shard(path: Path, *, look_at: int = 200) -> bool:
     with archive_errors(path), open_archive(path) as archive:
         members = _members(archive, path, with_images=False, has_dots=False)
         for member, _ in zip(members, range(look_at), strict=False):
-            if is_image(f"x.{member.suffix}"):
+            if member.is_image:
                 images.add(member.key)
             elif (
                 _is_class_file(member.suffix)

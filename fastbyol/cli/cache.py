@@ -13,6 +13,7 @@ import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass
+from itertools import pairwise
 from pathlib import Path
 from typing import IO
 
@@ -133,7 +134,7 @@ class Cache:
 
     def _same_classes(self, beton: str) -> list[str]:
         """Return the flag that numbers classes as another .beton does, if that has classes and they are wanted."""
-        if re.search(r"(^|\0)--labels[=\0]none(\0|$)", "\0".join(self.flags)):
+        if "--labels=none" in self.flags or ("--labels", "none") in pairwise(self.flags):
             return []
         try:
             with Reader(beton) as reader:

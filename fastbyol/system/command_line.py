@@ -195,7 +195,7 @@ def add_cache_flags(group: argparse._ActionsContainer) -> None:
     )
     group.add_argument(
         "--prep",
-        type=words,
+        type=shell_words,
         default=[],
         metavar="FLAGS",
         help="options of fastbyol-prep write for all images given here that are no .beton, in quotes: '--labels none'",
@@ -211,7 +211,7 @@ def join_prep(argv: Sequence[str]) -> list[str]:
     return given
 
 
-def words(text: str) -> list[str]:
+def shell_words(text: str) -> list[str]:
     """Split a text into words as a shell does."""
     try:
         return shlex.split(text)

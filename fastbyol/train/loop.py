@@ -9,7 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from fastbyol.beton import Identity, Reader
+from fastbyol.beton import Reader
 from fastbyol.budget import Stopwatch
 from fastbyol.byol import Output
 from fastbyol.config import Config
@@ -26,6 +26,7 @@ from fastbyol.system.device import Throttle, queue_copy
 from fastbyol.system.distributed import World
 from fastbyol.system.signals import StopSignal
 from fastbyol.train import calibrate
+from fastbyol.train.identity import Identity, identify
 from fastbyol.train.inputs import Pipeline
 from fastbyol.train.plan import Plan
 from fastbyol.train.probe import build_probe
@@ -80,7 +81,7 @@ class Loop:
         self.skipped_samples = 0
         self._skipped_in_batch = 0
         self.notes: dict[str, Any] = {}
-        self.data = reader.identity()
+        self.data = identify(reader)
 
     def state(self, *, with_momenta: bool = False) -> dict[str, Any]:
         """Return all that a resumed run needs, as tensors and plain values.

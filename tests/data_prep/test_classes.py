@@ -49,7 +49,7 @@ def test_a_tree_has_the_classes_of_its_reading(tmp_path: Path, tree: str, labels
 
 @pytest.mark.parametrize("is_packed", [False, True], ids=["folder", "tar"])
 @pytest.mark.parametrize(
-    ("tree", "told"),
+    ("tree", "expected"),
     [
         (
             "two levels",
@@ -63,11 +63,11 @@ def test_a_tree_has_the_classes_of_its_reading(tmp_path: Path, tree: str, labels
     ],
 )
 def test_two_readings_are_both_named_with_their_flags(
-    tmp_path: Path, tree: str, told: list[str], is_packed: bool
+    tmp_path: Path, tree: str, expected: list[str], is_packed: bool
 ) -> None:
     files = dict.fromkeys(TREES[tree][0], b"x")
     path = pack(tmp_path / "t.tar", files) if is_packed else lay_out(tmp_path / "t", files)
-    for text in [*told, "--labels none for all . images without labels"]:
+    for text in [*expected, "--labels none for all . images without labels"]:
         with pytest.raises(SourceError, match=text):
             open_source(path)
 

@@ -148,7 +148,7 @@ def test_deep_gray_is_linear_or_stretched_between_percentiles() -> None:
 
 
 @pytest.mark.parametrize(
-    ("levels", "told"),
+    ("levels", "expected"),
     [
         (np.full((8, 8), 300.0, np.float32), "from 300 to 300, wanted 0 to 1; give --stretch"),
         (np.full((8, 8), np.nan, np.float32), "inf or NaN"),
@@ -156,8 +156,8 @@ def test_deep_gray_is_linear_or_stretched_between_percentiles() -> None:
         (np.full((8, 8), 4095, np.int32), "up to 4095, which are black beside .*give --stretch"),
     ],
 )
-def test_gray_that_would_be_lost_is_an_error(levels: np.ndarray, told: str) -> None:
-    with pytest.raises(ImageError, match=told):
+def test_gray_that_would_be_lost_is_an_error(levels: np.ndarray, expected: str) -> None:
+    with pytest.raises(ImageError, match=expected):
         prepare(gray_tiff(levels), RAW_ALL)
 
 

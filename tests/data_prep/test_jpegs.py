@@ -1,4 +1,4 @@
-"""Laws of JPEG files: faults outside the pixels are repaired to the same pixels, faults in them are told."""
+"""Laws of JPEG files: faults outside the pixels are repaired to the same pixels, faults in them are expected."""
 
 from __future__ import annotations
 
@@ -133,11 +133,11 @@ def test_a_jpeg_of_too_many_pixels_is_scaled_while_it_is_decoded(limit: int) -> 
 
 
 def test_what_cannot_be_scaled_to_the_limit_is_told_what_to_give() -> None:
-    for data, max_side, told in (
+    for data, max_side, expected in (
         (WHOLE, 60, "give a larger --max-pixels or a smaller --max-side"),
         (encode(progressive=True), 10, "progressive JPEG of 80x64 pixels; at most 1000"),
     ):
-        with pytest.raises(ImageError, match=told):
+        with pytest.raises(ImageError, match=expected):
             prepare(data, Settings(max_side=max_side, max_pixels=1000))
 
 

@@ -42,7 +42,7 @@ def test_the_column_of_labels_is_chosen(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "text", "told"),
+    ("name", "text", "expected"),
     [
         ("l.txt", "", "an empty list"),
         ("l.txt", "x/1.jpg\nx/9.jpg\n", r"x/9\.jpg does not exist; paths are relative to"),
@@ -52,9 +52,9 @@ def test_the_column_of_labels_is_chosen(tmp_path: Path) -> None:
         ("l.txt", "x" * 70_000, "a line of 70000 characters"),
     ],
 )
-def test_a_list_that_cannot_be_used_is_told(tmp_path: Path, name: str, text: str, told: str) -> None:
+def test_a_list_that_cannot_be_used_is_told(tmp_path: Path, name: str, text: str, expected: str) -> None:
     lay_out(tmp_path, FILES | {name: text.encode()})
-    with pytest.raises(SourceError, match=told):
+    with pytest.raises(SourceError, match=expected):
         open_source(tmp_path / name)
 
 
@@ -77,7 +77,7 @@ def test_a_list_labels_a_flat_set_as_imagenets_validation(tmp_path: Path, is_pac
 
 
 @pytest.mark.parametrize(
-    ("text", "told"),
+    ("text", "expected"),
     [
         ("1.jpg 0\n1.jpg 1\n", r"1\.jpg has two labels; remove one"),
         ("1.jpg 0\nb/1.jpg 1\n", r"has no line for a/1\.jpg"),
@@ -85,12 +85,12 @@ def test_a_list_labels_a_flat_set_as_imagenets_validation(tmp_path: Path, is_pac
         ("\0a\0/\0", "not a list in UTF-8"),
     ],
 )
-def test_labels_that_are_not_clear_are_told(tmp_path: Path, text: str, told: str) -> None:
+def test_labels_that_are_not_clear_are_told(tmp_path: Path, text: str, expected: str) -> None:
     source = open_source(lay_out(tmp_path / "in", {"a/1.jpg": b"x"}), labels="none")
     (tmp_path / "l.txt").write_text(text)
     (tmp_path / "a").mkdir()
     (tmp_path / "a" / "1.jpg").touch()
-    with pytest.raises(SourceError, match=told):
+    with pytest.raises(SourceError, match=expected):
         ListedLabels(source, tmp_path / "l.txt")
 
 

@@ -58,7 +58,7 @@ def test_what_macos_adds_is_passed_over_and_content_decides(tmp_path: Path) -> N
 
 
 @pytest.mark.parametrize(
-    ("files", "told"),
+    ("files", "expected"),
     [
         ({"../x.jpg": b""}, "points outside"),
         ({"/etc/x.jpg": b""}, "points outside"),
@@ -66,8 +66,8 @@ def test_what_macos_adds_is_passed_over_and_content_decides(tmp_path: Path) -> N
         ({"a/1.jpg": b"", "2.jpg": b""}, "1 images lie beside folders of images such as a"),
     ],
 )
-def test_unusable_archives_are_told(tmp_path: Path, files: dict[str, bytes], told: str) -> None:
-    with pytest.raises(SourceError, match=told):
+def test_unusable_archives_are_told(tmp_path: Path, files: dict[str, bytes], expected: str) -> None:
+    with pytest.raises(SourceError, match=expected):
         open_source(write(tmp_path / "a.zip", packed(files)))
 
 
