@@ -42,13 +42,13 @@ test-triton: $(REHEARSAL)/installed
 	TRITON_INTERPRET=1 $(REHEARSAL)/bin/python -m pytest tests/kernels $(IN_PARALLEL)
 	$(REHEARSAL)/bin/python -m pytest tests/benchmarks/test_aot.py
 
-# The three calls of make gpu in reduced form, from a tree without .git, in a GPU machine's own environment. That needs
+# The calls of make gpu in reduced form, from a tree without .git, in a GPU machine's own environment. That needs
 # python3.12 and 6 GB of disk; no simplejpeg, no installed fastbyol. Its output stays in runs/rehearsal.
 rehearse: $(REHEARSAL)/installed
 	rm -rf runs/rehearsal && mkdir -p runs/rehearsal
 	here=$$PWD; bare=$$(mktemp -d) && trap 'rm -rf "$$bare"' EXIT && mkdir "$$bare/tree" && \
 	git ls-files -z --cached --others --exclude-standard | tar --null --files-from=- --ignore-failed-read -cf - \
-		| tar -xf - -C "$$bare/tree" && cd "$$bare/tree" && for call in 1 2 3; do \
+		| tar -xf - -C "$$bare/tree" && cd "$$bare/tree" && for call in 1 2 3 4; do \
 		$$here/$(REHEARSAL)/bin/python benchmarks/gpu/call.py $$call --out $$here/runs/rehearsal/call-$$call \
 			--work ../work --device cpu --sets imagenette $(if $(CARRIED),--carried "$(abspath $(CARRIED))") \
 			|| exit 1; done

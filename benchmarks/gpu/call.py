@@ -1,4 +1,4 @@
-"""python benchmarks/gpu/call.py 1|2|3 --out DIR: one call of a few minutes on a borrowed GPU, everything kept in DIR.
+"""python benchmarks/gpu/call.py 1|2|3|4 --out DIR: one call of a few minutes on a borrowed GPU, everything kept in DIR.
 
 Each part is a group of processes with a time limit, and none hides another. Without a GPU the same parts run in a
 reduced form: a rehearsal. What comes out: benchmarks/gpu/output.py; what is carried along: benchmarks/gpu/carry.py.
@@ -147,7 +147,7 @@ def start_smi(output: Output) -> subprocess.Popen[bytes] | None:
 def parser() -> argparse.ArgumentParser:
     """Describe the command line."""
     described = argparse.ArgumentParser(prog="call.py", description=__doc__)
-    described.add_argument("number", type=int, choices=(1, 2, 3))
+    described.add_argument("number", type=int, choices=tuple(calls.DEADLINES_S))
     given = os.environ.get("OUT")
     described.add_argument(
         "--out", type=Path, required=not given, default=given, metavar="DIR", help="default: the variable OUT"

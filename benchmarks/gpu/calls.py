@@ -1,4 +1,4 @@
-"""The three calls: which parts run, in which order, how long; on a GPU, or reduced as a rehearsal on a CPU."""
+"""The four calls: which parts run, in which order, how long; on a GPU, or reduced as a rehearsal on a CPU."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from benchmarks.gpu.images import Set, set_of
 from benchmarks.gpu.parts import Part
 from fastbyol.system.limits import available_cores
 
-DEADLINES_S = {1: 390.0, 2: 345.0, 3: 570.0}
+DEADLINES_S = {1: 390.0, 2: 345.0, 3: 570.0, 4: 235.0}
 ROOT = Path(__file__).parents[2]
 GRACE_S = 10.0  # between a benchmark's own limit and the end of its patience
 TEST_WORKERS = 14  # compiling kernels is what takes the time
@@ -23,7 +23,8 @@ REDUCED_TESTS = ("tests/kernels/test_byol_loss.py",)
 REDUCED_EVERY = 20  # of an archive's images
 SETS = ("imagenette", "cifar10")
 CONVERSION_S, SCORES_S, CLOSING_S = 20.0, 25.0, 8.0  # of call 3, beside the trainings
-KILL_AT = 0.4  # of the progress of call 3's trainings
+STEP = "step, imagenet_rn50, batch 512"
+KNN = "knn --k 20 200 --temperature 0.07 0.1"  # ours, and lightly's
 FINISHED_TRAININGS = {"imagenette": "imagenette_rn18", "cifar10": "cifar10_rn18"}
 
 Stage = tuple[Part, ...]  # parts that run beside one another
@@ -60,22 +61,22 @@ class Where:
 
 def stages(number: int, where: Where) -> list[Stage]:
     """List the parts of a call, in the order of what one most needs to know."""
-    return {1: first, 2: second, 3: third}[number](where)
+    return {1: first, 2: second, 3: third, 4: fourth}[number](where)
 
 
 def first(where: Where) -> list[Stage]:
     """Do the kernels work, does a training reach its report, how fast is a step and what is it made of."""
-    cifar, imagenette = where.images("cifar10"), where.images("imagenette")
+    cifar, photographs = where.images("cifar10"), where.images("photographs")
     if where.is_gpu:
         short = ("cifar10_rn18", "--budget", "50s")
         long = ("imagenet_rn50", "--batch-size", "512", "--budget", "90s", "--log-every", "10")
     else:
         short = ("cifar10_tiny", "--budget", "22s")
-        imagenette = cifar  # of whose images every twentieth would not make a profile's twenty steps
+        photographs = cifar  # of whose images every twentieth would not make a profile's twenty steps
         long = ("demo", "--epochs", "0.4", "--warmup-epochs", "0.1", "--batch-size", "32", "--log-every", "5")
     return [
         (_tests(where, 90.0), _images(where, 90.0)),
-        (_training("imagenet", where, 100.0, *long, "--profile", *_data(imagenette)),),
+        (_training("imagenet", where, 100.0, *long, "--profile", *_data(photographs)),),
         (_bench("step", where, 75.0, "imagenet_rn50"),),
         (_bench("kernels optimizer", where, 60.0),),
         (_training("cifar10", where, 60.0, *short, "--loader", "memory", *_data(cifar), val=cifar.val),),
@@ -99,7 +100,7 @@ def second(where: Where) -> list[Stage]:
 
 
 def third(where: Where) -> list[Stage]:
-    """Trainings as long as the deadline lets them be, each killed once and resumed, with kNN and linear scores."""
+    """Trainings as long as the deadline lets them be, with kNN and linear scores."""
     made: list[Stage] = [(_images(where, CONVERSION_S, beside=False),)]
     spare = where.deadline_s - CONVERSION_S - CLOSING_S - SCORES_S * len(where.sets)
     budget_s = max(spare / len(where.sets), 20.0) if where.is_gpu else 18.0
@@ -118,11 +119,26 @@ def third(where: Where) -> list[Stage]:
             "memory",
             *_data(files),
             val=files.val,
-            scores=(linear, "knn"),
-            kill_at=KILL_AT,
+            scores=(linear, KNN),
         )
         made.append((part,))
     return made
+
+
+def fourth(where: Where) -> list[Stage]:
+    """Today's step beside plain torch and beside every candidate; a training from photographs of 500 px."""
+    photographs = where.images("photographs")
+    if where.is_gpu:
+        length = ("imagenet_rn50", "--batch-size", "512", "--budget", "50s", "--log-every", "10")
+    else:
+        photographs = where.images("cifar10")
+        length = ("demo", "--epochs", "0.2", "--warmup-epochs", "0.1", "--batch-size", "32")
+    return [
+        (_tests(where, 60.0), _images(where, 60.0)),
+        (_bench("step", where, 45.0, f"{STEP}, fastbyol, graph", f"{STEP}, eager"),),
+        (_bench("candidates views", where, 75.0),),
+        (_training("photographs", where, 60.0, *length, *_data(photographs)),),
+    ]
 
 
 def _data(files: Set) -> tuple[str, ...]:
@@ -180,11 +196,9 @@ def _training(  # what one training differs in
     *arguments: str,
     val: Path | None = None,
     scores: Sequence[str] = (),
-    kill_at: float | None = None,
 ) -> Part:
     asked = [word for protocol in scores for word in ("--score", protocol)]
     asked += ["--val", str(val)] if val is not None else []
-    asked += ["--kill-at", str(kill_at)] if kill_at is not None else []
     given = (*arguments, "--workers", str(where.workers), "--device", where.device)
     out = str(where.work / "runs" / name)
     return _script("training", f"training {name}", where, limit_s, "--out", out, *asked, "--", *given, before=(name,))

@@ -1,6 +1,6 @@
 """A training of a call, by the command that users give, and the row that its files give.
 
-`training.py NAME --rows FILE --out DIR [--score PROTOCOL ...] [--kill-at PROGRESS] -- ARGUMENTS OF fastbyol-train`
+`training.py NAME --rows FILE --out DIR [--score PROTOCOL ...] -- ARGUMENTS OF fastbyol-train`
 """
 
 from __future__ import annotations
@@ -10,17 +10,14 @@ import json
 import signal
 import subprocess
 import sys
-from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
 sys.path.insert(0, str(Path(__file__).parents[2]))  # run as a script, from a checkout
 
 from benchmarks.gpu.output import append_row
-from benchmarks.gpu.resume import wait_for_progress
 from fastbyol.monitor.metrics import read_metrics
 
-PATIENCE_S = 400.0  # for a training to reach the progress at which it is killed
 OPERATIONS = 12  # lines of the profile's table that are printed
 OF_RESULT = (
     "steps",
@@ -65,25 +62,6 @@ def _median(rows: list[dict[str, Any]], key: str) -> float | None:
     return found[len(found) // 2] if found else None
 
 
-def train_and_kill(command: list[str], out: Path, *, kill_at: float | None) -> tuple[int, str | None]:
-    """Train; with kill_at, kill without warning at that progress and resume. Returns the status and what was seen."""
-    if kill_at is None:
-        return subprocess.run([*command, "--overwrite"], check=False).returncode, None
-    with subprocess.Popen([*command, "--overwrite"]) as process:
-        try:
-            wait_for_progress(out, kill_at, process, patience_s=PATIENCE_S)
-        except RuntimeError as error:
-            return process.wait() or 1, str(error)
-        finally:
-            process.send_signal(signal.SIGKILL)
-    killed_at = read_metrics(out / "metrics.jsonl")[-1]["step"]
-    status = subprocess.run([*command, "--resume"], check=False).returncode
-    steps = [row["step"] for row in read_metrics(out / "metrics.jsonl")]
-    is_whole = len({after - before for before, after in pairwise(steps[:-1])}) <= 1 and steps == sorted(set(steps))
-    said = f"killed at step {killed_at}, resumed to step {steps[-1]}"
-    return (status, said) if is_whole else (1, f"{said}, but rows are missing or doubled")
-
-
 def scored(protocol: str, out: Path, train: str, val: str, *more: str) -> dict[str, Any]:
     """Score a run by fastbyol-eval and return its row."""
     command = [sys.executable, "-m", "fastbyol.eval", protocol, str(out), "--train", train, "--val", val, "--json"]
@@ -105,7 +83,6 @@ def main() -> int:
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     parser.add_argument("--facts", type=Path, metavar="FILE", help="the machine, for the rows")
     parser.add_argument("--score", action="append", default=[], metavar="PROTOCOL")
-    parser.add_argument("--kill-at", type=float, metavar="PROGRESS", help="to kill without warning, and resume")
     parser.add_argument("--val", metavar="F.beton", help="to score on; also given to the training")
     own, arguments = sys.argv[1 : sys.argv.index("--")], sys.argv[sys.argv.index("--") + 1 :]
     args = parser.parse_args(own)
@@ -114,12 +91,12 @@ def main() -> int:
     given = [*arguments, *(("--val", args.val) if args.val else ())]
     command = [sys.executable, "-m", "fastbyol.train", *given, "--out", str(args.out)]
     print(" ".join(command), flush=True)
-    status, result = train_and_kill(command, args.out, kill_at=args.kill_at)
-    print(result or f"status {status}", flush=True)
+    status = subprocess.run([*command, "--overwrite"], check=False).returncode
+    print(f"status {status}", flush=True)
     facts = json.loads(args.facts.read_text()) if args.facts and args.facts.exists() else {}
     rows = []
     if (args.out / "config.json").exists():
-        rows.append(row_of(args.name, args.out) | {"result": result})
+        rows.append(row_of(args.name, args.out))
     else:
         named = {"case": "training", "shape": args.name, "dtype": "", "implementation": "fastbyol"}
         rows.append(named | {"error": "failed: no run folder was made"})

@@ -8,6 +8,7 @@ from fastbyol.config import EncoderConfig, HeadConfig, OptimConfig, Recipe, View
 from fastbyol.recipes.imagenet import PAPER_VIEWS, PRESETS
 from fastbyol.recipes.purpose import CPU, ONE_GPU, meant_for
 
+CIFAR_VIEWS = tuple(replace(view, blur=0.0) for view in PAPER_VIEWS)  # as in lightly's and solo-learn's baselines
 AT_RATE_2 = tuple(replace(preset, base_lr=2.0) for preset in PRESETS)  # DM's small-data rate; tau follows the length
 
 
@@ -56,7 +57,7 @@ def cifar10_rn18() -> Recipe:
         name="cifar10_rn18",
         encoder=EncoderConfig("resnet18", stem="cifar"),
         head=HeadConfig(hidden=1024, out=256),  # lightly's CIFAR-10 benchmark
-        views=PAPER_VIEWS,
+        views=CIFAR_VIEWS,
         optim=OptimConfig(base_lr=2.0, weight_decay=1e-6, tau_base=0.99),  # DM Imagenette; tau of P's 300-epoch preset
         crop_px=32,
         batch_size=512,

@@ -169,10 +169,11 @@ def test_the_calls_fit_their_time_and_the_first_knows_what_it_needs(tmp_path: Pa
         assert all(len(stage) == len({part.name for part in stage}) for stage in stages)
     assert calls.DEADLINES_S[1] + calls.DEADLINES_S[2] <= 760  # of 15 minutes, two starts of 60 to 70 s being in them
     assert calls.DEADLINES_S[3] < 600
+    assert calls.DEADLINES_S[4] < 240  # of seconds
     benchmarks = [
         p.command for stages in asked.values() for s in stages for p in s if "benchmarks/bench.py" in p.command
     ]
-    assert len(benchmarks) == 5
+    assert len(benchmarks) == 7
     for command in benchmarks:
         assert command[command.index("--without") + 1] == "compile"
         assert command[command.index("--commit") + 1] == "abc"
@@ -237,8 +238,21 @@ def test_archives_are_unpacked_by_split_and_class(tmp_path: Path) -> None:
         "train": 8,
         "val": 2,
     }
+    bad = [archive(tmp_path / "bad.tar.gz", {"a.txt": b""})]
     with pytest.raises(ValueError, match="holds no image"):
-        images.unpack([archive(tmp_path / "bad.tar.gz", {"a.txt": b""})], tmp_path / "bad", every=1)
+        images.unpack(bad, tmp_path / "bad", every=1)
+    with pytest.raises(ValueError, match="no image"):
+        images.copy(bad, tmp_path / "bad")
+
+
+def test_photographs_become_as_many_files_as_copies(tmp_path: Path) -> None:
+    source = archive(tmp_path / "imagenet-full.tar.gz", {"set/a.JPEG": b"first", "set/b.JPEG": b"second", "set/c": b""})
+    assert images.archives(tmp_path, "photographs") == [source]
+    assert images.archives(tmp_path, "imagenette") == []
+    assert images.copy([source], tmp_path / "out") == 2
+    files = sorted((tmp_path / "out").glob("*/*"))
+    assert len(files) == 2 * images.COPIES
+    assert {path.read_bytes() for path in files} == {b"first", b"second"}
 
 
 def rows_of_steps(*steps: int, loss: float = 1.0) -> list[dict[str, float]]:
