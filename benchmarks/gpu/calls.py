@@ -76,7 +76,7 @@ def first(where: Where) -> list[Stage]:
         long = ("demo", "--epochs", "0.4", "--warmup-epochs", "0.1", "--batch-size", "32", "--log-every", "5")
     return [
         (_tests(where, 90.0), _images(where, 90.0)),
-        (_training("imagenet", where, 100.0, *long, "--profile", *_data(photographs)),),
+        (_training("imagenet-500px", where, 100.0, *long, "--profile", *_data(photographs)),),
         (_bench("step", where, 75.0, "imagenet_rn50"),),
         (_bench("kernels optimizer", where, 60.0),),
         (_training("cifar10", where, 60.0, *short, "--loader", "memory", *_data(cifar), val=cifar.val),),
@@ -137,7 +137,7 @@ def fourth(where: Where) -> list[Stage]:
         (_tests(where, 60.0), _images(where, 60.0)),
         (_bench("step", where, 45.0, f"{STEP}, fastbyol, graph", f"{STEP}, eager"),),
         (_bench("candidates views", where, 75.0),),
-        (_training("photographs", where, 60.0, *length, *_data(photographs)),),
+        (_training("imagenet-500px", where, 60.0, *length, *_data(photographs)),),
     ]
 
 
