@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from fastbyol.beton import JPEG, Reader
+from fastbyol.beton import JPEG, UNLABELLED, Reader
 from fastbyol.names import names_path
 
 CLASSES_SHOWN = 10
@@ -28,6 +28,7 @@ def describe(reader: Reader) -> dict[str, Any]:
         "file_bytes": reader.path.stat().st_size,
         "page_bytes": reader.page_bytes,
         "classes": _count_classes(reader),
+        "unlabelled": len(reader) if reader.labels is None else int((reader.labels == UNLABELLED).sum()),
         "sidecar": {key: fact for key, fact in reader.sidecar.items() if key not in ("class_names", "checksum")},
         "has_checksum": "checksum" in reader.sidecar,
         "has_names": reader.names() is not None,
@@ -41,6 +42,7 @@ def format_lines(facts: dict[str, Any]) -> list[str]:
         "samples": f"{facts['samples']} ({facts['images']['jpeg']} JPEG, {facts['images']['raw']} raw)",
         "fields": ", ".join(facts["fields"]),
         "classes": _summarise(facts["classes"]),
+        **({} if facts["unlabelled"] in (0, facts["samples"]) else {"without label": str(facts["unlabelled"])}),
         "width": "{min} / {median:g} / {max} px (min / median / max)".format(**facts["width_px"]),
         "height": "{min} / {median:g} / {max} px".format(**facts["height_px"]),
         "bytes per image": "{min} / {median:g} / {max}, mean {mean:.0f}".format(**facts["bytes_per_image"]),
@@ -68,7 +70,7 @@ def _count_classes(reader: Reader) -> dict[str, int] | None:
     """Count the samples of each class, by name if the sidecar has names; None without labels."""
     if reader.labels is None:
         return None
-    labels, counts = np.unique(reader.labels, return_counts=True)
+    labels, counts = np.unique(reader.labels[reader.labels != UNLABELLED], return_counts=True)
     names = reader.class_names
     if names is None:
         return {str(label): int(count) for label, count in zip(labels, counts, strict=True)}
@@ -83,7 +85,7 @@ def printable(text: str) -> str:
 
 def _summarise(classes: dict[str, int] | None) -> str:
     """Summarise the number and sizes of the classes, and list them if they are few."""
-    if classes is None:
+    if not classes or not any(classes.values()):
         return "none (unlabelled)"
     counts = list(classes.values())
     text = f"{len(counts)}, of {min(counts)} / {np.median(counts):g} / {max(counts)} samples (min / median / max)"

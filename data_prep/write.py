@@ -226,6 +226,8 @@ def _report(arguments: argparse.Namespace, source: Source, done: ConversionResul
         f"{arguments.out}: {done.written} images, {classes}, {arguments.out.stat().st_size / 1e6:.1f} MB in "
         f"{seconds:.1f} s ({(done.written + len(done.skipped)) / seconds:.0f} images/s)"
     )
+    if source.class_counts and (unlabelled := source.count - sum(source.class_counts)):
+        print(f"{unlabelled} of {source.count} images have no label: training takes them, scores leave them out")
     if source.ignored:
         print(f"ignored {describe_ignored(source.ignored)}")
     if names and source.class_counts and 0 in source.class_counts and arguments.classes_from is None:

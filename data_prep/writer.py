@@ -162,7 +162,7 @@ class Writer:
     def append(
         self, image: StoredImage, *, label: int | None = None, name: str | None = None, notes: Sequence[str] = ()
     ) -> None:
-        """Append an image; a labelled file needs a label from 0 to the number of classes - 1.
+        """Append an image; in a labelled file a label is 0 to the number of classes - 1, or None where there is none.
 
         name: its path inside the source, for the names file; all images have one, or none has. notes: what was
         repaired.
@@ -197,9 +197,11 @@ class Writer:
             self._names.add(name, content)
         self.repaired += [(name or "", note) for note in notes]
         self._pad(self._gap(size))
-        fields = (image.mode, image.width, image.height, self._end)
+        fields = [image.mode, image.width, image.height, self._end]
         self._table += ALLOCATION.pack(len(self), self._end, size)
-        self._records += self._record.pack(*fields) if label is None else self._record.pack(*fields, label)
+        if self._class_names is not None:
+            fields.append(beton.UNLABELLED if label is None else label)
+        self._records += self._record.pack(*fields)
         self._sums.update(image.data)
         self._end += size
         return content
@@ -221,7 +223,7 @@ class Writer:
         if self._class_names is None:
             self._require(label is None, f"image {number} has a label; name the classes when opening the writer")
         else:
-            known = label is not None and 0 <= label < len(self._class_names)
+            known = label is None or 0 <= label < len(self._class_names)
             self._require(known, f"image {number} has label {label}; give 0 to {len(self._class_names) - 1}")
 
     def _pad(self, count: int) -> None:

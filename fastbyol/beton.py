@@ -9,6 +9,7 @@ bytes is only in the allocation table.
 from __future__ import annotations
 
 import contextlib
+import copy
 import json
 import mmap
 import os
@@ -25,6 +26,7 @@ from fastbyol.names import hash_content, read_names
 
 VERSION = 2
 JPEG, RAW = 0, 1  # image modes
+UNLABELLED = -1  # the label of a sample that has none, in a file with labels
 FLOAT, INT, IMAGE, BYTES, NDARRAY, JSON, TENSOR = range(7)  # field types; 255 is a custom one
 PAGE_BYTES_MIN, PAGE_BYTES_DEFAULT, PAGE_BYTES_MAX = 1 << 21, 1 << 23, 1 << 31  # FFCV: powers of two, under 4 GiB
 SIDE_MAX = 65535  # width and height are u2
@@ -234,8 +236,9 @@ class Reader:
     """A memory-mapped .beton file whose images are read without copying.
 
     Opening it checks everything the file claims, vectorised over the samples, and raises BetonError at the first claim
-    that fails. `labels` [N] int64 is None without an int field; `widths`, `heights` (pixels), `offsets`, `sizes`
-    (bytes) are [N] int64; `modes` [N] uint8 is JPEG or RAW. Without a sidecar `class_names` is None and `sidecar` {}.
+    that fails. `labels` [N] int64 is None without an int field, and UNLABELLED where a sample has none; `widths`,
+    `heights` (pixels), `offsets` and `sizes` (bytes) are [N] int64; `modes` [N] uint8 is JPEG or RAW. Without a sidecar
+    `class_names` is None and `sidecar` {}.
     Any number of threads may read at once.
     """
 
@@ -250,6 +253,7 @@ class Reader:
         except OSError as error:
             raise BetonError(f"{self.path}: cannot be opened: {error.strerror}; check the path") from error
         self._bytes = memoryview(self._map)
+        self._whole: tuple[Reader, NDArray[np.int64]] | None = None  # of which this is a part, and its samples there
         self._names: list[str] | None = None
         self._names_lock = threading.Lock()  # held while they are read, once
         self._has_read_names = False
@@ -285,11 +289,26 @@ class Reader:
         self.sidecar = _read_sidecar(sidecar_path(self.path), num_samples)
         self.class_names: list[str] | None = self.sidecar.get("class_names")
         if self.labels is not None and self.class_names is not None:
-            named = (self.labels >= 0) & (self.labels < len(self.class_names))
-            file.require_each(named, "label", self.labels, f"0 to {len(self.class_names) - 1}, named in the sidecar")
+            known = (self.labels >= UNLABELLED) & (self.labels < len(self.class_names))
+            wanted = f"0 to {len(self.class_names) - 1}, named in the sidecar, or {UNLABELLED}: none"
+            file.require_each(known, "label", self.labels, wanted)
 
     def __len__(self) -> int:
         return len(self.sizes)
+
+    def labelled(self) -> Reader:
+        """Return the samples that have a label as a reader of their own; this one where all have one, or none has."""
+        has_label = np.zeros(len(self), bool) if self.labels is None else self.labels != UNLABELLED
+        return self if has_label.all() or not has_label.any() else self._part(np.flatnonzero(has_label))
+
+    def _part(self, indices: NDArray[np.int64]) -> Reader:
+        """Return a reader of these samples, numbered anew; it reads as long as this one is open."""
+        part = copy.copy(self)
+        part._whole, part._names_lock, part._has_read_names = (self, indices), threading.Lock(), False
+        for name in ("modes", "widths", "heights", "offsets", "sizes", "labels"):
+            of_all = getattr(self, name)
+            setattr(part, name, None if of_all is None else of_all[indices])
+        return part
 
     def names(self) -> list[str] | None:
         """Return the names of the samples, their paths inside the source; None without a names file of these images."""
@@ -299,6 +318,10 @@ class Reader:
         return self._names
 
     def _read_names(self) -> list[str] | None:
+        if self._whole is not None:
+            whole, indices = self._whole
+            of_all = whole.names()
+            return None if of_all is None else [of_all[index] for index in indices.tolist()]
         named = read_names(self.path)
         if named is None or len(named) != len(self):
             return None
@@ -307,14 +330,15 @@ class Reader:
         return [name for name, _ in named] if is_ours else None
 
     def describe(self, index: int) -> str:
-        """Describe a sample by its number, its name and its class, as far as they are known."""
+        """Describe a sample by its number in the file, its name and its class, as far as they are known."""
         names = self.names()
         parts = [] if names is None else [names[index]]
-        if self.labels is not None:
-            label = int(self.labels[index])
+        label = UNLABELLED if self.labels is None else int(self.labels[index])
+        if label != UNLABELLED:
             name = str(label) if self.class_names is None else self.class_names[label]
             parts.append(f"class {name if name.isprintable() else ascii(name)}")
-        return f"sample {index}" + (f" ({', '.join(parts)})" if parts else "")
+        number = index if self._whole is None else int(self._whole[1][index])
+        return f"sample {number}" + (f" ({', '.join(parts)})" if parts else "")
 
     def payload(self, index: int) -> memoryview:
         """Return the bytes of one image without copying: JPEG bytes, or height x width x 3 of raw RGB."""

@@ -54,6 +54,7 @@ class Config:
     """The settings of one run: its recipe, data, length and hardware.
 
     Give exactly one length: `budget_s`, seconds over all processes of the run; `deadline`, a Unix time; or `epochs`.
+    `labelled`: images among which kNN looks for neighbours of `val`, instead of those of `data` that have a label.
     `checkpoint_s` None: the measured cost of a checkpoint decides how often one is written. `knn_at`: shares of the run
     at which the encoder is scored on `val`, besides its start and end. `micro_batches` None: the GPU's memory decides
     in how many parts a rank's batch is computed, and whether activations are recomputed (`recomputes`, which does not
@@ -65,6 +66,7 @@ class Config:
     recipe: Recipe
     data: str
     val: str | None = None
+    labelled: str | None = None
     budget_s: float | None = None
     deadline: float | None = None
     epochs: float | None = None
@@ -126,6 +128,10 @@ class Config:
         require(
             not self.knn_at or self.val is not None,
             "--knn-at needs labelled images to score on; give --val, or no --knn-at",
+        )
+        require(
+            self.labelled is None or self.val is not None,
+            "--labelled holds the neighbours of the images of --val; give --val, or no --labelled",
         )
         require(
             self.checkpoint_s is None or self.checkpoint_s > 0,

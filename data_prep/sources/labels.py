@@ -8,11 +8,10 @@ from collections.abc import Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 
-from fastbyol.beton import BetonError, Reader
+from fastbyol.beton import UNLABELLED, BetonError, Reader
 from fastbyol.data_prep.sources.base import Sample, Source, SourceError
 
 NUMBER_MAX = 1 << 20  # far above any data set: a label of n needs n + 1 class names
-UNLABELLED = -1  # the label in test splits on the Hugging Face hub
 
 
 class LabelCounter:
@@ -29,7 +28,7 @@ class LabelCounter:
 
     def add(self, label: object, sample: str, *, count: int = 1) -> None:
         """Count a label; raise SourceError if it is not a whole number, a name or None."""
-        if label == UNLABELLED:
+        if label == UNLABELLED:  # in test splits on the Hugging Face hub
             label = None
         is_label = label is None or (isinstance(label, (int, str)) and not isinstance(label, bool))
         wanted = "a whole number or a name; name another with --label-column"
@@ -46,16 +45,12 @@ class LabelCounter:
         kinds = [kind for kind in (int, str) if kind in self._first]
         if not kinds:
             return None, None
-        if type(None) in self._first:
-            unlabelled = f"{self._counts[None]} of {self._counts.total()} samples have no label"
-            first = self._first[type(None)]
-            self._require(False, f"{unlabelled}, the first is {first}; label all or none, or give --labels none")
         self._require(
             len(kinds) == 1,
             f"{self._first.get(int)} has a number as label, {self._first.get(str)} a name; give one kind of label",
         )
         if kinds == [str]:
-            names = sorted(str(label) for label in self._counts)
+            names = sorted(str(label) for label in self._counts if label is not None)
             return names, [self._counts[name] for name in names]
         numbers = range(1 + max(int(label or 0) for label in self._counts))
         names = [str(number) for number in numbers] if self._declared is None else list(self._declared)
@@ -122,8 +117,7 @@ class RelabelledSource:
 
     def __iter__(self) -> Iterator[Sample]:
         for sample in self._source:
-            assert sample.label is not None, "a source with class names labels every sample"
-            yield replace(sample, label=self._new_label[sample.label])
+            yield replace(sample, label=None if sample.label is None else self._new_label[sample.label])
 
 
 class UnlabelledSource:

@@ -70,13 +70,16 @@ def _lines(path: Path, file: Iterator[str]) -> Iterator[Entry]:
             raise SourceError(f"{path}: not a list in UTF-8; wanted a path a line")
         if len(text) > LINE_MAX:
             raise SourceError(f"{path}: a line of {len(text)} characters; wanted a path a line")
-        if has_labels is None:
-            has_labels = len(text.split()) > 1 and not (path.parent / text).is_file()
-        if not has_labels:
+        words = text.split()
+        if has_labels is None and len(words) > 1:
+            has_labels = not (path.parent / text).is_file()
+        if len(words) == 1:
+            yield Entry(words[0], None)
+        elif has_labels:
+            name, label = text.rsplit(None, 1)
+            yield Entry(name, _label(label))
+        else:
             yield Entry(text, None)
-            continue
-        name, label = text.rsplit(None, 1) if len(text.split()) > 1 else (text, "")
-        yield Entry(name, _label(label))
 
 
 def _label(text: str | None) -> int | str | None:
@@ -141,7 +144,9 @@ class ListedLabels:
         for key in (last.name, last.stem):
             if key in self._label_of_last_part:
                 return self._label_of_last_part[key]
-        raise SourceError(f"{self._listed}: has no line for {name} of {self.path}; add it, or leave out --labels-from")
+        raise SourceError(
+            f"{self._listed}: has no line for {name} of {self.path}; add it, without a label if it has none"
+        )
 
     def __iter__(self) -> Iterator[Sample]:
         known = label_index(self.class_names)

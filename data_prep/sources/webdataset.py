@@ -78,22 +78,30 @@ class WebDatasetSource:
     def _list(self) -> None:
         """Count the samples, their labels and the files that are not used."""
         self.count, self.ignored = 0, Counter[str]()
-        labels, apart = LabelCounter(self.path), ""
+        labels, apart, captioned = LabelCounter(self.path), "", ""
         for group in listing_progress(self._groups(with_images=False), " samples"):
             self.ignored.update(group.ignored)
             if group.image is not None:
                 self.count += 1
                 labels.add(group.label, group.image.name)
+                if group.label is None and f".{TEXT_SUFFIX}" in group.ignored:
+                    captioned = captioned or group.image.name
             elif group.label is not None:
                 apart = apart or str(group.label)
         if not self.count:
             key = f" with the suffix .{self._image_key}" if self._image_key else ""
             raise SourceError(f"{self.path}: no images{key} in {len(self._shards)} shards; give .tar files of images")
         self.class_names, self.class_counts = labels.classes()
-        if self.class_names is None and apart:
+        is_partly_labelled = self.count > sum(self.class_counts or ())
+        if apart and is_partly_labelled:
             raise SourceError(
                 f"{self.path}: labels such as {apart} do not lie beside their images; pack each image and its label "
                 "side by side, as tar --sort=name does, or give --labels none"
+            )
+        if self.class_names is not None and captioned:
+            raise SourceError(
+                f"{self.path}: the .{TEXT_SUFFIX} of {captioned} is no number, and those of other images are taken for "
+                "labels; name the files or the key of the labels with --label-column, or give --labels none"
             )
         if self.class_names is None and self._label_column:
             raise SourceError(

@@ -85,9 +85,17 @@ def score(args: argparse.Namespace, protocol: Protocol) -> Scores:
 
 
 def _open_files(args: argparse.Namespace, stack: ExitStack) -> Files:
-    train, val = (stack.enter_context(Reader(path)) for path in (args.train, args.val))
+    """Open both files; of one whose samples are labelled in part, take that part."""
+    train, val = (_labelled(stack.enter_context(Reader(path))) for path in (args.train, args.val))
     check_classes(train, val)
     return train, val
+
+
+def _labelled(reader: Reader) -> Reader:
+    part = reader.labelled()
+    if len(part) < len(reader):
+        _notify(f"{reader.path}: {len(part)} of {len(reader)} images have a label; the others are left out")
+    return part
 
 
 def _save(folder: RunFolder, scores: Scores) -> None:

@@ -129,7 +129,7 @@ def main(args: argparse.Namespace) -> int:
     cache = Cache(args.cache or _folder(args) / "cache", tuple(args.prep), command="fastbyol-eval")
     args.data, args.val = cache.pair(args.data, args.val)
     with Reader(args.data) as train, Reader(args.val) as val:
-        check_classes(train, val)
+        check_classes(train.labelled(), val.labelled())
     out = _folder(args)
     length = f"a budget of {args.budget}" if args.budget else f"{args.epochs or base.epochs:g} epochs"
     settings = f"Recipe {args.base}, {Path(args.data).name}, {length} a run"

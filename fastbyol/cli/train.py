@@ -76,7 +76,12 @@ def _add_data(parser: Parser) -> None:
     group.add_argument(
         "--val",
         metavar="SOURCE",
-        help="labelled images to score by kNN before and after training; --data must have the same classes",
+        help="labelled images to score by kNN before and after training",
+    )
+    group.add_argument(
+        "--labelled",
+        metavar="SOURCE",
+        help="labelled images among which kNN looks for neighbours (default: those of --data that have a label)",
     )
     add_cache_flags(group)
     group.add_argument(

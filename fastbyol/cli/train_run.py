@@ -77,6 +77,8 @@ def convert_sources(args: argparse.Namespace, config: Config, folder: RunFolder,
             config = replace(config, data=before.data)
         if config.val is not None and is_conversion_of(before.val, config.val):
             config = replace(config, val=before.val)
+        if config.labelled is not None and is_conversion_of(before.labelled, config.labelled):
+            config = replace(config, labelled=before.labelled)
     end_s = config.budget_s if config.deadline is None else stopwatch.elapsed_at(config.deadline)
     cache = Cache(
         folder_of(folder.path, args.cache),
@@ -85,8 +87,11 @@ def convert_sources(args: argparse.Namespace, config: Config, folder: RunFolder,
     )
     if config.val is None:
         return replace(config, data=cache.beton(config.data))
-    data, val = cache.pair(config.data, config.val)
-    return replace(config, data=data, val=val)
+    if config.labelled is None:
+        data, val = cache.pair(config.data, config.val)
+        return replace(config, data=data, val=val)
+    labelled, val = cache.pair(config.labelled, config.val)
+    return replace(config, data=cache.beton(config.data), val=val, labelled=labelled)
 
 
 def memory_plan(args: argparse.Namespace) -> str:
@@ -150,6 +155,7 @@ def config_of(args: argparse.Namespace, folder: RunFolder) -> Config:
         recipe=recipe,
         data=str(data),
         val=None if val is None else str(val),
+        labelled=args.labelled,
         budget_s=length.budget_s,
         deadline=length.deadline,
         epochs=recipe.epochs if args.epochs is None and args.budget is None else args.epochs,

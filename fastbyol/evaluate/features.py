@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from tqdm import tqdm
 
-from fastbyol.beton import Reader
+from fastbyol.beton import UNLABELLED, Reader
 from fastbyol.errors import ConfigError, require
 from fastbyol.evaluate.images import InputSettings, center_views
 from fastbyol.parts import Encoder
@@ -65,7 +65,7 @@ def check_classes(train: Reader, val: Reader) -> None:
 
 def labels_of(reader: Reader) -> NDArray[np.int64]:
     """Return the labels of a beton; raise ConfigError when it has none."""
-    if reader.labels is None:
+    if reader.labels is None or (reader.labels == UNLABELLED).all():
         raise ConfigError(
             f"{reader.path} has no labels; scoring needs labels in both files; write it from class folders"
         )
@@ -112,7 +112,7 @@ def extract(
     A view is the centre square whose side is `margin` times the short side, resampled to `eval_px`. The encoder
     keeps its mode and its batch-norm statistics. `stop` is called before each batch; when it returns True, OutOfTime is
     raised. `on_error` handles an image that does not decode, see InputSettings. Raises ConfigError if the file has no
-    labels.
+    labels; of one that has some, give its `labelled()` part.
     """
     inputs = InputSettings(eval_px, margin, workers, next(encoder.parameters()).device.type, on_error)
     return represent(encoder, reader, evenly_spaced(len(reader), limit), inputs, stop=stop)

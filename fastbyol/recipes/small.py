@@ -8,7 +8,8 @@ from fastbyol.config import EncoderConfig, HeadConfig, OptimConfig, Recipe, View
 from fastbyol.recipes.imagenet import PAPER_VIEWS, PRESETS
 from fastbyol.recipes.purpose import CPU, ONE_GPU, meant_for
 
-CIFAR_VIEWS = tuple(replace(view, blur=0.0) for view in PAPER_VIEWS)  # as in lightly's and solo-learn's baselines
+# as in solo-learn's baseline, and lightly's but for the solarisation: without blur
+CIFAR_VIEWS = (replace(PAPER_VIEWS[0], blur=0.0), replace(PAPER_VIEWS[1], blur=0.0))
 AT_RATE_2 = tuple(replace(preset, base_lr=2.0) for preset in PRESETS)  # DM's small-data rate; tau follows the length
 
 

@@ -15,6 +15,7 @@ from fastbyol.beton import Reader
 from fastbyol.budget import format_duration
 from fastbyol.config import Config
 from fastbyol.evaluate.neighbours import Neighbours
+from fastbyol.evaluate.protocol import Files
 from fastbyol.report import curves, pictures, settings, timeline
 from fastbyol.report.curves import SERIES
 from fastbyol.storage import files
@@ -45,7 +46,7 @@ def write(  # noqa: PLR0913 - everything that a page shows
     train: Reader,
     rows: Sequence[dict[str, Any]],
     result: dict[str, Any] | None,
-    val: Reader | None = None,
+    scored: Files | None = None,
     neighbours: Sequence[Neighbours] = (),
     plan: dict[str, Any] | None = None,
     warnings: Sequence[str] = (),
@@ -54,11 +55,12 @@ def write(  # noqa: PLR0913 - everything that a page shows
 
     Missing data is left out: rows may lack any series, `result` and `plan` any key. The plan has, in seconds, budget_s,
     startup_s, rehearsal_s, calibration_s, reserve_s, step_s and closing_s (a dict with the keys of CLOSING); and
-    epochs_that_fit, base_lr and tau_base. neighbours index samples of `val` and `train`. warnings are those after the
+    epochs_that_fit, base_lr and tau_base. neighbours index samples of `scored`, the bank
+    and the images that are classified. warnings are those after the
     last row. Raises OSError.
     """
     last = rows[-1] if rows else {}
-    shown_neighbours = pictures.neighbour_rows(neighbours, train=train, val=val) if neighbours and val else []
+    shown_neighbours = pictures.neighbour_rows(neighbours, *scored) if neighbours and scored else []
     page = _render(
         name=config.recipe.name,
         data=config.data,

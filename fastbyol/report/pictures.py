@@ -69,16 +69,16 @@ def sample_views(config: Config, train: Reader) -> list[list[Picture]]:
     ]
 
 
-def neighbour_rows(found: Sequence[Neighbours], *, train: Reader, val: Reader) -> list[list[Cell]]:
+def neighbour_rows(found: Sequence[Neighbours], bank: Reader, val: Reader) -> list[list[Cell]]:
     """Return a row for each query image: the image, then its nearest neighbours."""
     queries = _thumbnails(val, [row.query for row in found])
-    nearest = iter(_thumbnails(train, [place for row in found for place in row.bank]))
+    nearest = iter(_thumbnails(bank, [place for row in found for place in row.bank]))
     rows = []
     for row, pixels in zip(found, queries, strict=True):
         wanted = _label(val, row.query)
         cells = [Cell(_picture(pixels, f"{wanted}: query"), wanted, "query")]
         for place, similarity in zip(row.bank, row.similarities, strict=True):
-            label = _label(train, place)
+            label = _label(bank, place)
             kind = "same" if label == wanted else "other"
             alt = f"{label}: {kind} class, cosine {similarity:.2f}"
             cells.append(Cell(_picture(next(nearest), alt), label, kind))

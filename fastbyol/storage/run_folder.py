@@ -24,6 +24,7 @@ FREE_ON_RESUME = {  # settings that change no weight of a step
     "engine",
     "data",  # the same images may lie elsewhere: the checkpoint tells whether they are the same
     "val",
+    "labelled",
     "loader",
     "on_error",
     "workers",

@@ -20,6 +20,7 @@ from fastbyol.evaluate import features, knn, neighbours
 from fastbyol.evaluate.features import Features, OutOfTime
 from fastbyol.evaluate.images import BATCH, InputSettings
 from fastbyol.evaluate.neighbours import Neighbours
+from fastbyol.evaluate.protocol import Files
 from fastbyol.export import save_encoder
 from fastbyol.monitor.metrics import Intervals, read_metrics
 from fastbyol.storage import checkpoint
@@ -31,10 +32,13 @@ SHOWN_QUERIES, SHOWN_NEIGHBOURS = 8, 5  # in the report
 
 
 class Closing:
-    """The closing work of a run and its rehearsal; `seconds` holds what each piece took last."""
+    """The closing work of a run and its rehearsal; `seconds` holds what each piece took last.
 
-    def __init__(self, config: Config, folder: RunFolder, *, train: Reader, val: Reader | None, loop: Loop) -> None:
-        self.config, self.folder, self.train, self.val, self.loop = config, folder, train, val, loop
+    scored: the labelled images by which kNN scores, its bank and those that are classified, if there are any.
+    """
+
+    def __init__(self, config: Config, folder: RunFolder, *, train: Reader, scored: Files | None, loop: Loop) -> None:
+        self.config, self.folder, self.train, self.scored, self.loop = config, folder, train, scored, loop
         self.seconds: dict[str, float] = {}
         self.neighbours: list[Neighbours] = []
 
@@ -76,8 +80,8 @@ class Closing:
 
     def _warm_up(self) -> None:
         """Evaluate one batch: the first compiles and chooses algorithms, which must not count as closing work."""
-        if self.val is not None:
-            self._extract(self.val, limit=BATCH)
+        if self.scored is not None:
+            self._extract(self.scored[1], limit=BATCH)
 
     def _export(self, folder: RunFolder) -> None:
         with self._timed("export"):
@@ -102,7 +106,7 @@ class Closing:
                 to.report,
                 self.config,
                 train=self.train,
-                val=self.val,
+                scored=self.scored,
                 rows=rows,
                 result=result,
                 neighbours=self.neighbours,
@@ -111,20 +115,21 @@ class Closing:
             )
 
     def knn_top1(self, stop: Callable[[], bool] | None = None) -> float | None:
-        """Return the online encoder's kNN top-1 in percent, with up to `knn_bank` training images as the bank.
+        """Return the online encoder's kNN top-1 in percent, with up to `knn_bank` images as the bank.
 
         Training state does not change. None without a validation file, or when `stop` returns True before the end.
         """
-        if self.val is None:
+        if self.scored is None:
             return None
+        bank_file, val = self.scored
         with self._timed("evaluate"):
             try:
-                bank = self._extract(self.train, limit=self.config.knn_bank, stop=stop)
-                queries = self._extract(self.val, stop=stop)
+                bank = self._extract(bank_file, limit=self.config.knn_bank, stop=stop)
+                queries = self._extract(val, stop=stop)
             except OutOfTime:
                 return None
             self.neighbours = neighbours.pick(
-                bank, queries, rows=SHOWN_QUERIES, k=SHOWN_NEIGHBOURS, bank_images=len(self.train)
+                bank, queries, rows=SHOWN_QUERIES, k=SHOWN_NEIGHBOURS, bank_images=len(bank_file)
             )
             return knn.top1(bank, queries, k=min(knn.K, len(bank.labels)), device=self.config.device)
 
@@ -159,7 +164,7 @@ class Closing:
         self.recalibrate()
         self._export(self.folder)
         score = self.knn_top1(partial(self._is_past, score_until_s))
-        if score is None and self.val is not None:
+        if score is None and self.scored is not None:
             loop.logger.warn("no time was left to score the encoder; fastbyol-eval knn does")
         images = at.step * self.config.recipe.batch_size
         result: dict[str, Any] = {

@@ -10,7 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastbyol import optim
-from fastbyol.beton import Reader
+from fastbyol.beton import UNLABELLED, Reader
 from fastbyol.config import Config, OptimConfig
 from fastbyol.encoder import init_
 from fastbyol.evaluate.features import CLASSES_MAX
@@ -42,11 +42,13 @@ class Probe:
         self.sums = torch.zeros(3, device=device)  # images, summed cross-entropy, correct images
 
     def step(self, representations: Tensor, labels: Tensor, *, lr: float) -> None:
-        """Train on representations [B, F] with labels [B] int64, on the probe's device. No host sync."""
+        """Train on representations [B, F] with labels [B] int64, or UNLABELLED, on the probe's device. No host sync."""
         self.optimizer.set_rates(lr=lr, tau=1.0)
         self.optimizer.zero_grad()
         logits = self.classifier(representations.detach().to(self.classifier.weight.dtype))
-        loss = F.cross_entropy(logits, labels)
+        count = (labels != UNLABELLED).sum()
+        total = F.cross_entropy(logits, labels, ignore_index=UNLABELLED, reduction="sum")
+        loss = total / count.clamp(min=1)
         loss.backward()  # type: ignore[no-untyped-call]
         if self.group is not None:
             for parameter in self.classifier.parameters():
@@ -55,7 +57,7 @@ class Probe:
                 parameter.grad /= dist.get_world_size(self.group)
         self.optimizer.step()
         correct = (logits.argmax(1) == labels).sum()
-        self.sums += torch.stack([torch.ones_like(loss), loss, correct / len(labels)]).detach() * len(labels)
+        self.sums += torch.stack([count.to(total), total.detach(), correct.to(total)])
 
     def take_sums(self) -> Tensor:
         """Return the sums for metrics(), [3] float32 on the probe's device, and reset them. No host sync."""
@@ -84,8 +86,8 @@ class Probe:
 
 
 def build_probe(config: Config, reader: Reader, world: World, *, features: int) -> Probe | None:
-    """Build the online probe for a labelled file; None without labels, or with a label outside the classes."""
-    if reader.labels is None or reader.labels.min() < 0 or reader.labels.max() >= CLASSES_MAX:
+    """Build the online probe for a file with labels; None without any, or with one outside the classes."""
+    if reader.labels is None or reader.labels.min() < UNLABELLED or not 0 <= reader.labels.max() < CLASSES_MAX:
         return None
     classes = int(reader.labels.max()) + 1
     probe = Probe(features, classes, config.recipe.optim, seed=config.seed + 3, device=config.device)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager, nullcontext
+from contextlib import ExitStack, contextmanager, nullcontext
 from typing import Any, NamedTuple
 
 import torch
@@ -16,6 +16,7 @@ from fastbyol.byol import BYOL
 from fastbyol.config import Config, to_json
 from fastbyol.errors import ConfigError
 from fastbyol.evaluate import features
+from fastbyol.evaluate.protocol import Files
 from fastbyol.jpeg import require_pillow
 from fastbyol.monitor.metrics import read_metrics
 from fastbyol.monitor.watchdog import Diverged
@@ -83,12 +84,15 @@ def run(
 
 
 class OpenRun(NamedTuple):
-    """A run's files and ranks, open; state: "new", "started" or "finished"; config: with its micro-batches chosen."""
+    """A run's files and ranks, open; state: "new", "started" or "finished"; config: with its micro-batches chosen.
+
+    scored: the labelled images by which kNN scores, its bank and those of `val`; None without `val`.
+    """
 
     config: Config
     folder: RunFolder
     train: Reader
-    val: Reader | None
+    scored: Files | None
     world: World
     state: str
 
@@ -97,24 +101,32 @@ class OpenRun(NamedTuple):
 def open_run(config: Config, folder: RunFolder, *, resume: bool, overwrite: bool) -> Iterator[OpenRun]:
     """Join the ranks, check data and folder, lock the folder, and choose the micro-batches, for the with-block."""
     require_pillow()
-    val_reader = nullcontext() if config.val is None else Reader(config.val)
-    with join_ranks(config.device) as world, Reader(config.data) as train, val_reader as val:
-        check_data(config, train, val, world)
+    with ExitStack() as stack:
+        world, train = stack.enter_context(join_ranks(config.device)), stack.enter_context(Reader(config.data))
+        scored = _scored(config, train, stack)
+        check_data(config, train, scored, world)
         state = world.from_main(
             _folder_state(folder, config, resume=resume, overwrite=overwrite) if world.is_main else ""
         )
         if state == "finished":
             if world.is_main:
                 print(f"{folder.path} has already finished", file=sys.stderr)
-            yield OpenRun(config, folder, train, val, world, state)
+            yield OpenRun(config, folder, train, scored, world, state)
             return
         with lock(folder) if world.is_main else nullcontext():
             recorded = folder.read_config() if state == "started" and world.is_main else None
             chosen = micro_batches.choose_micro_batches(config, train=train, world=world, recorded=recorded)
-            yield OpenRun(chosen, folder, train, val, world, state)
+            yield OpenRun(chosen, folder, train, scored, world, state)
 
 
-def check_data(config: Config, train: Reader, val: Reader | None, world: World) -> None:
+def _scored(config: Config, train: Reader, stack: ExitStack) -> Files | None:
+    if config.val is None:
+        return None
+    bank = train if config.labelled is None else stack.enter_context(Reader(config.labelled))
+    return bank.labelled(), stack.enter_context(Reader(config.val)).labelled()
+
+
+def check_data(config: Config, train: Reader, scored: Files | None, world: World) -> None:
     """Raise ConfigError if the files do not suit the run or a batch does not divide evenly."""
     batch, micro = config.recipe.batch_size, config.parts
     if batch > len(train):
@@ -132,8 +144,8 @@ def check_data(config: Config, train: Reader, val: Reader | None, world: World) 
             f"engine graph under torchrun with {world.ranks} ranks; a CUDA graph holds a step of one rank only; "
             "give --engine eager or compile"
         )
-    if val is not None:
-        features.check_classes(train, val)
+    if scored is not None:
+        features.check_classes(*scored)
 
 
 def _folder_state(folder: RunFolder, config: Config, *, resume: bool, overwrite: bool) -> str:
@@ -151,7 +163,7 @@ class Run:
     """One attempt at a run: its model, optimiser and loop, taken from its position to its result."""
 
     def __init__(self, config: Config, opened: OpenRun, *, stopwatch: Stopwatch, stop: StopSignal) -> None:
-        _, folder, train, val, world, _ = opened
+        _, folder, train, scored, world, _ = opened
         self.config, self.folder, self.world, self.stopwatch = config, folder, world, stopwatch
         recipe = config.recipe
         torch.backends.cudnn.benchmark = not config.deterministic  # shapes repeat for hours, so cuDNN's search pays
@@ -175,7 +187,7 @@ class Run:
         self.loop = Loop(
             config, reader=train, engine=engine, folder=folder, world=world, stopwatch=stopwatch, stop=stop
         )
-        self.closing = Closing(config, folder, train=train, val=val, loop=self.loop)
+        self.closing = Closing(config, folder, train=train, scored=scored, loop=self.loop)
         self.epochs: float | None = None  # for which an earlier process built the schedules
         self.used_before_s = 0.0  # by earlier processes
         self.has_started = False  # the folder belongs to this run

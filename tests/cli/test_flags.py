@@ -40,10 +40,10 @@ CONTRACT = {
     "fastbyol-prep demo": "DIR --help --overwrite --seed",
     "fastbyol": "--help --version",
     "fastbyol-train": "RECIPE --base-lr --batch-size --budget --cache --checkpoint-every --crop --crop-ramp --data "
-    "--deterministic --device --engine --epochs --help --knn-at --lagged-target --loader --log-every --micro-batches "
-    "--no-tensorboard --on-error --optimizer --out --overwrite --plan --precision --prefetch --prep --profile "
-    "--recipes --resume --seed --stop-on-collapse --tau-base --target-statistics --threads --val --version --wandb "
-    "--warmup-epochs --weight-decay --workers",
+    "--deterministic --device --engine --epochs --help --knn-at --labelled --lagged-target --loader --log-every "
+    "--micro-batches --no-tensorboard --on-error --optimizer --out --overwrite --plan --precision --prefetch --prep "
+    "--profile --recipes --resume --seed --stop-on-collapse --tau-base --target-statistics --threads --val --version "
+    "--wandb --warmup-epochs --weight-decay --workers",
     "fastbyol-eval": "--help --version",
     "fastbyol-eval knn": f"{COMMON_EVAL} --bank --k --temperature",
     "fastbyol-eval linear": f"{COMMON_EVAL} --cached --epochs --lrs --seed --skip-random-init",

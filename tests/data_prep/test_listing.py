@@ -46,7 +46,6 @@ def test_the_column_of_labels_is_chosen(tmp_path: Path) -> None:
     [
         ("l.txt", "", "an empty list"),
         ("l.txt", "x/1.jpg\nx/9.jpg\n", r"x/9\.jpg does not exist; paths are relative to"),
-        ("l.txt", "x/1.jpg 0\nx/2.jpg\n", "1 of 2 samples have no label, the first is x/2.jpg"),
         ("l.csv", "a,b\n1,2\n", "columns are a, b; name that of the files 'path'"),
         ("l.csv", "path,label\nx/1.jpg,-3\n", "label of x/1.jpg is -3"),
         ("l.txt", "x" * 70_000, "a line of 70000 characters"),

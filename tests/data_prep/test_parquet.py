@@ -99,7 +99,6 @@ FAULTS: dict[str, tuple[dict[str, Any], dict[str, Any] | None, str]] = {
     "two images": ({"left": images(b"a", b"b"), "right": images(b"a", b"b")}, None, "columns are left, right"),
     "label out of names": ({"image": images(b"a"), "label": [2]}, {"label": CAT_DOG}, "is 2; wanted 0 to 1"),
     "label below": ({"image": images(b"a"), "label": [-2]}, None, "is -2; wanted 0"),
-    "some labels": ({"image": images(b"a", b"b"), "label": [1, None]}, None, "1 of 2 samples have no label"),
     "label of floats": ({"image": images(b"a"), "label": [1.5]}, None, "holds double; wanted whole numbers"),
     "no rows": ({"image": images()}, None, "no rows in 1 parquet files"),
 }

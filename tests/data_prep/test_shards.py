@@ -190,7 +190,7 @@ def test_keys_and_what_is_passed_over(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("samples", "message"),
     [
-        ([{"jpg": b"a", "cls": b"1"}, {"jpg": b"b"}], "1 of 2 samples have no label, the first is 00001.jpg"),
+        ([{"jpg": b"a", "cls": b"1"}, {"jpg": b"b"}, {"cls": b"0"}], "labels such as 0 do not lie beside"),
         (
             [{"jpg": b"a", "cls": b"1"}, {"jpg": b"b", "cls": b"cat"}],
             "00000.jpg has a number as label, 00001.jpg a name",
@@ -209,7 +209,7 @@ def test_keys_and_what_is_passed_over(tmp_path: Path) -> None:
         ),
         ([{"txt": b"a"}, {"txt": b"b"}], "no images in 2 shards"),
         ([{"jpg": b"a", "png": b"b", "json": b"{}"}], "00000.jpg and 00000.png have one key.*--image-key jpg"),
-        ([{"jpg": b"a", "txt": b"2017"}, {"jpg": b"b", "txt": b"a cat"}], "label all or none, or give --labels none"),
+        ([{"jpg": b"a", "txt": b"2017"}, {"jpg": b"b", "txt": b"a cat"}], "the .txt of 00001.jpg is no number"),
         ([{"jpg": b"a"}, {"cls": b"1"}], "labels such as 1 do not lie beside their images"),
         ([{"jpg": b"a", "a.cls": b"1", "b.cls": b"2"}, {"jpg": b"b"}], "labels in a.cls and b.cls; name one"),
     ],

@@ -218,7 +218,6 @@ def test_the_name_never_disappears_while_files_replace_each_other(tmp_path: Path
 @pytest.mark.parametrize(
     ("image", "label", "message"),
     [
-        (raw(1, 1), None, "label None"),
         (raw(1, 1), 2, "label 2; give 0 to 1"),
         (raw(1, 1), -1, "label -1"),
         (StoredImage(JPEG, 0, 5, b"x"), 0, "0x5"),

@@ -114,7 +114,7 @@ def test_a_whole_run_shows_everything(parts: Parts) -> None:
     near = [Neighbours(3, (1, 2, 5), (0.9, 0.8, 0.7)), Neighbours(0, (7, 8, 9), (0.9, 0.8, 0.7))]
     rows = [row(n, crop_px=16 + n // 10, mfu=0.4, peak_gib=1.5) for n in range(1, 51)]
     result = {**RESULT, "elapsed_s": 66.0}
-    text = page(parts, rows, result, val=parts.val, neighbours=near, plan=PLAN)
+    text = page(parts, rows, result, scored=(parts.train, parts.val), neighbours=near, plan=PLAN)
     assert names(text) == [
         "Loss",
         "Learning rate",
@@ -148,7 +148,7 @@ def test_a_neighbours_mark_is_whether_its_class_is_the_querys(parts: Parts) -> N
     wanted = parts.val.labels[0]
     same = next(n for n, label in enumerate(parts.train.labels) if label == wanted)
     other = next(n for n, label in enumerate(parts.train.labels) if label != wanted)
-    text = page(parts, [], val=parts.val, neighbours=[Neighbours(0, (other, same), (0.9, 0.8))])
+    text = page(parts, [], scored=(parts.train, parts.val), neighbours=[Neighbours(0, (other, same), (0.9, 0.8))])
     assert re.findall(r'<figure class="(\w+)" title', text) == ["query", "other", "same"]
 
 
@@ -281,7 +281,7 @@ def test_text_from_outside_is_escaped(parts: Parts, monkeypatch: pytest.MonkeyPa
     shown = page(
         parts._replace(config=config),
         [row(1, warnings=[text])],
-        val=parts.val,
+        scored=(parts.train, parts.val),
         neighbours=[Neighbours(0, (1,), (0.9,))],
         warnings=[text],
     )

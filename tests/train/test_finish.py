@@ -35,7 +35,7 @@ def begun(betons: Betons, out: Path) -> Iterator[Run]:
         world = stack.enter_context(join_ranks("cpu"))
         train, val = (stack.enter_context(Reader(path)) for path in (betons.train, betons.val))
         watch = Stopwatch(age_s=0.0)
-        opened = OpenRun(config, RunFolder(out), train, val, world, "new")
+        opened = OpenRun(config, RunFolder(out), train, (train, val), world, "new")
         yield Run(config, opened, stopwatch=watch, stop=StopSignal())
 
 

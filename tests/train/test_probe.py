@@ -13,6 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastbyol import optim
+from fastbyol.beton import UNLABELLED
 from fastbyol.byol import BYOL
 from fastbyol.config import EncoderConfig, HeadConfig, OptimConfig
 from fastbyol.train import step
@@ -46,6 +47,20 @@ def test_a_step_is_lars_on_the_cross_entropy() -> None:
     probe.step(y, labels, lr=0.5)
     assert torch.equal(probe.classifier.weight, naive.weight)
     assert torch.equal(probe.classifier.bias, naive.bias)
+
+
+def test_images_without_a_label_are_not_learnt_from() -> None:
+    probe, whole = probe_of(), probe_of()
+    y, labels = batch(0)
+    labels[::3] = UNLABELLED
+    known = labels != UNLABELLED
+    probe.step(y, labels, lr=0.5)
+    whole.step(y[known], labels[known], lr=0.5)
+    torch.testing.assert_close(probe.classifier.weight, whole.classifier.weight)
+    torch.testing.assert_close(probe.take_sums(), whole.take_sums())
+    probe.step(y, torch.full_like(labels, UNLABELLED), lr=0.5)
+    assert probe.classifier.weight.isfinite().all()
+    assert math.isnan(probe.metrics(*probe.take_sums().tolist()).top1)
 
 
 def test_a_reading_is_of_all_images_since_the_last_before_they_were_learnt() -> None:
