@@ -8,12 +8,13 @@ from contextlib import closing
 from dataclasses import dataclass, replace
 from functools import partial
 from itertools import islice
-from typing import Literal
+from typing import Literal, NamedTuple
 
-from fastbyol.beton import StoredImage
+from fastbyol.beton import JPEG, StoredImage
 from fastbyol.data_prep import reuse
-from fastbyol.data_prep.formats import ImageError
+from fastbyol.data_prep.formats import LOSSLESS, ImageError, format_of
 from fastbyol.data_prep.images import prepare
+from fastbyol.data_prep.jpegs import SOI
 from fastbyol.data_prep.parallel import map_ordered
 from fastbyol.data_prep.pixels import pillow_limits
 from fastbyol.data_prep.settings import Settings
@@ -38,11 +39,24 @@ class BadImages(ValueError):
 
 @dataclass(frozen=True)
 class ConversionResult:
-    """The number of images written, and (name, reason) of each image left out, and of each repaired."""
+    """The number of images written, and (name, reason) of each image left out, and of each repaired.
+
+    lossless_as_jpeg: the name of a lossless image that mode "auto" stored as JPEG, None without one.
+    """
 
     written: int
     skipped: list[tuple[str, str]]
     repaired: list[tuple[str, str]]
+    lossless_as_jpeg: str | None
+
+
+class _Prepared(NamedTuple):
+    """One sample, encoded or refused, what was repaired, and whether it was lossless before."""
+
+    sample: Sample
+    image: StoredImage | ImageError | OSError
+    notes: list[str]
+    was_lossless: bool = False
 
 
 def convert(
@@ -74,12 +88,15 @@ def convert(
     )
     encode = partial(_prepare_sample, settings=replace(settings, keeps_damaged=on_error == "keep"))
     bad: list[tuple[str, str]] = []  # that end the conversion
+    lossless_as_jpeg: str | None = None
     with writer, pillow_limits(settings.max_pixels):
         left = islice(_evenly_spaced(source, total), writer.taken, None)
         # The threads stop before the writer removes its unfinished file.
         with closing(map_ordered(encode, left, workers=workers, total=total, done=writer.taken)) as stored:
-            for sample, image, notes in stored:
+            for sample, image, notes, was_lossless in stored:
                 if isinstance(image, StoredImage):
+                    if was_lossless and image.mode == JPEG and settings.mode == "auto":
+                        lossless_as_jpeg = lossless_as_jpeg or sample.name
                     if not bad:
                         writer.append(image, label=sample.label, name=sample.name, notes=notes)
                 elif on_error == "fail":
@@ -98,16 +115,18 @@ def convert(
             "skipped": [{"name": name, "reason": reason} for name, reason in writer.skipped],
             "repaired": [{"name": name, "reason": reason} for name, reason in writer.repaired],
         }
-        return ConversionResult(len(writer), writer.skipped, writer.repaired)
+        return ConversionResult(len(writer), writer.skipped, writer.repaired, lossless_as_jpeg)
 
 
-def _prepare_sample(sample: Sample, settings: Settings) -> tuple[Sample, StoredImage | ImageError | OSError, list[str]]:
-    """Read and encode one sample; return its error instead of raising it, and what was repaired."""
+def _prepare_sample(sample: Sample, settings: Settings) -> _Prepared:
+    """Read and encode one sample; keep its error instead of raising it."""
     notes: list[str] = []
     try:
-        return sample, prepare(sample.read(), settings, name=sample.name, notes=notes), notes
+        data = sample.read()
+        image = prepare(data, settings, name=sample.name, notes=notes)
     except (ImageError, OSError) as error:
-        return sample, error, []
+        return _Prepared(sample, error, [])
+    return _Prepared(sample, image, notes, data[:2] != SOI and format_of(data, sample.name) in LOSSLESS)
 
 
 def _evenly_spaced(source: Source, total: int) -> Iterator[Sample]:

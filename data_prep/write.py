@@ -233,6 +233,11 @@ def _report(arguments: argparse.Namespace, source: Source, done: ConversionResul
     if names and source.class_counts and 0 in source.class_counts and arguments.classes_from is None:
         empty = [name for name, count in zip(names, source.class_counts, strict=True) if not count]
         print(f"without images, but with a number: {count_classes(empty)}")
+    if done.lossless_as_jpeg is not None:
+        print(
+            f"lossless images above {SMALL_SIDE} px, such as {done.lossless_as_jpeg}, became JPEG of quality "
+            f"{arguments.quality}; --mode raw keeps their pixels, for 3 bytes each"
+        )
     if done.repaired:
         name, reason = done.repaired[0]
         print(f"repaired {len(done.repaired)} images, listed in {arguments.out}.json; the first: {name}: {reason}")

@@ -23,7 +23,7 @@ from fastbyol.data_prep.convert import convert
 from fastbyol.data_prep.settings import MODES, Settings
 from fastbyol.data_prep.sources import open_source
 from fastbyol.data_prep.sources.base import SourceError
-from tests.support.layouts import draw, pack
+from tests.support.layouts import draw, lay_out, pack
 
 ROOT = Path(__file__).parents[2]
 COMMAND = [sys.executable, "-m", "fastbyol.data_prep.cli"]
@@ -116,6 +116,16 @@ def test_unlabelled_folder_gives_one_field(source: Path, tmp_path: Path) -> None
     assert main(["write", str(source / "a"), str(tmp_path / "a.beton")]) == 0
     with Reader(tmp_path / "a.beton") as reader:
         assert (reader.labels, reader.class_names, reader.field_names) == (None, None, ["image"])
+
+
+def test_lossless_images_that_become_jpeg_are_told(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    lay_out(tmp_path / "in", {"a.png": draw(0, kind="PNG", side=64), "b.png": draw(1, kind="PNG", side=66)})
+    write = ["write", str(tmp_path / "in"), str(tmp_path / "a.beton"), "--overwrite"]
+    told = {}
+    for mode in ("auto", "raw"):
+        assert main([*write, "--mode", mode]) == 0
+        told[mode] = "lossless images above 64 px, such as b.png, became JPEG" in capsys.readouterr().out
+    assert told == {"auto": True, "raw": False}
 
 
 def spoil(source: Path) -> list[str]:
