@@ -11,7 +11,7 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from fastbyol.kernels.batchnorm import batch_norm_act, batch_norm_act_then, batch_norm_add_relu, batch_norm_eval
-from fastbyol.kernels.batchnorm_pool import batch_norm_relu_pool
+from fastbyol.kernels.batchnorm_pool import batch_norm_relu_pool, batch_norm_relu_pool_eval
 from fastbyol.kernels.dispatch import runs_triton
 from fastbyol.kernels.max_pool import max_pool
 from fastbyol.kernels.reference import NormParams
@@ -98,11 +98,10 @@ def normalize_then(norm: nn.Module, x: Tensor, consumer: nn.Module) -> Tensor:
 def normalize_and_pool(norm: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
     """Return the 3x3 max pooling, at stride 2, of norm(x) twice, [N, C, ceil(H/2), ceil(W/2)], once for each consumer.
 
-    x: [N, C, H, W]. In training the output of a BatchNormAct2d with ReLU is not written to memory where the Triton
-    kernels run.
+    x: [N, C, H, W]. The output of a BatchNormAct2d with ReLU is not written to memory where the Triton kernels run.
     """
-    if isinstance(norm, BatchNormAct2d) and norm.training and norm.relu:
-        return batch_norm_relu_pool(x, norm._params())
+    if isinstance(norm, BatchNormAct2d) and norm.relu:
+        return (batch_norm_relu_pool if norm.training else batch_norm_relu_pool_eval)(x, norm._params())
     return max_pool(norm(x))
 
 

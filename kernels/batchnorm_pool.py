@@ -292,3 +292,18 @@ def batch_norm_relu_pool(x: Tensor, norm: NormParams) -> tuple[Tensor, Tensor]:
         x, norm.weight, norm.bias, statistics, torch.is_grad_enabled(), norm.group
     )
     return twins
+
+
+def batch_norm_relu_pool_eval(x: Tensor, norm: NormParams) -> tuple[Tensor, Tensor]:
+    """Return the 3x3 max pooling of relu(batch norm of x by the running statistics) twice, as batch_norm_relu_pool.
+
+    Plain torch if gradients are enabled, which is rare in evaluation.
+    """
+    if torch.is_grad_enabled() or not runs_triton(x):
+        return reference.max_pool(reference.batch_norm_eval(x, None, norm, relu=True))
+    reference.check_channels(x, norm.weight)
+    statistics = torch.stack((norm.running_mean, torch.rsqrt(norm.running_var + norm.eps)))[:, None]
+    twins: tuple[Tensor, Tensor] = _NormPool.apply(
+        channels_last(x, "x"), norm.weight, norm.bias, statistics, False, None
+    )
+    return twins

@@ -45,7 +45,9 @@ def _plain(recipe: Recipe, device: str, *, is_compiled: bool = False) -> Engine:
 
 
 def _model(recipe: Recipe, device: str) -> BYOL:
-    return BYOL(recipe.encoder, recipe.head, seed=0).to(device)
+    statistics, folded_target = recipe.target_statistics, recipe.folded_target
+    model = BYOL(recipe.encoder, recipe.head, seed=0, target_statistics=statistics, folded_target=folded_target)
+    return model.to(device)
 
 
 def _views(images: int, side: int, device: str) -> Tensor:

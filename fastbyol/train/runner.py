@@ -174,6 +174,7 @@ class Run:
             recipe.head,
             seed=config.seed,
             target_statistics=recipe.target_statistics,
+            folded_target=recipe.folded_target,
             objective=recipe.objective,
         ).to(config.device)
         self.model.online.encoder.set_recompute(config.recomputes)

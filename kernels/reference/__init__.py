@@ -8,6 +8,8 @@ whose names end in `_` are written to.
 from __future__ import annotations
 
 from fastbyol.kernels.reference.batchnorm import (
+    Fold,
+    Folded,
     NormParams,
     batch_norm_act,
     batch_norm_add_relu,
@@ -15,6 +17,7 @@ from fastbyol.kernels.reference.batchnorm import (
     check_channels,
     check_residual,
     check_views,
+    fold_norms,
     max_pool,
 )
 from fastbyol.kernels.reference.step import (
@@ -61,6 +64,8 @@ __all__ = [
     "KEYS_CUBIC",
     "LUMA",
     "NORM_EPS",
+    "Fold",
+    "Folded",
     "LarsGroup",
     "LarsRates",
     "NormParams",
@@ -79,6 +84,7 @@ __all__ = [
     "contrast",
     "ema_",
     "ema_loss",
+    "fold_norms",
     "gaussian_blur",
     "gaussian_matrix",
     "grayscale",

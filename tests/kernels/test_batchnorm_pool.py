@@ -7,10 +7,11 @@ import torch
 from torch import Tensor
 
 from fastbyol.kernels import reference
-from fastbyol.kernels.batchnorm import batch_norm_act
-from fastbyol.kernels.batchnorm_pool import batch_norm_relu_pool
+from fastbyol.kernels.batchnorm import batch_norm_act, batch_norm_eval
+from fastbyol.kernels.batchnorm_pool import batch_norm_relu_pool, batch_norm_relu_pool_eval
 from fastbyol.kernels.max_pool import max_pool
 from fastbyol.kernels.reference import NormParams
+from tests.support.tolerances import FLOAT32_BATCHNORM, HALF_ULPS
 
 pytestmark = pytest.mark.usefixtures("poisoned", "short_splits")
 SHAPES = [(4, 3, 5, 7), (2, 8, 8, 8), (2, 65, 6, 9), (4, 64, 16, 16), (6, 1, 1, 3)]
@@ -41,6 +42,23 @@ def test_values_are_those_of_batch_norm_then_pooling(
     assert torch.equal(first, max_pool(batch_norm_act(x, apart, relu=True))[0])
     assert torch.equal(first, second)
     assert all(torch.equal(*pair) for pair in zip(fused[2:5], apart[2:5], strict=True))
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize("shape", SHAPES, ids=str)
+def test_values_in_evaluation_are_those_of_batch_norm_then_pooling(
+    shape: tuple[int, ...], dtype: torch.dtype, device: str, launches: list[str]
+) -> None:
+    x, norm = drawn(*shape, device=device).to(dtype), params(shape[1], device)
+    norm.running_mean.add_(drawn(shape[1], device=device, seed=3))
+    norm.running_var.add_(drawn(shape[1], device=device, seed=4).abs())
+    with torch.no_grad():
+        first, second = batch_norm_relu_pool_eval(x, norm)
+        assert launches == ["norm_pool_kernel"]
+        expected = max_pool(batch_norm_eval(x, None, norm, relu=True))[0]
+    rtol = HALF_ULPS.get(dtype, FLOAT32_BATCHNORM)  # the reciprocal of the std is torch's here, Triton's there
+    torch.testing.assert_close(first, expected, rtol=rtol, atol=FLOAT32_BATCHNORM)
+    assert torch.equal(first, second)
 
 
 @pytest.mark.parametrize(
