@@ -149,7 +149,7 @@ def fold_builds() -> tuple[Build, ...]:
             types | {"folded_ptr": f"*{dtype}"},
             {"ALIGNED": is_aligned, "BLOCK": segments.BLOCK},
             num_warps=segments.NUM_WARPS,
-            registers=96,
+            registers=112,
             wide_loads=2 * is_aligned,
             wide_stores=accesses,
             barriers=3,

@@ -45,7 +45,8 @@ class Epilogue:
         All have one dtype. Not differentiable.
         """
         shape = (x.shape, weight.shape, stride, residual is None)
-        if x.is_cuda and shape not in self._refused and self._suits(x, weight):
+        is_asked = x.is_cuda and not torch.compiler.is_compiling()  # torch.compile fuses the operations itself
+        if is_asked and shape not in self._refused and self._suits(x, weight):
             try:
                 with _first_proposal(not self.searches):
                     return _by_cudnn(x, weight, bias, residual, stride=stride, padding=padding)
@@ -80,7 +81,9 @@ class Epilogue:
 
 
 def _by_cudnn(x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, *, stride: int, padding: int) -> Tensor:
-    added, share = (bias.view(1, -1, 1, 1), 0.0) if residual is None else (residual, 1.0)
+    planes = len(bias)
+    in_channels_last = bias.as_strided((1, planes, 1, 1), (planes, 1, planes, planes))  # or torch would copy it
+    added, share = (in_channels_last, 0.0) if residual is None else (residual, 1.0)
     sides = [stride, stride], [padding, padding], [1, 1]
     result: Tensor = torch.cudnn_convolution_add_relu(x, weight, added, share, bias, *sides, 1)
     return result
