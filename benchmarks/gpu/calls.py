@@ -24,6 +24,11 @@ REDUCED_EVERY = 20  # of an archive's images
 SETS = ("imagenette", "cifar10")
 CONVERSION_S, SCORES_S, CLOSING_S = 20.0, 25.0, 8.0  # of call 3, beside the trainings
 STEP = "step, imagenet_rn50, batch 512"
+TODAY = ("(today)", "lagged", f"{STEP}, fastbyol, eager")  # in call 4 today's step is measured once, by its graph
+CANDIDATES_TESTS = (
+    "tests/gpu",
+    *(f"tests/kernels/test_{name}.py" for name in ("fold_norms", "batchnorm_pool", "stem")),
+)
 KNN = "knn --k 20 200 --temperature 0.07 0.1"  # ours, and lightly's
 FINISHED_TRAININGS = {"imagenette": "imagenette_rn18", "cifar10": "cifar10_rn18"}
 
@@ -107,7 +112,7 @@ def third(where: Where) -> list[Stage]:
     for name in where.sets:
         files = where.images(name)
         recipe = FINISHED_TRAININGS[name] if where.is_gpu else "cifar10_tiny+crop_px=16"
-        length = ("--budget", f"{budget_s:.0f}s", "--checkpoint-every", "2s")
+        length = ("--budget", f"{budget_s:.0f}s", "--knn-at", "0.25,0.5,0.75")
         linear = f"linear --cached --epochs {20 if where.is_gpu else 2} --skip-random-init"
         part = _training(
             f"{name}-long",
@@ -129,15 +134,14 @@ def fourth(where: Where) -> list[Stage]:
     """Today's step beside plain torch and beside every candidate; a training from photographs of 500 px."""
     photographs = where.images("photographs")
     if where.is_gpu:
-        length = ("imagenet_rn50", "--batch-size", "512", "--budget", "50s", "--log-every", "10")
+        length = ("imagenet_rn50", "--batch-size", "512", "--budget", "45s", "--log-every", "10")
     else:
         photographs = where.images("cifar10")
         length = ("demo", "--epochs", "0.2", "--warmup-epochs", "0.1", "--batch-size", "32")
     return [
-        (_tests(where, 60.0), _images(where, 60.0)),
-        (_bench("step", where, 45.0, f"{STEP}, fastbyol, graph", f"{STEP}, eager"),),
-        (_bench("candidates views", where, 75.0),),
-        (_training("imagenet-500px", where, 60.0, *length, *_data(photographs)),),
+        (_tests(where, 45.0, *CANDIDATES_TESTS), _images(where, 45.0)),
+        (_bench("views step candidates", where, 135.0, "views", STEP, "candidate", without=TODAY),),
+        (_training("imagenet-500px", where, 55.0, *length, *_data(photographs)),),
     ]
 
 
@@ -157,8 +161,8 @@ def _pytest(where: Where, limit_s: float, *asked: str) -> Part:
     return Part("tests", command, limit_s, {} if where.is_gpu else {"TRITON_INTERPRET": "1"})
 
 
-def _tests(where: Where, limit_s: float) -> Part:
-    return _pytest(where, limit_s, *(("tests/kernels", "tests/gpu") if where.is_gpu else REDUCED_TESTS))
+def _tests(where: Where, limit_s: float, *asked: str) -> Part:
+    return _pytest(where, limit_s, *((asked or ("tests/kernels", "tests/gpu")) if where.is_gpu else REDUCED_TESTS))
 
 
 def _tests_again(where: Where, limit_s: float) -> Part:
@@ -209,13 +213,13 @@ def _script(script: str, name: str, where: Where, limit_s: float, *arguments: st
     return Part(name, (sys.executable, f"benchmarks/gpu/{script}.py", *before, *files, *arguments), limit_s)
 
 
-def _bench(groups: str, where: Where, limit_s: float, *only: str) -> Part:
+def _bench(groups: str, where: Where, limit_s: float, *only: str, without: Sequence[str] = ()) -> Part:
     """Run benchmark groups, named with blanks between, in one process."""
     options = ["--device", where.device, "--json", str(where.rows), "--repeats", str(REPEATS[where.device])]
     options += ["--limit", str(limit_s - GRACE_S)]
     chosen = only if where.is_gpu or groups == "candidates" else ()
     options += [word for text in chosen for word in ("--only", text)]
-    options += [word for rival in SLOW_RIVALS for word in ("--without", rival)]
+    options += [word for rival in (*SLOW_RIVALS, *without) for word in ("--without", rival)]
     options += ["--commit", where.commit] if where.commit else []
     name = f"{groups} {', '.join(only)}".strip()
     return Part(name, (sys.executable, "benchmarks/bench.py", *groups.split(), *options), limit_s)

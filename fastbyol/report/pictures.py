@@ -76,11 +76,11 @@ def neighbour_rows(found: Sequence[Neighbours], bank: Reader, val: Reader) -> li
     rows = []
     for row, pixels in zip(found, queries, strict=True):
         wanted = _label(val, row.query)
-        cells = [Cell(_picture(pixels, f"{wanted}: query"), wanted, "query")]
+        cells = [Cell(_picture(pixels, f"{wanted}: query{_name(val, row.query)}"), wanted, "query")]
         for place, similarity in zip(row.bank, row.similarities, strict=True):
             label = _label(bank, place)
             kind = "same" if label == wanted else "other"
-            alt = f"{label}: {kind} class, cosine {similarity:.2f}"
+            alt = f"{label}: {kind} class, cosine {similarity:.2f}{_name(bank, place)}"
             cells.append(Cell(_picture(next(nearest), alt), label, kind))
         rows.append(cells)
     return rows
@@ -92,6 +92,12 @@ def _label(reader: Reader, index: int) -> str:
     label = int(reader.labels[index])
     names = reader.class_names
     return names[label] if names is not None and label < len(names) else f"class {label}"
+
+
+def _name(reader: Reader, index: int) -> str:
+    """Return a comma and the path of a sample inside its source, if it is known."""
+    names = reader.names()
+    return "" if names is None else f", {names[index]}"
 
 
 def _decode(reader: Reader, rows: Rows) -> Batch:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import numpy as np
@@ -62,6 +63,7 @@ def test_a_run_trains_on_all_and_scores_the_labelled_part(partly: Path, tmp_path
     assert result["images"] == 16
     assert 0 <= result["knn_top1"] <= 100
     assert all(0 <= row["probe_top1"] <= 100 for row in read_metrics(RunFolder(out).metrics))
+    assert re.search(r'title="[012]: query, \d\d\.png"', RunFolder(out).report.read_text())
 
 
 def test_evaluations_leave_the_others_out_and_say_so(
