@@ -80,7 +80,7 @@ def first(where: Where) -> list[Stage]:
         photographs = cifar  # of whose images every twentieth would not make a profile's twenty steps
         long = ("demo", "--epochs", "0.4", "--warmup-epochs", "0.1", "--batch-size", "32", "--log-every", "5")
     return [
-        (_tests(where, 90.0), _images(where, 90.0)),
+        (_tests(where, 90.0), _images(where, 90.0, "cifar10", "photographs")),
         (_training("imagenet-500px", where, 100.0, *long, "--profile", *_data(photographs)),),
         (_bench("step", where, 75.0, "imagenet_rn50"),),
         (_bench("kernels optimizer", where, 60.0),),
@@ -95,7 +95,7 @@ def second(where: Where) -> list[Stage]:
         killed = ("cifar10_tiny", "--epochs", "0.3", "--warmup-epochs", "0.1", "--batch-size", "32")
     resume = _resume(where, 60.0, *killed, *_data(where.images("cifar10")))
     return [
-        (_tests_again(where, 80.0), _images(where, 80.0)),
+        (_tests_again(where, 80.0), _images(where, 80.0, "cifar10")),
         (_bench("candidates", where, 55.0, "cudnn_benchmark_limit"),),
         (_bench("kernels optimizer views", where, 60.0, "stem", "x7x7", "ema_loss", "LARS", "views"),),
         (resume, _script("tools", "compute-sanitizer", where, 60.0, before=("sanitizer",))),  # neither measures times
@@ -106,7 +106,7 @@ def second(where: Where) -> list[Stage]:
 
 def third(where: Where) -> list[Stage]:
     """Trainings as long as the deadline lets them be, with kNN and linear scores."""
-    made: list[Stage] = [(_images(where, CONVERSION_S, beside=False),)]
+    made: list[Stage] = [(_images(where, CONVERSION_S, *where.sets, beside=False),)]
     spare = where.deadline_s - CONVERSION_S - CLOSING_S - SCORES_S * len(where.sets)
     budget_s = max(spare / len(where.sets), 20.0) if where.is_gpu else 18.0
     for name in where.sets:
@@ -139,7 +139,7 @@ def fourth(where: Where) -> list[Stage]:
         photographs = where.images("cifar10")
         length = ("demo", "--epochs", "0.2", "--warmup-epochs", "0.1", "--batch-size", "32")
     return [
-        (_tests(where, 45.0, *CANDIDATES_TESTS), _images(where, 45.0)),
+        (_tests(where, 45.0, *CANDIDATES_TESTS), _images(where, 45.0, "photographs")),
         (_bench("views step candidates", where, 135.0, "views", STEP, "candidate", without=TODAY),),
         (_training("imagenet-500px", where, 55.0, *length, *_data(photographs)),),
     ]
@@ -178,8 +178,8 @@ def _said(name: str, text: str) -> Part:
     return Part(name, (sys.executable, "-c", f"print({text!r})"), 10.0)
 
 
-def _images(where: Where, limit_s: float, *, beside: bool = True) -> Part:
-    """Convert the carried images; beside: the tests run at the same time."""
+def _images(where: Where, limit_s: float, *sets: str, beside: bool = True) -> Part:
+    """Convert the carried images of these sets; beside: the tests run at the same time."""
     workers = str(max(os.cpu_count() or 1, 2) // (1 + beside))
     arguments = ["--carried", str(where.carried), "--out", str(where.work / "images"), "--rows", str(where.rows)]
     arguments += [
@@ -189,6 +189,8 @@ def _images(where: Where, limit_s: float, *, beside: bool = True) -> Part:
         workers,
         "--every",
         "1" if where.is_gpu else str(REDUCED_EVERY),
+        "--sets",
+        *(sets if where.is_gpu else ("cifar10", *sets)),
     ]
     return Part("images", (sys.executable, "benchmarks/gpu/images.py", *arguments), limit_s)
 

@@ -159,7 +159,7 @@ def prep(*arguments: str | Path) -> None:
 
 
 def main() -> int:
-    """Make every set that is not there yet; return 1 where one fails, after the others."""
+    """Make every set asked for that is not there yet; return 1 where one fails, after the others."""
     parser = argparse.ArgumentParser(prog="images.py", description=__doc__)
     parser.add_argument("--carried", type=Path, required=True, metavar="DIR", help="where the archives are")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
@@ -167,10 +167,11 @@ def main() -> int:
     parser.add_argument("--facts", type=Path, required=True, metavar="FILE", help="the machine, for the rows")
     parser.add_argument("--every", type=int, default=1, metavar="N", help="take every n-th image of a class")
     parser.add_argument("--workers", type=int, required=True, metavar="N")
+    parser.add_argument("--sets", nargs="+", choices=SETS, default=SETS, help="default: all")
     args = parser.parse_args()
     args.out.mkdir(parents=True, exist_ok=True)
     failed = False
-    for name in SETS:
+    for name in args.sets:
         sources, began = archives(args.carried, name), time.monotonic()
         key = f"{args.every} {[(source.name, source.stat().st_size) for source in sources]}"
         done = args.out / f"{name}.done"
