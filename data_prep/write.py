@@ -15,7 +15,7 @@ from fastbyol.data_prep.convert import ON_ERROR, ConversionResult, convert
 from fastbyol.data_prep.formats import available_plugins, describe_ignored
 from fastbyol.data_prep.partial import remove_stale
 from fastbyol.data_prep.settings import JPEG_SHARE, MODES, PIXELS_LIMIT, SMALL_SIDE, Settings
-from fastbyol.data_prep.sources import find_files, listing, open_source
+from fastbyol.data_prep.sources import files_of, listing, open_source
 from fastbyol.data_prep.sources.base import Source
 from fastbyol.data_prep.sources.classes import LABELS, count_classes
 from fastbyol.data_prep.sources.labels import RelabelledSource, read_class_names
@@ -28,8 +28,10 @@ SOURCES = {
     "'shard-{0000..0099}.tar'": 'WebDataset shards, quoted; label from .cls, "label" in .json, or a number in .txt',
     "FILE.zip": "the same as in FILE.tar",
     "FILE.txt, FILE.csv": "a list: a path a line, with a label or not; a table with columns path and label",
-    "FILE.parquet": "Hugging Face style: image bytes and a column \"label\"; needs pip install 'fastbyol[parquet]'",
-    "'data/train-*.parquet'": "the same in several files, quoted; a FOLDER of them will do, too",
+    "FILE.parquet, FILE.arrow": "image bytes, or paths, and a column \"label\"; needs pip install 'fastbyol[parquet]'",
+    "'data/train-*.parquet'": "the same in several files, quoted; a FOLDER of them, or of save_to_disk, will do, too",
+    "cifar-10-batches-py": "CIFAR's folder or .tar.gz for its training images, or a file in it such as test_batch",
+    "train-images-idx3-ubyte.gz": "MNIST's files, gzipped or not; the labels lie beside the images",
 }
 ENDING = "Without labels it writes an image-only .beton. A file named OUT.beton is always complete."
 
@@ -130,7 +132,8 @@ def _add_selection(command: argparse.ArgumentParser) -> None:
     labels.add_argument(
         "--label-column",
         metavar="NAME",
-        help='parquet column, .json key, or suffix of a shard\'s files, of the label (default: "label", "cls")',
+        help="where the label is: a column of a table, a .json key, a suffix of a shard's files, coarse_labels of "
+        'CIFAR-100 (default: "label", "cls", fine_labels)',
     )
     labels.add_argument(
         "--labels-from",
@@ -212,10 +215,7 @@ def _fingerprint(arguments: argparse.Namespace, settings: Settings) -> str:
         chosen["labels_from"] = reuse.fingerprint([arguments.labels_from], {})
     if arguments.classes_from is not None:
         chosen["class_names"] = read_class_names(arguments.classes_from)
-    files = find_files(arguments.source)
-    if listing.is_list(arguments.source):
-        files += [arguments.source.parent / entry.path for entry in listing.read_list(arguments.source)]
-    return reuse.fingerprint(files, chosen)
+    return reuse.fingerprint(files_of(arguments.source), chosen)
 
 
 def _report(arguments: argparse.Namespace, source: Source, done: ConversionResult, *, seconds: float) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import stat
 from collections import Counter
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
@@ -31,9 +32,17 @@ class Sample:
         """Return the file's bytes; raise OSError if it cannot be read."""
         if isinstance(self.content, bytes):
             return self.content
-        if self.content.stat().st_size > FILE_BYTES_MAX:
-            raise OSError(errno.EFBIG, f"more than {FILE_BYTES_MAX} bytes", str(self.content))
-        return self.content.read_bytes()
+        return read_file(self.content)
+
+
+def read_file(path: Path) -> bytes:
+    """Return the bytes of a file; raise OSError for a device or a pipe, which may never end, and for a large file."""
+    facts = path.stat()
+    if not stat.S_ISREG(facts.st_mode):
+        raise OSError(errno.EINVAL, "not a file", str(path))
+    if facts.st_size > FILE_BYTES_MAX:
+        raise OSError(errno.EFBIG, f"more than {FILE_BYTES_MAX} bytes", str(path))
+    return path.read_bytes()
 
 
 class Source(Protocol):

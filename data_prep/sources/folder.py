@@ -13,6 +13,8 @@ from fastbyol.data_prep.formats import HEAD_BYTES, SUFFIXES, is_image_file, kind
 from fastbyol.data_prep.sources.base import Sample, SourceError, listing_progress
 from fastbyol.data_prep.sources.classes import Labels, group_by_class
 
+IDX_IMAGES = "images-idx3-ubyte"  # in the name of a file of images, as of MNIST
+
 
 class FolderSource:
     """Images in a folder and in the folders below it; files and folders may be symbolic links.
@@ -52,7 +54,7 @@ class FolderSource:
                     yield Sample(f"{above}{name}", label, place / name)
 
     def _advice(self) -> str:
-        """Suggest what to give instead: archives or parquet files in the folder."""
+        """Suggest what to give instead: archives, tables or files of MNIST's kind."""
         for folder, folders, names in os.walk(self.path):
             folders.sort()
             if tars := sorted(name for name in names if name.endswith(".tar")):
@@ -60,8 +62,10 @@ class FolderSource:
                     f"{len(tars)} archives such as {tars[0]} lie in {folder}: give one of them, or a quoted pattern "
                     f"such as '{folder}/*.tar' for WebDataset shards"
                 )
-            if any(name.endswith(".parquet") for name in names):
-                return f"parquet files lie deeper: give {folder} instead"
+            if any(name.endswith((".parquet", ".arrow")) for name in names):
+                return f"tables lie deeper: give {folder} instead"
+            if images := sorted(str(Path(folder, name)) for name in names if IDX_IMAGES in name):
+                return f"files of MNIST's kind lie in {folder}: give {' or '.join(images)}"
         return f"known suffixes are {' '.join(sorted(SUFFIXES))}"
 
 

@@ -214,6 +214,15 @@ INNER_SUFFIX = ".tar"
 NOT_IMAGES = "that are no images"
 
 
+def is_nested(path: Path) -> bool:
+    """Return whether the first file of a .tar is a .tar."""
+    with archive_errors(path), open_archive(path) as archive:
+        for _, name in iter_members(archive, path):
+            if name is not None:
+                return name.suffix == INNER_SUFFIX
+    return False
+
+
 class NestedTarSource:
     """Images in a .tar of uncompressed .tar files; the class is the inner archive's name without its suffix.
 

@@ -41,7 +41,7 @@ NEEDING = {  # modules that exist for one package
     "fastbyol.loaders.ffcv": ("ffcv", "numba"),
     "fastbyol.loaders.dali": ("nvidia.dali",),
     "fastbyol.loaders.dali_crop": ("nvidia.dali",),
-    "fastbyol.data_prep.sources.parquet": ("pyarrow",),
+    **{f"fastbyol.data_prep.sources.{name}": ("pyarrow",) for name in ("arrow", "columns", "parquet", "tables")},
 }
 HIDE = """
 import os, sys

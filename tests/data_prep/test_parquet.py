@@ -17,7 +17,7 @@ from fastbyol.beton import Reader
 from fastbyol.data_prep.cli import main
 from fastbyol.data_prep.sources import open_source
 from fastbyol.data_prep.sources.base import SourceError
-from tests.support.layouts import contents, draw
+from tests.support.layouts import contents, draw, lay_out
 
 ROOT = Path(__file__).parents[2]
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
@@ -138,18 +138,75 @@ def test_damaged_file_is_named(tmp_path: Path) -> None:
             contents(open_source(path))
 
 
-def test_paths_in_a_table_are_never_opened(tmp_path: Path) -> None:
-    (tmp_path / "secret.jpg").write_bytes(draw(0))
-    rows = pa.array(
-        [{"bytes": None, "path": str(tmp_path / "secret.jpg")}, {"bytes": draw(1), "path": None}, None], IMAGE
-    )
-    save(tmp_path / "a.parquet", image=rows)
-    out = tmp_path / "a.beton"
-    assert main(["write", str(tmp_path / "a.parquet"), str(out), "--on-error", "skip"]) == 0
-    with Reader(out) as reader:
-        assert len(reader) == 1
-    skipped = json.loads((tmp_path / "a.beton.json").read_text())["skipped"]
-    assert skipped == [{"name": f"a.parquet row {row}", "reason": "empty: no bytes"} for row in (0, 2)]
+def test_a_path_counts_where_there_are_no_bytes(tmp_path: Path) -> None:
+    lay_out(tmp_path, {"tables/x/a.jpg": b"a", "b.jpg": b"b"})
+    rows = [
+        {"bytes": None, "path": "x/a.jpg"},
+        {"bytes": b"c", "path": "x/a.jpg"},
+        {"bytes": None, "path": str(tmp_path / "b.jpg")},
+        {"bytes": None, "path": None},
+        {"bytes": None, "path": "x/\0.jpg"},
+        None,
+    ]
+    path = save(tmp_path / "tables/t.parquet", image=pa.array(rows, IMAGE), label=[0, 1, 2, 3, 4, 5])
+    assert contents(open_source(path)) == [
+        ("x/a.jpg", 0, b"a"),
+        ("t.parquet row 1", 1, b"c"),
+        (str(tmp_path / "b.jpg"), 2, b"b"),
+        ("t.parquet row 3", 3, b""),
+        ("t.parquet row 4", 4, b""),
+        ("t.parquet row 5", 5, b""),
+    ]
+
+
+@pytest.mark.parametrize("name", ["image", "img", "file_name", "filename"])
+def test_a_column_of_paths_is_relative_to_the_folder_of_its_table(tmp_path: Path, name: str) -> None:
+    lay_out(tmp_path, {"data/x/a.jpg": b"a", "data/b.jpg": b"b"})
+    columns = {"caption": ["one", "two"], name: ["x/a.jpg", "b.jpg"], "label": ["dog", "cat"]}
+    source = open_source(save(tmp_path / "data/t.parquet", **columns))
+    assert contents(source) == [("x/a.jpg", 1, b"a"), ("b.jpg", 0, b"b")]
+
+
+def test_missing_files_and_devices_are_bad_images(tmp_path: Path) -> None:
+    lay_out(tmp_path, {"a.jpg": draw(0)})
+    path = save(tmp_path / "t.parquet", image=["a.jpg", "gone.jpg", "/dev/zero", "https://x.org/a.jpg"])
+    assert main(["write", str(path), str(tmp_path / "t.beton")]) == 2
+    assert main(["write", str(path), str(tmp_path / "t.beton"), "--on-error", "skip"]) == 0
+    with Reader(tmp_path / "t.beton") as reader:
+        assert reader.names() == ["a.jpg"]
+    skipped = json.loads((tmp_path / "t.beton.json").read_text())["skipped"]
+    assert [each["name"] for each in skipped] == ["gone.jpg", "/dev/zero", "https://x.org/a.jpg"]
+    assert "No such file" in skipped[0]["reason"]
+    assert "not a file" in skipped[1]["reason"]
+
+
+def test_a_table_is_converted_again_when_a_file_that_it_names_changes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    lay_out(tmp_path, {"images/a.jpg": draw(0), "tables/cache/x": b""})
+    path = save(tmp_path / "tables/t.parquet", image=["../images/a.jpg", "../images/b.jpg"])
+    command = ["write", str(path), str(tmp_path / "tables/cache"), "--on-error", "skip"]
+    said = []
+    for _ in range(2):
+        for _ in range(2):
+            assert main(command) == 0
+            said.append("unchanged" in capsys.readouterr().out)
+        lay_out(tmp_path, {"images/b.jpg": draw(1)})
+    assert said == [False, True, False, True]
+
+
+def test_names_that_are_no_text_are_refused(tmp_path: Path) -> None:
+    broken = pa.Array.from_buffers(pa.string(), 1, [None, pa.py_buffer(b"\0\0\0\0\1\0\0\0"), pa.py_buffer(b"\xff")])
+    path = save(tmp_path / "t.parquet", image=images(b"a"), label=broken)
+    with pytest.raises(SourceError, match="cannot be read as parquet"):
+        contents(open_source(path))
+
+
+def test_files_named_after_splits_are_not_joined(tmp_path: Path) -> None:
+    for name in ("train", "test"):
+        save(tmp_path / f"{name}.parquet", image=images(b"a"), label=[0])
+    with pytest.raises(SourceError, match=r"splits test, train; give one of them, as in .*/test\.parquet"):
+        open_source(tmp_path)
 
 
 def test_without_pyarrow_the_error_says_what_to_install(tmp_path: Path) -> None:
