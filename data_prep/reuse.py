@@ -24,11 +24,15 @@ def fingerprint(paths: Iterable[Path], settings: Mapping[str, Any]) -> str:
     Nothing is read. Raises SourceError for a path that cannot be listed.
     """
     digest = hashlib.blake2b(json.dumps(settings, sort_keys=True, default=str).encode(), digest_size=16)
+    for name, size, changed_ns in listing_progress(_readable_files(paths)):
+        digest.update(os.fsencode(f"{name}\0{size}\0{changed_ns}\0"))
+    return digest.hexdigest()
+
+
+def _readable_files(paths: Iterable[Path]) -> Iterator[tuple[str, int, int]]:
     for path in paths:
         with readable(path):
-            for name, size, changed_ns in listing_progress(_files(path.absolute())):
-                digest.update(os.fsencode(f"{name}\0{size}\0{changed_ns}\0"))
-    return digest.hexdigest()
+            yield from _files(path.absolute())
 
 
 def _files(path: Path) -> Iterator[tuple[str, int, int]]:

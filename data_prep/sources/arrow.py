@@ -12,9 +12,10 @@ from typing import Any
 import pyarrow as pa
 
 from fastbyol.data_prep.sources.base import SourceError
-from fastbyol.data_prep.sources.columns import Column
+from fastbyol.data_prep.sources.columns import Column, array_of
 
 INDEXED = b"ARROW1"  # at the start of a file that has an index
+ROWS = 1 << 16  # that are looked at in one piece
 END = b"\xff\xff\xff\xff\0\0\0\0"  # of a stream
 
 
@@ -26,6 +27,10 @@ class ArrowFile:
         self._is_indexed = mapped[: len(INDEXED)] == INDEXED
         self.schema = self._open()[1].schema
         self.count: int = sum(batch.num_rows for batch in self._record_batches())
+
+    def may_lack(self, column: Column) -> bool:
+        """Return whether a column has rows without a value."""
+        return any(array_of(batch, column).null_count for batch in self.batches([column], ROWS))
 
     def batches(self, columns: Sequence[Column], rows: int) -> Iterator[Any]:
         """Yield record batches of up to so many rows, with no more of the table than these columns and what is in them.

@@ -72,6 +72,14 @@ def _noted(schema: Any) -> object:
     return features
 
 
+def array_of(batch: Any, column: Column) -> Any:
+    """Return the array of a column of a record batch."""
+    found = batch.column(column[0])
+    for field in column[1:]:
+        found = found.flatten()[found.type.get_field_index(field)]
+    return found
+
+
 def _images(file: Path, schema: Any, label: str | None) -> tuple[Column, Column]:
     """Return the columns of bytes and paths: of the only column of images, or of that with a usual name."""
     structs = [field.name for field in schema if _is_image_struct(field.type)]

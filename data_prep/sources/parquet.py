@@ -24,6 +24,13 @@ class ParquetFile:
         self.schema = table.schema_arrow
         self.count: int = table.metadata.num_rows
 
+    def may_lack(self, column: Column) -> bool:
+        """Return whether a column may have rows without a value, as the counts in the file tell."""
+        groups = (self._table.metadata.row_group(number) for number in range(self._table.num_row_groups))
+        parts = (group.column(number) for group in groups for number in range(group.num_columns))
+        found = [part.statistics for part in parts if part.path_in_schema == ".".join(column)]
+        return any(each is None or not each.has_null_count or each.null_count for each in found)
+
     def batches(self, columns: Sequence[Column], rows: int) -> Iterator[Any]:
         """Yield record batches of up to so many rows, with no more of the table than these columns."""
         names = [".".join(column) for column in columns]

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
+from itertools import repeat
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -12,7 +13,7 @@ import pyarrow.compute as pc
 
 from fastbyol.data_prep.sources.arrow import open_arrow
 from fastbyol.data_prep.sources.base import Sample, SourceError, listing_progress
-from fastbyol.data_prep.sources.columns import Column, Columns, choose_columns
+from fastbyol.data_prep.sources.columns import Column, Columns, array_of, choose_columns
 from fastbyol.data_prep.sources.labels import LabelCounter, label_index
 from fastbyol.data_prep.sources.parquet import open_parquet
 
@@ -25,6 +26,9 @@ class Table(Protocol):
 
     schema: Any
     count: int
+
+    def may_lack(self, column: Column) -> bool:
+        """Return whether a column may have rows without a value."""
 
     def batches(self, columns: Sequence[Column], rows: int) -> Iterator[Any]:
         """Yield record batches of up to so many rows, with these columns."""
@@ -102,21 +106,19 @@ class TableSource:
 
 
 def listed_files(files: Iterable[Path], kind: str) -> Iterator[Path]:
-    """Yield the files that tables name by paths and that are there, whether or not the bytes are in the table, too."""
+    """Yield the files that are there of those that tables name, but for tables that hold the bytes of all images."""
     for file in files:
         with OPENERS[kind](file) as table:
-            column = choose_columns(file, table.schema, None, features={}, has_labels=False).path
-            for batch in table.batches([column], LABELS_PER_READ) if column else ():
-                places = (file.parent / place for place in _values(batch, column) if place)
+            columns = choose_columns(file, table.schema, None, features={}, has_labels=False)
+            if not columns.path or (columns.data and not table.may_lack(columns.data)):
+                continue
+            for batch in table.batches([columns.path], LABELS_PER_READ):
+                places = (file.parent / place for place in _values(batch, columns.path) if place)
                 yield from (place for place in places if place.is_file())
 
 
 def _values(batch: Any, column: Column) -> Iterator[Any]:
     """Yield the values of a column as Python has them; None in each row where there is no column."""
-    if not column:
-        yield from [None] * batch.num_rows
-        return
-    values = batch.column(column[0])
-    for field in column[1:]:
-        values = values.flatten()[values.type.get_field_index(field)]
-    yield from (value.as_py() for value in values)
+    if column:
+        return (value.as_py() for value in array_of(batch, column))
+    return repeat(None, batch.num_rows)

@@ -14,7 +14,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from fastbyol.data_prep.cli import main
-from fastbyol.data_prep.sources import open_source
+from fastbyol.data_prep.sources import files_of, open_source
 from fastbyol.data_prep.sources.base import SourceError
 from tests.support.layouts import contents, draw, lay_out
 
@@ -112,6 +112,15 @@ def test_paths_are_relative_to_the_folder_of_the_file(tmp_path: Path) -> None:
     save(tmp_path / "absolute.arrow", table(0, path=str(tmp_path / "x/a.jpg")))
     assert contents(open_source(tmp_path / "relative.arrow")) == [("x/a.jpg", 0, b"a")]
     assert contents(open_source(tmp_path / "absolute.arrow")) == [(str(tmp_path / "x/a.jpg"), 0, b"a")]
+
+
+def test_no_file_is_looked_for_where_a_file_holds_all_images(tmp_path: Path) -> None:
+    lay_out(tmp_path, {"a.jpg": b"a"})
+    rows = [{"bytes": b"a", "path": "a.jpg"}, {"bytes": None, "path": "a.jpg"}]
+    whole = save(tmp_path / "whole.arrow", pa.table({"image": pa.array(rows[:1], IMAGE)}))
+    part = save(tmp_path / "part.arrow", pa.table({"image": pa.array(rows, IMAGE)}), rows=1)
+    assert list(files_of(whole)) == [whole]
+    assert list(files_of(part)) == [part, tmp_path / "a.jpg", tmp_path / "a.jpg"]
 
 
 def test_a_saved_data_set_of_paths_is_converted_again_when_an_image_changes(

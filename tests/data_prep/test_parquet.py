@@ -15,7 +15,7 @@ import pytest
 
 from fastbyol.beton import Reader
 from fastbyol.data_prep.cli import main
-from fastbyol.data_prep.sources import open_source
+from fastbyol.data_prep.sources import files_of, open_source
 from fastbyol.data_prep.sources.base import SourceError
 from tests.support.layouts import contents, draw, lay_out
 
@@ -193,6 +193,18 @@ def test_a_table_is_converted_again_when_a_file_that_it_names_changes(
             said.append("unchanged" in capsys.readouterr().out)
         lay_out(tmp_path, {"images/b.jpg": draw(1)})
     assert said == [False, True, False, True]
+
+
+def test_no_file_is_looked_for_where_a_table_holds_all_images(tmp_path: Path) -> None:
+    lay_out(tmp_path, {"a.jpg": b"a"})
+    rows = [{"bytes": b"a", "path": "a.jpg"}, {"bytes": None, "path": "a.jpg"}]
+    whole = save(tmp_path / "whole.parquet", image=pa.array(rows[:1], IMAGE))
+    part = save(tmp_path / "part.parquet", image=pa.array(rows, IMAGE))
+    assert list(files_of(whole)) == [whole]
+    assert list(files_of(part)) == [part, tmp_path / "a.jpg", tmp_path / "a.jpg"]
+    uncounted = tmp_path / "uncounted.parquet"
+    pq.write_table(pq.read_table(whole), uncounted, write_statistics=False)
+    assert list(files_of(uncounted)) == [uncounted, tmp_path / "a.jpg"]
 
 
 def test_names_that_are_no_text_are_refused(tmp_path: Path) -> None:
