@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from contextlib import AbstractContextManager, nullcontext
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -14,8 +14,10 @@ from fastbyol.kernels.batchnorm import batch_norm_act, batch_norm_act_then, batc
 from fastbyol.kernels.batchnorm_pool import batch_norm_relu_pool, batch_norm_relu_pool_eval
 from fastbyol.kernels.dispatch import runs_triton
 from fastbyol.kernels.max_pool import max_pool
+from fastbyol.kernels.pointwise import pointwise_statistics
 from fastbyol.kernels.reference import NormParams
 
+Result = TypeVar("Result")
 EPS = 1e-5
 MOMENTUM = 0.1
 
@@ -23,8 +25,11 @@ MOMENTUM = 0.1
 class _PerView(nn.modules.batchnorm._BatchNorm):
     """Batch norm over [V*B, ...] with training statistics per view; parameter and buffer names are torch's own.
 
-    Attribute `group`: the process group that shares its statistics, or None; see synchronize_.
+    Attributes: `group`, the process group that shares its statistics, or None, see synchronize_; `joins_convolution`,
+    whether its statistics are computed with the convolution before it, where `convolve` can, see join_convolutions_.
     """
+
+    joins_convolution = False
 
     def __init__(self, channels: int, *, views: int = 2) -> None:
         super().__init__(channels, eps=EPS, momentum=MOMENTUM)
@@ -46,11 +51,14 @@ class _Act(_PerView):
         super().__init__(channels, views=views)
         self.relu = relu
 
-    def forward(self, x: Tensor) -> Tensor:
-        """Normalise [V*B, C, ...] per view in training, [N, C, ...] by the running statistics in evaluation."""
+    def forward(self, x: Tensor, statistics: Tensor | None = None) -> Tensor:
+        """Normalise [V*B, C, ...] per view in training, [N, C, ...] by the running statistics in evaluation.
+
+        statistics: those of x in training, where `convolve` returned them.
+        """
         if not self.training:
             return batch_norm_eval(x, None, self._params(), relu=self.relu)
-        return batch_norm_act(x, self._params(), relu=self.relu)
+        return batch_norm_act(x, self._params(), relu=self.relu, statistics=statistics)
 
 
 class BatchNormAct1d(_Act, nn.BatchNorm1d):
@@ -69,19 +77,47 @@ class BatchNormAct2d(_Act, nn.BatchNorm2d):
 class BatchNormAddReLU2d(_PerView, nn.BatchNorm2d):
     """Per-view batch norm of feature maps [V*B, C, H, W], residual sum and ReLU: the end of a residual block."""
 
-    def forward(self, x: Tensor, residual: Tensor) -> tuple[Tensor, Tensor]:  # type: ignore[override]  # two inputs
-        """Return the result twice, once for each consumer, so that the kernel can add their gradients."""
+    def forward(  # type: ignore[override]  # more inputs
+        self, x: Tensor, residual: Tensor, statistics: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """Return the result twice, once for each consumer, so that the kernel can add their gradients.
+
+        statistics: those of x in training, where `convolve` returned them.
+        """
         if not self.training:
             z = batch_norm_eval(x, residual, self._params(), relu=True)
             return z, z
-        return batch_norm_add_relu(x, residual, self._params())
+        return batch_norm_add_relu(x, residual, self._params(), statistics=statistics)
 
 
-def normalize_then(norm: nn.Module, x: Tensor, consumer: nn.Module) -> Tensor:
+def convolve(convolution: nn.Module, x: Tensor, norm: nn.Module) -> tuple[Tensor, ...]:
+    """Return convolution(x), followed by the statistics of the batch norm after it where one kernel computes both.
+
+    That is a 1x1 convolution in training before a norm that `joins_convolution`, where the Triton kernels run.
+    """
+    if not (
+        isinstance(norm, _PerView)
+        and norm.joins_convolution
+        and norm.training
+        and isinstance(convolution, nn.Conv2d)
+        and _is_pointwise(convolution)
+        and runs_triton(x)
+    ):
+        return (convolution(x),)
+    return pointwise_statistics(x, convolution.weight, norm._params())
+
+
+def _is_pointwise(convolution: nn.Conv2d) -> bool:
+    """Return whether kernels/pointwise.py computes it: 1x1 at stride 1 without bias, channels that 8 divides."""
+    form = (convolution.kernel_size, convolution.stride, convolution.padding, convolution.groups, convolution.bias)
+    return form == ((1, 1), (1, 1), (0, 0), 1, None) and not (convolution.in_channels | convolution.out_channels) % 8
+
+
+def normalize_then(norm: nn.Module, x: Tensor, consumer: Callable[[Tensor], Result], *statistics: Tensor) -> Result:
     """Return consumer(norm(x)); with `norm.recomputes`, norm(x) is not kept but computed again in the backward.
 
     The result is the same, bit for bit. On a GPU this saves memory of x's size and costs one read and one write of it.
-    Where the Triton kernels do not run, nothing is recomputed.
+    Where the Triton kernels do not run, nothing is recomputed. statistics: those of x, if `convolve` returned them.
     """
     if not (
         isinstance(norm, BatchNormAct2d)
@@ -90,9 +126,9 @@ def normalize_then(norm: nn.Module, x: Tensor, consumer: nn.Module) -> Tensor:
         and torch.is_grad_enabled()
         and runs_triton(x)
     ):
-        result: Tensor = consumer(norm(x))
-        return result
-    return batch_norm_act_then(consumer, x, norm._params(), relu=norm.relu)
+        return consumer(norm(x, *statistics))
+    given = statistics[0] if statistics else None
+    return batch_norm_act_then(consumer, x, norm._params(), relu=norm.relu, statistics=given)
 
 
 def normalize_and_pool(norm: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -110,6 +146,16 @@ def synchronize_(module: nn.Module, group: dist.ProcessGroup | None) -> None:
     for layer in module.modules():
         if isinstance(layer, _PerView):
             layer.group = group
+
+
+def join_convolutions_(module: nn.Module, enabled: bool) -> None:
+    """Choose whether the 1x1 convolutions of a ResNet compute the statistics of the batch norms after them.
+
+    On a GPU that saves reading their output once more, see kernels/pointwise.py. Sums are taken in another order.
+    """
+    for layer in module.modules():
+        if isinstance(layer, _PerView):
+            layer.joins_convolution = enabled
 
 
 def set_views_(module: nn.Module, views: int) -> None:

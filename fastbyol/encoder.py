@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from fastbyol.batchnorm import BatchNormAct2d, BatchNormAddReLU2d, normalize_and_pool, normalize_then
+from fastbyol.batchnorm import BatchNormAct2d, BatchNormAddReLU2d, convolve, normalize_and_pool, normalize_then
 from fastbyol.config import EncoderConfig
 from fastbyol.errors import require
 from fastbyol.kernels.stem import stem_convolution
@@ -59,17 +60,29 @@ class Bottleneck(nn.Module):
         x, shortcut = twins
         if self.downsample is not None:
             shortcut = self.downsample(shortcut)
-        x = normalize_then(self.bn2, normalize_then(self.bn1, self.conv1(x), self.conv2), self.conv3)
-        z: Twins = self.bn3(x, shortcut)
+        x, *statistics = convolve(self.conv1, x, self.bn1)
+        x = normalize_then(self.bn1, x, self.conv2, *statistics)
+        x, *statistics = normalize_then(self.bn2, x, partial(convolve, self.conv3, norm=self.bn3))
+        z: Twins = self.bn3(x, shortcut, *statistics)
         return z
 
 
-def _shortcut(inputs: int, outputs: int, *, stride: int, views: int) -> nn.Sequential | None:
-    if stride == 1 and inputs == outputs:
-        return None
-    return nn.Sequential(
-        nn.Conv2d(inputs, outputs, 1, stride, bias=False), BatchNormAct2d(outputs, views=views, relu=False)
-    )
+class Shortcut(nn.Sequential):
+    """A 1x1 convolution and batch norm without ReLU."""
+
+    def __init__(self, inputs: int, outputs: int, *, stride: int, views: int) -> None:
+        convolution = nn.Conv2d(inputs, outputs, 1, stride, bias=False)
+        super().__init__(convolution, BatchNormAct2d(outputs, views=views, relu=False))
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Map [N, inputs, H, W] to [N, outputs, H/stride, W/stride]."""
+        convolution, norm = self
+        z: Tensor = norm(*convolve(convolution, x, norm))
+        return z
+
+
+def _shortcut(inputs: int, outputs: int, *, stride: int, views: int) -> Shortcut | None:
+    return None if stride == 1 and inputs == outputs else Shortcut(inputs, outputs, stride=stride, views=views)
 
 
 ARCHS: dict[str, tuple[type[BasicBlock] | type[Bottleneck], tuple[int, ...]]] = {

@@ -28,7 +28,7 @@ from __future__ import annotations
 import functools
 import logging
 from collections.abc import Callable
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 import torch.distributed as dist
@@ -53,6 +53,7 @@ from fastbyol.kernels.dispatch import runs_triton
 from fastbyol.kernels.recompute import recomputed
 from fastbyol.kernels.reference import NormParams
 
+Result = TypeVar("Result")
 TILE_BYTES = 4096  # of x per program at a time: two 128-bit accesses per thread
 
 
@@ -302,34 +303,42 @@ class _BatchNorm(torch.autograd.Function):
         return dx, g, dweight, dbias, None, None, None, None
 
 
-def prepare(x: Tensor, norm: NormParams) -> tuple[Tensor, Tensor]:
-    """Check x; return it in channels-last memory with mean and rstd [2, G, C]; update the running statistics."""
+def prepare(x: Tensor, norm: NormParams, statistics: Tensor | None = None) -> tuple[Tensor, Tensor]:
+    """Check x; return it in channels-last memory with mean and rstd [2, G, C].
+
+    They are those given, or computed here, which updates the running statistics.
+    """
     reference.check_views(x, norm)
     x = channels_last(x, "x")
-    return x, batch_statistics(x, norm)
+    return x, batch_statistics(x, norm) if statistics is None else statistics
 
 
-def _batch_norm(x: Tensor, residual: Tensor | None, norm: NormParams, *, relu: bool) -> Any:
-    x, statistics = prepare(x, norm)
+def _batch_norm(x: Tensor, residual: Tensor | None, norm: NormParams, statistics: Tensor | None, *, relu: bool) -> Any:
+    x, statistics = prepare(x, norm, statistics)
     keep_mask = residual is not None and torch.is_grad_enabled()
     return _BatchNorm.apply(x, residual, norm.weight, norm.bias, statistics, relu, keep_mask, norm.group)
 
 
-def batch_norm_act(x: Tensor, norm: NormParams, *, relu: bool) -> Tensor:
-    """Normalise x with the batch statistics of each view, then apply ReLU if `relu`; see reference.batch_norm_act."""
-    if not runs_triton(x):
+def batch_norm_act(x: Tensor, norm: NormParams, *, relu: bool, statistics: Tensor | None = None) -> Tensor:
+    """Normalise x with the batch statistics of each view, then apply ReLU if `relu`; see reference.batch_norm_act.
+
+    statistics: those of x, where pointwise.py computed them, and updated the running ones, with x.
+    """
+    if statistics is None and not runs_triton(x):
         return reference.batch_norm_act(x, norm, relu=relu)
-    z: Tensor = _batch_norm(x, None, norm, relu=relu)
+    z: Tensor = _batch_norm(x, None, norm, statistics, relu=relu)
     return z
 
 
-def batch_norm_act_then(consumer: Callable[[Tensor], Tensor], x: Tensor, norm: NormParams, *, relu: bool) -> Tensor:
+def batch_norm_act_then(
+    consumer: Callable[[Tensor], Result], x: Tensor, norm: NormParams, *, relu: bool, statistics: Tensor | None = None
+) -> Result:
     """Return consumer(batch_norm_act(x, ...)); its backward recomputes the normalised x instead of keeping it.
 
     This saves memory of x's size and costs one read and one write of it; x is kept anyway for batch norm's own
     backward. The results have the same bits. x must be a tensor for which dispatch.runs_triton is true.
     """
-    x, statistics = prepare(x, norm)
+    x, statistics = prepare(x, norm, statistics)
     weight, bias = norm.weight, norm.bias
     z: Tensor = _BatchNorm.apply(x, None, weight, bias, statistics, relu, False, norm.group)
     kept = x.detach()
@@ -342,16 +351,19 @@ def batch_norm_act_then(consumer: Callable[[Tensor], Tensor], x: Tensor, norm: N
         return consumer(z)
 
 
-def batch_norm_add_relu(x: Tensor, residual: Tensor, norm: NormParams) -> tuple[Tensor, Tensor]:
+def batch_norm_add_relu(
+    x: Tensor, residual: Tensor, norm: NormParams, *, statistics: Tensor | None = None
+) -> tuple[Tensor, Tensor]:
     """Return relu(batch norm + residual) twice, once for each consumer; see reference.batch_norm_add_relu.
 
-    Both share memory. Either gradient may be missing; two are added inside the backward kernel.
+    Both share memory. Either gradient may be missing; two are added inside the backward kernel. statistics: as in
+    batch_norm_act.
     """
-    if not runs_triton(x):
+    if statistics is None and not runs_triton(x):
         return reference.batch_norm_add_relu(x, residual, norm)
     reference.check_residual(x, residual)
     residual = channels_last(residual, "residual")
-    twins: tuple[Tensor, Tensor] = _batch_norm(x, residual, norm, relu=True)
+    twins: tuple[Tensor, Tensor] = _batch_norm(x, residual, norm, statistics, relu=True)
     return twins
 
 

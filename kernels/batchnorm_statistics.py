@@ -216,15 +216,18 @@ def reduce_splits(
 
 def batch_statistics(x: Tensor, norm: NormParams) -> Tensor:
     """Return mean and rstd in one float32 tensor [2, G, C] and update the running statistics."""
-    views, group = norm.views, norm.group
-    grid, sizes = sum_launch(x, views, tile_bytes=STATS_TILE_BYTES)
-    channels, rows = sizes["channels"], sizes["rows"]
-    partial = x.new_empty((2, views, grid[1], channels), dtype=torch.float32)
+    grid, sizes = sum_launch(x, norm.views, tile_bytes=STATS_TILE_BYTES)
+    partial = x.new_empty((2, norm.views, grid[1], sizes["channels"]), dtype=torch.float32)
     stats_kernel[grid](x, norm.running_mean, partial, **sizes, num_warps=WARPS)
-    splits = grid[1]
-    if group is not None:
-        partial, splits = reduce_splits(partial, rows, totals=None, group=group), 1
-    statistics = x.new_empty((2, views, channels), dtype=torch.float32)
+    return finish(partial, sizes["rows"], norm)
+
+
+def finish(partial: Tensor, rows: int, norm: NormParams) -> Tensor:
+    """Return mean and rstd [2, G, C] from partial sums [2, G, S, C] of so many rows; update the running statistics."""
+    _, views, splits, channels = partial.shape
+    if norm.group is not None:
+        partial, splits = reduce_splits(partial, rows, totals=None, group=norm.group), 1
+    statistics = partial.new_empty(2, views, channels)
     finalize_kernel[(triton.cdiv(channels, FINALIZE["BC"]),)](
         partial,
         statistics[0],
@@ -238,7 +241,7 @@ def batch_statistics(x: Tensor, norm: NormParams) -> Tensor:
         norm.momentum,
         norm.eps,
         GROUPS=views,
-        COUNTED=group is not None,
+        COUNTED=norm.group is not None,
         **FINALIZE,
     )
     return statistics

@@ -26,6 +26,12 @@ def runs_triton(x: Tensor) -> bool:
     return x.is_cuda or knobs.runtime.interpret or _allocates_only.get()
 
 
+def autocast_dtype(x: Tensor) -> torch.dtype:
+    """Return the dtype that convolutions of x compute in: autocast's, where it is enabled, or x's own."""
+    device = x.device.type
+    return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else x.dtype
+
+
 @contextmanager
 def allocate_only() -> Iterator[None]:
     """Make the kernels' wrappers allocate as on a GPU but launch nothing, for any tensor, in the with-block.

@@ -24,7 +24,7 @@ import triton
 import triton.language as tl
 from torch import Tensor
 
-from fastbyol.kernels.dispatch import runs_triton
+from fastbyol.kernels.dispatch import autocast_dtype, runs_triton
 from fastbyol.kernels.recompute import recomputed
 
 MARGIN = tl.constexpr(2)  # pairs of rows of zeros above; below there is one
@@ -92,8 +92,7 @@ def stem_convolution(images: Tensor, weight: Tensor, *, recomputes: bool = False
     """
     if not runs_triton(images) or (images.requires_grad and torch.is_grad_enabled()):
         return F.conv2d(images, weight, stride=2, padding=3)
-    device = images.device.type
-    dtype = torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else images.dtype
+    dtype = autocast_dtype(images)
     folded = fold(images, dtype=dtype)
     with recomputed(folded, partial(fold, images, dtype=dtype)) if recomputes else nullcontext():
         return F.conv2d(folded, fold_weight(weight, channels=folded.shape[1]))

@@ -15,10 +15,12 @@ from fastbyol.kernels.reference.batchnorm import (
     batch_norm_add_relu,
     batch_norm_eval,
     check_channels,
+    check_pointwise,
     check_residual,
     check_views,
     fold_norms,
     max_pool,
+    pointwise_statistics,
 )
 from fastbyol.kernels.reference.step import (
     NORM_EPS,
@@ -77,6 +79,7 @@ __all__ = [
     "brightness",
     "byol_loss",
     "check_channels",
+    "check_pointwise",
     "check_residual",
     "check_views",
     "chunks",
@@ -93,6 +96,7 @@ __all__ = [
     "max_pool",
     "normalize",
     "normalize_rows",
+    "pointwise_statistics",
     "random_resized_crop",
     "saturation",
     "solarize",

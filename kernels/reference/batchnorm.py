@@ -87,24 +87,38 @@ class _SumOverRanks(torch.autograd.Function):
         return _SumOverRanks.apply(grad, ctx.group), None
 
 
-def _synchronized_batch_norm(x: Tensor, norm: NormParams, group: dist.ProcessGroup) -> Tensor:
-    """Normalise x with statistics of d = x - running mean over a group; one all-reduce of [V, 2C+1] sums each way."""
-    weight, bias, running_mean, running_var, _, views, momentum, eps, _ = norm
+def _moments(x: Tensor, norm: NormParams, group: dist.ProcessGroup | None) -> tuple[Tensor, Tensor, Tensor]:
+    """Return d = x - running mean [V, B, C, ...], its mean and variance [V, C]; update the running statistics."""
+    running_mean, running_var, channels = norm.running_mean, norm.running_var, x.shape[1]
     wide = torch.promote_types(x.dtype, torch.float32)
-    per_channel = (1, 1, -1, *[1] * (x.ndim - 2))
-    d = x.unflatten(0, (views, -1)).to(wide) - running_mean.view(per_channel)  # [V, B, C, ...]
+    d = x.unflatten(0, (norm.views, -1)).to(wide) - running_mean.view(1, 1, -1, *[1] * (x.ndim - 2))
     across = [i for i in range(d.ndim) if i not in (0, 2)]
-    local_count = d.new_full((views, 1), d[0].numel() // len(weight))
+    local_count = d.new_full((norm.views, 1), d[0].numel() // channels)
     sums = torch.cat((d.sum(across), d.square().sum(across), local_count), 1)
-    joined: Tensor = _SumOverRanks.apply(sums, group)
-    total, square, count = joined.split((len(weight), len(weight), 1), 1)
+    joined: Tensor = sums if group is None else _SumOverRanks.apply(sums, group)
+    total, square, count = joined.split((channels, channels, 1), 1)
     offset = total / count
     variance = (square / count - offset.square()).clamp_min(0)
     with torch.no_grad():
         for mean, unbiased in zip(running_mean + offset, variance * (count / (count - 1)), strict=True):
-            running_mean.lerp_(mean.to(running_mean.dtype), momentum)
-            running_var.lerp_(unbiased.to(running_var.dtype), momentum)
-    per_view = (views, 1, -1, *[1] * (x.ndim - 2))
+            running_mean.lerp_(mean.to(running_mean.dtype), norm.momentum)
+            running_var.lerp_(unbiased.to(running_var.dtype), norm.momentum)
+    return d, offset, variance
+
+
+@torch.no_grad()
+def _keep_finite(norm: NormParams, mean: Tensor, var: Tensor) -> None:
+    """Take over new running statistics in the channels where both are finite."""
+    is_finite = mean.isfinite() & var.isfinite()
+    norm.running_mean.copy_(torch.where(is_finite, mean, norm.running_mean))
+    norm.running_var.copy_(torch.where(is_finite, var, norm.running_var))
+
+
+def _synchronized_batch_norm(x: Tensor, norm: NormParams, group: dist.ProcessGroup) -> Tensor:
+    """Normalise x with statistics of d = x - running mean over a group; one all-reduce of [V, 2C+1] sums each way."""
+    weight, bias, views, eps = norm.weight, norm.bias, norm.views, norm.eps
+    d, offset, variance = _moments(x, norm, group)
+    per_channel, per_view = ((count, 1, -1, *[1] * (x.ndim - 2)) for count in (1, views))
     xhat = (d - offset.view(per_view)) * torch.rsqrt(variance + eps).view(per_view)
     return torch.addcmul(bias.view(per_channel), xhat, weight.view(per_channel)).flatten(0, 1).to(x.dtype)
 
@@ -127,11 +141,36 @@ def batch_norm_act(x: Tensor, norm: NormParams, *, relu: bool) -> Tensor:
         y = _synchronized_batch_norm(x, norm._replace(running_mean=mean, running_var=var), group)
     else:
         y = torch.cat([F.batch_norm(part, mean, var, weight, bias, True, momentum, eps) for part in x.chunk(views)])
-    with torch.no_grad():
-        is_finite = mean.isfinite() & var.isfinite()
-        running_mean.copy_(torch.where(is_finite, mean, running_mean))
-        running_var.copy_(torch.where(is_finite, var, running_var))
+    _keep_finite(norm, mean, var)
     return y.relu_() if relu else y
+
+
+def check_pointwise(x: Tensor, weight: Tensor, norm: NormParams) -> None:
+    """Raise ValueError unless x [V*B, K, H, W] and weight [N, K, 1, 1] fit, and give the N channels of norm."""
+    if x.ndim != 4 or weight.shape != (len(norm.weight), x.shape[1], 1, 1):
+        raise ValueError(
+            f"a 1x1 convolution before a batch norm of {len(norm.weight)} channels got x {list(x.shape)} and a weight "
+            f"{list(weight.shape)}; give [N, K, H, W] and [{len(norm.weight)}, K, 1, 1]"
+        )
+    check_views(x[:, :1].expand(-1, len(norm.weight), -1, -1), norm)
+
+
+def pointwise_statistics(x: Tensor, weight: Tensor, norm: NormParams) -> tuple[Tensor, Tensor]:
+    """Convolve x [V*B, K, H, W] with weight [N, K, 1, 1]; return [V*B, N, H, W] and mean and rstd of it, [2, V, N].
+
+    The statistics are of each view, over the ranks of the group if there is one, and have no gradient of their own:
+    batch norm's is that of statistics and x. The running statistics are updated, as in batch_norm_act.
+    """
+    check_pointwise(x, weight, norm)
+    y = F.conv2d(x, weight)
+    with torch.no_grad():
+        updated = norm._replace(running_mean=norm.running_mean.clone(), running_var=norm.running_var.clone())
+        _, offset, variance = _moments(y, updated, norm.group)
+        statistics = torch.stack((norm.running_mean + offset, torch.rsqrt(variance + norm.eps)))
+        _keep_finite(norm, updated.running_mean, updated.running_var)
+        if norm.num_batches_tracked is not None:
+            norm.num_batches_tracked.add_(norm.views)
+    return y, statistics
 
 
 def batch_norm_add_relu(x: Tensor, residual: Tensor, norm: NormParams) -> tuple[Tensor, Tensor]:
