@@ -1,7 +1,7 @@
 """What the compiler makes of a kernel for a GPU that is not here: registers, spills, width of accesses, barriers.
 
-`python benchmarks/aot.py` compiles every build of builds.py for sm_80 and sm_90 and prints the table; --write puts it
-into docs/performance.md. Never under TRITON_INTERPRET, which replaces the compiler.
+`python benchmarks/aot.py` compiles every build of builds.py for its architectures, sm_80 and sm_90, and prints the
+table; --write puts it into docs/performance.md. Never under TRITON_INTERPRET, which replaces the compiler.
 """
 
 from __future__ import annotations
@@ -25,7 +25,6 @@ from triton.compiler import ASTSource
 from benchmarks.builds import BUILDS, Build
 from benchmarks.document import DOCUMENT, put
 
-ARCHS = (80, 90)
 REGISTER_FILE = 65536  # 32-bit registers of a multiprocessor, sm_80 and sm_90
 MAX_THREADS = 2048  # resident on a multiprocessor
 CUOBJDUMP = Path(triton.backends.nvidia.__file__).parent / "bin" / "cuobjdump"
@@ -45,6 +44,7 @@ class Usage:
     loads: int
     wide_stores: int
     stores: int
+    products: int
 
     def occupancy(self, num_warps: int) -> float:
         """Estimate the share of a multiprocessor's threads that its registers allow, in blocks of num_warps."""
@@ -94,6 +94,7 @@ def _read(cubin: bytes, *, shared: int) -> Usage:
         loads=len(loads),
         wide_stores=sum("128" in op for op in stores),
         stores=len(stores),
+        products=sum(op.startswith("HGMMA") for op in ops),
     )
 
 
@@ -107,6 +108,7 @@ def broken_limits(build: Build, usage: Usage) -> list[str]:
         (usage.wide_stores >= build.wide_stores, f"{usage.wide_stores} 128-bit stores, at least {build.wide_stores}"),
         (usage.barriers <= build.barriers, f"{usage.barriers} barriers, at most {build.barriers}"),
         (usage.shared <= build.shared, f"{usage.shared} bytes of shared memory, at most {build.shared}"),
+        (usage.products >= build.products, f"{usage.products} products of warp groups, at least {build.products}"),
     )
     return [fault for holds, fault in checks if not holds]
 
@@ -139,7 +141,7 @@ def main() -> int:
     parser.add_argument("--write", action="store_true", help="put the table into docs/performance.md")
     args = parser.parse_args()
     chosen = [build for build in BUILDS if args.only in build.name]
-    usages = [(build, arch, compile_build(build, arch)) for build in chosen for arch in ARCHS]
+    usages = [(build, arch, compile_build(build, arch)) for build in chosen for arch in build.archs]
     broken = [f"{b.name} sm_{a}: {fault}" for b, a, usage in usages for fault in broken_limits(b, usage)]
     print(table(usages))
     print("\n".join(broken), file=sys.stderr)

@@ -20,6 +20,7 @@ from fastbyol.kernels import (
     fold_norms,
     lars_ema,
     max_pool,
+    pointwise,
     segments,
     stem,
 )
@@ -32,7 +33,8 @@ class Build:
     types: Triton's type of every run-time argument, such as "*bf16", "i32", "fp32"; constexprs: the others.
     divisible: integer arguments that are multiples of 16, as the launcher would find them; pointers always are.
     wide_loads, wide_stores: least number of 128-bit global accesses; registers: ceiling per thread;
-    barriers: ceiling of barrier instructions; shared: ceiling of shared memory in bytes.
+    barriers: ceiling of barrier instructions; shared: ceiling of shared memory in bytes; products: least number of
+    matrix products of sm_90's warp groups; archs: what it is compiled for.
     """
 
     name: str
@@ -46,6 +48,8 @@ class Build:
     wide_stores: int = 0
     barriers: int = 0
     shared: int = 0
+    products: int = 0
+    archs: Sequence[int] = (80, 90)
     options: Mapping[str, Any] = field(default_factory=dict)
 
 
@@ -349,6 +353,39 @@ def stem_builds() -> tuple[Build, ...]:
     )
 
 
+def pointwise_builds() -> tuple[Build, ...]:
+    """Build the 1x1 convolution with each choice of tiles, for as many inputs as a block holds and for more.
+
+    For sm_90 alone, whose copies and products it is made for. Registers and shared memory are those that so many
+    programs a multiprocessor leave each other.
+    """
+    numbers = dict.fromkeys(("rows", "channels", "rows_per_split"), "i32")
+    builds = []
+    for tiles in pointwise.CHOICES:
+        bm, bn, bk = tiles.BM, tiles.BN, tiles.BK
+        blocks = {"x": (bm, bk), "weight": (bn, bk), "y": (bm, bn)}
+        types = {name: f"tensordesc<bf16[{rows}, {columns}]>" for name, (rows, columns) in blocks.items()}
+        for inputs in (bk, 8 * bk):
+            sizes = pointwise.constants(tiles, inputs=inputs, channels=bn)
+            builds.append(
+                Build(
+                    f"pointwise bf16 {inputs} inputs {bm}x{bn}x{bk} {tiles.stages} stages",
+                    pointwise.pointwise_kernel,
+                    {**types, "running_mean_ptr": "*fp32", "partial_ptr": "*fp32", **numbers},
+                    sizes,
+                    num_warps=tiles.warps,
+                    registers=min(65536 // (32 * tiles.warps * tiles.blocks) // 8 * 8, 255),
+                    divisible=tuple(numbers),
+                    barriers=88,  # nearly all when a program adds up its sums, once, at the end
+                    shared=228 * 1024 // tiles.blocks - 1024,  # the driver takes 1 KiB of each program
+                    products=bm // (16 * sizes["WARP_ROWS"]) * bk // 16,
+                    archs=(90,),
+                    options={"num_stages": tiles.stages},
+                )
+            )
+    return tuple(builds)
+
+
 def view_builds() -> tuple[Build, ...]:
     """Build the four launches of 224-pixel views for both dtypes, and of a side that no tile and no access divides.
 
@@ -414,5 +451,6 @@ BUILDS: tuple[Build, ...] = (
     *fold_builds(),
     *pool_builds(),
     *stem_builds(),
+    *pointwise_builds(),
     *view_builds(),
 )

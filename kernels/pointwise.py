@@ -55,11 +55,12 @@ class Tiles(NamedTuple):
 
 
 NARROW = Tiles(128, 64, 64, warps=4, stages=3, blocks=2)
+NARROW_2 = Tiles(128, 64, 64, warps=4, stages=2, blocks=3)
 SQUARE = Tiles(128, 128, 64, warps=4, stages=2, blocks=2)
 SQUARE_8 = Tiles(128, 128, 64, warps=8, stages=3, blocks=1)
 WIDE = Tiles(64, 256, 64, warps=8, stages=3, blocks=1)
 TALL = Tiles(256, 128, 64, warps=8, stages=3, blocks=1)
-CHOICES = (NARROW, SQUARE, SQUARE_8, WIDE, TALL)
+CHOICES = (NARROW, NARROW_2, SQUARE, SQUARE_8, WIDE, TALL)
 BUSY = 512 * 512  # at least so many products a row are bound by arithmetic more than by bytes
 
 

@@ -13,6 +13,7 @@ from torch import Tensor
 from benchmarks.cases import step
 from benchmarks.cases.compare import WrongResult
 from benchmarks.harness import Case, Ready
+from fastbyol.batchnorm import join_convolutions_
 from fastbyol.config import Recipe
 from fastbyol.recipes import named
 
@@ -30,15 +31,20 @@ def cases(device: str) -> Iterator[Case]:
     recipe = named(recipe_name)
     views = cache(partial(step._views, batch_size, recipe.crop_px, device))
     engine = "graph" if device == "cuda" else "eager"
+    today = partial(step._fastbyol, recipe, device, engine=engine)
     forms = {
-        ("cudnn_benchmark_limit", name): partial(
-            _limited, limit, partial(step._fastbyol, recipe, device, engine=engine), recipe, views, device
+        ("statistics in 1x1 convolutions", name): partial(
+            step._prepare, partial(_joining, today, joins), recipe, views, device, is_checked=joins
         )
-        for name, limit in LIMITS.items()
+        for name, joins in (("apart (today)", False), ("joined", True))
     }
     forms |= {
         ("folded target", name): partial(prepare, views, device, engine)
         for name, prepare in _target_forms(recipe, searches=device == "cuda").items()
+    }
+    forms |= {
+        ("cudnn_benchmark_limit", name): partial(_limited, limit, today, recipe, views, device)
+        for name, limit in LIMITS.items()
     }
     for (candidate, name), prepare in forms.items():
         yield Case(
@@ -50,6 +56,13 @@ def cases(device: str) -> Iterator[Case]:
             dtype=step.PRECISION[device],
             is_alone=device == "cuda",
         )
+
+
+def _joining(today: Callable[[], step.Engine], joins: bool) -> step.Engine:
+    """Build a step whose 1x1 convolutions compute the statistics after them, or today's."""
+    made = today()
+    join_convolutions_(made.model, joins)
+    return made
 
 
 def _limited(limit: int, make: Callable[[], step.Engine], *where: object) -> Ready:

@@ -5,13 +5,15 @@ from __future__ import annotations
 import pytest
 import triton
 
-from benchmarks.aot import ARCHS, BEGIN, END, broken_limits, compile_build, table
+from benchmarks.aot import BEGIN, END, broken_limits, compile_build, table
 from benchmarks.builds import BUILDS, Build
 from benchmarks.document import DOCUMENT
 
 
-@pytest.mark.parametrize("arch", ARCHS, ids=lambda arch: f"sm_{arch}")
-@pytest.mark.parametrize("build", BUILDS, ids=lambda build: build.name)
+@pytest.mark.parametrize(
+    ("build", "arch"),
+    [pytest.param(build, arch, id=f"{build.name}-sm_{arch}") for build in BUILDS for arch in build.archs],
+)
 def test_build_keeps_its_limits(build: Build, arch: int) -> None:
     assert not broken_limits(build, compile_build(build, arch))
 
@@ -21,4 +23,4 @@ def test_the_document_holds_every_build_and_names_its_compiler() -> None:
     text = DOCUMENT.read_text().split(BEGIN)[1].split(END)[0]
     assert text.strip().startswith("Compiled by Triton 3.")
     rows = [tuple(cell.strip() for cell in line.split("|")[1:3]) for line in text.splitlines() if " sm_" in line]
-    assert rows == [(build.name, f"sm_{arch}") for build in BUILDS for arch in ARCHS]
+    assert rows == [(build.name, f"sm_{arch}") for build in BUILDS for arch in build.archs]
