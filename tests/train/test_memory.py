@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from fastbyol import batchnorm
 from fastbyol.byol import Output
 from fastbyol.cli.train import main
 from fastbyol.config import Recipe
@@ -38,6 +39,15 @@ def test_a_resnet50_step_at_224_px_needs_what_its_tensors_are() -> None:
 def test_recomputing_brings_it_under_40_gib() -> None:
     needed = memory.step_bytes(named("imagenet_rn50"), images=512, precision="bfloat16", recomputes=True) / memory.GIB
     assert needed < 40
+
+
+def test_convolutions_that_compute_statistics_keep_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
+    needed = []
+    for joins in (False, True):
+        monkeypatch.setattr(batchnorm.BatchNormAct2d, "joins_convolution", joins)
+        monkeypatch.setattr(batchnorm.BatchNormAddReLU2d, "joins_convolution", joins)
+        needed.append(memory.step_bytes(named("imagenet_rn50"), images=8, precision="bfloat16"))
+    assert needed[0] == needed[1]
 
 
 def test_need_is_linear_in_images_and_halves_in_bfloat16() -> None:
