@@ -61,11 +61,14 @@ SQUARE_8 = Tiles(128, 128, 64, warps=8, stages=3, blocks=1)
 WIDE = Tiles(64, 256, 64, warps=8, stages=3, blocks=1)
 TALL = Tiles(256, 128, 64, warps=8, stages=3, blocks=1)
 CHOICES = (NARROW, NARROW_2, SQUARE, SQUARE_8, WIDE, TALL)
+EXACT = Tiles(64, 64, 32, warps=4, stages=2, blocks=2)  # for float32, whose blocks are twice as large
 BUSY = 512 * 512  # at least so many products a row are bound by arithmetic more than by bytes
 
 
-def tiles_for(inputs: int, channels: int) -> Tiles:
+def tiles_for(inputs: int, channels: int, dtype: torch.dtype) -> Tiles:
     """Choose the sizes for K inputs and N channels."""
+    if dtype == torch.float32:
+        return EXACT
     if channels <= NARROW.BN:
         return NARROW
     return TALL if inputs * channels >= BUSY else SQUARE
@@ -208,7 +211,6 @@ def pointwise_statistics(
     reference.check_pointwise(x, weight, norm)
     dtype = autocast_dtype(x)
     x, weight = channels_last(x.to(dtype), "x"), weight.to(dtype)
-    result: tuple[Tensor, Tensor] = _Pointwise.apply(
-        x, weight, norm, tiles or tiles_for(weight.shape[1], weight.shape[0])
-    )
+    tiles = tiles or tiles_for(x.shape[1], len(weight), dtype)
+    result: tuple[Tensor, Tensor] = _Pointwise.apply(x, weight, norm, tiles)
     return result

@@ -57,7 +57,7 @@ def _rivals(device: str, inputs: int, channels: int) -> Iterator[tuple[str, Conv
         return
     yield "cuDNN, then fastbyol's statistics", _apart
     yield "cuDNN without statistics", _conv2d
-    chosen = tiles_for(inputs, channels)
+    chosen = tiles_for(inputs, channels, torch.bfloat16)
     others = [tiles for tiles in CHOICES if tiles != chosen and channels >= tiles.BN]
     for tiles, note in ((chosen, " (chosen)"), *((other, "") for other in others)):
         yield f"fastbyol pointwise, {tiles}{note}", partial(pointwise_statistics, tiles=tiles)
