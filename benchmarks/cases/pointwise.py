@@ -49,7 +49,7 @@ def _apart(x: Tensor, weight: Tensor, norm: NormParams) -> Result:
     return y, batch_statistics(y, norm)
 
 
-def _rivals(device: str, inputs: int, channels: int) -> Iterator[tuple[str, Convolution]]:
+def rivals(device: str, inputs: int, channels: int) -> Iterator[tuple[str, Convolution]]:
     """Yield the implementations; the sizes that training takes come first among ours."""
     if device == "cpu":
         yield "fastbyol", pointwise_statistics
@@ -68,19 +68,19 @@ def cases(device: str) -> Iterator[Case]:
     images, dtype = IMAGES[device], torch.bfloat16 if device == "cuda" else torch.float32
     for inputs, side, channels in SHAPES if device == "cuda" else SHAPES[-2:]:
         shape = images, inputs, side, side
-        drawn = cache(partial(_drawn, shape, channels, device, dtype))
-        for implementation, convolution in _rivals(device, inputs, channels):
+        inputs_of = cache(partial(drawn, shape, channels, device, dtype))
+        for implementation, convolution in rivals(device, inputs, channels):
             yield Case(
                 "1x1 convolution and statistics",
                 f"{images}x{inputs}x{side}x{side} to {channels}",
                 implementation,
-                partial(_prepare, convolution, drawn),
+                partial(_prepare, convolution, inputs_of),
                 dtype=str(dtype).removeprefix("torch."),
                 bytes_moved=images * side**2 * (inputs + channels) * dtype.itemsize,
             )
 
 
-def _drawn(shape: tuple[int, ...], channels: int, device: str, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
+def drawn(shape: tuple[int, ...], channels: int, device: str, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
     """Draw x in channels-last memory and a weight."""
     generator = torch.Generator(device).manual_seed(0)
     x = torch.randn(shape, generator=generator, device=device, dtype=dtype).contiguous(
@@ -90,14 +90,15 @@ def _drawn(shape: tuple[int, ...], channels: int, device: str, dtype: torch.dtyp
     return x, weight.to(dtype)
 
 
-def _norm(channels: int, device: str) -> NormParams:
+def norm_of(channels: int, device: str) -> NormParams:
+    """Return a batch norm that changes nothing."""
     zeros, ones = (torch.full((channels,), value, device=device) for value in (0.0, 1.0))
     return NormParams(ones, zeros, zeros.clone(), ones.clone(), None, views=VIEWS, momentum=MOMENTUM, eps=EPS)
 
 
-def _prepare(convolution: Convolution, drawn: Callable[[], tuple[Tensor, Tensor]]) -> Ready:
-    x, weight = drawn()
-    norm = _norm(len(weight), x.device.type)
+def _prepare(convolution: Convolution, inputs_of: Callable[[], tuple[Tensor, Tensor]]) -> Ready:
+    x, weight = inputs_of()
+    norm = norm_of(len(weight), x.device.type)
 
     @torch.no_grad()
     def run() -> Result:
