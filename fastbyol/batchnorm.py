@@ -14,7 +14,7 @@ from fastbyol.kernels.batchnorm import batch_norm_act, batch_norm_act_then, batc
 from fastbyol.kernels.batchnorm_pool import batch_norm_relu_pool, batch_norm_relu_pool_eval
 from fastbyol.kernels.dispatch import runs_triton
 from fastbyol.kernels.max_pool import max_pool
-from fastbyol.kernels.pointwise import pointwise_statistics
+from fastbyol.kernels.pointwise import is_faster, pointwise_statistics
 from fastbyol.kernels.reference import NormParams
 
 Result = TypeVar("Result")
@@ -29,7 +29,7 @@ class _PerView(nn.modules.batchnorm._BatchNorm):
     whether its statistics are computed with the convolution before it, where `convolve` can, see join_convolutions_.
     """
 
-    joins_convolution = False
+    joins_convolution = True
 
     def __init__(self, channels: int, *, views: int = 2) -> None:
         super().__init__(channels, eps=EPS, momentum=MOMENTUM)
@@ -93,7 +93,7 @@ class BatchNormAddReLU2d(_PerView, nn.BatchNorm2d):
 def convolve(convolution: nn.Module, x: Tensor, norm: nn.Module) -> tuple[Tensor, ...]:
     """Return convolution(x), followed by the statistics of the batch norm after it where one kernel computes both.
 
-    That is a 1x1 convolution in training before a norm that `joins_convolution`, where the Triton kernels run.
+    That is a 1x1 convolution in training before a norm that `joins_convolution`, where the Triton kernel is faster.
     """
     if not (
         isinstance(norm, _PerView)
@@ -102,6 +102,7 @@ def convolve(convolution: nn.Module, x: Tensor, norm: nn.Module) -> tuple[Tensor
         and isinstance(convolution, nn.Conv2d)
         and _is_pointwise(convolution)
         and runs_triton(x)
+        and is_faster(x, inputs=convolution.in_channels, channels=convolution.out_channels)
     ):
         return (convolution(x),)
     return pointwise_statistics(x, convolution.weight, norm._params())
@@ -151,7 +152,8 @@ def synchronize_(module: nn.Module, group: dist.ProcessGroup | None) -> None:
 def join_convolutions_(module: nn.Module, enabled: bool) -> None:
     """Choose whether the 1x1 convolutions of a ResNet compute the statistics of the batch norms after them.
 
-    On a GPU that saves reading their output once more, see kernels/pointwise.py. Sums are taken in another order.
+    On a GPU that saves reading their output once more, see kernels/pointwise.py; they do by default. Sums are taken in
+    another order.
     """
     for layer in module.modules():
         if isinstance(layer, _PerView):

@@ -17,6 +17,7 @@ floats; float32 is multiplied exactly and slowly.
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import torch
@@ -32,6 +33,7 @@ from fastbyol.kernels.batchnorm_statistics import finish, per_channel
 from fastbyol.kernels.dispatch import autocast_dtype, runs_triton
 from fastbyol.kernels.reference import NormParams
 
+MADE_FOR = (9, 0)  # of an H100 and an H200
 ALIGNMENT = 16  # bytes of which rows of x, weight and y are multiples
 MULTIPROCESSORS = 132  # of an H100 and an H200: so many programs, times Tiles.blocks, run at the same time
 
@@ -55,23 +57,34 @@ class Tiles(NamedTuple):
 
 
 NARROW = Tiles(128, 64, 64, warps=4, stages=3, blocks=2)
-NARROW_2 = Tiles(128, 64, 64, warps=4, stages=2, blocks=3)
-SQUARE = Tiles(128, 128, 64, warps=4, stages=2, blocks=2)
-SQUARE_8 = Tiles(128, 128, 64, warps=8, stages=3, blocks=1)
-WIDE = Tiles(64, 256, 64, warps=8, stages=3, blocks=1)
 TALL = Tiles(256, 128, 64, warps=8, stages=3, blocks=1)
-CHOICES = (NARROW, NARROW_2, SQUARE, SQUARE_8, WIDE, TALL)
+CHOICES = (NARROW, TALL)
 EXACT = Tiles(64, 64, 32, warps=4, stages=2, blocks=2)  # for float32, whose blocks are twice as large
-BUSY = 512 * 512  # at least so many products a row are bound by arithmetic more than by bytes
+# Products a row, as measured on an H100 (docs/performance.md): from MANY on TALL is faster, from BUSY on cuDNN with the
+# statistics after it.
+MANY, BUSY = 128 * 512, 256 * 1024
+
+
+def is_faster(x: Tensor, *, inputs: int, channels: int) -> bool:
+    """Return whether this kernel beats cuDNN and statistics after it: on sm_90, in 16 bits, below BUSY products a row.
+
+    Off a GPU, where Triton's interpreter or a prediction of memory runs, only the number of products decides.
+    """
+    if x.is_cuda and (autocast_dtype(x) == torch.float32 or _capability(x.device.index) != MADE_FOR):
+        return False
+    return inputs * channels < BUSY
+
+
+@functools.cache
+def _capability(index: int) -> tuple[int, int]:
+    return torch.cuda.get_device_capability(index)
 
 
 def tiles_for(inputs: int, channels: int, dtype: torch.dtype) -> Tiles:
     """Choose the sizes for K inputs and N channels."""
     if dtype == torch.float32:
         return EXACT
-    if channels <= NARROW.BN:
-        return NARROW
-    return TALL if inputs * channels >= BUSY else SQUARE
+    return TALL if inputs * channels >= MANY else NARROW
 
 
 @triton.jit

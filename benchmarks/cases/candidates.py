@@ -36,7 +36,7 @@ def cases(device: str) -> Iterator[Case]:
         ("statistics in 1x1 convolutions", name): partial(
             step._prepare, partial(_joining, today, joins), recipe, views, device, is_checked=joins
         )
-        for name, joins in (("apart (today)", False), ("joined", True))
+        for name, joins in (("apart", False), ("joined (today)", True))
     }
     forms |= {
         ("folded target", name): partial(prepare, views, device, engine)

@@ -140,7 +140,7 @@ def fourth(where: Where) -> list[Stage]:
         photographs = where.images("cifar10")
         length = ("demo", "--epochs", "0.2", "--warmup-epochs", "0.1", "--batch-size", "32")
     return [
-        (_tests(where, 60.0, *CANDIDATES_TESTS), _images(where, 60.0, "photographs"), _warm(60.0)),
+        (_tests(where, 60.0, *CANDIDATES_TESTS), _images(where, 60.0, "photographs")),
         (_bench("views step candidates", where, 110.0, "views", STEP, "candidate", without=TODAY),),
         (_bench("kernels", where, 60.0, "1x1 convolution"),),
         (_training("imagenet-500px", where, 55.0, *length, *_data(photographs)),),
@@ -178,10 +178,6 @@ def _tests_again(where: Where, limit_s: float) -> Part:
 
 def _said(name: str, text: str) -> Part:
     return Part(name, (sys.executable, "-c", f"print({text!r})"), 10.0)
-
-
-def _warm(limit_s: float) -> Part:
-    return Part("compilation", (sys.executable, "benchmarks/gpu/warm.py"), limit_s)
 
 
 def _images(where: Where, limit_s: float, *sets: str, beside: bool = True) -> Part:

@@ -107,7 +107,7 @@ def test_steps_never_wait_for_the_gpu(whole_step: Callable[[], None]) -> None:
 def test_numbers_of_a_row_are_copied_without_waiting() -> None:
     torch.cuda.set_sync_debug_mode("error")
     try:
-        torch.cuda._sleep(200_000_000)  # a tenth of a second
+        torch.cuda._sleep(2_000_000_000)  # a second
         numbers = HostCopy(torch.arange(3, device="cuda").double())
         assert not torch.cuda.current_stream().query()
     finally:

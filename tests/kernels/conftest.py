@@ -7,6 +7,7 @@ from typing import Any
 
 import pytest
 import torch
+from torch.utils import deterministic
 from triton import knobs
 from triton.runtime.interpreter import GridExecutor
 
@@ -53,8 +54,11 @@ def short_splits(monkeypatch: pytest.MonkeyPatch) -> None:
 def poisoned() -> Iterator[None]:
     """Let torch.empty return NaN and huge integers, so that nothing passes that was not written."""
     torch.use_deterministic_algorithms(True, warn_only=True)
+    filled = deterministic.fill_uninitialized_memory
+    deterministic.fill_uninitialized_memory = True  # other tests may have left it off
     assert torch.empty(1).isnan()
     yield
+    deterministic.fill_uninitialized_memory = filled
     torch.use_deterministic_algorithms(False)
 
 
