@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.document import DOCUMENT, put
-from fastbyol.batchnorm import BatchNormAct2d, BatchNormAddReLU2d
+from fastbyol.batchnorm import BatchNormAct2d, BatchNormAddReLU2d, joins
 from fastbyol.config import EncoderConfig
 from fastbyol.encoder import BasicBlock, Bottleneck, ResNet
 
@@ -56,13 +56,17 @@ CARDS = (Card("H100", 3.0e12, 790e12), Card("H200", 4.3e12, 790e12))  # one chip
 
 @dataclass
 class Unit:
-    """A convolution and the batch norm after it, in bytes per image and view; a batch shares the weight's."""
+    """A convolution and the batch norm after it, in bytes per image and view; a batch shares the weight's.
+
+    is_joined: the convolution computes the batch norm's statistics.
+    """
 
     read: float
     written: float
     weight: float
     flops: float
     is_stem: bool
+    is_joined: bool
     has_relu: bool = True
     has_residual: bool = False
 
@@ -102,9 +106,8 @@ def trace(arch: str, stem: str, side: int) -> Network:
             positions = result.numel() / len(result) / module.out_channels
             weight = module.weight.numel()
             is_stem = module is encoder.conv1
-            units.append(
-                Unit(per_image(given[0]), per_image(result), weight * WIDTH / BATCH, 2 * weight * positions, is_stem)
-            )
+            sizes = per_image(given[0]), per_image(result), weight * WIDTH / BATCH, 2 * weight * positions
+            units.append(Unit(*sizes, is_stem, joins(module, given[0])))
         elif isinstance(module, BatchNormAddReLU2d):
             units[-1].has_residual = True
         elif isinstance(module, BatchNormAct2d):
@@ -139,7 +142,10 @@ def eager(network: Network, *, backward: bool) -> Iterator[Part]:
 
 
 def fused(network: Network, *, backward: bool) -> Iterator[Part]:
-    """Yield the passes of kernels/batchnorm.py: statistics, then all else at once; backward sums, then the rest."""
+    """Yield the passes of kernels/batchnorm.py: statistics, then all else at once; backward sums, then the rest.
+
+    The statistics after most 1x1 convolutions cost no pass, see kernels/pointwise.py.
+    """
     for unit in network.units:
         if unit.is_stem and network.pool is not None:
             folded = replace(unit, read=FOLDED * unit.read)
@@ -149,7 +155,7 @@ def fused(network: Network, *, backward: bool) -> Iterator[Part]:
             continue
         yield from convolution(unit, backward=backward)
         masks = 2 * MASK * unit.has_residual if backward else 0  # what the online forward writes, and its reading
-        passes = 5 + 2 * unit.has_residual if backward else 3 + unit.has_residual
+        passes = 5 + 2 * unit.has_residual if backward else 3 - unit.is_joined + unit.has_residual
         yield Part(0, (passes + masks) * unit.written)
     if backward and network.pool is None:
         yield Part(0, 3 * network.block_inputs[0])  # the first block's input comes from no kernel that adds gradients

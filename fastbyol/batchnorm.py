@@ -99,19 +99,20 @@ def convolve(convolution: nn.Module, x: Tensor, norm: nn.Module) -> tuple[Tensor
         isinstance(norm, _PerView)
         and norm.joins_convolution
         and norm.training
-        and isinstance(convolution, nn.Conv2d)
-        and _is_pointwise(convolution)
         and runs_triton(x)
-        and is_faster(x, inputs=convolution.in_channels, channels=convolution.out_channels)
+        and isinstance(convolution, nn.Conv2d)
+        and joins(convolution, x)
     ):
         return (convolution(x),)
     return pointwise_statistics(x, convolution.weight, norm._params())
 
 
-def _is_pointwise(convolution: nn.Conv2d) -> bool:
-    """Return whether kernels/pointwise.py computes it: 1x1 at stride 1 without bias, channels that 8 divides."""
+def joins(convolution: nn.Conv2d, x: Tensor) -> bool:
+    """Return whether kernels/pointwise.py convolves x, and faster: 1x1, stride 1, no bias, channels 8 divides."""
     form = (convolution.kernel_size, convolution.stride, convolution.padding, convolution.groups, convolution.bias)
-    return form == ((1, 1), (1, 1), (0, 0), 1, None) and not (convolution.in_channels | convolution.out_channels) % 8
+    inputs, channels = convolution.in_channels, convolution.out_channels
+    can = form == ((1, 1), (1, 1), (0, 0), 1, None) and not (inputs | channels) % 8
+    return can and is_faster(x, inputs=inputs, channels=channels)
 
 
 def normalize_then(norm: nn.Module, x: Tensor, consumer: Callable[[Tensor], Result], *statistics: Tensor) -> Result:

@@ -60,19 +60,20 @@ NARROW = Tiles(128, 64, 64, warps=4, stages=3, blocks=2)
 TALL = Tiles(256, 128, 64, warps=8, stages=3, blocks=1)
 CHOICES = (NARROW, TALL)
 EXACT = Tiles(64, 64, 32, warps=4, stages=2, blocks=2)  # for float32, whose blocks are twice as large
-# Products a row, as measured on an H100 (docs/performance.md): from MANY on TALL is faster, from BUSY on cuDNN with the
-# statistics after it.
-MANY, BUSY = 128 * 512, 256 * 1024
+# As measured on an H100 (docs/performance.md): from so many inputs, or above so many products a row, cuDNN and the
+# statistics after it are faster, or nothing is known; from so many inputs and channels TALL is faster than NARROW.
+DEEP, BUSY = 1024, 256 * 1024
+TALL_FROM = (512, 256)
 
 
 def is_faster(x: Tensor, *, inputs: int, channels: int) -> bool:
-    """Return whether this kernel beats cuDNN and statistics after it: on sm_90, in 16 bits, below BUSY products a row.
+    """Return whether this kernel beats cuDNN and the statistics after it: on sm_90, in 16 bits, for most shapes.
 
-    Off a GPU, where Triton's interpreter or a prediction of memory runs, only the number of products decides.
+    Off a GPU, where Triton's interpreter or a prediction of memory runs, only the shape decides.
     """
     if x.is_cuda and (autocast_dtype(x) == torch.float32 or _capability(x.device.index) != MADE_FOR):
         return False
-    return inputs * channels < BUSY
+    return inputs < DEEP and inputs * channels <= BUSY
 
 
 @functools.cache
@@ -84,7 +85,8 @@ def tiles_for(inputs: int, channels: int, dtype: torch.dtype) -> Tiles:
     """Choose the sizes for K inputs and N channels."""
     if dtype == torch.float32:
         return EXACT
-    return TALL if inputs * channels >= MANY else NARROW
+    is_tall = inputs >= TALL_FROM[0] and channels >= TALL_FROM[1]
+    return TALL if is_tall else NARROW
 
 
 @triton.jit
