@@ -12,6 +12,13 @@ from typing import Any
 if "OMP_WAIT_POLICY" not in os.environ:
     os.environ.setdefault("GOMP_SPINCOUNT", "100000")
 
+__all__ = ["__version__", "load_encoder"]  # __init__.pyi declares them for type checkers
+
+
+def __dir__() -> list[str]:
+    """List the names of __all__, too, which are there only once they are used."""
+    return sorted({*globals(), *__all__})
+
 
 def __getattr__(name: str) -> Any:
     """Import `load_encoder`, which needs torch, or look up `__version__` on first use."""

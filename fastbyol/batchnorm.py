@@ -31,7 +31,7 @@ class _PerView(nn.modules.batchnorm._BatchNorm):
 
     joins_convolution = True
 
-    def __init__(self, channels: int, *, views: int = 2) -> None:
+    def __init__(self, channels: int, *, views: int) -> None:
         super().__init__(channels, eps=EPS, momentum=MOMENTUM)
         self.views = views
         self.group: dist.ProcessGroup | None = None
@@ -47,7 +47,7 @@ class _PerView(nn.modules.batchnorm._BatchNorm):
 class _Act(_PerView):
     """Batch norm, then ReLU unless `relu` is False."""
 
-    def __init__(self, channels: int, *, views: int = 2, relu: bool = True) -> None:
+    def __init__(self, channels: int, *, views: int, relu: bool = True) -> None:
         super().__init__(channels, views=views)
         self.relu = relu
 

@@ -146,7 +146,7 @@ class ResNet(Encoder):
     ResNets. Source: He et al. 2015; stride placement as in torchvision.
     """
 
-    def __init__(self, config: EncoderConfig, *, views: int = 2) -> None:
+    def __init__(self, config: EncoderConfig, *, views: int = 1) -> None:
         super().__init__()
         require(config.arch in ARCHS, f"encoder is {config.arch!r}; give one of {', '.join(ARCHS)}")
         require(config.stem in STEMS, f"stem is {config.stem!r}; give one of {', '.join(STEMS)}")
@@ -238,7 +238,7 @@ def init_(module: nn.Module, generator: torch.Generator) -> None:
                 nn.init.zeros_(layer.bias)
 
 
-def build(config: EncoderConfig, *, seed: int | None, views: int = 2) -> ResNet:
+def build(config: EncoderConfig, *, seed: int | None, views: int = 1) -> ResNet:
     """Build a ResNet in channels-last memory whose weights depend only on (config, seed); None: for others' weights."""
     encoder = ResNet(config, views=views)
     if seed is not None:

@@ -17,8 +17,9 @@ from fastbyol.registry import ENCODERS, OBJECTIVES, OPTIMIZERS
 class Encoder(nn.Module):
     """The base class of encoders: images [N, 3, H, W] to representations [N, features].
 
-    Subclasses set `config` and `features`, the length of a representation, and define forward. In training N is
-    views*B, view-major, and each batch norm of fastbyol.batchnorm takes its statistics per view.
+    Subclasses set `config` and `features`, the length of a representation, and define forward. A run builds one with
+    views=2: in train mode N is then 2*B, view-major, and each batch norm of fastbyol.batchnorm takes its statistics per
+    view. Otherwise a batch is one population, of any size.
     """
 
     config: EncoderConfig
@@ -84,10 +85,11 @@ class Optimizer(Protocol):
         ...
 
 
-def build_encoder(config: EncoderConfig, *, seed: int | None, views: int = 2) -> Encoder:
+def build_encoder(config: EncoderConfig, *, seed: int | None, views: int = 1) -> Encoder:
     """Build the encoder named by config.arch, with weights that depend only on (config, seed).
 
-    seed None: the weights are replaced afterwards. Raises ConfigError where the encoder cannot be imported or called
+    seed None: the weights are replaced afterwards. views: how many populations, one after the other, its batch norms
+    take a batch as in train mode. Raises ConfigError where the encoder cannot be imported or called
     so, or is no Encoder with its attributes.
     """
     encoder = ENCODERS.build(config.arch, config, seed=seed, views=views)

@@ -18,10 +18,13 @@ _allocates_only: ContextVar[bool] = ContextVar("allocates_only", default=False)
 def runs_triton(x: Tensor) -> bool:
     """Return whether the Triton kernels can run on x: on a GPU, or on any device under Triton's interpreter.
 
-    Returns False for float64, which only the reference supports, and inside torch.compile, which fuses the reference
-    itself. The interpreter runs kernels on CPU tensors, slowly, in a process started with TRITON_INTERPRET=1.
+    Returns False for float64, which only the reference supports, inside torch.compile, which fuses the reference
+    itself, and under torch.jit.trace, which cannot record a kernel and makes tensors of the sizes it takes. The
+    interpreter runs kernels on CPU tensors, slowly, in a process started with TRITON_INTERPRET=1.
     """
     if torch.compiler.is_compiling() or x.dtype == torch.float64:
+        return False
+    if torch.jit.is_tracing():  # type: ignore[attr-defined]  # torch's stubs do not export it
         return False
     return x.is_cuda or knobs.runtime.interpret or _allocates_only.get()
 

@@ -52,7 +52,7 @@ def test_one_forward_equals_a_forward_per_view(views: int, shape: tuple[int, ...
 def test_the_end_of_a_block_adds_the_residual_and_sums_both_gradients() -> None:
     torch.manual_seed(0)
     x, residual = torch.randn(2, 6, 3, 4, 5, dtype=torch.float64)
-    check(drawn(BatchNormAddReLU2d, 3), x, residual, relu=True)
+    check(drawn(BatchNormAddReLU2d, 3, views=2), x, residual, relu=True)
 
 
 def test_views_are_separate_populations() -> None:
@@ -80,7 +80,7 @@ def test_an_overflow_is_forgotten(kind: type[nn.Module]) -> None:
 
 
 def test_evaluation_uses_running_statistics_and_leaves_them() -> None:
-    layer = BatchNormAct2d(2, relu=False)
+    layer = BatchNormAct2d(2, views=2, relu=False)
     layer.running_mean.fill_(1.0)
     layer.running_var.fill_(4.0)
     layer.eval()
@@ -97,7 +97,7 @@ def test_a_batch_that_does_not_split_is_refused() -> None:
 
 def test_evaluation_of_a_blocks_end_equals_torchs() -> None:
     torch.manual_seed(0)
-    layer = drawn(BatchNormAddReLU2d, 3).eval()
+    layer = drawn(BatchNormAddReLU2d, 3, views=2).eval()
     x, residual = torch.randn(2, 5, 3, 2, 2, dtype=torch.float64)
     z, twin = layer(x, residual)
     plain = nn.BatchNorm2d(3).double().eval()

@@ -15,7 +15,7 @@ from fastbyol.errors import ConfigError, require
 from fastbyol.evaluate.features import check_classes
 from fastbyol.evaluate.images import InputSettings
 from fastbyol.evaluate.protocol import Files, Protocol
-from fastbyol.export import formats, load_encoder, model_card
+from fastbyol.export import formats, load_fused, model_card
 from fastbyol.jpeg import require_pillow
 from fastbyol.loaders import default_workers
 from fastbyol.parts import Encoder, build_encoder
@@ -54,7 +54,7 @@ def open_run(folder: RunFolder) -> tuple[Config, Encoder]:
     config = folder.read_config()
     if not folder.result.is_file():
         raise ConfigError(f"the run in {folder.path} has not finished; continue it with fastbyol-train --resume")
-    return config, load_encoder(folder.encoder, trust=True)  # the run's own configuration names it
+    return config, load_fused(folder.encoder, trust=True)  # the run's own configuration names it
 
 
 def score(args: argparse.Namespace, protocol: Protocol) -> Scores:

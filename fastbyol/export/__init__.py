@@ -12,6 +12,7 @@ from safetensors.torch import save
 
 from fastbyol.config import EncoderConfig
 from fastbyol.errors import ConfigError
+from fastbyol.export.network import ordinary
 from fastbyol.parts import Encoder, build_encoder
 from fastbyol.registry import ENCODERS
 from fastbyol.storage import files
@@ -27,11 +28,29 @@ def save_encoder(path: Path, encoder: Encoder, config: EncoderConfig) -> None:
 
 
 def load_encoder(path: str | os.PathLike[str], *, trust: bool = False) -> Encoder:
-    """Load an encoder from a file of save_encoder or from a run folder, in evaluation mode.
+    """Load the encoder of a run folder, or a file of save_encoder's, as an ordinary torch.nn.Module in evaluation mode.
+
+    It maps images [N, 3, H, W] to representations [N, features], where `encoder.features` is 2048 for a ResNet-50 and
+    512 for a ResNet-18, both of width 1, and `encoder.feature_map(images)` is the map [N, features, h, w] before the
+    mean over it. Images are float32 RGB from 0 to 1, normalised by mean (0.485, 0.456, 0.406) and std (0.229, 0.224,
+    0.225), of any size; those of the run's own evaluation have the `eval_px` of its config.json a side. Other layouts,
+    types and devices raise ConfigError with what to give. Images in channels-last memory are computed faster.
+
+    A ResNet consists of torch's own layers and equals torchvision's of the same weights, also in train mode: there a
+    batch is one population for the batch norms, whose running statistics move. torch.compile, torch.export,
+    torch.jit.script and trace, copies and pickles work as with any module.
 
     trust: import the module of an encoder that is not one of ENCODERS, as the file's metadata name it. Loading such a
     file runs code that its author chose. Raises ConfigError for such a file without `trust`, and for a file that is not
     one of save_encoder's.
+    """
+    return ordinary(load_fused(path, trust=trust))
+
+
+def load_fused(path: str | os.PathLike[str], *, trust: bool = False) -> Encoder:
+    """Load an encoder as load_encoder does, but of the layers that runs and protocols use, fused on a GPU.
+
+    In train mode, too, its batch norms take a batch as one population.
     """
     if Path(path).is_dir():
         path = RunFolder(Path(path)).encoder
@@ -44,7 +63,7 @@ def load_encoder(path: str | os.PathLike[str], *, trust: bool = False) -> Encode
                 f"{path} wants code of its own, {config.arch!r}, which could do anything; if you trust whoever made "
                 "the file, give load_encoder(..., trust=True)"
             )
-        encoder = build_encoder(config, seed=None)
+        encoder = build_encoder(config, seed=None, views=1)
         encoder.load_state_dict(tensors)
     except (SafetensorError, OSError, KeyError, TypeError, AttributeError, RuntimeError, json.JSONDecodeError) as error:
         raise ConfigError(

@@ -60,7 +60,8 @@ def check_views(x: Tensor, norm: NormParams) -> None:
     views = norm.views
     if x.shape[0] % views:
         raise ValueError(
-            f"batch norm got {x.shape[0]} rows for {views} views; give views of equal size, one after the other"
+            f"batch norm got {x.shape[0]} rows for {views} views; give views of equal size, one after "
+            "the other, or for one population a network of views=1"
         )
     if norm.group is None and x.numel() // (x.shape[1] * views) < 2:
         raise ValueError(f"batch norm got {list(x.shape)} for {views} views, one value per channel; give more images")

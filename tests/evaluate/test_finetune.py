@@ -47,6 +47,14 @@ def test_tuning_leaves_the_encoder_it_starts_from(encoder: ResNet, files: tuple[
     assert all(moved)
 
 
+def test_a_batch_of_any_size_is_one_population(encoder: ResNet, files: tuple[Reader, Reader]) -> None:
+    batch_norm, seen = encoder.with_views(2).bn1, []
+    encoder.bn1.register_forward_pre_hook(lambda layer, given: seen.append((layer.views, len(given[0]))))
+    tuned(encoder.with_views(2), files[0], list(range(64)), HPARAMS._replace(batch=15))
+    assert batch_norm.views == 2
+    assert seen == [(1, 15)] * HPARAMS.steps
+
+
 def test_a_rate_of_zero_moves_running_statistics_alone(encoder: ResNet, files: tuple[Reader, Reader]) -> None:
     network = tuned(encoder, files[0], list(range(64)), HPARAMS._replace(lr=0.0))
     for name, value in encoder.named_parameters():

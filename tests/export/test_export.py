@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 from fastbyol.config import EncoderConfig
 from fastbyol.encoder import build
 from fastbyol.errors import ConfigError
-from fastbyol.export import load_encoder, save_encoder
+from fastbyol.export import load_encoder, load_fused, save_encoder
 
 
 def test_an_encoder_comes_back_as_it_was(tmp_path: Path) -> None:
@@ -23,7 +23,8 @@ def test_an_encoder_comes_back_as_it_was(tmp_path: Path) -> None:
     save_encoder(tmp_path / "encoder.safetensors", encoder, config)
     loaded = load_encoder(tmp_path / "encoder.safetensors")
     images = torch.randn(3, 3, 32, 32)
-    assert torch.equal(loaded(images), encoder.eval()(images))
+    torch.testing.assert_close(loaded(images), encoder.eval()(images))
+    assert torch.equal(load_fused(tmp_path / "encoder.safetensors")(images), encoder(images))  # what protocols score
 
 
 def test_names_are_torchvisions(tmp_path: Path) -> None:

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import ast
 import json
 import pickle
+import subprocess
+import sys
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -17,6 +21,8 @@ from fastbyol.config import EncoderConfig
 from fastbyol.encoder import ResNet, build
 from fastbyol.errors import ConfigError
 from fastbyol.export import formats
+from fastbyol.export.network import ordinary
+from fastbyol.parts import Encoder
 
 SMALL = EncoderConfig("resnet18", width=0.125)
 DETECTRON2 = {  # as its own ResNets name them
@@ -59,8 +65,9 @@ def test_a_pth_comes_back(tmp_path: Path) -> None:
     assert all(torch.equal(state[name], value) for name, value in encoder.state_dict().items())
 
 
-def test_a_graph_computes_what_the_encoder_does(tmp_path: Path) -> None:
-    encoder = moved(SMALL)
+@pytest.mark.parametrize("form", [lambda fused: fused, pytest.param(ordinary, marks=pytest.mark.slow)])
+def test_a_graph_computes_what_the_encoder_does(form: Callable[[Encoder], Encoder], tmp_path: Path) -> None:
+    encoder = form(moved(SMALL))
     formats.write("onnx", tmp_path / "e.onnx", encoder, SMALL, px=64)
     graph = onnx.load(str(tmp_path / "e.onnx"))
     images = torch.randn(3, 3, 48, 80)  # another number and size than the graph was traced with
@@ -96,7 +103,37 @@ def test_an_encoder_loads_in_one_line(tmp_path: Path) -> None:
     formats.write("safetensors", tmp_path / "encoder.safetensors", encoder, SMALL, px=32)
     images = torch.randn(2, 3, 32, 32)
     for path in (tmp_path, tmp_path / "encoder.safetensors", str(tmp_path)):
-        assert torch.equal(fastbyol.load_encoder(path)(images), encoder(images))
+        torch.testing.assert_close(fastbyol.load_encoder(path)(images), encoder(images))
+
+
+def test_what_the_package_gives_is_listed_and_declared() -> None:
+    stub = ast.parse(Path(fastbyol.__file__).with_suffix(".pyi").read_text())
+    declared = {node.target.id for node in stub.body if isinstance(node, ast.AnnAssign)}
+    declared |= {alias.name for node in stub.body if isinstance(node, ast.ImportFrom) for alias in node.names}
+    assert declared == set(fastbyol.__all__) == {"__version__", "load_encoder"}
+    assert declared <= set(dir(fastbyol))
+    assert all(hasattr(fastbyol, name) for name in declared)
+
+
+@pytest.mark.slow
+def test_type_checkers_know_what_is_loaded(tmp_path: Path) -> None:
+    (tmp_path / "use.py").write_text(
+        "import fastbyol\nfrom torch import nn\n"
+        "encoder: nn.Module = fastbyol.load_encoder('run')\n"
+        "head = nn.Linear(fastbyol.load_encoder('run').features, len(fastbyol.__version__))\n"
+        "fastbyol.load_decoder('run')\n"
+    )
+    said = subprocess.run(
+        [sys.executable, "-m", "mypy", "--strict", "--config-file=", f"--cache-dir={tmp_path}", tmp_path / "use.py"],
+        cwd=Path(__file__).parents[2],
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=300,
+    ).stdout
+    errors = [line for line in said.split("\n") if line.startswith(str(tmp_path)) and " error: " in line]
+    assert len(errors) == 1, said
+    assert 'Module has no attribute "load_decoder"' in errors[0]
 
 
 def test_the_package_has_no_other_names() -> None:

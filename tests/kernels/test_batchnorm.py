@@ -340,7 +340,7 @@ def test_a_residual_of_another_shape_is_refused(device: str) -> None:
 @pytest.mark.usefixtures("short_splits")
 def test_a_networks_gradients_are_the_references(device: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)  # the convolutions are not what is compared
-    ours = build(EncoderConfig("resnet8", width=1 / 8, stem="cifar"), seed=0).to(device)
+    ours = build(EncoderConfig("resnet8", width=1 / 8, stem="cifar"), seed=0, views=2).to(device)
     wide = copy.deepcopy(ours).double()
     images = torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0)).to(device)
     ours(images).square().sum().backward()
@@ -348,6 +348,14 @@ def test_a_networks_gradients_are_the_references(device: str, monkeypatch: pytes
     for (name, p), p_64 in zip(ours.named_parameters(), wide.parameters(), strict=True):
         scale = p_64.grad.norm()
         assert (p.grad - p_64.grad).norm() <= FLOAT32_NETWORK * scale, name
+
+
+def test_a_trace_records_operations_and_no_results(device: str) -> None:
+    encoder = build(EncoderConfig("resnet8", width=1 / 8, stem="cifar"), seed=0).to(device).eval()
+    first, other = torch.randn(2, 3, 3, 8, 8, generator=torch.Generator().manual_seed(0)).to(device)
+    with torch.inference_mode():
+        traced = torch.jit.trace(encoder, first)
+        torch.testing.assert_close(traced(other), encoder(other))
 
 
 on_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="asks a GPU's driver")
@@ -389,7 +397,7 @@ def test_recomputed_activations_give_the_same_bits_and_are_not_kept(
     config, kept, grads = EncoderConfig("resnet50", width=1 / 16, stem="cifar"), [], []
     images = channels_last(torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))).to(device)
     for recomputes in (False, True):
-        encoder = build(config, seed=0).to(device)
+        encoder = build(config, seed=0, views=2).to(device)
         encoder.set_recompute(recomputes)
         saved: list[Tensor] = []
         block = encoder.layer1[1]

@@ -10,7 +10,8 @@ import torch
 
 from fastbyol.config import EncoderConfig
 from fastbyol.encoder import ResNet, build
-from fastbyol.export import formats
+from fastbyol.export import formats, load_encoder, save_encoder
+from tests.support.tolerances import FLOAT64_ATOL, FLOAT64_RTOL
 
 pytestmark = pytest.mark.peers
 
@@ -35,6 +36,28 @@ def test_torchvisions_resnet_gives_the_same_features(torchvision: ModuleType, ar
     images = torch.randn(2, 3, 96, 128)
     with torch.inference_mode():
         torch.testing.assert_close(encoder(images), peer.eval()(images), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("arch", ["resnet18", "resnet50"])
+@pytest.mark.parametrize("training", [True, False])
+def test_a_loaded_encoder_is_torchvisions_resnet(
+    torchvision: ModuleType, arch: str, training: bool, tmp_path: Path
+) -> None:
+    save_encoder(tmp_path / "encoder.safetensors", moved(arch), EncoderConfig(arch))
+    ours = load_encoder(tmp_path).double().train(training)
+    peer = getattr(torchvision.models, arch)().double().train(training)
+    peer.fc = torch.nn.Identity()
+    peer.load_state_dict(ours.state_dict())
+    assert list(ours.state_dict()) == list(peer.state_dict())
+    images = torch.randn(5, 3, 64, 80, dtype=torch.float64)
+    results = ours(images), peer(images)
+    close = {"rtol": FLOAT64_RTOL, "atol": FLOAT64_ATOL}
+    torch.testing.assert_close(*results, **close)
+    for result in results:
+        result.square().sum().backward()
+    for parameter, twin in zip(ours.parameters(), peer.parameters(), strict=True):
+        torch.testing.assert_close(parameter.grad, twin.grad, **close)
+    torch.testing.assert_close(ours.state_dict(), peer.state_dict(), **close)
 
 
 def test_torchvisions_detector_and_segmenter_take_the_encoder(torchvision: ModuleType, tmp_path: Path) -> None:

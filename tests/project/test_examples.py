@@ -10,6 +10,9 @@ from pathlib import Path
 import pytest
 
 from fastbyol.cli.train import build_parser
+from fastbyol.export import save_encoder
+from fastbyol.parts import build_encoder
+from fastbyol.recipes import named
 from tests.conftest import Betons
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
@@ -38,6 +41,18 @@ def test_a_network_of_ones_own_learns() -> None:
     losses = [float(loss) for loss in re.findall(r"loss ([\d.]+)", run("own_network.py", 10))]
     assert len(losses) == 10
     assert losses[-1] < losses[0]
+
+
+@pytest.mark.slow
+def test_a_runs_encoder_is_fine_tuned(betons: Betons, tmp_path: Path) -> None:
+    config = named("demo").encoder
+    save_encoder(tmp_path / "encoder.safetensors", build_encoder(config, seed=0), config)
+    said = run("finetune.py", tmp_path, betons.train, betons.val, 41)
+    losses, top1 = re.findall(r"loss ([\d.]+)", said), re.search(r"top-1 ([\d.]+) %\n$", said)
+    assert len(losses) == 3
+    assert float(losses[-1]) < float(losses[0])
+    assert top1
+    assert float(top1[1]) > 20  # of ten classes
 
 
 @pytest.mark.parametrize("name", ["slurm.sh", "torchrun.sh"])

@@ -48,7 +48,12 @@ def test_the_wheel_holds_fastbyol_alone(wheel: Path) -> None:
     for folder, place in mapped.items():
         for path in (ROOT / folder).rglob("*.py"):
             assert f"{place}/{path.relative_to(ROOT / folder)}" in held
-    assert {"fastbyol/py.typed", "fastbyol/report/report.html", "fastbyol/report/report.css"} <= set(names)
+    assert {
+        "fastbyol/py.typed",
+        "fastbyol/__init__.pyi",
+        "fastbyol/report/report.html",
+        "fastbyol/report/report.css",
+    } <= set(names)
 
 
 def test_everything_imports_from_an_empty_directory(wheel: Path, tmp_path: Path) -> None:
