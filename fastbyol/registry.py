@@ -118,6 +118,7 @@ PROTOCOLS = Registry(
         "transfer": "fastbyol.evaluate.linear_transfer:PROTOCOL",
         "finetune": "fastbyol.evaluate.finetune:PROTOCOL",
         "segment": "fastbyol.evaluate.segmentation:PROTOCOL",
+        "quality": "fastbyol.evaluate.quality:PROTOCOL",
     },
 )
 PROTOCOL_SUMMARIES = {  # for fastbyol-eval --help, which imports no protocol
@@ -127,4 +128,5 @@ PROTOCOL_SUMMARIES = {  # for fastbyol-eval --help, which imports no protocol
     "transfer": "logistic regression by L-BFGS, its penalty chosen on held-out training images",
     "finetune": "fine-tuning on all labels, rate and decay chosen on held-out training images",
     "segment": "semantic segmentation by a convolutional head, from images and masks",
+    "quality": "RankMe, effective rank, alignment and uniformity of the representations, without labels",
 }

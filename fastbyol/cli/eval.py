@@ -92,17 +92,19 @@ def build_command_parser(name: str, protocol: Protocol | None) -> Parser:
         parser.add_argument("--format", choices=FORMATS, default=FORMATS[0], help="what will read the file")
     else:
         if protocol.has_files:
-            _add_files(parser)
+            _add_files(parser, has_val=protocol.has_val)
         protocol.add_arguments(parser)
         _add_machine(parser)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     return parser
 
 
-def _add_files(parser: Parser) -> None:
+def _add_files(parser: Parser, *, has_val: bool) -> None:
     group = parser.add_argument_group("data")
-    group.add_argument("--train", required=True, metavar="SOURCE", help=f"labelled images to learn from: {ANY_SOURCE}")
-    group.add_argument("--val", required=True, metavar="SOURCE", help="labelled images to score on")
+    what = "labelled images to learn from" if has_val else "images to represent, with labels or without"
+    group.add_argument("--train", required=True, metavar="SOURCE", help=f"{what}: {ANY_SOURCE}")
+    if has_val:
+        group.add_argument("--val", required=True, metavar="SOURCE", help="labelled images to score on")
     add_cache_flags(group)
     group.add_argument("--workers", type=whole_number, metavar="N", help=WORKERS)
     group.add_argument(

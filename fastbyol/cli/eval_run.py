@@ -30,6 +30,12 @@ from fastbyol.system.signals import StopSignal
 
 TITLES = {"random_init": "random init", "supervised": "supervised from scratch"}  # keys of encoders, in a summary
 HEADLINES = {"score": "score", "miou": "mIoU", "top1": "top-1", "top5": "top-5"}  # keys of percentages
+MEASURES = {  # keys of what is no percentage
+    "rankme": "RankMe",
+    "effective_rank": "effective rank",
+    "alignment": "alignment",
+    "uniformity": "uniformity",
+}
 
 
 def run(args: argparse.Namespace, protocol: Protocol | None) -> int:
@@ -72,9 +78,9 @@ def score(args: argparse.Namespace, protocol: Protocol) -> Scores:
     inputs = InputSettings(recipe.eval_px, recipe.eval_margin, workers, device, on_error, threads=torch_threads)
     if protocol.has_files:
         cache = Cache(folder_of(folder.path, args.cache), tuple(args.prep), command="fastbyol-eval")
-        args.train, args.val = cache.pair(args.train, args.val)
+        args.train, args.val = cache.pair(args.train, args.val if protocol.has_val else args.train)
     with ExitStack() as stack:
-        data = _open_files(args, stack) if protocol.has_files else None
+        data = _open_files(args, protocol, stack) if protocol.has_files else None
         facts, job = protocol.prepare(args, data, inputs)
         places = {"train": args.train, "val": args.val} if protocol.has_files else {}
         scores: Scores = {"protocol": args.protocol, "run": str(folder.path), **places, **facts}
@@ -84,8 +90,11 @@ def score(args: argparse.Namespace, protocol: Protocol) -> Scores:
     return scores
 
 
-def _open_files(args: argparse.Namespace, stack: ExitStack) -> Files:
-    """Open both files; of one whose samples are labelled in part, take that part."""
+def _open_files(args: argparse.Namespace, protocol: Protocol, stack: ExitStack) -> Files:
+    """Open both files; of one whose samples are labelled in part, take that part. Without --val open one, as it is."""
+    if not protocol.has_val:
+        reader = stack.enter_context(Reader(args.train))
+        return reader, reader
     train, val = (_labelled(stack.enter_context(Reader(path))) for path in (args.train, args.val))
     check_classes(train, val)
     return train, val
@@ -140,8 +149,9 @@ def summary(scores: Scores) -> str:
     trained = scores["trained"]
     encoders = {name: of for name, of in scores.items() if isinstance(of, dict) and of.keys() & trained.keys()}
     parts = []
-    for key, title in HEADLINES.items():
-        of = [f"{found[key]:.2f} % {TITLES.get(name, name)}" for name, found in encoders.items() if key in found]
+    for key, title in {**HEADLINES, **MEASURES}.items():
+        unit = " %" if key in HEADLINES else ""
+        of = [f"{found[key]:.2f}{unit} {TITLES.get(name, name)}" for name, found in encoders.items() if key in found]
         if of and not (key == "score" and trained["metric"] == "top1"):
             parts.append(f"{trained['metric'] if key == 'score' else title}: {', '.join(of)}")
     return f"{scores['protocol']} " + "; ".join(parts)

@@ -32,7 +32,8 @@ class Protocol:
     `has_files`, --train, --val and --workers.
     prepare: from the parsed flags, the two open files (None without `has_files`) and the input settings of the run's
     recipe, return facts to save beside the scores, and the job. Raise ConfigError for settings that cannot be used,
-    before anything is computed. Without `has_files` the facts name the data as "train" and "val".
+    before anything is computed. Without `has_files` the facts name the data as "train" and "val". Without `has_val`
+    there is no --val: both files are that of --train, which need not be labelled.
     baseline: the key of the second encoder's scores, which is the encoder that the run started from.
     scores_baseline: from the parsed flags, tell whether the second encoder is scored.
 
@@ -43,6 +44,7 @@ class Protocol:
     add_arguments: Callable[[argparse.ArgumentParser], None]
     prepare: Prepare
     has_files: bool = True
+    has_val: bool = True
     baseline: str = "random_init"
     scores_baseline: Callable[[argparse.Namespace], bool] = _always
 

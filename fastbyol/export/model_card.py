@@ -97,19 +97,17 @@ def _scores(result: dict[str, Any], scores: list[dict[str, Any]]) -> str:
             f"| kNN within the run | {result['knn_top1']:.2f} % | {_percent(result.get('knn_top1_random_init'))} | |"
         )
     for row in scores:
-        reference = next(
-            (f"{_percent(_headline_score(row[k]))} ({k})" for k in ("random_init", "supervised") if k in row), ""
-        )
+        reference = next((f"{_headline(row[k])} ({k})" for k in ("random_init", "supervised") if k in row), "")
         part = f", {row['fraction']:.3g} of the labels" if "fraction" in row else ""
         protocol = row["protocol"] + part + (f", {row['views']}" if "views" in row else "")
-        lines.append(
-            f"| {protocol} | {_percent(_headline_score(row['trained']))} | {reference} | {Path(row['val']).name} |"
-        )
+        lines.append(f"| {protocol} | {_headline(row['trained'])} | {reference} | {Path(row['val']).name} |")
     return "\n".join(lines)
 
 
-def _headline_score(scored: dict[str, Any]) -> float | None:
-    return next((scored[key] for key in ("score", "miou", "top1") if key in scored), None)
+def _headline(scored: dict[str, Any]) -> str:
+    if "rankme" in scored:
+        return f"RankMe {scored['rankme']:.1f}"
+    return _percent(next((scored[key] for key in ("score", "miou", "top1") if key in scored), None))
 
 
 def _percent(value: float | None) -> str:

@@ -52,6 +52,7 @@ CONTRACT = {
     "fastbyol-eval finetune": f"{COMMON_EVAL} --from-scratch --lrs --metric --seed --steps --weight-decays",
     "fastbyol-eval segment": "RUN_DIR --batch-size --crop-px --device --from-scratch --help --images --json --lr "
     "--masks --seed --steps --stride --threads --val-images --val-masks --weight-decay",
+    "fastbyol-eval quality": f"{COMMON_EVAL.replace('--val ', '')} --images --seed",
     "fastbyol-eval export": "RUN_DIR OUT --format --help --json",
     "fastbyol-eval table": "NAME --base --budget --cache --cells --data --epochs --help --linear --out --prep "
     "--seeds --val --with",
