@@ -48,7 +48,7 @@ rehearse: $(REHEARSAL)/installed
 	rm -rf runs/rehearsal && mkdir -p runs/rehearsal
 	here=$$PWD; bare=$$(mktemp -d) && trap 'rm -rf "$$bare"' EXIT && mkdir "$$bare/tree" && \
 	git ls-files -z --cached --others --exclude-standard | tar --null --files-from=- --ignore-failed-read -cf - \
-		| tar -xf - -C "$$bare/tree" && cd "$$bare/tree" && for call in 1 2 3 4; do \
+		| tar -xf - -C "$$bare/tree" && cd "$$bare/tree" && for call in 1 2 3 4 5; do \
 		$$here/$(REHEARSAL)/bin/python benchmarks/gpu/call.py $$call --out $$here/runs/rehearsal/call-$$call \
 			--work ../work --device cpu --sets imagenette $(if $(CARRIED),--carried "$(abspath $(CARRIED))") \
 			|| exit 1; done

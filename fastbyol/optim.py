@@ -145,3 +145,9 @@ def build(module: nn.Module, target_of: Mapping[nn.Parameter, Tensor], config: O
     """Build LARS over a module's trainable parameters, with biases and batch norm excluded as in the paper."""
     groups = parameter_groups(module, weight_decay=config.weight_decay, trust=config.trust)
     return LARS(groups, momentum=config.momentum, target_of=target_of)
+
+
+def build_sgd(module: nn.Module, target_of: Mapping[nn.Parameter, Tensor], config: OptimConfig) -> LARS:
+    """Build SGD with momentum, which is LARS with the ratio 1: weights decay, biases and batch norm do not."""
+    groups = parameter_groups(module, weight_decay=config.weight_decay, trust=config.trust)
+    return LARS([{**group, "trust": None} for group in groups], momentum=config.momentum, target_of=target_of)

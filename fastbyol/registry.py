@@ -99,7 +99,14 @@ ENCODERS = Registry(
     ),
 )
 OBJECTIVES = Registry("objective", {"byol": "fastbyol.objective:Objective"})
-OPTIMIZERS = Registry("optimizer", {"lars": "fastbyol.optim:build", "apex-larc": "fastbyol.train.larc:LARC"})
+OPTIMIZERS = Registry(
+    "optimizer",
+    {
+        "lars": "fastbyol.optim:build",
+        "sgd": "fastbyol.optim:build_sgd",
+        "apex-larc": "fastbyol.train.larc:LARC",
+    },
+)
 LOADERS = Registry(
     "loader",
     {

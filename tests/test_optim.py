@@ -61,6 +61,26 @@ def test_biases_and_batch_norm_neither_decay_nor_adapt() -> None:
     assert not torch.equal(layer.get_parameter("0.weight"), before.get_parameter("0.weight") - 0.25)
 
 
+def test_sgd_is_torchs_and_moves_the_targets() -> None:
+    torch.manual_seed(0)
+    ours = nn.Sequential(nn.Linear(5, 4), nn.BatchNorm1d(4)).double()
+    theirs, targets = copy.deepcopy(ours), copy.deepcopy(ours)
+    optimizer = optim.build_sgd(ours, dict(zip(ours.parameters(), targets.parameters(), strict=True)), CONFIG)
+    weights, others = [theirs[0].weight], [theirs[0].bias, *theirs[1].parameters()]
+    sgd = torch.optim.SGD([{"params": weights, "weight_decay": 0.1}, {"params": others}], lr=0.5, momentum=0.9)
+    optimizer.set_rates(lr=0.5, tau=0.75)
+    for _ in range(3):
+        for p, p2 in zip(ours.parameters(), theirs.parameters(), strict=True):
+            p.grad = torch.randn_like(p)
+            p2.grad = p.grad.clone()
+        before = copy.deepcopy(targets)
+        optimizer.step()
+        sgd.step()
+        for p, p2, target, old in zip(*(m.parameters() for m in (ours, theirs, targets, before)), strict=True):
+            torch.testing.assert_close(p, p2)
+            torch.testing.assert_close(target, 0.75 * old + 0.25 * p)
+
+
 def test_target_follows_the_updated_parameter() -> None:
     parameter, target = nn.Parameter(torch.tensor([4.0])), torch.tensor([0.0])
     parameter.grad = torch.tensor([2.0])

@@ -142,7 +142,7 @@ def _add_method(parser: Parser) -> None:
         type=part_of(registry.OPTIMIZERS),
         default="lars",
         metavar="NAME",
-        help="lars; apex-larc, which needs NVIDIA apex; or your module:attribute",
+        help="lars; sgd, with momentum; apex-larc, which needs NVIDIA apex; or your module:attribute",
     )
     group.add_argument(
         "--crop", choices=CROPS, default="kernels", help="what crops the views: our kernels, or DALI, a little apart"

@@ -97,8 +97,8 @@ def test_parts_from_outside_train_resume_and_are_scored(
         (["--optimizer=mypackage.optimizer:Adam"], "optimizer 'mypackage.optimizer:Adam' cannot be imported"),
         (["--loader=natif"], "no loader 'natif'; choose one of native, memory, ffcv, dali"),
         (
-            ["--optimizer=sgd"],
-            "no optimizer 'sgd'; choose one of lars, apex-larc, or give your own as module:attribute",
+            ["--optimizer=adam"],
+            "no optimizer 'adam'; choose one of lars, sgd, apex-larc, or give your own as module:attribute",
         ),
     ],
 )
