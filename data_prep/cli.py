@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from fastbyol.beton import BetonError, Reader
-from fastbyol.data_prep import duplicates, write
+from fastbyol.data_prep import duplicates, flags, write
 from fastbyol.data_prep.convert import BadImages
 from fastbyol.data_prep.formats import ImageError
 from fastbyol.data_prep.info import describe, format_lines
@@ -70,7 +70,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         return _fail(f"{place}: {error.strerror or error}; check the path, its permissions and the space left")
     except KeyboardInterrupt:
         out = getattr(arguments, "out", None)
-        is_kept = out is not None and out.parent.is_dir() and can_continue(out)
+        copy = getattr(arguments, "copy", None)  # of a source that lies elsewhere
+        is_kept = out is not None and out.parent.is_dir() and (can_continue(out) or (copy and copy.exists()))
         left = "; the same command goes on where it was" if is_kept else "; unfinished files were removed"
         print(f"fastbyol-prep: interrupted{'' if out is None else left}", file=sys.stderr)
         return INTERRUPTED
@@ -82,14 +83,14 @@ def build_parser() -> argparse.ArgumentParser:
     parser = _Parser(prog="fastbyol-prep", description="Turn images into .beton files and check them.")
     add_version(parser)
     commands = parser.add_subparsers(required=True, title="commands, each with --help", metavar="COMMAND")
-    write.add_arguments(
-        commands.add_parser(
-            "write",
-            help="write a .beton from images, wherever they lie",
-            epilog=write.describe_sources(),
-            formatter_class=EpilogFormatter,
-        )
+    command = commands.add_parser(
+        "write",
+        help="write a .beton from images, wherever they lie",
+        epilog=flags.describe_sources(),
+        formatter_class=EpilogFormatter,
     )
+    flags.add_arguments(command)
+    command.set_defaults(run=write.run)
     command = commands.add_parser("verify", help="check structure, checksums and that every image decodes")
     command.add_argument("file", metavar="FILE", type=Path, help="a .beton")
     add_workers(command)

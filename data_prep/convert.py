@@ -54,7 +54,7 @@ class _Prepared(NamedTuple):
     """One sample, encoded or refused, what was repaired, and whether it was lossless before."""
 
     sample: Sample
-    image: StoredImage | ImageError | OSError
+    image: StoredImage | ImageError
     notes: list[str]
     was_lossless: bool = False
 
@@ -124,8 +124,10 @@ def _prepare_sample(sample: Sample, settings: Settings) -> _Prepared:
     try:
         data = sample.read()
         image = prepare(data, settings, name=sample.name, notes=notes)
-    except (ImageError, OSError) as error:
+    except ImageError as error:
         return _Prepared(sample, error, [])
+    except OSError as error:
+        return _Prepared(sample, ImageError(f"cannot be read: {error.strerror or error}"), [])
     return _Prepared(sample, image, notes, data[:2] != SOI and format_of(data, sample.name) in LOSSLESS)
 
 

@@ -7,6 +7,7 @@ import json
 import os
 import re
 from collections.abc import Iterable, Iterator, Mapping
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -19,13 +20,18 @@ NAME_LENGTH = 40  # of a source, in the name of its .beton
 
 
 def fingerprint(paths: Iterable[Path], settings: Mapping[str, Any]) -> str:
-    """Digest the path, size and time of change of every file and folder there, and the settings; 32 hex digits.
+    """Digest the path, size and time of change of every file and folder there, and the settings.
 
     Nothing is read. Raises SourceError for a path that cannot be listed.
     """
+    return digest_of(listing_progress(_readable_files(paths)), settings)
+
+
+def digest_of(facts: Iterable[tuple[str, object, object]], settings: Mapping[str, Any]) -> str:
+    """Digest the name and two facts of each file of a source, and the settings; 32 hex digits."""
     digest = hashlib.blake2b(json.dumps(settings, sort_keys=True, default=str).encode(), digest_size=16)
-    for name, size, changed_ns in listing_progress(_readable_files(paths)):
-        digest.update(os.fsencode(f"{name}\0{size}\0{changed_ns}\0"))
+    for name, size, stamp in facts:
+        digest.update(os.fsencode(f"{name}\0{size}\0{stamp}\0"))
     return digest.hexdigest()
 
 
@@ -51,10 +57,24 @@ def _files(path: Path) -> Iterator[tuple[str, int, int]]:
         yield from ((name, facts.st_size, facts.st_mtime_ns) for name, facts in files)
 
 
-def file_name(source: Path, digest: str) -> str:
-    """Name the .beton of a source in its state: after the source, and by the digest."""
-    name = re.sub(r"[^\w.-]+", "-", source.absolute().name)[:NAME_LENGTH].strip("-") or "images"
-    return f"{name}-{digest[:12]}.beton"
+def file_name(source: str, digest: str) -> str:
+    """Name the .beton of a source in its state: after the source's own name, and by the digest."""
+    return f"{plain_name(source)}-{digest[:12]}.beton"
+
+
+def plain_name(source: str) -> str:
+    """Return a source's own name as a part of a file's."""
+    return re.sub(r"[^\w.-]+", "-", source)[:NAME_LENGTH].strip("-") or "images"
+
+
+def newest_of(folder: Path, source: str) -> Path | None:
+    """Return the newest .beton in a folder that was written from a source, in whatever state; None if none was."""
+    found = []
+    for path in folder.glob("*.beton"):
+        with suppress(BetonError), Reader(path) as reader:
+            if reader.sidecar.get("source") == source:
+                found.append(path)
+    return max(found, key=lambda path: path.stat().st_mtime_ns, default=None)
 
 
 def count_if_whole(out: Path, digest: str) -> int | None:

@@ -39,15 +39,17 @@ def open_source(
     labels: Labels = "auto",
     label_column: str | None = None,
     image_key: str | None = None,
+    files: list[Path] | None = None,
 ) -> Source:
     """Open the source at a path or at the paths of a pattern; raise SourceError if there is none that can be read.
 
     labels: which folders are classes, see classes.group_by_class; "none" for any source without its labels.
     label_column: the column of a table, the .json key, the suffix of the file, or CIFAR's key that holds the labels, if
     it is not the usual one. image_key: the suffix of the image, where samples of WebDataset shards have several.
+    files: those of the pattern, where they are known.
     """
     path = Path(path)
-    kind, files = find_source(path)
+    kind, files = find_source(path, files)
     if kind == "tar":
         kind = _kind_of_tar(path, image_key)
     of_folders = labels if labels in ("top", "parent") else None
@@ -98,6 +100,12 @@ def files_of(path: Path) -> Iterator[Path]:
         beside = idx.labels_beside(path)
     if beside is not None:
         yield beside
+
+
+def names_beside(name: str) -> list[str]:
+    """Return the names of files that belong to a source that is a file of that name, if they lie beside it."""
+    of_cifar = [each.meta for each in cifar.VERSIONS if name in (*each.training, each.test)]
+    return of_cifar or (idx.names_of_labels(name) if "idx3" in name else [])
 
 
 def _kind_of_tar(path: Path, image_key: str | None) -> str:

@@ -54,11 +54,14 @@ class Source(Protocol):
     or a few samples, at a time.
     """
 
-    path: Path
     class_names: list[str] | None
     class_counts: list[int] | None
     count: int
     ignored: Counter[str]
+
+    @property
+    def path(self) -> Path | str:
+        """Where it lies; the address of one that was fetched."""
 
     def __iter__(self) -> Iterator[Sample]: ...
 

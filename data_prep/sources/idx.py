@@ -63,19 +63,20 @@ def is_idx(path: Path) -> bool:
 
 def labels_beside(images: Path) -> Path | None:
     """Return the file of labels that belongs to a file of images, gzipped or not; None if it is not there."""
-    name = _name_of_labels(images)
-    found = [images.with_name(each) for each in (name, f"{name}.gz")]
-    return next((each for each in found if each.name != images.name and each.is_file()), None)
+    return next((each for name in names_of_labels(images.name) if (each := images.with_name(name)).is_file()), None)
 
 
-def _name_of_labels(images: Path) -> str:
-    return images.name.removesuffix(".gz").replace("images", "labels").replace("idx3", "idx1")
+def names_of_labels(images: str) -> list[str]:
+    """Return what the file of labels may be called that belongs to a file of images of that name."""
+    stem = images.removesuffix(".gz")
+    name = stem.replace("images", "labels").replace("idx3", "idx1")
+    return [] if name == stem else [name, f"{name}.gz"]
 
 
 def _read_labels(images: Path, count: int) -> bytes:
     path = labels_beside(images)
     if path is None:
-        name = _name_of_labels(images)
+        name = next(iter(names_of_labels(images.name)), "a file of labels")
         raise SourceError(f"{images}: no labels in {name} beside it; copy them there, or give --labels none")
     with _open(path) as (stream, shape):
         if shape != (count,):

@@ -25,12 +25,13 @@ HEAD_BYTES = 6
 NUMBERED = re.compile(r"(.+?)-\d+-of-\d+(-.*)?\.\w+")  # of the files of a split
 
 
-def find_source(path: Path) -> tuple[str, list[Path]]:
+def find_source(path: Path, files: list[Path] | None = None) -> tuple[str, list[Path]]:
     """Return the kind of the source at a path or at the paths of a pattern, and its files.
 
-    Raises SourceError if there is none. A folder of tables, or of shards, is of their kind.
+    files: those of the pattern, if they are known. Raises SourceError if there is none. A folder of tables, or of
+    shards, is of their kind.
     """
-    found = find_files(path)
+    found = find_files(path) if files is None else files
     if found == [path] and path.is_dir():
         saved = files_of_saved(path)
         if saved is not None:

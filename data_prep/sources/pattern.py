@@ -20,7 +20,7 @@ def expand_pattern(pattern: str) -> list[Path]:
 
     Raises SourceError if a file of a brace does not exist, so that a missing shard is noticed.
     """
-    names = list(itertools.islice(_expand(pattern), FILES_MAX + 1))
+    names = list(itertools.islice(expand_braces(pattern), FILES_MAX + 1))
     if len(names) > FILES_MAX:
         raise SourceError(f"{pattern}: matches more than {FILES_MAX} files; give fewer")
     if names == [pattern] and not glob.has_magic(pattern):
@@ -35,13 +35,13 @@ def expand_pattern(pattern: str) -> list[Path]:
     return found
 
 
-def _expand(text: str) -> Iterator[str]:
+def expand_braces(text: str) -> Iterator[str]:
     """Expand braces as a shell does; braces without a comma or a range stay as they are."""
     for brace in BRACES.finditer(text):
         parts = list(_parts(brace[1]))
         if parts:
             for part in itertools.chain.from_iterable(parts):
-                yield from _expand(f"{text[: brace.start()]}{part}{text[brace.end() :]}")
+                yield from expand_braces(f"{text[: brace.start()]}{part}{text[brace.end() :]}")
             return
     yield text
 

@@ -19,7 +19,7 @@ from typing import IO
 
 from fastbyol.beton import BetonError, Reader, is_beton
 from fastbyol.errors import ConfigError
-from fastbyol.system.command_line import ANY_SOURCE
+from fastbyol.system.command_line import ANY_SOURCE, is_address
 
 PREP = (sys.executable, "-m", "fastbyol.data_prep.cli")
 SILENT_S = 2.0  # a conversion that takes longer is said to run
@@ -76,7 +76,7 @@ class Cache:
     @contextmanager
     def _turn(self, source: str, flags: Sequence[str]) -> Iterator[IO[bytes] | None]:
         """Wait until no other process converts this source; yield the locked file, None where locks do not work."""
-        key = os.fsencode("\0".join([os.path.abspath(source), *flags]))  # noqa: PTH100 - a pattern need not be a path
+        key = os.fsencode("\0".join([_absolute(source), *flags]))
         path = self.folder / f".{hashlib.blake2b(key, digest_size=8).hexdigest()}.lock"
         try:
             file: IO[bytes] = path.open("ab")
@@ -144,8 +144,8 @@ class Cache:
 
 
 def is_converted(source: str) -> bool:
-    """Return whether a path is that of a .beton, there or not."""
-    return source.endswith(".beton") or is_beton(Path(source))
+    """Return whether a path is that of a .beton, there or not; fastbyol-prep says what to do with one elsewhere."""
+    return not is_address(source) and (source.endswith(".beton") or is_beton(Path(source)))
 
 
 def is_conversion_of(beton: str | None, source: str) -> bool:
@@ -154,8 +154,13 @@ def is_conversion_of(beton: str | None, source: str) -> bool:
         return False
     with suppress(BetonError), Reader(beton) as reader:
         origin: str = reader.sidecar.get("source", "")
-        return os.path.abspath(origin) == os.path.abspath(source)  # noqa: PTH100 - a pattern need not be a path
+        return _absolute(origin) == _absolute(source)
     return False
+
+
+def _absolute(source: str) -> str:
+    """Return a source as it is called from any folder."""
+    return source.rstrip("/") if is_address(source) else os.path.abspath(source)  # noqa: PTH100 - a pattern need not be a path
 
 
 def _wait(process: subprocess.Popen[str], seconds: float) -> str | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import difflib
 import math
+import re
 import shlex
 import shutil
 import sys
@@ -124,6 +125,18 @@ def fail(command: str, error: Exception, *, status: int) -> int:
         text = f"{place}{error.strerror}; check the path, its permissions and the space left"
     print(f"{command}: error: {' '.join(text.split())}", file=sys.stderr)
     return status
+
+
+def is_address(source: str) -> bool:
+    """Return whether a source is an address as fsspec reads it, s3://bucket/photos, rather than a path."""
+    return re.match(r"([a-z0-9]+::)*[A-Za-z][A-Za-z0-9+.-]*://", source) is not None
+
+
+def local_path(text: str) -> Path:
+    """Parse a path on this machine."""
+    if is_address(text):
+        raise argparse.ArgumentTypeError(f"{text} given; wanted a path on this machine, so copy it here")
+    return Path(text)
 
 
 def positive_number(text: str) -> float:

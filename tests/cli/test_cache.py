@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -25,6 +26,7 @@ from fastbyol.storage.run_folder import RunFolder
 from tests.conftest import Betons
 from tests.support.commands import Fork, wait_until
 from tests.support.layouts import draw, lay_out
+from tests.support.web import Web
 
 TRAIN = ("--warmup-epochs=0", "--batch-size=8", "--device=cpu", "--no-tensorboard")
 
@@ -175,3 +177,44 @@ def test_a_signal_while_images_are_converted_leaves_nothing_behind(tmp_path: Pat
     assert process.returncode == 75, said
     assert "fastbyol-train: interrupted; continue with the same command" in said
     assert [path.suffix for path in (tmp_path / "runs" / "cache").iterdir()] == [".lock"]
+
+
+@pytest.fixture
+def web(folder: Path) -> Iterator[Web]:
+    """Serve the images."""
+    pytest.importorskip("fsspec", reason="sources elsewhere are read by fsspec: pip install '.[remote]'")
+    pytest.importorskip("aiohttp", reason="fsspec reads the web by aiohttp: pip install '.[remote]'")
+    with Web(folder).serving() as web:
+        yield web
+
+
+def test_an_address_is_fetched_once_and_trained_on(web: Web, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    files = [f"--data={web.address}/train", f"--val={web.address}/val"]
+    for run in ("first", "second"):
+        assert main(["demo", *files, f"--out={tmp_path / 'runs' / run}", *TRAIN, "--epochs=1"]) == 0
+    assert capfd.readouterr().err.count("unchanged since it was written") == 2
+    assert web.fetched() == {f"/{name}": 1 for name in names_of(web.folder)}
+    web.status |= {"/train": 503, "/val": 503}
+    assert main(["demo", *files, f"--out={tmp_path / 'runs' / 'third'}", *TRAIN, "--epochs=1"]) == 2
+    assert re.search(r"train-\w+\.beton was converted from it before: to use that", capfd.readouterr().err)
+    assert main(["demo", *files, f"--out={tmp_path / 'runs' / 'first'}", *TRAIN, "--epochs=1", "--resume"]) == 0
+
+
+def names_of(folder: Path) -> set[str]:
+    return {path.relative_to(folder).as_posix() for path in folder.rglob("*.*")}
+
+
+def test_the_budget_ends_a_fetch_and_keeps_what_is_whole(
+    web: Web, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    web.held.add("/train/a/0.jpg")
+    began = time.monotonic()
+    with pytest.raises(ConfigError, match="could not be converted within the budget"):
+        Cache(tmp_path / "cache", end_s=began + 5).beton(f"{web.address}/train")
+    assert time.monotonic() - began < 15  # though the server holds up a file
+    assert re.search("note: .* were fetched and stay in ", capfd.readouterr().err)
+    web.released.set()
+    before = web.fetched()
+    assert set(before) == {f"/train/{name}" for name in names_of(web.folder / "train")}
+    Cache(tmp_path / "cache").beton(f"{web.address}/train")
+    assert web.fetched() == {"/train/a/0.jpg": 1}

@@ -17,6 +17,8 @@ NAMED = (
     "pyarrow",
     "pillow_heif",
     "pillow_jxl",
+    "fsspec",
+    "aiohttp",
     "ffcv",
     "nvidia.dali",
     "tensorboard",
@@ -177,6 +179,30 @@ runpy.run_path("benchmarks/bench.py", run_name="__main__")
     autoload = "PYTEST_DISABLE_PLUGIN_AUTOLOAD"  # hypothesis's plugin is listed by its metadata, which stays
     ended = started("-c", script, **{autoload: "1"})
     assert ended.returncode == 0, ended.stdout[-3000:] + ended.stderr
+
+
+@pytest.mark.parametrize(
+    ("hidden", "address", "package"),
+    [
+        ("fsspec", "memory://bucket/x", "fsspec"),
+        ("fsspec", "https://127.0.0.1:9/x", "'fastbyol[remote]'"),
+        ("aiohttp", "https://127.0.0.1:9/x", "'fastbyol[remote]'"),
+        ("s3fs", "s3://bucket/x", "s3fs"),
+    ],
+)
+def test_an_address_names_the_package_that_it_needs(tmp_path: Path, hidden: str, address: str, package: str) -> None:
+    script = f"""{HIDE}
+hide([{hidden!r}])
+from fastbyol.data_prep import cli
+assert cli.main(["write", {address!r}, {str(tmp_path / "o.beton")!r}]) == 2
+"""
+    ended = started("-c", f"import sys; sys.path.insert(0, {str(ROOT)!r})\n{script}")
+    assert ended.returncode == 0, ended.stderr
+    (line,) = ended.stderr.splitlines()
+    assert line.startswith(
+        f"fastbyol-prep: error: {address}: {address.partition(':')[0]}:// needs a package that is not"
+    )
+    assert line.endswith(f"pip install {package}")
 
 
 @pytest.mark.slow

@@ -95,6 +95,20 @@ except SystemExit:
     subprocess.run([sys.executable, "-c", probe], check=True, capture_output=True, timeout=60)
 
 
+@pytest.mark.parametrize("words", ["write --help", "write nothing out.beton"])
+def test_without_an_address_nothing_of_the_network_is_imported(words: str) -> None:
+    code = f"""
+import sys
+from fastbyol.data_prep.cli import main
+try:
+    main({words.split()!r})
+except SystemExit:
+    pass
+sys.exit(any(name in sys.modules for name in ("fsspec", "aiohttp", "asyncio.runners", "ssl")))
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=60)
+
+
 def test_the_version_of_a_tree_that_is_not_installed_is_that_of_its_project(tmp_path: Path) -> None:
     package = Path(fastbyol.__file__).parent
     (tmp_path / "fastbyol").mkdir()

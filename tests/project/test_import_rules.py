@@ -79,7 +79,7 @@ def test_kernels_import_only_torch_and_triton(name: str) -> None:
 
 @pytest.mark.parametrize("name", [n for n in modules() if n.startswith("fastbyol.data_prep")])
 def test_data_prep_imports_beton_numpy_and_codecs_only(name: str) -> None:
-    allowed = STDLIB | {"numpy", "PIL", "tqdm", "pyarrow"}
+    allowed = STDLIB | {"numpy", "PIL", "tqdm", "pyarrow", "fsspec", "aiohttp"}
     ours = set(NEEDED_BY_DATA_PREP)
     for imported in imports(modules()[name]):
         inside = imported in ours or imported.startswith("fastbyol.data_prep")
