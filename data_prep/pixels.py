@@ -20,6 +20,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fastbyol.data_prep import jxl
 from fastbyol.data_prep.formats import ImageError, load_plugin
 from fastbyol.jpeg import PILLOW_ERRORS
 
@@ -100,6 +101,8 @@ def _decode(
 
     try:
         load_plugin(kind)
+        if kind == "JXL":
+            refuse_bomb(*(jxl.read_size(data) or (0, 0)), max_pixels)
         with Image.open(io.BytesIO(data), formats=(kind,)) as image:
             refuse_bomb(image.width, image.height, max_pixels)
             _refuse_unknown_channels(image)
