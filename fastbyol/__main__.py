@@ -11,6 +11,7 @@ COMMANDS = {
     "fastbyol-prep": "turn images into .beton files, and check them",
     "fastbyol-train": "train an encoder within a budget, or for a number of epochs",
     "fastbyol-eval": "score the encoder of a run by a protocol, or export it",
+    "fastbyol-embed": "turn images into vectors, with near copies, groups and a map",
 }
 
 

@@ -1,4 +1,4 @@
-"""Entry points of fastbyol-train and fastbyol-eval: signal handlers first, then the imports, which take seconds."""
+"""Entry points of the commands that import torch: signal handlers first, then the imports, which take seconds."""
 
 from __future__ import annotations
 
@@ -22,6 +22,11 @@ def train() -> NoReturn:
 def evaluate() -> NoReturn:
     """Run fastbyol-eval."""
     _start("eval")
+
+
+def embed() -> NoReturn:
+    """Run fastbyol-embed."""
+    _start("embed")
 
 
 def _start(module: str) -> NoReturn:

@@ -1,4 +1,4 @@
-"""Frozen representations of a labelled .beton: one centre view per image, encoder in evaluation mode."""
+"""Frozen representations of a .beton: one centre view per image, encoder in evaluation mode."""
 
 from __future__ import annotations
 
@@ -19,6 +19,7 @@ from fastbyol.parts import Encoder
 CLASSES_MAX = 65_536  # a larger label is a mistake, and would cost much memory
 LISTED_MAX = 5  # classes that a message lists
 ROWS = 1 << 14  # checked at a time, since isfinite makes copies of what it checks
+Take = Callable[[Tensor, NDArray[np.int64], int], None]  # values [n, F], their samples [n], the entries before them
 
 
 class OutOfTime(Exception):
@@ -118,7 +119,6 @@ def extract(
     return represent(encoder, reader, evenly_spaced(len(reader), limit), inputs, stop=stop)
 
 
-@torch.inference_mode()
 def represent(
     encoder: Encoder,
     reader: Reader,
@@ -127,27 +127,50 @@ def represent(
     *,
     stop: Callable[[], bool] | None = None,
 ) -> Features:
-    """Compute representations of the images at `indices`, in that order; see `extract`.
+    """Compute representations of the images at `indices`, in that order, with their labels; see `extract`.
 
     Where a stand-in replaces an image that does not decode, the label is the stand-in's.
     """
     known, labels = torch.from_numpy(labels_of(reader)), torch.empty(len(indices), dtype=torch.int64)
     values = torch.empty(len(indices), encoder.features)
-    was_training, done = encoder.training, 0
-    bar = tqdm(total=len(indices), desc=reader.path.name, unit="images", delay=2, leave=False, disable=None)
+
+    def take(found: Tensor, images: NDArray[np.int64], done: int) -> None:
+        values[done : done + len(images)] = found
+        labels[done : done + len(images)] = known[torch.from_numpy(images)]
+
+    stream(encoder, reader, indices, inputs, take=take, stop=stop)
+    return Features(values, labels)
+
+
+@torch.inference_mode()
+def stream(
+    encoder: Encoder,
+    reader: Reader,
+    indices: NDArray[np.int64],
+    inputs: InputSettings,
+    *,
+    take: Take,
+    stop: Callable[[], bool] | None = None,
+    done: int = 0,
+) -> None:
+    """Compute representations of the images at `indices` from entry `done` on, and hand each batch to `take`.
+
+    Labels are not needed. An image that does not decode comes as its stand-in, whose index is told. `stop` is called
+    before each batch; when it returns True, OutOfTime is raised.
+    """
+    was_training, total = encoder.training, len(indices)
+    bar = tqdm(total=total, initial=done, desc=reader.path.name, unit="images", delay=2, leave=False, disable=None)
     encoder.eval()
     try:
         with bar, inputs.precision():
-            for images, here in inputs.threads.units(center_views(reader, indices, inputs), "represent"):
+            for images, here in inputs.threads.units(center_views(reader, indices[done:], inputs), "represent"):
                 if stop is not None and stop():
-                    raise OutOfTime(f"time ran out after {done} of {len(indices)} images of {reader.path}")
-                values[done : done + len(here)] = encoder(images)[: len(here)]
-                labels[done : done + len(here)] = known[torch.from_numpy(here)]
+                    raise OutOfTime(f"time ran out after {done} of {total} images of {reader.path}")
+                take(encoder(images)[: len(here)], here, done)
                 done += len(here)
                 bar.update(len(here))
     finally:
         encoder.train(was_training)
-    return Features(values, labels)
 
 
 def represent_both(

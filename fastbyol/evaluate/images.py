@@ -1,4 +1,4 @@
-"""Batches of labelled images for evaluation: centre views, or random crops and flips."""
+"""Batches of images for evaluation: centre views, or random crops and flips."""
 
 from __future__ import annotations
 

@@ -154,6 +154,11 @@ def proper_fraction(text: str) -> float:
     return _number(text, "between 0 and 1", lambda value: 0 < value < 1)
 
 
+def share(text: str) -> float:
+    """Parse a number above 0 and at most 1."""
+    return _number(text, "above 0 and at most 1", lambda value: 0 < value <= 1)
+
+
 def nonnegative_number(text: str) -> float:
     """Parse a number of at least 0."""
     return _number(text, "of at least 0", lambda value: value >= 0)

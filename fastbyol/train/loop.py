@@ -14,6 +14,7 @@ from fastbyol.budget import Stopwatch
 from fastbyol.byol import Output
 from fastbyol.config import Config
 from fastbyol.errors import ConfigError
+from fastbyol.identity import Identity, identify
 from fastbyol.loaders.batch import Batch
 from fastbyol.monitor.logger import RunLogger
 from fastbyol.monitor.metrics import Intervals
@@ -26,7 +27,6 @@ from fastbyol.system.device import Throttle, queue_copy
 from fastbyol.system.distributed import World
 from fastbyol.system.signals import StopSignal
 from fastbyol.train import calibrate
-from fastbyol.train.identity import Identity, identify
 from fastbyol.train.inputs import Pipeline
 from fastbyol.train.plan import Plan
 from fastbyol.train.probe import build_probe

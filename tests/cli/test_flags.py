@@ -7,10 +7,12 @@ import argparse
 import pytest
 
 from fastbyol import __main__ as everything
+from fastbyol.cli import embed, train
 from fastbyol.cli import eval as evaluation
-from fastbyol.cli import train
 from fastbyol.config import ENGINES, PRECISIONS
 from fastbyol.data_prep import cli
+from fastbyol.embed import formats as vector_formats
+from fastbyol.embed import vectors
 from fastbyol.export import formats
 from fastbyol.registry import PROTOCOL_SUMMARIES, PROTOCOLS
 from fastbyol.train import step
@@ -56,6 +58,8 @@ CONTRACT = {
     "fastbyol-eval export": "RUN_DIR OUT --format --help --json",
     "fastbyol-eval table": "NAME --base --budget --cache --cells --data --epochs --help --linear --out --prep "
     "--seeds --val --with",
+    "fastbyol-embed": "RUN SOURCE --cache --device --dtype --help --json --margin --normalize --on-error --out "
+    "--overwrite --prep --px --threads --version --workers",
 }
 
 
@@ -63,6 +67,7 @@ def parsers() -> dict[str, argparse.ArgumentParser]:
     """Build the parser of every command and subcommand, by its name."""
     found: dict[str, argparse.ArgumentParser] = {"fastbyol": everything.build_parser()}
     found |= {"fastbyol-train": train.build_parser(), "fastbyol-eval": evaluation.build_parser()}
+    found["fastbyol-embed"] = embed.build_parser()
     for name in (*PROTOCOLS, *evaluation.COMMANDS):
         protocol = None if name in evaluation.COMMANDS else evaluation.find_protocol(name)
         parser = evaluation.build_command_parser(name, protocol)
@@ -115,3 +120,5 @@ def test_names_that_the_parser_lists_are_those_that_can_be_built() -> None:
     assert tuple(step.PRECISIONS) == PRECISIONS
     assert tuple(formats.FORMATS) == evaluation.FORMATS
     assert PROTOCOL_SUMMARIES.keys() == PROTOCOLS.keys()
+    assert tuple(vector_formats.FORMATS) == embed.SUFFIXES
+    assert vectors.DTYPES == embed.DTYPES

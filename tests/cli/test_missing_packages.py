@@ -114,7 +114,7 @@ for split, count in (("train", 24), ("val", 8)):
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.fromarray(rng.integers(0, 256, (40, 48, 3), dtype=np.uint8)).save(path)
 
-from fastbyol.cli import eval as evaluation, train
+from fastbyol.cli import embed, eval as evaluation, train
 from fastbyol.data_prep import cli
 
 files = ["--train=train.beton", "--val=val.beton"]
@@ -126,6 +126,7 @@ for main, words in (
     (cli.main, ["info", "val.beton"]),
     (train.main, ["demo", *data, "--out=run", "--epochs=2", "--warmup-epochs=1", "--batch-size=8", "--device=cpu"]),
     (evaluation.main, ["knn", "run", *files, "--k=3", "--device=cpu"]),
+    (embed.main, ["run", "val.beton", "--out=val.npz", "--device=cpu"]),
 ):
     print(words[0], file=sys.stderr)
     if status := main(words):

@@ -12,10 +12,23 @@ ROOT = Path(__file__).parents[2]
 STDLIB = frozenset(sys.stdlib_module_names)
 TOP = "."  # the modules at the top of fastbyol/: the parts that one imports
 MAY_IMPORT = {  # the folders of fastbyol/ that the modules of a folder may import beside their own
-    "cli": {"train", "ablations", "evaluate", "monitor", "export", "loaders", "recipes", "storage", "system", TOP},
+    "cli": {
+        "train",
+        "ablations",
+        "embed",
+        "evaluate",
+        "monitor",
+        "export",
+        "loaders",
+        "recipes",
+        "storage",
+        "system",
+        TOP,
+    },
     "train": {"report", "evaluate", "monitor", "export", "loaders", "storage", "system", "kernels", TOP},
     "ablations": {"evaluate", "monitor", "storage", "system", TOP},
     "report": {"evaluate", "loaders", "storage", "kernels", TOP},
+    "embed": {"evaluate", "storage", "system", TOP},
     "evaluate": {"loaders", "storage", "system", "kernels", TOP},
     "monitor": {"loaders", "storage", "system", TOP},
     "export": {"storage", "kernels", TOP},

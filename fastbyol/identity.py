@@ -1,4 +1,4 @@
-"""Digests by which a resumed run knows its images, wherever their file lies."""
+"""Digests by which work that goes on later knows its images, wherever their file lies."""
 
 from __future__ import annotations
 

@@ -1,0 +1,104 @@
+"""The command fastbyol-embed: its flags, checked before torch is imported."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from fastbyol.system.command_line import (
+    ANY_SOURCE,
+    THREADS,
+    WORKERS,
+    Parser,
+    add_cache_flags,
+    add_overwrite,
+    add_version,
+    int_range,
+    join_prep,
+    share,
+    whole_number,
+)
+
+SUFFIXES = (".parquet", ".npz", ".csv", ".npy")  # of --out
+DTYPES = ("float32", "float16")
+DESCRIPTION = (
+    "Turn images into vectors by a trained encoder. Given again after it was stopped or killed, the command goes on "
+    "where it was."
+)
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run fastbyol-embed; return the exit status: 0 done, 2 bad usage or input, 75 interrupted."""
+    args = parse(join_prep(sys.argv[1:] if argv is None else argv))
+    from fastbyol.cli.embed_run import run  # noqa: PLC0415 - it imports torch, which takes seconds
+
+    return run(args)
+
+
+def parse(words: Sequence[str]) -> argparse.Namespace:
+    """Parse a command line; what contradicts itself is an error."""
+    return build_parser().parse_args(words)
+
+
+def build_parser() -> Parser:
+    """Build the parser; names and meanings of flags are a contract and do not change."""
+    parser = Parser(prog="fastbyol-embed", description=DESCRIPTION)
+    add_version(parser)
+    parser.add_argument(
+        "run", type=Path, metavar="RUN", help="a folder in which fastbyol-train finished, or an exported .safetensors"
+    )
+    parser.add_argument("source", metavar="SOURCE", help=f"images, with labels or without: {ANY_SOURCE}")
+    _add_output(parser.add_argument_group("vectors"))
+    _add_images(parser.add_argument_group("images"))
+    machine = parser.add_argument_group("machine")
+    machine.add_argument(
+        "--device", choices=["cuda", "cpu"], help="where to compute (default: cuda where there is one)"
+    )
+    machine.add_argument("--threads", type=whole_number, metavar="N", help=THREADS)
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    return parser
+
+
+def _add_output(group: argparse._ActionsContainer) -> None:
+    group.add_argument(
+        "--out",
+        type=vector_file,
+        required=True,
+        metavar="FILE",
+        help="the file, whose suffix names its form: .parquet, .npz, .csv, or .npy with the names in .names.txt beside",
+    )
+    group.add_argument("--dtype", choices=DTYPES, default=DTYPES[0], help="type of the numbers")
+    group.add_argument("--normalize", action="store_true", help="divide each vector by its length")
+    add_overwrite(group)
+
+
+def _add_images(group: argparse._ActionsContainer) -> None:
+    add_cache_flags(group)
+    group.add_argument("--workers", type=whole_number, metavar="N", help=WORKERS)
+    group.add_argument(
+        "--on-error",
+        choices=("fail", "skip"),
+        default="fail",
+        help="an image that does not decode: stop, or leave it out",
+    )
+    group.add_argument(
+        "--px",
+        type=int_range(8, 4096),
+        metavar="N",
+        help="side at which the encoder sees images (default: the run's; an exported file needs it)",
+    )
+    group.add_argument(
+        "--margin",
+        type=share,
+        metavar="SHARE",
+        help="share of an image's short side that the centre square shows (default: the run's, or 1)",
+    )
+
+
+def vector_file(text: str) -> Path:
+    """Parse the path of a file of vectors."""
+    if Path(text).suffix not in SUFFIXES:
+        raise argparse.ArgumentTypeError(f"{text!r} given; wanted a name that ends in {', '.join(SUFFIXES)}")
+    return Path(text)

@@ -1,0 +1,167 @@
+"""What fastbyol-embed does with its flags: vectors of a source's images, in a file."""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import importlib.util
+import json
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import fastbyol
+from fastbyol.beton import UNLABELLED, BetonError, Reader
+from fastbyol.cli.cache import Cache, folder_of
+from fastbyol.cli.eval_run import open_run
+from fastbyol.embed import formats, vectors
+from fastbyol.embed.formats import Embedding
+from fastbyol.embed.vectors import Partial, Vectors
+from fastbyol.errors import ConfigError, require
+from fastbyol.evaluate.features import OutOfTime
+from fastbyol.evaluate.images import InputSettings
+from fastbyol.export import load_encoder
+from fastbyol.identity import identify
+from fastbyol.jpeg import require_pillow
+from fastbyol.loaders import default_workers
+from fastbyol.parts import Encoder
+from fastbyol.storage.run_folder import RunFolder
+from fastbyol.system import threads
+from fastbyol.system.command_line import BAD_INPUT, DONE, INTERRUPTED, fail
+from fastbyol.system.device import choose_device
+from fastbyol.system.limits import available_cores
+from fastbyol.system.signals import StopSignal
+
+Facts = dict[str, Any]
+
+
+def run(args: argparse.Namespace) -> int:
+    """Write the vectors; return the exit status."""
+    signal = StopSignal()
+    try:
+        with signal.catch():
+            require_pillow()
+            facts = embed(args, stop=lambda: signal.has_arrived)
+    except (KeyboardInterrupt, OutOfTime):
+        _notify("interrupted; the same command goes on where it stopped")
+        return INTERRUPTED
+    except (ConfigError, BetonError, OSError) as error:
+        return fail("fastbyol-embed", error, status=BAD_INPUT)
+    print(json.dumps(facts) if args.json else summary(facts))
+    return DONE
+
+
+def embed(args: argparse.Namespace, *, stop: Callable[[], bool]) -> Facts:
+    """Compute the vectors and write their file; return what was done."""
+    check_output(args)
+    encoder, inputs = _open_encoder(args)
+    cache = Cache(folder_of(args.run, args.cache), tuple(args.prep), command="fastbyol-embed")
+    with Reader(cache.beton(args.source)) as reader:
+        args.out.parent.mkdir(parents=True, exist_ok=True)
+        key = _key(args, encoder, reader, inputs)
+        with Partial(partial_path(args.out), key, width=encoder.features, dtype=args.dtype) as partial:
+            pace = _compute(args, encoder.to(inputs.device), reader, inputs, partial, stop)
+            found = partial.vectors()
+            require(len(found) > 0, f"no image of {reader.path} decodes; write it anew with fastbyol-prep")
+            formats.write(args.out, _describe(reader, found))
+        partial.path.unlink()
+    return {
+        "run": str(args.run),
+        "source": args.source,
+        "file": str(args.out),
+        "images": len(found),
+        "left_out": found.left_out,
+        "features": found.features,
+        "dtype": args.dtype,
+        "normalized": args.normalize,
+        **pace,
+    }
+
+
+def partial_path(out: Path) -> Path:
+    """Return the path of the vectors computed so far."""
+    return out.with_name(f".{out.name}.vectors")
+
+
+def check_output(args: argparse.Namespace) -> None:
+    """Raise ConfigError for a file that cannot be written, before anything is computed."""
+    require(not args.out.is_dir(), f"--out {args.out} is a folder; give the name of a file in it")
+    for path in (args.out, *formats.companions(args.out, has_clusters=False)):
+        require(args.overwrite or not path.exists(), f"{path} already exists; give --overwrite or another --out")
+    if args.out.suffix == ".parquet" and importlib.util.find_spec("pyarrow") is None:
+        raise ConfigError(f"{args.out} needs pyarrow; pip install 'fastbyol[parquet]', or give a name in .npz or .csv")
+
+
+def _open_encoder(args: argparse.Namespace) -> tuple[Encoder, InputSettings]:
+    """Load the encoder of a run, or of an exported file, and settle at what size it sees images."""
+    px, margin = args.px, args.margin
+    if args.run.is_dir():
+        config, encoder = open_run(RunFolder(args.run))
+        px, margin = px or config.recipe.eval_px, margin or config.recipe.eval_margin
+    else:
+        encoder = load_encoder(args.run)
+        require(px is not None, f"{args.run} does not say at what size it sees images; give it, as in --px 224")
+    device = choose_device(args.device)
+    tuner = threads.make_tuner(args.threads, device, notify=_notify)
+    workers = args.workers or default_workers(device, cores=available_cores())
+    return encoder, InputSettings(px, margin or 1.0, workers, device, args.on_error, threads=tuner)
+
+
+def _key(args: argparse.Namespace, encoder: Encoder, reader: Reader, inputs: InputSettings) -> str:
+    """Return the key of everything that the vectors depend on."""
+    digest = hashlib.blake2b(digest_size=16)
+    for name, value in encoder.state_dict().items():
+        digest.update(name.encode())
+        digest.update(value.contiguous().view(-1).numpy().tobytes())
+    settings = (inputs.px, inputs.margin, inputs.device, inputs.on_error, args.dtype, args.normalize)
+    digest.update(repr((fastbyol.__version__, settings, identify(reader))).encode())
+    return digest.hexdigest()
+
+
+def _compute(
+    args: argparse.Namespace,
+    encoder: Encoder,
+    reader: Reader,
+    inputs: InputSettings,
+    partial: Partial,
+    stop: Callable[[], bool],
+) -> Facts:
+    """Compute the vectors that are missing; return how many were there and the pace of the others."""
+    resumed, began_s = partial.done, time.perf_counter()
+    if resumed:
+        _notify(f"{resumed} of {len(reader)} images were done before")
+    try:
+        vectors.compute(encoder, reader, inputs, partial, has_unit_length=args.normalize, stop=stop)
+    except (KeyboardInterrupt, OutOfTime):
+        _notify(f"{partial.done} of {len(reader)} images are done")
+        raise
+    took_s = time.perf_counter() - began_s
+    return {"resumed_at": resumed, "images_per_s": round((partial.done - resumed) / took_s, 1)}
+
+
+def _describe(reader: Reader, found: Vectors) -> Embedding:
+    """Join the vectors with the names and labels of their images; an image without a name has its sample number."""
+    names, samples = reader.names(), found.samples
+    return Embedding(
+        found,
+        list(map(str, samples)) if names is None else [names[sample] for sample in samples.tolist()],
+        np.full(len(samples), UNLABELLED) if reader.labels is None else reader.labels[samples],
+        reader.class_names,
+    )
+
+
+def _notify(text: str) -> None:
+    print(f"fastbyol-embed: {text}", file=sys.stderr)
+
+
+def summary(facts: Facts) -> str:
+    """Summarise what was written in one line."""
+    left_out = f", {facts['left_out']} left out" if facts["left_out"] else ""
+    return (
+        f"{facts['file']}: {facts['images']} vectors of {facts['features']} numbers{left_out}, "
+        f"{facts['images_per_s']:.0f} images/s"
+    )

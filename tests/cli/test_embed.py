@@ -1,0 +1,150 @@
+"""Laws of fastbyol-embed: from images to files, on from any kill, one clear line for every wrong input."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fastbyol.beton import Reader
+from fastbyol.cli.embed import main
+from fastbyol.cli.embed_run import partial_path
+from fastbyol.cli.train import main as train
+from tests.conftest import Betons, write_beton
+from tests.support.commands import start, wait_until
+from tests.support.full_disk import files_end_at
+
+EMBED = (sys.executable, "-c", "from fastbyol.cli.start import embed; embed()")
+ON_CPU = ("--device=cpu", "--workers=1")
+
+
+@pytest.fixture(scope="module")
+def run(betons: Betons, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Train one epoch."""
+    out = tmp_path_factory.mktemp("embed") / "run"
+    asked = [f"--data={betons.train}", f"--out={out}", "--batch-size=32", "--device=cpu", "--no-tensorboard"]
+    assert train(["demo", *asked, "--epochs=1", "--warmup-epochs=0"]) == 0
+    return out
+
+
+@pytest.fixture(scope="module")
+def many(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Write images for some seconds of work."""
+    return write_beton(tmp_path_factory.mktemp("many") / "many.beton", 6000, split="train")
+
+
+def test_a_folder_of_photographs_becomes_vectors_with_file_names(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    rng = np.random.default_rng(0)
+    for number in range(5):
+        path = tmp_path / "photos" / f"{number}.png"
+        path.parent.mkdir(exist_ok=True)
+        Image.fromarray(rng.integers(0, 256, (40, 48, 3), dtype=np.uint8)).save(path)
+    out = tmp_path / "new" / "v.npz"
+    assert main([str(run), str(tmp_path / "photos"), f"--out={out}", f"--cache={tmp_path}", *ON_CPU, "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert (facts["images"], facts["left_out"], facts["resumed_at"]) == (5, 0, 0)
+    with np.load(out) as arrays:
+        assert arrays["names"].tolist() == [f"{number}.png" for number in range(5)]
+        assert arrays["labels"].tolist() == [-1] * 5
+    assert [path.name for path in out.parent.iterdir()] == ["v.npz"]
+
+
+def test_an_exported_encoder_gives_the_vectors_of_its_run(run: Path, betons: Betons, tmp_path: Path) -> None:
+    assert main([str(run), str(betons.val), f"--out={tmp_path / 'a.npy'}", *ON_CPU]) == 0
+    exported = [str(run / "encoder.safetensors"), str(betons.val), f"--out={tmp_path / 'b.npy'}"]
+    assert main([*exported, *ON_CPU, "--px=32"]) == 0
+    assert (tmp_path / "a.npy").read_bytes() == (tmp_path / "b.npy").read_bytes()
+    assert (tmp_path / "b.names.txt").read_text().split() == [str(number) for number in range(60)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGKILL])
+def test_the_same_command_goes_on_after_a_stop_or_a_kill_to_the_same_bits(
+    run: Path, many: Path, tmp_path: Path, number: signal.Signals, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "v.npy"
+    asked = [str(run), str(many), f"--out={out}", *ON_CPU, "--threads=1"]
+    process = start(*EMBED, *asked)
+    kept = partial_path(out)
+    wait_until(lambda: kept.exists() and os.path.getsize(kept) > 100_000, process)  # noqa: PTH202
+    process.send_signal(number)
+    _, said = process.communicate()
+    assert process.returncode == (75 if number == signal.SIGINT else -number), said
+    assert number == signal.SIGKILL or "the same command goes on where it stopped" in said
+    assert "Traceback" not in said
+    assert not out.exists()
+    assert main([*asked, "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert 0 < facts["resumed_at"] < 6000 or number == signal.SIGKILL  # what is done is noted every two seconds
+    assert main([*asked[:2], f"--out={tmp_path / 'w.npy'}", *asked[3:]]) == 0
+    assert out.read_bytes() == (tmp_path / "w.npy").read_bytes()
+
+
+def test_a_full_disk_ends_in_one_line_and_keeps_what_is_done(
+    run: Path, betons: Betons, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = [str(run), str(betons.val), f"--out={tmp_path / 'v.csv'}", *ON_CPU]
+    with files_end_at(40_000):  # room for the numbers, not for their digits
+        assert main(asked) == 2
+    said = capsys.readouterr().err
+    assert "check the path, its permissions and the space left" in said
+    assert [path.name for path in tmp_path.iterdir()] == [".v.csv.vectors"]
+    assert main([*asked, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["resumed_at"] == 60
+    with files_end_at(20_000):
+        assert main([*asked, "--overwrite"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("asked", "said"),
+    [
+        ("{run} {val} --out {tmp}/folder.npy", "is a folder; give the name of a file in it"),
+        ("{run} {val} --out {tmp}/there.csv", "already exists; give --overwrite or another --out"),
+        ("{run} {val} --out {tmp}/there.csv/v.npy", "there.csv: File exists; check the path"),
+        ("{run} {val} --out {tmp}/v.npy", "v.names.txt already exists"),
+        ("{run} {tmp}/none --out {tmp}/w.npy", "cannot be used, as said above"),
+        ("{tmp} {val} --out {tmp}/w.npy", "holds no run"),
+        ("{tmp}/there.csv {val} --out {tmp}/w.npy", "is not an encoder exported by fastbyol"),
+        ("{run}/encoder.safetensors {val} --out {tmp}/w.npy", "give it, as in --px 224"),
+        ("{unfinished} {val} --out {tmp}/w.npy", "has not finished; continue it with fastbyol-train --resume"),
+    ],
+)
+def test_wrong_input_is_one_line(
+    asked: str, said: str, run: Path, betons: Betons, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "folder.npy").mkdir()
+    (tmp_path / "there.csv").write_text("")
+    (tmp_path / "v.names.txt").write_text("")
+    (tmp_path / "unfinished").mkdir()
+    (tmp_path / "unfinished" / "config.json").write_bytes((run / "config.json").read_bytes())
+    places = {"run": run, "val": betons.val, "tmp": tmp_path, "unfinished": tmp_path / "unfinished"}
+    words = [word.format(**places) for word in asked.split()]
+    assert main([*words, *ON_CPU]) == 2
+    told = capsys.readouterr().err
+    assert said in told
+    assert "Traceback" not in told
+    assert not (tmp_path / "w.npy").exists()
+
+
+def test_images_that_do_not_decode_stop_or_are_left_out(
+    run: Path, betons: Betons, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    with Reader(betons.val) as reader:
+        begin, end = int(reader.offsets[5]), int(reader.offsets[5] + reader.sizes[5])
+    data = betons.val.read_bytes()
+    (tmp_path / "d.beton").write_bytes(data[:begin] + bytes(end - begin) + data[end:])
+    asked = [str(run), str(tmp_path / "d.beton"), f"--out={tmp_path / 'v.npy'}", *ON_CPU]
+    assert main(asked) == 2
+    assert "sample 5" in capsys.readouterr().err
+    assert main([*asked, "--on-error=skip"]) == 0
+    assert "59 vectors of" in (said := capsys.readouterr().out)
+    assert "1 left out" in said
+    assert "5" not in (tmp_path / "v.names.txt").read_text().splitlines()
