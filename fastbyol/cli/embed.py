@@ -17,6 +17,7 @@ from fastbyol.system.command_line import (
     add_version,
     int_range,
     join_prep,
+    seed,
     share,
     whole_number,
 )
@@ -51,6 +52,7 @@ def build_parser() -> Parser:
     )
     parser.add_argument("source", metavar="SOURCE", help=f"images, with labels or without: {ANY_SOURCE}")
     _add_output(parser.add_argument_group("vectors"))
+    _add_more(parser.add_argument_group("from the vectors"))
     _add_images(parser.add_argument_group("images"))
     machine = parser.add_argument_group("machine")
     machine.add_argument(
@@ -72,6 +74,28 @@ def _add_output(group: argparse._ActionsContainer) -> None:
     group.add_argument("--dtype", choices=DTYPES, default=DTYPES[0], help="type of the numbers")
     group.add_argument("--normalize", action="store_true", help="divide each vector by its length")
     add_overwrite(group)
+
+
+def _add_more(group: argparse._ActionsContainer) -> None:
+    group.add_argument(
+        "--neighbours",
+        type=int_range(1, 1000),
+        metavar="N",
+        help="the N most similar images of each, into NAME.neighbours.parquet, or .csv (default: none)",
+    )
+    group.add_argument(
+        "--duplicates",
+        type=share,
+        metavar="COSINE",
+        help="pairs at least as similar, such as 0.98, into NAME.duplicates.parquet, or .csv (default: none)",
+    )
+    group.add_argument(
+        "--clusters",
+        type=int_range(2, 100_000),
+        metavar="K",
+        help="K groups by k-means, as a column cluster, 0 the largest (default: none)",
+    )
+    group.add_argument("--seed", type=seed, default=0, metavar="N", help="seed of the groups")
 
 
 def _add_images(group: argparse._ActionsContainer) -> None:

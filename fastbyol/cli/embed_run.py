@@ -1,8 +1,9 @@
-"""What fastbyol-embed does with its flags: vectors of a source's images, in a file."""
+"""What fastbyol-embed does with its flags: vectors of a source's images in a file, and what follows from them."""
 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import hashlib
 import importlib.util
 import json
@@ -13,12 +14,13 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 import fastbyol
 from fastbyol.beton import UNLABELLED, BetonError, Reader
 from fastbyol.cli.cache import Cache, folder_of
 from fastbyol.cli.eval_run import open_run
-from fastbyol.embed import formats, vectors
+from fastbyol.embed import clusters, formats, neighbours, vectors
 from fastbyol.embed.formats import Embedding
 from fastbyol.embed.vectors import Partial, Vectors
 from fastbyol.errors import ConfigError, require
@@ -67,7 +69,11 @@ def embed(args: argparse.Namespace, *, stop: Callable[[], bool]) -> Facts:
             pace = _compute(args, encoder.to(inputs.device), reader, inputs, partial, stop)
             found = partial.vectors()
             require(len(found) > 0, f"no image of {reader.path} decodes; write it anew with fastbyol-prep")
-            formats.write(args.out, _describe(reader, found))
+            embedding = _describe(reader, found)
+            more = _find_more(args, embedding, inputs)
+            if args.clusters:
+                embedding = dataclasses.replace(embedding, clusters=_cluster(args, found, inputs))
+            formats.write(args.out, embedding)
         partial.path.unlink()
     return {
         "run": str(args.run),
@@ -79,6 +85,8 @@ def embed(args: argparse.Namespace, *, stop: Callable[[], bool]) -> Facts:
         "dtype": args.dtype,
         "normalized": args.normalize,
         **pace,
+        **({"clusters": args.clusters} if args.clusters else {}),
+        **more,
     }
 
 
@@ -90,7 +98,7 @@ def partial_path(out: Path) -> Path:
 def check_output(args: argparse.Namespace) -> None:
     """Raise ConfigError for a file that cannot be written, before anything is computed."""
     require(not args.out.is_dir(), f"--out {args.out} is a folder; give the name of a file in it")
-    for path in (args.out, *formats.companions(args.out, has_clusters=False)):
+    for path in (args.out, *formats.companions(args.out, has_clusters=bool(args.clusters))):
         require(args.overwrite or not path.exists(), f"{path} already exists; give --overwrite or another --out")
     if args.out.suffix == ".parquet" and importlib.util.find_spec("pyarrow") is None:
         raise ConfigError(f"{args.out} needs pyarrow; pip install 'fastbyol[parquet]', or give a name in .npz or .csv")
@@ -154,14 +162,50 @@ def _describe(reader: Reader, found: Vectors) -> Embedding:
     )
 
 
+def beside(out: Path, what: str) -> Path:
+    """Return the path of a table that belongs to a file of vectors: parquet beside parquet, else CSV."""
+    return out.with_suffix(f".{what}{'.parquet' if out.suffix == '.parquet' else '.csv'}")
+
+
+def _find_more(args: argparse.Namespace, embedding: Embedding, inputs: InputSettings) -> Facts:
+    """Write the neighbours and the near copies that were asked for; return their files."""
+    if not args.neighbours and args.duplicates is None:
+        return {}
+    nearest, pairs = neighbours.compare(
+        embedding.vectors,
+        k=args.neighbours or 0,
+        above=args.duplicates,
+        device=inputs.device,
+        threads=inputs.threads,
+    )
+    facts: Facts = {}
+    if args.neighbours:
+        facts["neighbours"] = str(beside(args.out, "neighbours"))
+        neighbours.write_nearest(beside(args.out, "neighbours"), embedding.names, nearest)
+    if args.duplicates is not None:
+        facts |= {"duplicates": str(beside(args.out, "duplicates")), "pairs": len(pairs.rows)}
+        neighbours.write_pairs(beside(args.out, "duplicates"), embedding.names, pairs)
+    return facts
+
+
+def _cluster(args: argparse.Namespace, found: Vectors, inputs: InputSettings) -> NDArray[np.int64]:
+    return clusters.cluster(found, args.clusters, seed=args.seed, device=inputs.device, threads=inputs.threads)
+
+
 def _notify(text: str) -> None:
     print(f"fastbyol-embed: {text}", file=sys.stderr)
 
 
 def summary(facts: Facts) -> str:
-    """Summarise what was written in one line."""
+    """Summarise what was written, a line for each file."""
     left_out = f", {facts['left_out']} left out" if facts["left_out"] else ""
-    return (
-        f"{facts['file']}: {facts['images']} vectors of {facts['features']} numbers{left_out}, "
+    groups = f", in {facts['clusters']} groups" if "clusters" in facts else ""
+    lines = [
+        f"{facts['file']}: {facts['images']} vectors of {facts['features']} numbers{left_out}{groups}, "
         f"{facts['images_per_s']:.0f} images/s"
-    )
+    ]
+    if "neighbours" in facts:
+        lines.append(f"{facts['neighbours']}: the most similar images of each")
+    if "duplicates" in facts:
+        lines.append(f"{facts['duplicates']}: {facts['pairs']} pairs of near copies")
+    return "\n".join(lines)

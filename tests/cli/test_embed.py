@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import json
 import os
 import signal
@@ -9,6 +10,7 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
@@ -148,3 +150,22 @@ def test_images_that_do_not_decode_stop_or_are_left_out(
     assert "59 vectors of" in (said := capsys.readouterr().out)
     assert "1 left out" in said
     assert "5" not in (tmp_path / "v.names.txt").read_text().splitlines()
+
+
+def test_neighbours_copies_and_groups_lie_beside_the_vectors(
+    run: Path, betons: Betons, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = [str(run), str(betons.val), "--neighbours=3", "--duplicates=0.9", "--clusters=4", *ON_CPU]
+    assert main([*asked, f"--out={tmp_path / 'v.parquet'}", "--json"]) == 0
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["neighbours"] == str(tmp_path / "v.neighbours.parquet")
+    assert facts["clusters"] == 4
+    near = pq.read_table(tmp_path / "v.neighbours.parquet").to_pydict()
+    assert near["rank"] == [1, 2, 3] * 60
+    assert len(pq.read_table(tmp_path / "v.duplicates.parquet")) == facts["pairs"]
+    assert set(pq.read_table(tmp_path / "v.parquet")["cluster"].to_pylist()) == {0, 1, 2, 3}
+    assert main([*asked, f"--out={tmp_path / 'v.npy'}"]) == 0
+    assert f"{facts['pairs']} pairs of near copies" in capsys.readouterr().out
+    with (tmp_path / "v.neighbours.csv").open(newline="") as file:
+        assert [row[2] for row in csv.reader(file)][1:] == near["neighbour"]
+    assert np.load(tmp_path / "v.clusters.npy").shape == (60,)

@@ -58,8 +58,8 @@ CONTRACT = {
     "fastbyol-eval export": "RUN_DIR OUT --format --help --json",
     "fastbyol-eval table": "NAME --base --budget --cache --cells --data --epochs --help --linear --out --prep "
     "--seeds --val --with",
-    "fastbyol-embed": "RUN SOURCE --cache --device --dtype --help --json --margin --normalize --on-error --out "
-    "--overwrite --prep --px --threads --version --workers",
+    "fastbyol-embed": "RUN SOURCE --cache --clusters --device --dtype --duplicates --help --json --margin --neighbours "
+    "--normalize --on-error --out --overwrite --prep --px --seed --threads --version --workers",
 }
 
 
