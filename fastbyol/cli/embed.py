@@ -24,6 +24,7 @@ from fastbyol.system.command_line import (
 
 SUFFIXES = (".parquet", ".npz", ".csv", ".npy")  # of --out
 DTYPES = ("float32", "float16")
+LAYOUTS = ("pca", "tsne", "umap")
 DESCRIPTION = (
     "Turn images into vectors by a trained encoder. Given again after it was stopped or killed, the command goes on "
     "where it was."
@@ -40,7 +41,11 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def parse(words: Sequence[str]) -> argparse.Namespace:
     """Parse a command line; what contradicts itself is an error."""
-    return build_parser().parse_args(words)
+    parser = build_parser()
+    args = parser.parse_args(words)
+    if args.layout is not None and args.map is None:
+        parser.error(f"--layout {args.layout} is given without --map; give --map PAGE.html too")
+    return args
 
 
 def build_parser() -> Parser:
@@ -95,7 +100,18 @@ def _add_more(group: argparse._ActionsContainer) -> None:
         metavar="K",
         help="K groups by k-means, as a column cluster, 0 the largest (default: none)",
     )
-    group.add_argument("--seed", type=seed, default=0, metavar="N", help="seed of the groups")
+    group.add_argument(
+        "--map",
+        type=page_file,
+        metavar="PAGE.html",
+        help="a map of the images to look at, one file that needs no network (default: none)",
+    )
+    group.add_argument(
+        "--layout",
+        choices=LAYOUTS,
+        help="how the map is laid out: principal components, or t-SNE or UMAP, which need packages (default: pca)",
+    )
+    group.add_argument("--seed", type=seed, default=0, metavar="N", help="seed of groups and layout")
 
 
 def _add_images(group: argparse._ActionsContainer) -> None:
@@ -125,4 +141,11 @@ def vector_file(text: str) -> Path:
     """Parse the path of a file of vectors."""
     if Path(text).suffix not in SUFFIXES:
         raise argparse.ArgumentTypeError(f"{text!r} given; wanted a name that ends in {', '.join(SUFFIXES)}")
+    return Path(text)
+
+
+def page_file(text: str) -> Path:
+    """Parse the path of a page."""
+    if Path(text).suffix != ".html":
+        raise argparse.ArgumentTypeError(f"{text!r} given; wanted a name that ends in .html")
     return Path(text)

@@ -14,17 +14,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from numpy.typing import NDArray
 
 import fastbyol
 from fastbyol.beton import UNLABELLED, BetonError, Reader
 from fastbyol.cli.cache import Cache, folder_of
 from fastbyol.cli.eval_run import open_run
-from fastbyol.embed import clusters, formats, neighbours, vectors
+from fastbyol.embed import clusters, formats, layout, neighbours, page, vectors
 from fastbyol.embed.formats import Embedding
+from fastbyol.embed.neighbours import Nearest
 from fastbyol.embed.vectors import Partial, Vectors
 from fastbyol.errors import ConfigError, require
-from fastbyol.evaluate.features import OutOfTime
+from fastbyol.evaluate.features import OutOfTime, evenly_spaced
 from fastbyol.evaluate.images import InputSettings
 from fastbyol.export import load_encoder
 from fastbyol.identity import identify
@@ -70,10 +70,13 @@ def embed(args: argparse.Namespace, *, stop: Callable[[], bool]) -> Facts:
             found = partial.vectors()
             require(len(found) > 0, f"no image of {reader.path} decodes; write it anew with fastbyol-prep")
             embedding = _describe(reader, found)
-            more = _find_more(args, embedding, inputs)
             if args.clusters:
-                embedding = dataclasses.replace(embedding, clusters=_cluster(args, found, inputs))
-            formats.write(args.out, embedding)
+                groups = clusters.cluster(
+                    found, args.clusters, seed=args.seed, device=inputs.device, threads=inputs.threads
+                )
+                embedding = dataclasses.replace(embedding, clusters=groups)
+            more = _compare(args, reader, embedding, inputs)
+            formats.write(args.out, embedding)  # the last: where it exists, all is done
         partial.path.unlink()
     return {
         "run": str(args.run),
@@ -100,6 +103,11 @@ def check_output(args: argparse.Namespace) -> None:
     require(not args.out.is_dir(), f"--out {args.out} is a folder; give the name of a file in it")
     for path in (args.out, *formats.companions(args.out, has_clusters=bool(args.clusters))):
         require(args.overwrite or not path.exists(), f"{path} already exists; give --overwrite or another --out")
+    if args.map is not None:
+        require(not args.map.is_dir(), f"--map {args.map} is a folder; give the name of a file in it")
+        is_free = args.overwrite or partial_path(args.out).exists() or not args.map.exists()
+        require(is_free, f"{args.map} already exists; give --overwrite or another --map")
+        layout.require_package(args.layout or page.LAYOUT)
     if args.out.suffix == ".parquet" and importlib.util.find_spec("pyarrow") is None:
         raise ConfigError(f"{args.out} needs pyarrow; pip install 'fastbyol[parquet]', or give a name in .npz or .csv")
 
@@ -167,29 +175,51 @@ def beside(out: Path, what: str) -> Path:
     return out.with_suffix(f".{what}{'.parquet' if out.suffix == '.parquet' else '.csv'}")
 
 
-def _find_more(args: argparse.Namespace, embedding: Embedding, inputs: InputSettings) -> Facts:
-    """Write the neighbours and the near copies that were asked for; return their files."""
-    if not args.neighbours and args.duplicates is None:
-        return {}
-    nearest, pairs = neighbours.compare(
-        embedding.vectors,
-        k=args.neighbours or 0,
-        above=args.duplicates,
-        device=inputs.device,
-        threads=inputs.threads,
-    )
+def _compare(args: argparse.Namespace, reader: Reader, embedding: Embedding, inputs: InputSettings) -> Facts:
+    """Write the neighbours, the near copies and the map that were asked for; return their files."""
     facts: Facts = {}
-    if args.neighbours:
-        facts["neighbours"] = str(beside(args.out, "neighbours"))
-        neighbours.write_nearest(beside(args.out, "neighbours"), embedding.names, nearest)
-    if args.duplicates is not None:
-        facts |= {"duplicates": str(beside(args.out, "duplicates")), "pairs": len(pairs.rows)}
-        neighbours.write_pairs(beside(args.out, "duplicates"), embedding.names, pairs)
+    is_whole = args.map is not None and len(embedding) <= page.POINTS_MAX
+    k = max(args.neighbours or 0, page.NEAREST if is_whole else 0)
+    nearest = None
+    if k or args.duplicates is not None:
+        nearest, pairs = neighbours.compare(
+            embedding.vectors, k=k, above=args.duplicates, device=inputs.device, threads=inputs.threads
+        )
+        if args.neighbours:
+            facts["neighbours"] = str(beside(args.out, "neighbours"))
+            neighbours.write_nearest(beside(args.out, "neighbours"), embedding.names, nearest.first(args.neighbours))
+        if args.duplicates is not None:
+            facts |= {"duplicates": str(beside(args.out, "duplicates")), "pairs": len(pairs.rows)}
+            neighbours.write_pairs(beside(args.out, "duplicates"), embedding.names, pairs)
+    if args.map is not None:
+        facts["map"] = _draw_map(args, reader, embedding, nearest if is_whole else None, inputs)
     return facts
 
 
-def _cluster(args: argparse.Namespace, found: Vectors, inputs: InputSettings) -> NDArray[np.int64]:
-    return clusters.cluster(found, args.clusters, seed=args.seed, device=inputs.device, threads=inputs.threads)
+def _draw_map(
+    args: argparse.Namespace, reader: Reader, embedding: Embedding, nearest: Nearest | None, inputs: InputSettings
+) -> Facts:
+    """Write the map of all images or, where they are too many, of a part of them; return what it shows.
+
+    nearest: the neighbours, if they are known of what is shown.
+    """
+    whole, method = len(embedding), args.layout or page.LAYOUT
+    if nearest is None:
+        embedding = embedding.part(evenly_spaced(whole, page.POINTS_MAX))
+        nearest, _ = neighbours.compare(embedding.vectors, k=page.NEAREST, device=inputs.device, threads=inputs.threads)
+    places = layout.lay_out(embedding.vectors, method, seed=args.seed, device=inputs.device)
+    args.map.parent.mkdir(parents=True, exist_ok=True)
+    shown = page.write(
+        args.map,
+        reader,
+        embedding,
+        nearest.first(page.NEAREST),
+        places,
+        title=Path(args.source).name or args.source,
+        facts=[*([f"of {whole:,}"] if len(embedding) < whole else []), layout.TITLES[method]],
+        workers=available_cores(),
+    )
+    return {"file": str(args.map), **shown._asdict()}
 
 
 def _notify(text: str) -> None:
@@ -208,4 +238,10 @@ def summary(facts: Facts) -> str:
         lines.append(f"{facts['neighbours']}: the most similar images of each")
     if "duplicates" in facts:
         lines.append(f"{facts['duplicates']}: {facts['pairs']} pairs of near copies")
+    if "map" in facts:
+        shown = facts["map"]
+        lines.append(
+            f"{shown['file']}: {shown['points']} images, {shown['thumbnails']} of them as thumbnails, "
+            f"{shown['bytes'] / 1e6:.1f} MB"
+        )
     return "\n".join(lines)

@@ -37,9 +37,14 @@ class Embedding:
     def __len__(self) -> int:
         return len(self.vectors)
 
-    def class_of(self, row: int) -> str | None:
-        """Return the class of an image: its name, or its number where it has none; None for an image without one."""
-        label = int(self.labels[row])
+    def part(self, rows: NDArray[np.int64]) -> Embedding:
+        """Return these rows alone."""
+        clusters = None if self.clusters is None else self.clusters[rows]
+        names = [self.names[row] for row in rows.tolist()]
+        return Embedding(self.vectors.part(rows), names, self.labels[rows], self.class_names, clusters)
+
+    def class_name(self, label: int) -> str | None:
+        """Return the name of a class, or its number where it has none; None for UNLABELLED."""
         if label == UNLABELLED:
             return None
         return str(label) if self.class_names is None else self.class_names[label]
@@ -84,7 +89,7 @@ def _write_parquet(file: IO[bytes], embedding: Embedding) -> None:
             block = [
                 pa.array(embedding.names[first:end], pa.string()),
                 pa.array(labels, mask=labels == UNLABELLED),
-                pa.array([embedding.class_of(row) for row in range(first, end)], pa.string()),
+                pa.array([embedding.class_name(label) for label in labels.tolist()], pa.string()),
                 pa.FixedSizeListArray.from_arrays(flat, width),
             ]
             add([*block, *([] if clusters is None else [pa.array(clusters[first:end])])])

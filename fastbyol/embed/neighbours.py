@@ -31,6 +31,10 @@ class Nearest(NamedTuple):
     rows: NDArray[np.int64]
     cosines: NDArray[np.float32]
 
+    def first(self, k: int) -> Nearest:
+        """Return the k nearest alone."""
+        return Nearest(self.rows[:, :k], self.cosines[:, :k])
+
 
 class Pairs(NamedTuple):
     """Pairs of rows with a high cosine, the highest first: int64 [P, 2], the lower row first, and float32 [P]."""

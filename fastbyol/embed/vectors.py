@@ -6,6 +6,7 @@ image follows, in the order of the .beton: its sample number, or LEFT_OUT if it 
 
 from __future__ import annotations
 
+import copy
 import fcntl
 import os
 import time
@@ -59,6 +60,12 @@ class Vectors:
     def dtype(self) -> np.dtype[Any]:
         """The type of the numbers: float32 or float16."""
         return self._values.dtype
+
+    def part(self, rows: NDArray[np.int64]) -> Vectors:
+        """Return these rows alone."""
+        chosen = copy.copy(self)
+        chosen._rows, chosen.samples = self._rows[rows], self.samples[rows]
+        return chosen
 
     def block(self, first: int, end: int) -> NDArray[Any]:
         """Read the vectors from `first` up to `end`, [n, F], contiguous."""

@@ -18,6 +18,7 @@ from fastbyol.beton import Reader
 from fastbyol.cli.embed import main
 from fastbyol.cli.embed_run import partial_path
 from fastbyol.cli.train import main as train
+from fastbyol.embed import page
 from tests.conftest import Betons, write_beton
 from tests.support.commands import start, wait_until
 from tests.support.full_disk import files_end_at
@@ -169,3 +170,33 @@ def test_neighbours_copies_and_groups_lie_beside_the_vectors(
     with (tmp_path / "v.neighbours.csv").open(newline="") as file:
         assert [row[2] for row in csv.reader(file)][1:] == near["neighbour"]
     assert np.load(tmp_path / "v.clusters.npy").shape == (60,)
+
+
+def test_a_map_is_one_file_beside_the_vectors(
+    run: Path, betons: Betons, tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = [str(run), str(betons.val), f"--map={tmp_path / 'new' / 'map.html'}", *ON_CPU]
+    assert main([*asked, f"--out={tmp_path / 'v.npz'}", "--json"]) == 0
+    shown = json.loads(capsys.readouterr().out)["map"]
+    assert (shown["points"], shown["thumbnails"]) == (60, 60)
+    assert shown["bytes"] == (tmp_path / "new" / "map.html").stat().st_size
+    assert main([*asked, f"--out={tmp_path / 'w.npz'}"]) == 2
+    assert "map.html already exists; give --overwrite or another --map" in capsys.readouterr().err
+    monkeypatch.setattr(page, "POINTS_MAX", 25)
+    assert main([*asked, f"--out={tmp_path / 'w.npz'}", "--overwrite", "--neighbours=2"]) == 0
+    assert "map.html: 25 images, 25 of them as thumbnails" in capsys.readouterr().out
+    assert "25 images · of 60 · principal components" in (tmp_path / "new" / "map.html").read_text()
+    with np.load(tmp_path / "w.npz") as arrays:
+        assert len(arrays["vectors"]) == 60
+
+
+def test_a_map_that_fails_leaves_the_vectors_to_go_on_from(
+    run: Path, betons: Betons, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = [str(run), str(betons.val), f"--out={tmp_path / 'v.npz'}", f"--map={tmp_path / 'map.html'}", *ON_CPU]
+    with files_end_at(50_000):
+        assert main(asked) == 2
+    assert "space left" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == [".v.npz.vectors"]
+    assert main([*asked, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["resumed_at"] == 60

@@ -12,7 +12,7 @@ from fastbyol.cli import eval as evaluation
 from fastbyol.config import ENGINES, PRECISIONS
 from fastbyol.data_prep import cli
 from fastbyol.embed import formats as vector_formats
-from fastbyol.embed import vectors
+from fastbyol.embed import layout, vectors
 from fastbyol.export import formats
 from fastbyol.registry import PROTOCOL_SUMMARIES, PROTOCOLS
 from fastbyol.train import step
@@ -58,8 +58,8 @@ CONTRACT = {
     "fastbyol-eval export": "RUN_DIR OUT --format --help --json",
     "fastbyol-eval table": "NAME --base --budget --cache --cells --data --epochs --help --linear --out --prep "
     "--seeds --val --with",
-    "fastbyol-embed": "RUN SOURCE --cache --clusters --device --dtype --duplicates --help --json --margin --neighbours "
-    "--normalize --on-error --out --overwrite --prep --px --seed --threads --version --workers",
+    "fastbyol-embed": "RUN SOURCE --cache --clusters --device --dtype --duplicates --help --json --layout --map "
+    "--margin --neighbours --normalize --on-error --out --overwrite --prep --px --seed --threads --version --workers",
 }
 
 
@@ -122,3 +122,4 @@ def test_names_that_the_parser_lists_are_those_that_can_be_built() -> None:
     assert PROTOCOL_SUMMARIES.keys() == PROTOCOLS.keys()
     assert tuple(vector_formats.FORMATS) == embed.SUFFIXES
     assert vectors.DTYPES == embed.DTYPES
+    assert tuple(layout.TITLES) == embed.LAYOUTS

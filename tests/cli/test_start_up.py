@@ -77,6 +77,8 @@ def test_questions_are_answered_without_torch_or_numpy(module: str, words: str, 
         ("fastbyol.cli.embed", "run photos", "required: --out"),
         ("fastbyol.cli.embed", "run photos --out v.txt", "'v.txt' given; wanted a name that ends in .parquet, .npz"),
         ("fastbyol.cli.embed", "run photos --out v.npy --margin 2", "'2' given; wanted a number above 0 and at most 1"),
+        ("fastbyol.cli.embed", "run photos --out v.npy --map map.png", "wanted a name that ends in .html"),
+        ("fastbyol.cli.embed", "run photos --out v.npy --layout tsne", "--layout tsne is given without --map"),
         ("fastbyol.cli.eval", "table tarjet --base demo --data d --val v", "choose from"),
     ],
 )
