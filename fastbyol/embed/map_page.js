@@ -101,6 +101,7 @@ function filter() {
       found.push(point);
     }
   }
+  map.found = found.length;
   redraw();
   return found;
 }

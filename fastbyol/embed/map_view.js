@@ -7,8 +7,9 @@ const border = 24; // pixels around the window into which dots at its edge are d
 const cellMin = 44; // least side of a thumbnail's cell on the screen
 const sideMax = 144;
 const crowdMax = 14; // images for a thumbnail, on the average, from which on there are dots alone
+const manyPoints = 50000; // above it the pixels of the screen are counted larger, so that a frame stays short
 const view = { x: 0.5, y: 0.5, scale: 1 };
-const map = { data: null, shown: null, colours: null, selected: -1, marked: null };
+const map = { data: null, shown: null, found: 0, colours: null, selected: -1 };
 const cellsOfLevel = new Map();
 let drawn = []; // thumbnails on the screen: point, left, top, side
 let screen = { width: 0, height: 0, ratio: 1, pixels: null, image: null };
@@ -26,7 +27,7 @@ function redraw() {
 }
 
 function resize() {
-  const ratio = Math.min(window.devicePixelRatio || 1, 2);
+  const ratio = Math.min(window.devicePixelRatio || 1, told.count > manyPoints ? 1.5 : 2);
   const [width, height] = [Math.round(innerWidth * ratio), Math.round(innerHeight * ratio)];
   canvas.width = width;
   canvas.height = height;
@@ -173,7 +174,7 @@ function firstOfCells(level) {
 // cells are enough for most images.
 function levelOfView() {
   let level = Math.min(Math.max(Math.floor(Math.log2(view.scale / cellMin)), 0), 20);
-  const isRoomy = () => firstOfCells(level - 1).length > 0.85 * told.thumbnails;
+  const isRoomy = () => firstOfCells(level - 1).length > 0.7 * told.thumbnails;
   while (level > 0 && view.scale / 2 ** (level - 1) < 1.2 * sideMax && isRoomy()) level--;
   return level;
 }
@@ -228,23 +229,31 @@ function drawSelection() {
   }
   context.globalAlpha = 1;
   context.lineWidth = 3;
-  const own = drawn.find((each) => each.point === map.selected);
-  if (own) context.strokeRect(own.left - 2, own.top - 2, own.side + 4, own.side + 4);
-  else {
+  const side = drawn.length ? drawn[0].side : 0;
+  const own = drawn.find((each) => each.point === map.selected)
+    || { point: map.selected, left: x - side / 2, top: y - side / 2, side };
+  if (side > 0 && drawThumbnail(context, own.point, own.left, own.top, side, redraw)) {
+    context.strokeRect(own.left - 2, own.top - 2, side + 4, side + 4);
+    drawn.push(own);
+  } else {
     context.beginPath();
     context.arc(x, y, 9, 0, 7);
     context.stroke();
   }
 }
 
+// Return the radius of so many dots: a part of their distance, were they spread evenly.
+function radiusOf(count) {
+  const distance = Math.sqrt((innerWidth * innerHeight) / Math.max(count, 1));
+  return screen.ratio * Math.min(Math.max(0.16 * distance, 1.1), 5);
+}
+
 function draw() {
   const { ratio, pixels, image } = screen;
   pixels.fill(map.paper);
   const crowd = countVisible(told.count);
-  const room = Math.sqrt((innerWidth * innerHeight) / Math.max(crowd, 1)); // between two dots, were they spread evenly
-  const radius = ratio * Math.min(Math.max(0.16 * room, 1.1), 5);
-  if (map.shown !== null) drawDots(0, 0.8 * radius, 0.5);
-  drawDots(1, radius, 0.8);
+  if (map.shown !== null) drawDots(0, 0.8 * radiusOf(crowd), 0.5);
+  drawDots(1, radiusOf(map.shown === null ? crowd : Math.min(crowd, map.found)), 0.8);
   context.setTransform(1, 0, 0, 1, 0, 0);
   context.putImageData(image, -border, -border);
   context.setTransform(ratio, 0, 0, ratio, 0, 0);
