@@ -260,6 +260,7 @@ unpackAll().then((data) => {
   resize();
   listColourings();
   listen();
+  prepareLevels();
   byId("status").hidden = true;
 }).catch((error) => {
   byId("status").textContent = "This browser cannot unpack the map: " + error.message;

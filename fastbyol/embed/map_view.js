@@ -6,6 +6,7 @@ const context = canvas.getContext("2d", { alpha: false });
 const border = 24; // pixels around the window into which dots at its edge are drawn
 const cellMin = 44; // least side of a thumbnail's cell on the screen
 const sideMax = 144;
+const levelMax = 20;
 const crowdMax = 14; // images for a thumbnail, on the average, from which on there are dots alone
 const manyPoints = 50000; // above it the pixels of the screen are counted larger, so that a frame stays short
 const view = { x: 0.5, y: 0.5, scale: 1 };
@@ -96,49 +97,51 @@ const onScreen = (point) => [
   (map.data.places[2 * point + 1] - view.y) * view.scale + innerHeight / 2,
 ];
 
-// Blend a colour over another, 0 <= part <= 256.
-function blend(below, above, part) {
-  const rest = 256 - part;
-  const outer = (((below & 0xff00ff) * rest + (above & 0xff00ff) * part) / 256) & 0xff00ff;
-  const inner = (((below & 0xff00) * rest + (above & 0xff00) * part) / 256) & 0xff00;
-  return 0xff000000 | outer | inner;
-}
-
-// Return the pixels of a dot: offsets from its own, and how much each of them is covered.
-function makeDot(radius, opacity) {
+// Return the pixels of a dot: offsets from its own, and how much of each it leaves, and adds in every colour, in 64ths:
+// numbers that small are multiplied as integers.
+function makeDot(radius, opacity, colours) {
   const reach = Math.ceil(radius);
-  const [offsets, parts] = [[], []];
+  const [offsets, rests] = [[], []];
   for (let y = -reach; y <= reach; y++) {
     for (let x = -reach; x <= reach; x++) {
-      const part = Math.round(256 * opacity * Math.min(Math.max(radius + 0.5 - Math.hypot(x, y), 0), 1));
+      const part = Math.round(64 * opacity * Math.min(Math.max(radius + 0.5 - Math.hypot(x, y), 0), 1));
       if (part > 0) {
         offsets.push(y * (screen.width + 2 * border) + x);
-        parts.push(part);
+        rests.push(64 - part);
       }
     }
   }
-  return { offsets: Int32Array.from(offsets), parts: Int32Array.from(parts) };
+  const length = offsets.length;
+  const [outer, inner] = [new Int32Array(length * colours.length), new Int32Array(length * colours.length)];
+  colours.forEach((colour, number) => rests.forEach((rest, k) => {
+    outer[number * length + k] = (colour & 0xff00ff) * (64 - rest);
+    inner[number * length + k] = (colour & 0xff00) * (64 - rest);
+  }));
+  return { offsets: Int32Array.from(offsets), rests: Int32Array.from(rests), outer, inner };
 }
 
 // Write the dots of the points whose `shown` is `wanted`, of all without one.
 function drawDots(wanted, radius, opacity) {
   const { width, height, ratio, pixels } = screen;
   const { places } = map.data;
-  const { shown, colours, palette } = map;
-  const { offsets, parts } = makeDot(radius, opacity);
+  const { shown, colours } = map;
+  const { offsets, rests, outer, inner } = makeDot(radius, opacity, wanted ? map.palette : [map.faded]);
   const scale = view.scale * ratio;
   const [left, top] = [width / 2 - view.x * scale, height / 2 - view.y * scale];
-  const [stride, length, faded] = [width + 2 * border, offsets.length, map.faded];
+  const [stride, length] = [width + 2 * border, offsets.length];
   for (let point = told.count - 1; point >= 0; point--) {
     if (shown !== null && shown[point] !== wanted) continue;
     const x = Math.round(places[2 * point] * scale + left);
     const y = Math.round(places[2 * point + 1] * scale + top);
     if (x < -8 || y < -8 || x >= width + 8 || y >= height + 8) continue;
     const at = (y + border) * stride + x + border;
-    const colour = wanted ? palette[colours[point]] : faded;
+    const own = wanted ? colours[point] * length : 0;
     for (let k = 0; k < length; k++) {
       const place = at + offsets[k];
-      pixels[place] = parts[k] === 256 ? colour : blend(pixels[place], colour, parts[k]);
+      const below = pixels[place];
+      pixels[place] = 0xff000000
+        | (((below & 0xff00ff) * rests[k] + outer[own + k]) >> 6) & 0xff00ff
+        | (((below & 0xff00) * rests[k] + inner[own + k]) >> 6) & 0xff00;
     }
   }
 }
@@ -170,10 +173,16 @@ function firstOfCells(level) {
   return cellsOfLevel.get(level);
 }
 
+// Compute the cells of all levels bit by bit, so that the first zoom does not wait for them.
+function prepareLevels(level = 0) {
+  firstOfCells(level);
+  if (level < levelMax) setTimeout(prepareLevels, 40, level + 1);
+}
+
 // Return the level with the smallest cells that still hold a thumbnail; a coarser one, with larger thumbnails, if its
 // cells are enough for most images.
 function levelOfView() {
-  let level = Math.min(Math.max(Math.floor(Math.log2(view.scale / cellMin)), 0), 20);
+  let level = Math.min(Math.max(Math.floor(Math.log2(view.scale / cellMin)), 0), levelMax);
   const isRoomy = () => firstOfCells(level - 1).length > 0.7 * told.thumbnails;
   while (level > 0 && view.scale / 2 ** (level - 1) < 1.2 * sideMax && isRoomy()) level--;
   return level;
