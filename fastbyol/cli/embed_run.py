@@ -26,11 +26,11 @@ from fastbyol.embed.vectors import Partial, Vectors
 from fastbyol.errors import ConfigError, require
 from fastbyol.evaluate.features import OutOfTime, evenly_spaced
 from fastbyol.evaluate.images import InputSettings
-from fastbyol.export import load_encoder
-from fastbyol.identity import identify
+from fastbyol.export import load_fused
 from fastbyol.jpeg import require_pillow
 from fastbyol.loaders import default_workers
 from fastbyol.parts import Encoder
+from fastbyol.storage.identity import identify
 from fastbyol.storage.run_folder import RunFolder
 from fastbyol.system import threads
 from fastbyol.system.command_line import BAD_INPUT, DONE, INTERRUPTED, fail
@@ -119,7 +119,7 @@ def _open_encoder(args: argparse.Namespace) -> tuple[Encoder, InputSettings]:
         config, encoder = open_run(RunFolder(args.run))
         px, margin = px or config.recipe.eval_px, margin or config.recipe.eval_margin
     else:
-        encoder = load_encoder(args.run)
+        encoder = load_fused(args.run)
         require(px is not None, f"{args.run} does not say at what size it sees images; give it, as in --px 224")
     device = choose_device(args.device)
     tuner = threads.make_tuner(args.threads, device, notify=_notify)

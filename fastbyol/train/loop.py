@@ -14,13 +14,13 @@ from fastbyol.budget import Stopwatch
 from fastbyol.byol import Output
 from fastbyol.config import Config
 from fastbyol.errors import ConfigError
-from fastbyol.identity import Identity, identify
 from fastbyol.loaders.batch import Batch
 from fastbyol.monitor.logger import RunLogger
 from fastbyol.monitor.metrics import Intervals
 from fastbyol.monitor.watchdog import Watchdog
 from fastbyol.schedule import Schedule
 from fastbyol.storage.checkpoint import Saver
+from fastbyol.storage.identity import Identity, identify
 from fastbyol.storage.run_folder import RunFolder
 from fastbyol.system import threads
 from fastbyol.system.device import Throttle, queue_copy

@@ -48,17 +48,9 @@ def test_the_wheel_holds_fastbyol_alone(wheel: Path) -> None:
     for folder, place in mapped.items():
         for path in (ROOT / folder).rglob("*.py"):
             assert f"{place}/{path.relative_to(ROOT / folder)}" in held
-<<<<<<< HEAD
-    assert {
-        "fastbyol/py.typed",
-        "fastbyol/__init__.pyi",
-        "fastbyol/report/report.html",
-        "fastbyol/report/report.css",
-    } <= set(names)
-=======
     pages = [path for kind in ("html", "css", "js") for path in (ROOT / "fastbyol").glob(f"*/*.{kind}")]
-    assert {"fastbyol/py.typed", *(str(path.relative_to(ROOT)) for path in pages)} <= set(names)
->>>>>>> b203493 (Draw a map of images, one page without network)
+    data = {"fastbyol/py.typed", "fastbyol/__init__.pyi", *(str(path.relative_to(ROOT)) for path in pages)}
+    assert data <= set(names)
 
 
 def test_everything_imports_from_an_empty_directory(wheel: Path, tmp_path: Path) -> None:
