@@ -130,7 +130,7 @@ def third(where: Where) -> list[Stage]:
     for name in where.sets:
         files = where.images(name)
         recipe = FINISHED_TRAININGS[name] if where.is_gpu else "cifar10_tiny+crop_px=16"
-        length = ("--budget", f"{budget_s:.0f}s", "--knn-at", "0.25,0.5,0.75")
+        length = ("--budget", f"{budget_s:.0f}s", *(("--knn-at", "0.25,0.5,0.75") if where.is_gpu else ()))
         linear = f"linear --cached --epochs {20 if where.is_gpu else 2} --skip-random-init"
         part = _training(
             f"{name}-long",
