@@ -8,6 +8,7 @@ CODESTREAM, BOXES = b"\xff\x0a", b"\0\0\0\x0cJXL "
 LONG_SIZE, HEADER = 16, 8  # bytes of a box's header, with a size of 64 bits and without
 PART_NUMBER = 4  # bytes before the codestream in a box of a part of it
 SIDE_BITS = (9, 13, 18, 30)
+LONGEST = 11  # bytes of the codestream that may hold the size: a mark, and twice 32 bits with 4 more
 RATIOS = ((1, 1), (6, 5), (4, 3), (3, 2), (16, 9), (5, 4), (2, 1))  # width to height, of codes 1 to 7
 
 
@@ -16,10 +17,14 @@ def read_size(data: bytes) -> tuple[int, int] | None:
 
     Source: ISO/IEC 18181-1, SizeHeader, and 18181-2, boxes.
     """
-    stream = data if data.startswith(CODESTREAM) else next(_codestreams(data), b"")
-    bits = _Bits(stream[len(CODESTREAM) : len(CODESTREAM) + HEADER + 1])
+    stream = data[:LONGEST] if data.startswith(CODESTREAM) else b""
+    for part in _codestreams(data):
+        stream += part[:LONGEST]
+        if len(stream) >= LONGEST:
+            break
     if not stream.startswith(CODESTREAM):
         return None
+    bits = _Bits(stream[len(CODESTREAM) :])
     try:
         is_small = bits.take(1)
         height = _side(bits, is_small=bool(is_small))

@@ -102,7 +102,10 @@ def _decode(
     try:
         load_plugin(kind)
         if kind == "JXL":
-            refuse_bomb(*(jxl.read_size(data) or (0, 0)), max_pixels)
+            size = jxl.read_size(data)
+            if size is None:
+                raise ImageError("damaged JPEG XL: no size in its header")
+            refuse_bomb(*size, max_pixels)
         with Image.open(io.BytesIO(data), formats=(kind,)) as image:
             refuse_bomb(image.width, image.height, max_pixels)
             _refuse_unknown_channels(image)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 
+from fastbyol.beton import UNLABELLED, Reader
 from fastbyol.data_prep.convert import ConversionResult
 from fastbyol.data_prep.formats import describe_ignored
 from fastbyol.data_prep.settings import SMALL_SIDE
@@ -19,8 +20,10 @@ def report(arguments: argparse.Namespace, source: Source, done: ConversionResult
         f"{arguments.out}: {done.written} images, {classes}, {arguments.out.stat().st_size / 1e6:.1f} MB in "
         f"{seconds:.1f} s ({(done.written + len(done.skipped)) / seconds:.0f} images/s)"
     )
-    if source.class_counts and (unlabelled := source.count - sum(source.class_counts)):
-        print(f"{unlabelled} of {source.count} images have no label: training takes them, scores leave them out")
+    with Reader(arguments.out) as reader:
+        unlabelled = 0 if reader.labels is None else int((reader.labels == UNLABELLED).sum())
+    if unlabelled:
+        print(f"{unlabelled} of {done.written} images have no label: training takes them, scores leave them out")
     if source.ignored:
         print(f"ignored {describe_ignored(source.ignored)}")
     if names and source.class_counts and 0 in source.class_counts and arguments.classes_from is None:

@@ -296,13 +296,18 @@ class Reader:
     def __len__(self) -> int:
         return len(self.sizes)
 
+    @property
+    def is_part(self) -> bool:
+        """Whether this reads some of its file's samples, as labelled() does."""
+        return self._whole is not None
+
     def labelled(self) -> Reader:
         """Return the samples that have a label as a reader of their own; this one where all have one, or none has."""
         has_label = np.zeros(len(self), bool) if self.labels is None else self.labels != UNLABELLED
         return self if has_label.all() or not has_label.any() else self._part(np.flatnonzero(has_label))
 
     def _part(self, indices: NDArray[np.int64]) -> Reader:
-        """Return a reader of these samples, numbered anew; it reads as long as this one is open."""
+        """Return a reader of these samples, numbered anew; it reads as long as this one is open, and closes nothing."""
         part = copy.copy(self)
         part._whole, part._names_lock, part._has_read_names = (self, indices), threading.Lock(), False
         for name in ("modes", "widths", "heights", "offsets", "sizes", "labels"):
@@ -347,6 +352,8 @@ class Reader:
 
     def close(self) -> None:
         """Release the memory map; it stays alive until the last payload still in use is gone."""
+        if self.is_part:
+            return
         self._bytes.release()
         with contextlib.suppress(BufferError):
             self._map.close()

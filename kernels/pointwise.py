@@ -64,14 +64,18 @@ EXACT = Tiles(64, 64, 32, warps=4, stages=2, blocks=2)  # for float32, whose blo
 # statistics after it are faster, or nothing is known; from so many inputs and channels TALL is faster than NARROW.
 DEEP, BUSY = 1024, 256 * 1024
 TALL_FROM = (512, 256)
+ROWS = 1024 * 14 * 14  # the fewest that were measured
 
 
 def is_faster(x: Tensor, *, inputs: int, channels: int) -> bool:
-    """Return whether this kernel beats cuDNN and the statistics after it: on sm_90, in 16 bits, for most shapes.
+    """Return whether this kernel was measured to beat cuDNN and the statistics after it.
 
-    Off a GPU, where Triton's interpreter or a prediction of memory runs, only the shape decides.
+    That is on sm_90, in bfloat16, for x of ROWS rows or more and most shapes. Off a GPU, where Triton's interpreter or
+    a prediction of memory runs, inputs and channels alone decide.
     """
-    if x.is_cuda and (autocast_dtype(x) == torch.float32 or _capability(x.device.index) != MADE_FOR):
+    if x.is_cuda and not (
+        autocast_dtype(x) == torch.bfloat16 and x.numel() >= ROWS * inputs and _capability(x.device.index) == MADE_FOR
+    ):
         return False
     return inputs < DEEP and inputs * channels <= BUSY
 

@@ -44,6 +44,9 @@ def choose_columns(
 
     features: those of the datasets library noted beside the table, which count before those in its schema.
     """
+    twice = next((name for name in schema.names if schema.names.count(name) > 1), None)
+    if twice is not None:
+        raise SourceError(f"{file}: two columns are named {twice!r}; rename one")
     declared = _declared_names(features or _noted(schema))
     label = _label(file, schema, declared, label_column) if has_labels else None
     return Columns(*_images(file, schema, label), (label,) if label else (), declared.get(label) if label else None)

@@ -66,7 +66,10 @@ def find_files(path: Path) -> list[Path]:
 
 def _tables_or_shards(folder: Path) -> list[Path]:
     """List a folder's tables, or its shards where a table beside each only describes it, as of img2dataset."""
-    parquet, arrow, shards = (sorted(folder.glob(f"*.{suffix}")) for suffix in ("parquet", "arrow", "tar"))
+    parquet, arrow, shards = (  # but for hidden ones, such as macOS writes beside others
+        sorted(path for path in folder.glob(f"*.{suffix}") if not path.name.startswith("."))
+        for suffix in ("parquet", "arrow", "tar")
+    )
     tables = parquet + arrow
     is_described = bool(tables) and {table.stem for table in tables} <= {shard.stem for shard in shards}
     return shards if is_described else tables
@@ -84,7 +87,7 @@ def _require_one_split(path: Path, files: Sequence[Path]) -> None:
     split_of = {split: file for file in reversed(files) if (split := _split(file)) is not None}
     if len(split_of) > 1:
         split, file = min(split_of.items())
-        place = f"'{path / split}-*{file.suffix}'" if NUMBERED.fullmatch(file.name) else str(file)
+        place = f"'{file.parent / split}-*{file.suffix}'" if NUMBERED.fullmatch(file.name) else str(file)
         raise SourceError(f"{path}: holds the splits {', '.join(sorted(split_of))}; give one of them, as in {place}")
 
 

@@ -45,6 +45,9 @@ KNOWN = {(f"numpy.{core}.multiarray", "_reconstruct") for core in ("core", "_cor
 }
 
 
+TUPLES_MAX = 1000  # a file of CIFAR has some ten
+
+
 class _Unpickler(pickle.Unpickler):
     """An unpickler that knows no class but the stand-in, and so can call nothing else."""
 
@@ -57,7 +60,11 @@ class _Unpickler(pickle.Unpickler):
 def read_pickle(data: bytes, place: Path) -> dict[bytes, Any]:
     """Return the dictionary in a pickle of Python 2; raise SourceError for anything that CIFAR's have not."""
     try:
+        tuples = 0
         for code, argument, _ in pickletools.genops(data):
+            tuples += code.name.startswith("TUPLE")
+            if tuples > TUPLES_MAX:  # tuples in tuples may be deeper than Python's stack
+                raise pickle.UnpicklingError("too many tuples")
             if code.name in PUTS and (argument or 0) > len(data):  # room is made for as many objects
                 raise pickle.UnpicklingError(f"its object has the number {argument}")
         found = _Unpickler(io.BytesIO(data), encoding="bytes").load()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager
@@ -114,7 +115,7 @@ def listed_files(files: Iterable[Path], kind: str) -> Iterator[Path]:
                 continue
             for batch in table.batches([columns.path], LABELS_PER_READ):
                 places = (file.parent / place for place in _values(batch, columns.path) if place)
-                yield from (place for place in places if place.is_file())
+                yield from (place for place in places if os.path.isfile(place))  # noqa: PTH113 - Path's raises for long names
 
 
 def _values(batch: Any, column: Column) -> Iterator[Any]:

@@ -45,6 +45,11 @@ class Cache:
     command: str = "fastbyol-train"
     end_s: float | None = None
 
+    @property
+    def drops_labels(self) -> bool:
+        """Whether the flags say that images have no labels."""
+        return "--labels=none" in self.flags or ("--labels", "none") in pairwise(self.flags)
+
     def pair(self, train: str, val: str) -> tuple[str, str]:
         """Return the .beton of each of two sources, the classes of the second numbered as in the first."""
         first = self.beton(train)
@@ -134,7 +139,7 @@ class Cache:
 
     def _same_classes(self, beton: str) -> list[str]:
         """Return the flag that numbers classes as another .beton does, if that has classes and they are wanted."""
-        if "--labels=none" in self.flags or ("--labels", "none") in pairwise(self.flags):
+        if self.drops_labels:
             return []
         try:
             with Reader(beton) as reader:

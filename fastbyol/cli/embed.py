@@ -96,7 +96,7 @@ def _add_more(group: argparse._ActionsContainer) -> None:
     )
     group.add_argument(
         "--clusters",
-        type=int_range(2, 100_000),
+        type=int_range(2, 10_000),
         metavar="K",
         help="K groups by k-means, as a column cluster, 0 the largest (default: none)",
     )

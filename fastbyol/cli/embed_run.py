@@ -101,11 +101,15 @@ def partial_path(out: Path) -> Path:
 def check_output(args: argparse.Namespace) -> None:
     """Raise ConfigError for a file that cannot be written, before anything is computed."""
     require(not args.out.is_dir(), f"--out {args.out} is a folder; give the name of a file in it")
-    for path in (args.out, *formats.companions(args.out, has_clusters=bool(args.clusters))):
+    tables = {"neighbours": args.neighbours, "duplicates": args.duplicates}
+    others = [beside(args.out, what) for what, asked in tables.items() if asked is not None]
+    others += formats.companions(args.out, has_clusters=bool(args.clusters))
+    is_begun = partial_path(args.out).exists()  # and stopped while the others were written
+    for path in (args.out, *([] if is_begun else others)):
         require(args.overwrite or not path.exists(), f"{path} already exists; give --overwrite or another --out")
     if args.map is not None:
         require(not args.map.is_dir(), f"--map {args.map} is a folder; give the name of a file in it")
-        is_free = args.overwrite or partial_path(args.out).exists() or not args.map.exists()
+        is_free = args.overwrite or is_begun or not args.map.exists()
         require(is_free, f"{args.map} already exists; give --overwrite or another --map")
         layout.require_package(args.layout or page.LAYOUT)
     if args.out.suffix == ".parquet" and importlib.util.find_spec("pyarrow") is None:

@@ -12,9 +12,9 @@ from typing import Any
 
 from fastbyol.beton import BetonError
 from fastbyol.budget import Length, Stopwatch, parse_budget, parse_duration
-from fastbyol.cli.cache import Cache, folder_of, is_conversion_of
+from fastbyol.cli.cache import Cache, folder_of, is_conversion_of, is_converted
 from fastbyol.config import Config, CropRamp, Recipe
-from fastbyol.errors import ConfigError
+from fastbyol.errors import ConfigError, require
 from fastbyol.loaders import default_workers
 from fastbyol.monitor.wandb_sink import require_wandb
 from fastbyol.monitor.watchdog import Diverged
@@ -85,6 +85,12 @@ def convert_sources(args: argparse.Namespace, config: Config, folder: RunFolder,
         tuple(args.prep),
         end_s=None if end_s is None else time.monotonic() + end_s - stopwatch.elapsed_s(),
     )
+    scored = [source for source in (config.val, config.labelled) if source is not None]
+    require(
+        not cache.drops_labels or all(is_converted(source) for source in scored),
+        "--prep '--labels none' would take the labels of --val and --labelled, too; convert those with fastbyol-prep "
+        "write, and give the .beton files",
+    )
     if config.val is None:
         return replace(config, data=cache.beton(config.data))
     if config.labelled is None:
@@ -138,7 +144,7 @@ def config_of(args: argparse.Namespace, folder: RunFolder) -> Config:
     recipe = recipe_of(args)
     data, val = args.data, args.val
     if data is None:
-        if args.recipe.partition("+")[0] != "demo" or val is not None or ranks() > 1:
+        if args.recipe.partition("+")[0] != "demo" or val is not None or args.labelled is not None or ranks() > 1:
             raise ConfigError(
                 f"recipe {args.recipe} needs images; give --data FOLDER, or a .beton written by fastbyol-prep write"
             )

@@ -34,7 +34,8 @@ def cluster(
             block = unit_block(vectors, first, first + ROWS, device)
             best = (block @ centres.T).max(1)
             groups[first : first + ROWS], nearness[first : first + ROWS] = best.indices.cpu(), best.values.cpu()
-            sums += F.one_hot(best.indices, k).to(block).T @ block  # its order of sums is fixed
+            is_of = torch.zeros(len(block), k, device=device).scatter_(1, best.indices[:, None], 1.0)
+            sums += is_of.T @ block  # its order of sums is fixed
         if torch.equal(groups, before):
             break
         centres = _centres(vectors, sums, nearness, torch.bincount(groups, minlength=k), device)

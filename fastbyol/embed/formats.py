@@ -47,7 +47,8 @@ class Embedding:
         """Return the name of a class, or its number where it has none; None for UNLABELLED."""
         if label == UNLABELLED:
             return None
-        return str(label) if self.class_names is None else self.class_names[label]
+        name = str(label) if self.class_names is None else self.class_names[label]
+        return name.encode(errors="backslashreplace").decode()
 
 
 def companions(path: Path, *, has_clusters: bool) -> list[Path]:

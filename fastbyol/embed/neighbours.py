@@ -66,6 +66,7 @@ def compare(
     k = min(k, count - 1)
     nearest = Nearest(np.empty((count, k), np.int64), np.empty((count, k), np.float32))
     pairs: list[tuple[NDArray[np.int64], NDArray[np.float32]]] = []
+    pair_count = 0
     with tqdm(total=count, desc="compare", unit="images", delay=2, leave=False, disable=None) as bar:
         for query in range(0, count, QUERIES):
             queries = unit_block(vectors, query, query + QUERIES, device)
@@ -74,7 +75,12 @@ def compare(
             for first in threads.units(range(begin, count, BANK), "compare"):
                 cosines = (queries @ unit_block(vectors, first, first + BANK, device).T).clamp_(-1, 1)
                 if above is not None:
-                    _add_pairs(pairs, cosines, query, first, above=above)
+                    pairs.append(_pairs_of(cosines, query, first, above=above))
+                    pair_count += len(pairs[-1][0])
+                    if pair_count > PAIRS_MAX:
+                        raise ConfigError(
+                            f"over {PAIRS_MAX} pairs have a cosine of {above:g} or more; give a higher --duplicates"
+                        )
                 if k:
                     best = _better(best, cosines, query, first, k=k)
             rows = slice(query, query + len(queries))
@@ -97,22 +103,14 @@ def _better(best: tuple[Tensor, Tensor], cosines: Tensor, query: int, first: int
     return values.gather(1, order), rows.gather(1, order)
 
 
-def _add_pairs(
-    pairs: list[tuple[NDArray[np.int64], NDArray[np.float32]]],
-    cosines: Tensor,
-    query: int,
-    first: int,
-    *,
-    above: float,
-) -> None:
-    """Add the pairs of a block whose lower row is the query."""
+def _pairs_of(
+    cosines: Tensor, query: int, first: int, *, above: float
+) -> tuple[NDArray[np.int64], NDArray[np.float32]]:
+    """Return the pairs of a block whose lower row is the query, and their cosines."""
     places = (cosines >= above - ROUNDING).nonzero()
     places = places[places[:, 1] + first > places[:, 0] + query]
     found = places + torch.tensor([query, first], device=places.device)
-    pairs.append((found.cpu().numpy(), cosines[places[:, 0], places[:, 1]].cpu().numpy()))
-    count = sum(len(rows) for rows, _ in pairs)
-    if count > PAIRS_MAX:
-        raise ConfigError(f"over {PAIRS_MAX} pairs have a cosine of {above:g} or more; give a higher --duplicates")
+    return found.cpu().numpy(), cosines[places[:, 0], places[:, 1]].cpu().numpy()
 
 
 def _join(pairs: list[tuple[NDArray[np.int64], NDArray[np.float32]]]) -> Pairs:

@@ -68,7 +68,8 @@ def labels_of(reader: Reader) -> NDArray[np.int64]:
     """Return the labels of a beton; raise ConfigError when it has none."""
     if reader.labels is None or (reader.labels == UNLABELLED).all():
         raise ConfigError(
-            f"{reader.path} has no labels; scoring needs labels in both files; write it from class folders"
+            f"{reader.path} has no labels; scoring needs labels in both files; write it from class folders, or give "
+            "fastbyol-train other images with --labelled, and fastbyol-eval with --train"
         )
     return reader.labels
 

@@ -30,6 +30,7 @@ from ffcv.pipeline.compiler import Compiler  # noqa: E402
 from ffcv.reader import Reader as FieldReader  # noqa: E402
 
 from fastbyol.beton import JPEG, BetonError, Reader  # noqa: E402
+from fastbyol.errors import ConfigError  # noqa: E402
 from fastbyol.loaders.batch import (  # noqa: E402
     PREFETCH,
     Batch,
@@ -64,8 +65,10 @@ def load(
 
     Pixels are those of libjpeg-turbo's fast DCT, which ffcv uses: they differ from the other loaders' by a few levels.
     Beside the batches, memory holds CHUNKS of ffcv's buffers, each of CHUNK_BYTES or, where that is more, of one image
-    a worker.
+    a worker. Raises ConfigError for a part of a file, whose samples ffcv would number otherwise.
     """
+    if reader.is_part:
+        raise ConfigError(f"loader ffcv reads whole files, and here a part of {reader.path} is read; give native")
     stand_ins = StandIns(reader, on_error=on_error)
     return prefetch_in_thread(_assemble(reader, batches, stand_ins, workers, device), prefetch=prefetch, device=device)
 

@@ -48,8 +48,11 @@ class Probe:
         logits = self.classifier(representations.detach().to(self.classifier.weight.dtype))
         count = (labels != UNLABELLED).sum()
         total = F.cross_entropy(logits, labels, ignore_index=UNLABELLED, reduction="sum")
-        loss = total / count.clamp(min=1)
-        loss.backward()  # type: ignore[no-untyped-call]
+        known = count.to(total)  # labelled images of a rank, on average
+        if self.group is not None:
+            dist.all_reduce(known, group=self.group)
+            known /= dist.get_world_size(self.group)
+        (total / torch.where(known > 0, known, 1.0)).backward()  # type: ignore[no-untyped-call]
         if self.group is not None:
             for parameter in self.classifier.parameters():
                 dist.all_reduce(parameter.grad, group=self.group)

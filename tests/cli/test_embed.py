@@ -14,10 +14,12 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from fastbyol.beton import Reader
+from fastbyol.beton import RAW, Reader, StoredImage
 from fastbyol.cli.embed import main
 from fastbyol.cli.embed_run import partial_path
 from fastbyol.cli.train import main as train
+from fastbyol.data_prep import demo
+from fastbyol.data_prep.writer import Writer
 from fastbyol.embed import page
 from tests.conftest import Betons, write_beton
 from tests.support.commands import start, wait_until
@@ -104,6 +106,31 @@ def test_a_full_disk_ends_in_one_line_and_keeps_what_is_done(
     assert json.loads(capsys.readouterr().out)["resumed_at"] == 60
     with files_end_at(20_000):
         assert main([*asked, "--overwrite"]) == 2
+
+
+def test_what_lies_beside_a_stopped_file_does_not_stop_it_again(run: Path, betons: Betons, tmp_path: Path) -> None:
+    asked = [str(run), str(betons.val), f"--out={tmp_path / 'v.csv'}", "--neighbours=2", *ON_CPU]
+    with files_end_at(40_000):  # room for the neighbours, not for the vectors
+        assert main(asked) == 2
+    assert (tmp_path / "v.neighbours.csv").exists()
+    assert main(asked) == 0
+
+
+def test_tables_of_other_vectors_are_not_replaced(
+    run: Path, betons: Betons, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name, status in (("v.npz", 0), ("v.csv", 2)):
+        assert main([str(run), str(betons.val), f"--out={tmp_path / name}", "--neighbours=2", *ON_CPU]) == status
+    assert "v.neighbours.csv already exists" in capsys.readouterr().err
+
+
+def test_class_names_that_are_no_utf_8_are_escaped(run: Path, tmp_path: Path) -> None:
+    images, _ = demo.draw(2, seed=0, split="val")
+    with Writer(tmp_path / "odd.beton", capacity=2, class_names=["a", os.fsdecode(b"caf\xe9")]) as writer:
+        for number, image in enumerate(images):
+            writer.append(StoredImage(RAW, 32, 32, image.tobytes()), label=number)
+    assert main([str(run), str(tmp_path / "odd.beton"), f"--out={tmp_path / 'v.parquet'}", *ON_CPU]) == 0
+    assert pq.read_table(tmp_path / "v.parquet")["class"].to_pylist() == ["a", "caf\\udce9"]
 
 
 @pytest.mark.parametrize(

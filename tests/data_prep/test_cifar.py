@@ -144,6 +144,7 @@ def hostile(tmp_path: Path) -> dict[str, tuple[bytes, str]]:
         "cut": (good[: len(good) // 2], "no pickle of CIFAR"),
         "nothing": (b"\x80\x02.", "no pickle of CIFAR"),
         "a list": (b"\x80\x02].", "holds no dictionary"),
+        "tuples in tuples": (b"\x80\x02})" + b"\x85" * 3_000_000 + b"Ns.", "too many tuples"),
         "deep": (b"\x80\x02" + b"(" * 100_000 + b"t" * 100_000 + b".", "CIFAR"),
     }
 

@@ -31,6 +31,15 @@ def test_the_size_is_the_decoders(width: int, height: int) -> None:
             assert jxl.read_size(boxed) == (width, height)
 
 
+def test_a_size_in_parts_is_found() -> None:
+    data = encoded(300, 200)
+    assert data.startswith(jxl.CODESTREAM)
+    boxed = b"\0\0\0\x0cJXL \r\n\x87\n" + b"\0\0\0\x14ftypjxl \0\0\0\0jxl "
+    for part in (b"", data[:2], data[2:3], data[3:]):
+        boxed += (12 + len(part)).to_bytes(4, "big") + b"jxlp" + bytes(4) + part
+    assert jxl.read_size(boxed) == (300, 200)
+
+
 def test_what_is_cut_before_its_size_has_none() -> None:
     data = encoded(300, 200)
     assert [jxl.read_size(data[:count]) for count in (0, 2, 3)] == [None] * 3
@@ -40,3 +49,5 @@ def test_what_is_cut_before_its_size_has_none() -> None:
 def test_a_bomb_is_refused_before_it_is_decoded() -> None:
     with pytest.raises(ImageError, match="bomb: 300x200 pixels; at most 1000"):
         pixels.decode(encoded(300, 200), "JXL", max_pixels=1000, stretch=None)
+    with pytest.raises(ImageError, match="no size in its header"):
+        pixels.decode(encoded(300, 200)[:3], "JXL", max_pixels=1000, stretch=None)

@@ -113,6 +113,21 @@ def test_unusable_tables_are_named(tmp_path: Path, case: str) -> None:
     assert str(tmp_path) in str(caught.value)
 
 
+def test_two_columns_of_one_name_are_refused(tmp_path: Path) -> None:
+    columns = [images(b"a"), pa.array([1]), pa.array([2])]
+    pq.write_table(pa.Table.from_arrays(columns, names=["image", "label", "label"]), tmp_path / "a.parquet")
+    with pytest.raises(SourceError, match="two columns are named 'label'; rename one"):
+        open_source(tmp_path / "a.parquet")
+
+
+def test_an_empty_name_is_no_label_and_hidden_tables_are_none(tmp_path: Path) -> None:
+    save(tmp_path / "a.parquet", image=images(b"a", b"b", b"c"), label=["cat", "", "dog"])
+    (tmp_path / "._a.parquet").write_bytes(b"of macOS")
+    source = open_source(tmp_path)
+    assert source.class_names == ["cat", "dog"]
+    assert [label for _, label, _ in contents(source)] == [0, None, 1]
+
+
 def test_files_of_different_data_sets_are_refused(tmp_path: Path) -> None:
     save(tmp_path / "a.parquet", {"label": CAT_DOG}, image=images(b"a"), label=[0])
     save(tmp_path / "b.parquet", {"label": CAT_DOG | {"names": ["dog", "cat"]}}, image=images(b"a"), label=[0])

@@ -44,6 +44,15 @@ def test_what_has_no_label_is_counted_and_kept(partly: Path, capsys: pytest.Capt
     assert "without label   8" in capsys.readouterr().out
 
 
+def test_the_count_is_of_what_is_written(partly: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = str(partly.parent / "in/list.txt")
+    assert prep.main(["write", source, str(partly), "--overwrite", "--limit", "5"]) == 0
+    with Reader(partly) as reader:
+        assert reader.labels is not None
+        unlabelled = int((reader.labels == UNLABELLED).sum())
+    assert f"{unlabelled} of 5 images have no label" in capsys.readouterr().out
+
+
 def test_the_labelled_part_reads_the_same_samples(partly: Path) -> None:
     with Reader(partly) as reader:
         part = reader.labelled()
@@ -54,6 +63,8 @@ def test_the_labelled_part_reads_the_same_samples(partly: Path) -> None:
         for name in ("widths", "heights", "offsets", "sizes", "modes", "labels"):
             assert np.array_equal(getattr(part, name), getattr(reader, name)[1::2])
         assert part.labelled() is part
+        part.close()
+        assert len(reader.payload(0)) > 0
 
 
 def test_a_run_trains_on_all_and_scores_the_labelled_part(partly: Path, tmp_path: Path) -> None:
@@ -84,6 +95,17 @@ def test_the_bank_of_unlabelled_images_may_be_another_file(betons: Betons, tmp_p
     result = json.loads(RunFolder(tmp_path / "run").result.read_text())
     assert 0 <= result["knn_top1"] <= 100
     assert result["images"] == 40
+
+
+def test_labels_cannot_be_dropped_and_scored(betons: Betons, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    lay_out(tmp_path / "dates/2024", FILES)
+    given = ["demo", f"--data={tmp_path / 'dates'}", f"--out={tmp_path / 'run'}", "--prep=--labels none", *SHORT]
+    assert main([*given, f"--val={betons.val}", f"--labelled={tmp_path / 'dates'}"]) == 2
+    assert "would take the labels of --val and --labelled, too" in capfd.readouterr().err
+    assert not (tmp_path / "cache").exists()
+    assert main([*given, f"--val={betons.val}"]) == 2
+    assert "give fastbyol-train other images with --labelled" in capfd.readouterr().err
+    assert main([*given, f"--val={betons.val}", f"--labelled={betons.train}"]) == 0
 
 
 def test_a_bank_without_images_to_score_is_refused(betons: Betons, tmp_path: Path) -> None:

@@ -112,12 +112,19 @@ def test_byol_shows_the_first_views_representations_and_feels_no_probe() -> None
     assert all(torch.equal(with_probe[name], value) for name, value in without.items())
 
 
+def partly_labelled() -> tuple[Tensor, Tensor]:
+    """Draw a batch of whose first half few images have a label."""
+    y, labels = batch(0)
+    labels[1:6] = UNLABELLED
+    return y, labels
+
+
 def rank_main(rank: int, folder: Path) -> dict[str, Tensor]:  # noqa: ARG001
     """Learn from this rank's half of a batch."""
     probe = probe_of()
     probe.classifier.double()
     probe.group = dist.group.WORLD
-    y, labels = batch(0)
+    y, labels = partly_labelled()
     probe.step(y.double().chunk(2)[rank], labels.chunk(2)[rank], lr=0.5)
     return dict(probe.classifier.state_dict())
 
@@ -126,7 +133,7 @@ def test_ranks_hold_the_classifier_of_the_joined_batch(tmp_path: Path) -> None:
     got = ranks.run(rank_main, tmp_path, ranks=2)
     probe = probe_of()
     probe.classifier.double()
-    y, labels = batch(0)
+    y, labels = partly_labelled()
     probe.step(y.double(), labels, lr=0.5)
     for name, value in probe.classifier.state_dict().items():
         assert torch.equal(got[0][name], got[1][name])
