@@ -91,7 +91,7 @@ def _open(arguments: argparse.Namespace, remote: Remote | None) -> Iterator[Sour
         return
     with fetched(remote, arguments.copy) as (origin, files):
         with origin.errors():
-            source = open_source(origin.path, files=files, **given)
+            source = open_source(origin.path, files=files, root=origin.folder, **given)
         yield FetchedSource(source, origin)
 
 

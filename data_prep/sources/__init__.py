@@ -40,13 +40,15 @@ def open_source(
     label_column: str | None = None,
     image_key: str | None = None,
     files: list[Path] | None = None,
+    root: Path | None = None,
 ) -> Source:
     """Open the source at a path or at the paths of a pattern; raise SourceError if there is none that can be read.
 
     labels: which folders are classes, see classes.group_by_class; "none" for any source without its labels.
     label_column: the column of a table, the .json key, the suffix of the file, or CIFAR's key that holds the labels, if
     it is not the usual one. image_key: the suffix of the image, where samples of WebDataset shards have several.
-    files: those of the pattern, where they are known.
+    files: those of the pattern, where they are known. root: the folder that the images which a table names have to lie
+    in, None for any.
     """
     path = Path(path)
     kind, files = find_source(path, files)
@@ -80,7 +82,7 @@ def open_source(
         case _:
             features = features_of_saved(path)
             source = _tables(path).TableSource(
-                path, files, kind, label_column=label_column, has_labels=has_labels, features=features
+                path, files, kind, label_column=label_column, has_labels=has_labels, features=features, root=root
             )
     return source if has_labels or source.class_names is None else UnlabelledSource(source)
 

@@ -22,16 +22,22 @@ class SourceError(ValueError):
 
 @dataclass(frozen=True)
 class Sample:
-    """One image of a source; a file is read only when needed, so that slow disks are read in parallel."""
+    """One image of a source; a file is read only when needed, so that slow disks are read in parallel.
+
+    root: the folder that a file has to lie in, None for any.
+    """
 
     name: str
     label: int | None
     content: bytes | Path
+    root: Path | None = None
 
     def read(self) -> bytes:
-        """Return the file's bytes; raise OSError if it cannot be read."""
+        """Return the file's bytes; raise OSError if it cannot be read, or lies outside the root."""
         if isinstance(self.content, bytes):
             return self.content
+        if self.root is not None and not self.content.resolve().is_relative_to(self.root.resolve()):
+            raise OSError(errno.EACCES, "its path leads out of what was fetched", str(self.content))
         return read_file(self.content)
 
 

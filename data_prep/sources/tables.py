@@ -43,7 +43,7 @@ class TableSource:
     """Images in tables, in the order of files and rows.
 
     An image is its bytes in the table or, where that has none, the file at a path, relative to the table's folder. A
-    file that is missing is a bad image.
+    file that is missing is a bad image, as is one outside the root, if there is one.
     """
 
     def __init__(
@@ -55,9 +55,10 @@ class TableSource:
         label_column: str | None = None,
         has_labels: bool = True,
         features: Mapping[str, Any] | None = None,
+        root: Path | None = None,
     ) -> None:
         """Take files of one kind of OPENERS; features: those that the datasets library notes beside them."""
-        self.path = path
+        self.path, self._root = path, root
         self._files, self._open = files, OPENERS[kind]
         self.ignored = Counter[str]()
         self.count = 0
@@ -100,7 +101,7 @@ class TableSource:
                     columns = (self._columns.data, self._columns.path, self._columns.label)
                     for data, place, label in zip(*(_values(batch, column) for column in columns), strict=True):
                         if data is None and place and "\0" not in place:
-                            yield Sample(place, known.get(label), file.parent / place)
+                            yield Sample(place, known.get(label), file.parent / place, self._root)
                         else:
                             yield Sample(f"{file.name} row {row}", known.get(label), data or b"")
                         row += 1

@@ -358,6 +358,23 @@ def test_names_that_lead_elsewhere_or_clash_are_refused(
     assert said in capsys.readouterr().err
 
 
+def test_a_fetched_table_takes_no_images_of_this_machine(
+    memory: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    pa, pq = pytest.importorskip("pyarrow"), pytest.importorskip("pyarrow.parquet")
+    folder = lay_out(tmp_path / "tables", {"a.png": draw(1, kind="PNG"), "b/c.png": draw(2, kind="PNG")})
+    lay_out(tmp_path, {"mine.png": draw(3, kind="PNG")})
+    elsewhere = [str(tmp_path / "mine.png"), "../../mine.png", "b/../../../mine.png"]  # than in OUT.fetched/files
+    pq.write_table(pa.table({"image": ["a.png", "b/c.png", "b/../a.png", *elsewhere]}), folder / "t.parquet")
+    for name in ("a.png", "b/c.png", "t.parquet"):
+        fsspec.filesystem("memory").pipe(f"/bucket/tables/{name}", (folder / name).read_bytes())
+    assert write(f"{memory}/tables", tmp_path / "o.beton", "--on-error", "skip") == 0
+    with Reader(tmp_path / "o.beton") as reader:
+        assert len(reader) == 3
+        assert [each["name"] for each in reader.sidecar["skipped"]] == elsewhere
+    assert "its path leads out of what was fetched" in capsys.readouterr().out
+
+
 @pytest.mark.parametrize(
     ("source", "said"),
     [
