@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import hashlib
 import json
@@ -89,9 +90,8 @@ class Copy:
         self._write([(file, size)])
 
     def remove(self) -> None:
-        """Remove the copy; the list goes first, so that what a kill leaves is not taken for whole."""
-        (self.path / WHOLE).unlink(missing_ok=True)
-        shutil.rmtree(self.path)
+        """Remove the copy."""
+        _remove(self.path)
 
     def _write(self, whole: Sequence[tuple[Entry, int]]) -> None:
         self._list.writelines(f"{json.dumps([file.name, size, file.stamp])}\n" for file, size in whole)
@@ -139,9 +139,29 @@ def remove_stale(folder: Path, owner: str, *, keep: Path | None) -> list[Path]:
         lock = _lock(path, waits=False)
         if lock is not None:
             with lock:
-                shutil.rmtree(path)
+                _remove(path)
             removed.append(path)
     return removed
+
+
+def _remove(path: Path) -> None:
+    """Remove a copy that is locked.
+
+    The list goes first, so that what a kill leaves is not taken for whole; the lock goes last, so that a process that
+    begins meanwhile waits. One that begins after that has a lock of its own there, and the folder with it.
+    """
+    (path / WHOLE).unlink(missing_ok=True)
+    for inside in path.iterdir():
+        if inside.is_dir():
+            shutil.rmtree(inside)
+        elif inside.name != LOCK:
+            inside.unlink()
+    (path / LOCK).unlink()
+    try:
+        path.rmdir()
+    except OSError as error:
+        if error.errno not in (errno.ENOTEMPTY, errno.EEXIST, errno.ENOENT):
+            raise
 
 
 def _lock(path: Path, *, waits: bool) -> IO[bytes] | None:

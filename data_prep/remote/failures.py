@@ -27,6 +27,9 @@ OF_LIBRARIES = (
     ("httpx2", "HTTPError"),
     ("azure.core.exceptions", "AzureError"),
     ("paramiko", "SSHException"),
+    ("ftplib", "Error"),
+    ("zipfile", "BadZipFile"),
+    ("tarfile", "TarError"),
 )
 NO_CREDENTIALS = ("NoCredentialsError", "PartialCredentialsError", "DefaultCredentialsError", "ProfileNotFound")
 BROKEN = ("ClientPayloadError", "ServerDisconnectedError", "IncompleteReadError")

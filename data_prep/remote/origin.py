@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -29,8 +30,11 @@ class Origin:
         try:
             yield
         except SourceError as error:
-            text = str(error).replace(str(self.path), self.address).replace(str(self.folder), self.root)
-            raise SourceError(text) from error
+            raise SourceError(self.named_there(str(error))) from error
+
+    def named_there(self, text: str) -> str:
+        """Return a text with the places there for those in the copy."""
+        return text.replace(str(self.path), self.address).replace(str(self.folder), self.root)
 
 
 class FetchedSource:
@@ -40,7 +44,8 @@ class FetchedSource:
         self._source, self._origin = source, origin
         self.path = origin.address
         self.class_names, self.class_counts = source.class_names, source.class_counts
-        self.count, self.ignored = source.count, source.ignored
+        self.count = source.count
+        self.ignored = Counter({origin.named_there(kind): count for kind, count in source.ignored.items()})
 
     def __iter__(self) -> Iterator[Sample]:
         with self._origin.errors():

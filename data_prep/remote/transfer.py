@@ -94,6 +94,8 @@ class Transfer:
                 raise Stopped
             out.write(data)
             self._told(len(data))
+            if self._file.size is not None and out.tell() > self._file.size:
+                return  # it is the wrong file, and may never end
 
     def _begin_anew(self, out: BinaryIO) -> None:
         self._told(-out.tell())

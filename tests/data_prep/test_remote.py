@@ -11,6 +11,7 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 import zipfile
 from collections.abc import Callable, Iterator
@@ -21,6 +22,7 @@ import pytest
 from fastbyol.beton import Reader, sidecar_path
 from fastbyol.data_prep.cli import main
 from fastbyol.names import names_path
+from tests.support.cifar import folder_10
 from tests.support.layouts import draw, lay_out, pack
 from tests.support.web import Web
 
@@ -124,6 +126,18 @@ def test_labels_that_lie_beside_mnist_are_fetched_too(tmp_path: Path, memory: st
         assert reader.labels.tolist() == [0, 2, 1]
 
 
+def test_advice_about_the_files_of_a_fetched_folder_names_the_server(
+    tmp_path: Path, memory: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for path in folder_10(tmp_path / "cifar").iterdir():
+        fsspec.filesystem("memory").pipe(f"/bucket/cifar/{path.name}", path.read_bytes())
+    assert write(f"{memory}/cifar", tmp_path / "o.beton") == 0
+    advice = f"test_batch (give {memory}/cifar/test_batch for it)"
+    assert f"1 {advice}" in capsys.readouterr().out
+    with Reader(tmp_path / "o.beton") as reader:
+        assert advice in reader.sidecar["ignored_by_kind"]
+
+
 def test_an_unchanged_source_is_not_fetched_again_and_a_changed_one_is(
     web: Web, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -196,6 +210,18 @@ def test_a_server_that_tells_no_length_is_read_to_the_end(web: Web, tmp_path: Pa
     assert write(f"{web.address}/x.zip", tmp_path / "o.beton") == 0
     assert write(web.folder / "x.zip", tmp_path / "l.beton") == 0
     assert (tmp_path / "o.beton").read_bytes() == (tmp_path / "l.beton").read_bytes()
+
+
+def test_a_server_that_sends_more_than_it_told_is_stopped(
+    web: Web, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (web.folder / "x.zip").write_bytes(bytes(3 * 2**24))
+    web.size["/x.zip"] = 1000
+    assert write(f"{web.address}/x.zip", tmp_path / "o.beton") == 2
+    said = re.search(r"/x.zip: (\d+) bytes came, where the server had told 1000; try again", capsys.readouterr().err)
+    assert said is not None
+    assert int(said[1]) < 2**24
+    assert not list(tmp_path.glob(".o.beton.*"))
 
 
 def test_what_does_not_fit_on_the_disk_is_not_begun(
@@ -398,6 +424,32 @@ def test_what_is_no_source_is_said_in_one_line(
     assert re.match(f"fastbyol-prep: error: {re.escape(source)}: {said}", line)
 
 
+@pytest.mark.parametrize("source", ["zip://a.jpg::memory://bucket/list.txt", "tar://a.jpg::memory://bucket/list.txt"])
+def test_an_archive_that_is_none_is_said_in_one_line(
+    memory: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], source: str
+) -> None:
+    fsspec.filesystem("memory").pipe("/bucket/list.txt", b"x" * 2000)
+    assert write(source, tmp_path / "o.beton") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"fastbyol-prep: error: {source}: cannot be read: ")
+
+
+def test_an_ftp_server_that_refuses_is_said_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as server:
+        address = f"ftp://127.0.0.1:{server.getsockname()[1]}/x.zip"
+
+        def refuse() -> None:
+            with server.accept()[0] as connection:
+                connection.sendall(b"530 nobody may log in\r\n")
+
+        thread = threading.Thread(target=refuse)
+        thread.start()
+        assert write(address, tmp_path / "o.beton") == 2
+        thread.join()
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"fastbyol-prep: error: {address}: cannot be read: 530 nobody may log in; ")
+
+
 @pytest.mark.parametrize("words", [["OUT"], ["o.beton", "--labels-from"], ["o.beton", "--classes-from"]])
 def test_what_has_to_lie_here_is_asked_for(words: list[str], capsys: pytest.CaptureFixture[str]) -> None:
     given = ["s3://bucket/x" if word == "OUT" else word for word in words]
@@ -420,3 +472,42 @@ def test_two_writes_of_one_source_at_once_do_not_disturb_each_other(web: Web, tm
         assert process.returncode == 0
     assert "note: waits for another write, which fetches to" in said
     assert len(list(cache.iterdir())) == 3
+
+
+WHILE_REMOVED = """
+import os, pathlib, sys
+from fastbyol.data_prep.remote.copy import Copy, copy_path, remove_stale
+from fastbyol.data_prep.remote.listing import look_up
+import fsspec
+
+fsspec.filesystem("memory").pipe("/bucket/x.jpg", b"x")
+remote, here = look_up("memory://bucket/x.jpg"), pathlib.Path(sys.argv[1])
+path, lock = copy_path(here, "o", remote), copy_path(here, "o", remote) / "lock"
+left = []
+
+def look(event, arguments):
+    if event == "os.remove" and os.path.basename(arguments[0]) == "lock":
+        left.append(sorted(os.listdir(path)))
+    if event == "os.rmdir" and os.fspath(arguments[0]) == str(path) and sys.argv[2] == "begins":
+        lock.touch()
+
+with Copy(path, remote) as copy:
+    (copy.files / "x.jpg").write_bytes(b"x")
+    if sys.argv[3] == "itself":
+        sys.addaudithook(look)
+        copy.remove()
+if sys.argv[3] == "another":
+    sys.addaudithook(look)
+    remove_stale(here, "o", keep=None)
+print(left, path.exists())
+"""
+
+
+@pytest.mark.parametrize("remover", ["itself", "another"])
+@pytest.mark.parametrize("other", ["begins", "none"])
+def test_a_process_that_begins_while_a_copy_is_removed_waits_or_has_its_own(
+    tmp_path: Path, other: str, remover: str
+) -> None:
+    command = (sys.executable, "-c", WHILE_REMOVED, tmp_path, other, remover)
+    said = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    assert said == f"[['lock']] {other == 'begins'}\n"
