@@ -15,7 +15,6 @@ from fastbyol.data_prep.formats import available_plugins
 from fastbyol.data_prep.partial import remove_stale
 from fastbyol.data_prep.remote.copy import copy_path
 from fastbyol.data_prep.remote.copy import remove_stale as remove_copies
-from fastbyol.data_prep.remote.failures import shown
 from fastbyol.data_prep.remote.fetch import fetched
 from fastbyol.data_prep.remote.listing import Remote, look_up
 from fastbyol.data_prep.remote.origin import FetchedSource
@@ -25,7 +24,7 @@ from fastbyol.data_prep.sources import files_of, listing, open_source
 from fastbyol.data_prep.sources.base import Source, SourceError
 from fastbyol.data_prep.sources.labels import RelabelledSource, read_class_names
 from fastbyol.data_prep.writer import require_output, version
-from fastbyol.system.command_line import is_address
+from fastbyol.system.command_line import is_address, shown
 
 
 def run(arguments: argparse.Namespace) -> int:

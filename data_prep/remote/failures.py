@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from typing import TypeVar
 
 from fastbyol.data_prep.sources.base import SourceError
+from fastbyol.system.command_line import shown
 
 Result = TypeVar("Result")
 WAITS_S = (0.5, 1.0, 2.0, 4.0)  # between tries, when a server is busy or a connection broke
@@ -45,12 +46,6 @@ CREDENTIALS = {
     **dict.fromkeys(("gs", "gcs"), "GOOGLE_APPLICATION_CREDENTIALS"),
     "hf": "HF_TOKEN",
 }
-
-
-def shown(address: str) -> str:
-    """Return an address without a password, what follows a ?, where a signature may stand, and a / at its end."""
-    without_password = re.sub(r"(?<=://)([^/@:]*):[^/@]*@", r"\1@", address)
-    return re.sub(r"(?<=[^:/])/+$", "", re.sub(r"(https?://[^?]*)\?.*", r"\1", without_password))
 
 
 @contextmanager
@@ -97,7 +92,8 @@ def describe(error: BaseException, address: str) -> str:
     causes = _causes(error)
     status = next((found for each in reversed(causes) if (found := _status(each)) is not None), None)
     protocol = address.partition("://")[0]
-    text = " ".join(str(causes[-1]).split()) or type(causes[-1]).__name__
+    said_of_it = " ".join(str(causes[-1]).split()) or type(causes[-1]).__name__
+    text = re.sub(r"\w+://\S+", lambda found: shown(found[0]), said_of_it)
     said = "" if status is None else f" (status {status})"
     if status in (401, 403, 407) or any(_is_refusal(each) for each in causes):
         given = CREDENTIALS.get(protocol, "those of its driver")

@@ -12,13 +12,13 @@ from threading import Event, Lock
 from tqdm import tqdm
 
 from fastbyol.data_prep.remote.copy import Copy
-from fastbyol.data_prep.remote.failures import shown
 from fastbyol.data_prep.remote.listing import Remote
 from fastbyol.data_prep.remote.origin import Origin
 from fastbyol.data_prep.remote.server import Entry
 from fastbyol.data_prep.remote.threads import in_threads
 from fastbyol.data_prep.remote.transfer import Transfer
 from fastbyol.data_prep.sources.base import SourceError
+from fastbyol.system.command_line import shown
 
 
 @contextmanager

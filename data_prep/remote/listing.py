@@ -13,13 +13,14 @@ from pathlib import PurePosixPath
 from threading import Event
 from typing import TypeVar
 
-from fastbyol.data_prep.remote.failures import remote_errors, shown
+from fastbyol.data_prep.remote.failures import remote_errors
 from fastbyol.data_prep.remote.server import Entry, Server
 from fastbyol.data_prep.remote.threads import in_threads
 from fastbyol.data_prep.sources import names_beside
 from fastbyol.data_prep.sources.base import SourceError, listing_progress
 from fastbyol.data_prep.sources.listing import SUFFIXES as LISTS
 from fastbyol.data_prep.sources.pattern import FILES_MAX, expand_braces
+from fastbyol.system.command_line import shown
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -75,7 +76,7 @@ class _Listing:
     def __init__(self, address: str) -> None:
         self._address, self._shown = address, shown(address)
         self._server = Server(address)
-        self._magic = re.compile(r"[*[]" if self._server.is_web else r"[*?[]")  # on the web a ? begins a query
+        self._magic = re.compile(r"[*[]" if self._server.is_web else r"[*?[]")
 
     def remote(self) -> Remote:
         """Return what lies at the address."""
@@ -93,7 +94,7 @@ class _Listing:
         """Return a file, with those beside it that belong to it."""
         remedy = OF_USE_HERE.get(PurePosixPath(file.name).suffix.lower())
         self._require(remedy is None, f"is of use only where it lies; {remedy}")
-        files, above = [file], path.partition("?")[0].rpartition("/")[0]
+        files, above = [file], path.rpartition("/")[0]
         for name in names_beside(file.name):
             try:
                 files.append(self._server.at(f"{above}/{name}"))
@@ -131,13 +132,13 @@ class _Listing:
         for each in paths:
             matches = [at[each]._replace(name=self._server.decoded(each[above:]))] if each in at else []
             matches = matches or sorted(self._glob(path[:above], each[above:].split("/")))
-            self._require(matches != [], f"nothing matches {shown(each[above:])}; correct the pattern")
+            self._require(matches != [], f"nothing matches {each[above:]}; correct the pattern")
             found += matches
         folder = next((each.name for each in found if each.is_folder), None)
         self._require(
             folder is None, f"the pattern matches the folder {folder}; give a pattern of .tar shards or tables"
         )
-        asked = shown(path[above:])
+        asked = path[above:].rstrip("/")
         names = [each.name for each in found]
         files = list({each.name: each for each in found}.values())
         return self._checked(self._shown.removesuffix(asked).rstrip("/"), asked, files, [], names)

@@ -44,6 +44,7 @@ class Restarted(Exception):
 class Server:
     """The file system of an address; `path` is what it calls the address. What fsspec and its drivers raise is raised.
 
+    On the web, paths and places are without the query of the address, where a signature may stand; each request has it.
     A request that fails for a reason that may pass is tried again, once the server has answered anything.
     """
 
@@ -53,30 +54,34 @@ class Server:
         protocol = address.partition("://")[0]
         self.is_web = protocol in WEB
         of_web = {each: _web_options(each) for each in WEB if f"{each}://" in address}
-        self._system, self.path = fsspec.core.url_to_fs(address, **of_web)
+        self._system, path = fsspec.core.url_to_fs(address, **of_web)
+        self.path, mark, query = path.partition("?") if self.is_web else (path, "", "")
+        self._query = mark + query
         self._has_answered = False
         for name in LOGGERS:
             logging.getLogger(name).addHandler(logging.NullHandler())
 
     def at(self, place: str) -> Entry:
         """Return what lies at a place."""
-        info = self._ask(lambda: self._system.info(place))
+        info = self._ask(lambda: self._system.info(place + self._query))
         is_page = self.is_web and (place.endswith("/") or info.get("mimetype") == "text/html")
-        return self._entry(self.last_part(place), info, is_folder=is_page or info["type"] == "directory")
+        is_folder = is_page or info["type"] == "directory"
+        return self._entry(self.last_part(place), info["name"].removesuffix(self._query), info, is_folder=is_folder)
 
     def inside(self, folder: str) -> list[Entry]:
         """List a folder, without what is hidden; a file of the web has its size and stamp by at() alone."""
-        listed = self._ask(lambda: self._system.ls(folder, detail=True))
-        named = ((self._name_inside(folder, info["name"]), info) for info in listed)
+        listed = self._ask(lambda: self._system.ls(folder + self._query, detail=True))
+        placed = ((self._without_query(folder, info["name"]), info) for info in listed)
+        named = ((self._name_inside(folder, place), place, info) for place, info in placed)
         return [
-            self._entry(name, info, is_folder=info["type"] == "directory")
-            for name, info in named
+            self._entry(name, place, info, is_folder=info["type"] == "directory")
+            for name, place, info in named
             if name and not any(part.startswith(".") for part in name.split("/"))
         ]
 
     def last_part(self, place: str) -> str:
         """Return the name of what lies at a place."""
-        return self.decoded(place.partition("?")[0] if self.is_web else place).rstrip("/").rpartition("/")[2]
+        return self.decoded(place).rstrip("/").rpartition("/")[2]
 
     def decoded(self, text: str) -> str:
         """Return a part of a place as a name: on the web, %20 is a space."""
@@ -109,7 +114,7 @@ class Server:
             asked = {"Range": f"bytes={begin}-", "If-Range": file.stamp}
             more = {"headers": self._system.kwargs["headers"] | asked}
         # A size spares fsspec a request; block_size 0 asks for a stream.
-        with self._system.open(file.place, "rb", block_size=0, size=file.size, **more) as stream:
+        with self._system.open(file.place + self._query, "rb", block_size=0, size=file.size, **more) as stream:
             if begin and stream.r.status != PARTIAL_CONTENT:
                 raise Restarted
             while data := stream.read(READ_BYTES):
@@ -120,10 +125,15 @@ class Server:
         self._has_answered = True
         return answer
 
-    def _entry(self, name: str, info: Mapping[str, Any], *, is_folder: bool) -> Entry:
+    def _entry(self, name: str, place: str, info: Mapping[str, Any], *, is_folder: bool) -> Entry:
         stamp = next((str(info[key]) for key in STAMPS if info.get(key)), "")
         size = info.get("size")
-        return Entry(name, info["name"], is_folder, None if size is None else int(size), stamp)
+        return Entry(name, place, is_folder, None if size is None else int(size), stamp)
+
+    def _without_query(self, folder: str, place: str) -> str:
+        """Return a place as listed, which fsspec puts below the address of a page with its query, without that."""
+        asked = folder + self._query
+        return folder.rstrip("/") + place.removeprefix(asked) if self._query and place.startswith(asked) else place
 
     def _name_inside(self, folder: str, place: str) -> str:
         """Return the name of an entry of a folder; "" for what is no part of it, as other links of a page."""

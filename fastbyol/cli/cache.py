@@ -19,7 +19,7 @@ from typing import IO
 
 from fastbyol.beton import BetonError, Reader, is_beton
 from fastbyol.errors import ConfigError
-from fastbyol.system.command_line import ANY_SOURCE, is_address
+from fastbyol.system.command_line import ANY_SOURCE, is_address, shown
 
 PREP = (sys.executable, "-m", "fastbyol.data_prep.cli")
 SILENT_S = 2.0  # a conversion that takes longer is said to run
@@ -112,7 +112,7 @@ class Cache:
         try:
             said = _wait(process, min(self._left_s(), SILENT_S))
             if said is None and self._left_s():
-                print(f"{self.command}: {source} is converted, once, to {self.folder}", file=sys.stderr)
+                print(f"{self.command}: {shown(source)} is converted, once, to {self.folder}", file=sys.stderr)
                 said = _wait(process, self._left_s())
             if said is None:
                 raise self._out_of_time(source)
@@ -123,18 +123,20 @@ class Cache:
         for line in said.splitlines():
             print(f"{self.command}: {line}", file=sys.stderr)
         if process.returncode < 0:
-            raise ConfigError(f"the conversion of {source} was killed by signal {-process.returncode}; try it again")
+            raise ConfigError(
+                f"the conversion of {shown(source)} was killed by signal {-process.returncode}; try it again"
+            )
         if process.returncode:
             raise ConfigError(
-                f"{source} cannot be used, as said above; give {ANY_SOURCE}, with its flags in --prep, as in "
+                f"{shown(source)} cannot be used, as said above; give {ANY_SOURCE}, with its flags in --prep, as in "
                 "--prep='--labels none' or --prep='--on-error skip'"
             )
         return said
 
     def _out_of_time(self, source: str) -> ConfigError:
         return ConfigError(
-            f"{source} could not be converted within the budget; give a longer --budget, or a file that fastbyol-prep "
-            "write has written before"
+            f"{shown(source)} could not be converted within the budget; give a longer --budget, or a file that "
+            "fastbyol-prep write has written before"
         )
 
     def _same_classes(self, beton: str) -> list[str]:

@@ -132,10 +132,21 @@ def is_address(source: str) -> bool:
     return re.match(r"([a-z0-9]+::)*[A-Za-z][A-Za-z0-9+.-]*://", source) is not None
 
 
+def shown(address: str) -> str:
+    """Return an address without a password, what follows a ?, where a signature may stand, and a / at its end.
+
+    A password ends at the last @ before a /. One that holds a / or ? itself is told by its beginning, which is no port;
+    then all up to the last @ is left out, and where that may belong to the query, all that follows, too.
+    """
+    usual, broken = r"[^/?#]*@", r"(?!\d*(?:[/?#]|$))(?:[^?]*@|.*@.*)"
+    plain = re.sub(rf"(?<=://)([^/?#@:]*):(?!:)(?:{usual}|{broken})", r"\1@", address)
+    return re.sub(r"(?<=[^:/])/+$", "", re.sub(r"(https?://[^?]*)\?.*", r"\1", plain))
+
+
 def local_path(text: str) -> Path:
     """Parse a path on this machine."""
     if is_address(text):
-        raise argparse.ArgumentTypeError(f"{text} given; wanted a path on this machine, so copy it here")
+        raise argparse.ArgumentTypeError(f"{shown(text)} given; wanted a path on this machine, so copy it here")
     return Path(text)
 
 

@@ -208,13 +208,19 @@ def test_the_budget_ends_a_fetch_and_keeps_what_is_whole(
     web: Web, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     web.held.add("/train/a/0.jpg")
+    address = f"{web.address.replace('//', '//me:secret@')}/train?signature=secret"
     began = time.monotonic()
-    with pytest.raises(ConfigError, match="could not be converted within the budget"):
-        Cache(tmp_path / "cache", end_s=began + 5).beton(f"{web.address}/train")
+    with pytest.raises(ConfigError, match=r"//me@[^?]*/train could not be converted within the budget"):
+        Cache(tmp_path / "cache", end_s=began + 5).beton(address)
     assert time.monotonic() - began < 15  # though the server holds up a file
-    assert re.search("note: .* were fetched and stay in ", capfd.readouterr().err)
+    assert re.search("note: .* were fetched and stay in ", said := capfd.readouterr().err)
+    assert "is converted, once, to" in said
+    assert "secret" not in said
     web.released.set()
     before = web.fetched()
     assert set(before) == {f"/train/{name}" for name in names_of(web.folder / "train")}
-    Cache(tmp_path / "cache").beton(f"{web.address}/train")
+    Cache(tmp_path / "cache").beton(address)
     assert web.fetched() == {"/train/a/0.jpg": 1}
+    web.status["/train"] = 403
+    with pytest.raises(ConfigError, match=r"//me@[^?]*/train cannot be used"):
+        Cache(tmp_path / "cache").beton(address)

@@ -22,6 +22,7 @@ import pytest
 from fastbyol.beton import Reader, sidecar_path
 from fastbyol.data_prep.cli import main
 from fastbyol.names import names_path
+from fastbyol.system.command_line import shown
 from tests.support.cifar import folder_10
 from tests.support.layouts import draw, lay_out, pack
 from tests.support.web import Web
@@ -97,11 +98,16 @@ SOURCES = (
 
 
 @pytest.mark.parametrize("name", SOURCES)
-def test_a_web_source_gives_the_bytes_of_the_local_one(web: Web, tmp_path: Path, name: str) -> None:
+@pytest.mark.parametrize("query", ["", "a=/*[b&signature={secret,secret}"])
+def test_a_web_source_gives_the_bytes_of_the_local_one(
+    web: Web, tmp_path: Path, capsys: pytest.CaptureFixture[str], name: str, query: str
+) -> None:
     out, local, address = tmp_path / "out" / "o.beton", tmp_path / "l.beton", f"{web.address}/{name}"
     out.parent.mkdir()
-    assert write(web.folder / name, local) == write(address, out) == 0
+    assert write(web.folder / name, local) == write(f"{address}?{query}" if query else address, out) == 0
     assert_same(out, local, address=address.rstrip("/"))
+    assert web.queries == {query}
+    assert "secret" not in "".join(capsys.readouterr())
 
 
 @pytest.mark.parametrize("name", SOURCES)
@@ -368,6 +374,30 @@ def test_messages_and_the_sidecar_name_the_server_and_no_secret(
 
 
 @pytest.mark.parametrize(
+    ("given", "wanted"),
+    [
+        ("https://me:secret@host:80/a@b/", "https://me@host:80/a@b"),
+        ("https://me:se@cret@host/x?signature=secret", "https://me@host/x"),
+        ("https://me:secret/secret@host/x?to=a@b&signature=secret", "https://me@host/x"),
+        ("https://me:secret?secret@host/x?signature=secret", "https://me@"),
+        ("zip://a.jpg::https://me:secret/secret@host/x.zip", "zip://a.jpg::https://me@host/x.zip"),
+        ("https://host:80/a@b", "https://host:80/a@b"),
+        ("https://host:80?to=a@b&signature=secret", "https://host:80"),
+    ],
+)
+def test_an_address_is_shown_without_its_secrets(given: str, wanted: str) -> None:
+    assert shown(given) == wanted
+
+
+def test_a_pattern_that_matches_nothing_is_named_without_a_signature(
+    web: Web, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert write(f"{web.address}/none-*.tar?signature=secret", tmp_path / "o.beton") == 2
+    assert "nothing matches none-*.tar; correct the pattern" in (said := capsys.readouterr().err)
+    assert "secret" not in said
+
+
+@pytest.mark.parametrize(
     ("files", "said"),
     [
         ({"/bucket/x/a\0b.jpg": b""}, "which is no name of a file"),
@@ -428,6 +458,7 @@ def test_what_is_no_source_is_said_in_one_line(
 def test_an_archive_that_is_none_is_said_in_one_line(
     memory: str, tmp_path: Path, capsys: pytest.CaptureFixture[str], source: str
 ) -> None:
+    assert source.endswith(f"::{memory}/list.txt")
     fsspec.filesystem("memory").pipe("/bucket/list.txt", b"x" * 2000)
     assert write(source, tmp_path / "o.beton") == 2
     (line,) = capsys.readouterr().err.splitlines()

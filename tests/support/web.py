@@ -17,7 +17,7 @@ class Web:
 
     cut: after how many bytes of an answer the connection ends, the first times; status: what is answered; held: sends
     half and waits for `released`; size: what HEAD tells, None for no length at all; changed: the content after a cut.
-    asked: (path, Range or "") of each GET.
+    asked: (path, Range or "") of each GET; queries: what followed a ? in any request, "" for nothing.
     """
 
     def __init__(self, folder: Path, *, has_ranges: bool = True) -> None:
@@ -29,6 +29,7 @@ class Web:
         self.held: set[str] = set()
         self.released = threading.Event()
         self.asked: list[tuple[str, str]] = []
+        self.queries: set[str] = set()
         self.address = ""
 
     def fetched(self) -> Counter[str]:
@@ -75,7 +76,8 @@ class _Handler(SimpleHTTPRequestHandler):
         self._answer(has_body=True)
 
     def _answer(self, *, has_body: bool) -> None:
-        path = unquote(self.path.partition("?")[0])
+        path, _, query = unquote(self.path).partition("?")
+        self.web.queries.add(query)
         if path in self.web.status:
             self.send_error(self.web.status[path])
             return
