@@ -59,7 +59,7 @@ class _Prepared(NamedTuple):
     was_lossless: bool = False
 
 
-def convert(
+def convert(  # noqa: PLR0913 - all by name
     source: Source,
     out: str | os.PathLike[str],
     settings: Settings,
@@ -69,13 +69,15 @@ def convert(
     limit: int | None = None,
     overwrite: bool = False,
     key: str | None = None,
+    address_digest: str | None = None,
 ) -> ConversionResult:
     """Write the source's images to a .beton, whose bytes do not depend on `workers`.
 
     `limit` takes that many images evenly spaced over the source, so that every class is represented. Bad images raise
     BadImages once all are read ("fail"), are left out ("skip"), or kept as far as they decode ("keep"); what was left
     out or repaired is recorded in the sidecar. `key` identifies the samples and all settings: after a kill the
-    conversion with the same key goes on where that one was, to the same bytes.
+    conversion with the same key goes on where that one was, to the same bytes. `address_digest` stands in the sidecar
+    for the whole address of a source that was fetched, which has no password or signature there.
     """
     total = min(limit or source.count, source.count)
     writer = Writer(
@@ -107,6 +109,7 @@ def convert(
             raise BadImages(source, bad)
         writer.facts = {
             "source": str(source.path),
+            **({} if address_digest is None else {"address_digest": address_digest}),
             "settings": {**settings.facts(), "limit": limit},
             "found": source.count,
             "ignored": source.ignored.total(),

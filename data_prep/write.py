@@ -65,6 +65,7 @@ def run(arguments: argparse.Namespace) -> int:
             limit=arguments.limit,
             overwrite=arguments.overwrite,
             key=key,
+            address_digest=None if remote is None else remote.digest,
         )
     report(arguments, source, done, seconds=time.monotonic() - start)
     return 0

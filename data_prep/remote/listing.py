@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
 import re
 from collections.abc import Callable, Iterable, Iterator
@@ -20,7 +19,7 @@ from fastbyol.data_prep.sources import names_beside
 from fastbyol.data_prep.sources.base import SourceError, listing_progress
 from fastbyol.data_prep.sources.listing import SUFFIXES as LISTS
 from fastbyol.data_prep.sources.pattern import FILES_MAX, expand_braces
-from fastbyol.system.command_line import shown
+from fastbyol.system.command_line import address_digest, shown
 
 Item = TypeVar("Item")
 Result = TypeVar("Result")
@@ -55,7 +54,7 @@ class Remote:
     @property
     def digest(self) -> str:
         """Eight hex digits that stand for the address."""
-        return hashlib.blake2b(self.address.rstrip("/").encode(errors="surrogateescape"), digest_size=4).hexdigest()
+        return address_digest(self.address)
 
     def facts(self) -> Iterator[tuple[str, int | None, str]]:
         """Yield name, size and stamp of the address, of each folder and of each file."""

@@ -19,7 +19,7 @@ from typing import IO
 
 from fastbyol.beton import BetonError, Reader, is_beton
 from fastbyol.errors import ConfigError
-from fastbyol.system.command_line import ANY_SOURCE, is_address, shown
+from fastbyol.system.command_line import ANY_SOURCE, address_digest, is_address, shown
 
 PREP = (sys.executable, "-m", "fastbyol.data_prep.cli")
 SILENT_S = 2.0  # a conversion that takes longer is said to run
@@ -160,6 +160,8 @@ def is_conversion_of(beton: str | None, source: str) -> bool:
     if beton is None or is_converted(source):
         return False
     with suppress(BetonError), Reader(beton) as reader:
+        if is_address(source):
+            return bool(reader.sidecar.get("address_digest") == address_digest(source))
         origin: str = reader.sidecar.get("source", "")
         return _absolute(origin) == _absolute(source)
     return False

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import difflib
+import hashlib
 import math
 import re
 import shlex
@@ -130,6 +131,11 @@ def fail(command: str, error: Exception, *, status: int) -> int:
 def is_address(source: str) -> bool:
     """Return whether a source is an address as fsspec reads it, s3://bucket/photos, rather than a path."""
     return re.match(r"([a-z0-9]+::)*[A-Za-z][A-Za-z0-9+.-]*://", source) is not None
+
+
+def address_digest(address: str) -> str:
+    """Return eight hex digits that stand for an address, with its password and all that shown() leaves out."""
+    return hashlib.blake2b(address.rstrip("/").encode(errors="surrogateescape"), digest_size=4).hexdigest()
 
 
 def shown(address: str) -> str:

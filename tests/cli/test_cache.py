@@ -18,7 +18,7 @@ import pytest
 
 from fastbyol.beton import Reader
 from fastbyol.cli import eval as evaluation
-from fastbyol.cli.cache import Cache
+from fastbyol.cli.cache import Cache, is_conversion_of
 from fastbyol.cli.train import main
 from fastbyol.errors import ConfigError
 from fastbyol.storage import checkpoint
@@ -198,6 +198,19 @@ def test_an_address_is_fetched_once_and_trained_on(web: Web, tmp_path: Path, cap
     assert main(["demo", *files, f"--out={tmp_path / 'runs' / 'third'}", *TRAIN, "--epochs=1"]) == 2
     assert re.search(r"train-\w+\.beton was converted from it before: to use that", capfd.readouterr().err)
     assert main(["demo", *files, f"--out={tmp_path / 'runs' / 'first'}", *TRAIN, "--epochs=1", "--resume"]) == 0
+
+
+def test_a_run_resumes_on_the_images_of_an_address_with_a_password_and_a_signature(web: Web, tmp_path: Path) -> None:
+    place = web.address.replace("//", "//me:secret@")
+    asked = ["demo", f"--out={tmp_path / 'run'}", *TRAIN, "--epochs=1"]
+    assert main([*asked, f"--data={place}/train?signature=secret"]) == 0
+    data = RunFolder(tmp_path / "run").read_config().data
+    assert not is_conversion_of(data, f"{place}/train/?signature=secret")
+    assert not is_conversion_of(data, f"{place}/train?signature=another")
+    assert not is_conversion_of(data, str(web.folder / "train"))
+    web.asked.clear()
+    assert main([*asked, f"--data={place}/train?signature=secret", "--resume"]) == 0
+    assert not web.asked
 
 
 def names_of(folder: Path) -> set[str]:

@@ -79,6 +79,7 @@ def assert_same(out: Path, local: Path, *, address: str) -> None:
     assert names_path(out).read_bytes() == names_path(local).read_bytes()
     here, there = (json.loads(sidecar_path(path).read_text()) for path in (local, out))
     assert there.pop("source") == address
+    assert re.fullmatch("[0-9a-f]{8}", there.pop("address_digest"))
     assert {key: here[key] for key in there if key != "fingerprint"} == {
         key: value for key, value in there.items() if key != "fingerprint"
     }
