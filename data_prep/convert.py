@@ -51,12 +51,12 @@ class ConversionResult:
 
 
 class _Prepared(NamedTuple):
-    """One sample, encoded or refused, what was repaired, and whether it was lossless before."""
+    """One sample, encoded or refused, what was repaired, and whether mode "auto" made a JPEG of a lossless image."""
 
     sample: Sample
     image: StoredImage | ImageError
     notes: list[str]
-    was_lossless: bool = False
+    loses_pixels: bool = False
 
 
 def convert(  # noqa: PLR0913 - all by name
@@ -95,9 +95,9 @@ def convert(  # noqa: PLR0913 - all by name
         left = islice(_evenly_spaced(source, total), writer.taken, None)
         # The threads stop before the writer removes its unfinished file.
         with closing(map_ordered(encode, left, workers=workers, total=total, done=writer.taken)) as stored:
-            for sample, image, notes, was_lossless in stored:
+            for sample, image, notes, loses_pixels in stored:
                 if isinstance(image, StoredImage):
-                    if was_lossless and image.mode == JPEG and settings.mode == "auto":
+                    if loses_pixels:
                         lossless_as_jpeg = lossless_as_jpeg or sample.name
                     if not bad:
                         writer.append(image, label=sample.label, name=sample.name, notes=notes)
@@ -131,7 +131,8 @@ def _prepare_sample(sample: Sample, settings: Settings) -> _Prepared:
         return _Prepared(sample, error, [])
     except OSError as error:
         return _Prepared(sample, ImageError(f"cannot be read: {error.strerror or error}"), [])
-    return _Prepared(sample, image, notes, data[:2] != SOI and format_of(data, sample.name) in LOSSLESS)
+    may_lose = settings.mode == "auto" and image.mode == JPEG and data[:2] != SOI
+    return _Prepared(sample, image, notes, may_lose and format_of(data, sample.name) in LOSSLESS)
 
 
 def _evenly_spaced(source: Source, total: int) -> Iterator[Sample]:

@@ -70,7 +70,7 @@ def fetch(remote: Remote, copy: Copy) -> None:
         dynamic_ncols=True,
     )
 
-    def told(count: int) -> None:
+    def on_bytes(count: int) -> None:
         with turn:
             bar.update(count)
 
@@ -78,7 +78,9 @@ def fetch(remote: Remote, copy: Copy) -> None:
         where = shown(file.place) if remote.server.is_web else f"{remote.root}/{file.name}"
         unfinished = copy.unfinished(file)
         path = copy.path_of(file)
-        return file, Transfer(remote.server, file, path, unfinished=unfinished, where=where, stop=stop, told=told).run()
+        return file, Transfer(
+            remote.server, file, path, unfinished=unfinished, where=where, stop=stop, on_bytes=on_bytes
+        ).run()
 
     with bar, closing(in_threads(transfer, missing, stop=stop)) as whole:
         for file, size in whole:

@@ -165,8 +165,8 @@ class _Listing:
     ) -> Remote:
         """Return the source with all sizes that the server tells, its names checked and sorted."""
         unsized = [file for file in files if file.size is None and not file.stamp]
-        told = self._at_once(lambda file: self._server.at(file.place)._replace(name=file.name), unsized, " files")
-        of_name = {file.name: file for file in files} | {file.name: file for file in told}
+        sized = self._at_once(lambda file: self._server.at(file.place)._replace(name=file.name), unsized, " files")
+        of_name = {file.name: file for file in files} | {file.name: file for file in sized}
         above = {str(parent) for name in of_name for parent in PurePosixPath(name).parents} | set(folders)
         for name in (*of_name, *folders):
             is_plain = all(part not in ("", ".", "..") for part in name.split("/")) and "\0" not in name

@@ -25,9 +25,9 @@ LOGGERS = ("adlfs", "asyncio", "fsspec", "gcsfs", "s3fs")
 
 
 class Entry(NamedTuple):
-    """A file or a folder: its name, the place that fsspec knows it by, and of a file its size, if told, and its stamp.
+    """A file or a folder: its name, fsspec's name for its place, and of a file its size in bytes, if known, and stamp.
 
-    stamp: the first of STAMPS that is told, "" if none is.
+    stamp: the first of STAMPS that the server gives, "" if it gives none.
     """
 
     name: str

@@ -19,8 +19,8 @@ class Stopped(Exception):
 class Transfer:
     """The transfer of a file to `path`; what has come lies in `unfinished` until all has.
 
-    where: how errors call the file; told: called with each number of bytes that have come, below 0 for bytes that are
-    thrown away; waits_s: between tries that bring nothing new.
+    where: how errors call the file; on_bytes: called with each number of bytes that have come, below 0 for bytes that
+    are thrown away; waits_s: between tries that bring nothing new.
     """
 
     def __init__(
@@ -32,11 +32,11 @@ class Transfer:
         unfinished: Path,
         where: str,
         stop: Event,
-        told: Callable[[int], object],
+        on_bytes: Callable[[int], object],
         waits_s: Sequence[float] = WAITS_S,
     ) -> None:
         self._server, self._file, self._path, self._unfinished = server, file, path, unfinished
-        self._where, self._stop, self._told, self._waits_s = where, stop, told, waits_s
+        self._where, self._stop, self._on_bytes, self._waits_s = where, stop, on_bytes, waits_s
         # Else what has come may belong to what the file was before.
         self._can_continue = file.size is not None and file.stamp != ""
 
@@ -78,7 +78,7 @@ class Transfer:
         if self._file.size not in (None, count):
             self._begin_anew(out)
             raise SourceError(
-                f"{self._where}: {count} bytes came, where the server had told {self._file.size}; try again"
+                f"{self._where}: {count} bytes came, where the server had announced {self._file.size}; try again"
             )
         return None
 
@@ -93,11 +93,11 @@ class Transfer:
             if self._stop.is_set():
                 raise Stopped
             out.write(data)
-            self._told(len(data))
+            self._on_bytes(len(data))
             if self._file.size is not None and out.tell() > self._file.size:
                 return  # it is the wrong file, and may never end
 
     def _begin_anew(self, out: BinaryIO) -> None:
-        self._told(-out.tell())
+        self._on_bytes(-out.tell())
         out.seek(0)
         out.truncate()

@@ -1,9 +1,9 @@
 // The data of the map: arrays in the order of its points, and sheets of thumbnails that are decoded when they are seen.
 
 const byId = (id) => document.getElementById(id);
-const told = JSON.parse(byId("told").textContent);
+const mapFacts = JSON.parse(byId("mapFacts").textContent);
 const sheetsKept = 40;
-const perSheet = told.perRow * told.perRow;
+const perSheet = mapFacts.perRow * mapFacts.perRow;
 const sheets = new Map();
 
 function bytesOf(id) {
@@ -27,7 +27,7 @@ async function unpackAll() {
     neighbours: new Uint32Array(neighbours),
     cosines: new Int16Array(cosines),
     names: JSON.parse(new TextDecoder().decode(names)),
-    clusters: told.clusters ? new Uint16Array(await unpack("clusters")) : null,
+    clusters: mapFacts.clusters ? new Uint16Array(await unpack("clusters")) : null,
   };
 }
 
@@ -55,14 +55,14 @@ function sheetOf(point, ready) {
 
 // Draw a point's thumbnail into a square of a canvas; return false where there is none, or not yet.
 function drawThumbnail(context, point, left, top, side, ready) {
-  if (point >= told.thumbnails) return false;
+  if (point >= mapFacts.thumbnails) return false;
   const bitmap = sheetOf(point, ready);
   if (bitmap === null) return false;
   const place = point % perSheet;
-  const x = (place % told.perRow) * told.px;
-  const y = Math.floor(place / told.perRow) * told.px;
-  context.imageSmoothingEnabled = side < told.px || told.px > 32;
+  const x = (place % mapFacts.perRow) * mapFacts.px;
+  const y = Math.floor(place / mapFacts.perRow) * mapFacts.px;
+  context.imageSmoothingEnabled = side < mapFacts.px || mapFacts.px > 32;
   context.imageSmoothingQuality = "medium";
-  context.drawImage(bitmap, x, y, told.px, told.px, left, top, side, side);
+  context.drawImage(bitmap, x, y, mapFacts.px, mapFacts.px, left, top, side, side);
   return true;
 }

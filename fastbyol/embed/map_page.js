@@ -21,7 +21,7 @@ function colourOf(number) {
 
 function describe(point) {
   const group = map.data.classes[point];
-  const parts = group ? [told.classes[group - 1]] : [];
+  const parts = group ? [mapFacts.classes[group - 1]] : [];
   if (map.data.clusters) parts.push("group " + map.data.clusters[point]);
   return parts.join(" · ");
 }
@@ -45,7 +45,7 @@ function hover(event) {
   canvas.classList.toggle("over", point >= 0);
   if (tip.hidden) return;
   const [picture, name, about] = tip.children;
-  picture.hidden = point >= told.thumbnails;
+  picture.hidden = point >= mapFacts.thumbnails;
   if (picture.dataset.point !== String(point) && !picture.hidden) fillCanvas(picture, point, 198);
   name.textContent = map.data.names[point];
   about.textContent = describe(point);
@@ -65,11 +65,11 @@ function select(point, { flies = false } = {}) {
   byId("name").textContent = names[point];
   byId("about").textContent = describe(point);
   const picture = document.querySelector(".chosen canvas");
-  picture.hidden = point >= told.thumbnails;
+  picture.hidden = point >= mapFacts.thumbnails;
   if (!picture.hidden) fillCanvas(picture, point, innerWidth < 700 ? 112 : 294);
   const near = byId("near");
   near.replaceChildren();
-  for (let k = point * told.nearest; k < (point + 1) * told.nearest; k++) {
+  for (let k = point * mapFacts.nearest; k < (point + 1) * mapFacts.nearest; k++) {
     const button = document.createElement("button");
     const thumb = document.createElement("canvas");
     fillCanvas(thumb, neighbours[k], 54);
@@ -93,8 +93,8 @@ function filter() {
   map.shown = null;
   const found = [];
   if (text || chosenGroup >= 0) {
-    map.shown = new Uint8Array(told.count);
-    for (let point = 0; point < told.count; point++) {
+    map.shown = new Uint8Array(mapFacts.count);
+    for (let point = 0; point < mapFacts.count; point++) {
       if (chosenGroup >= 0 && map.colours[point] !== chosenGroup) continue;
       if (text && !names[point].toLowerCase().includes(text)) continue;
       map.shown[point] = 1;
@@ -127,8 +127,8 @@ function search() {
 // Colour the points by class, by group or alike, and list what the colours mean.
 function colour(kind) {
   const groups = { class: map.data.classes, group: map.data.clusters }[kind];
-  map.colours = new Uint16Array(told.count);
-  const [count, shift] = [kind === "class" ? told.classes.length : told.clusters, kind === "class" ? 0 : 1];
+  map.colours = new Uint16Array(mapFacts.count);
+  const [count, shift] = [kind === "class" ? mapFacts.classes.length : mapFacts.clusters, kind === "class" ? 0 : 1];
   if (groups) groups.forEach((group, point) => { map.colours[point] = group + shift; });
   const style = getComputedStyle(document.documentElement);
   const plain = groups ? style.getPropertyValue("--muted").trim() : style.getPropertyValue("--accent").trim();
@@ -149,7 +149,7 @@ function listGroups(kind, count) {
   const entries = byId("entries");
   entries.replaceChildren();
   entries.className = "";
-  const names = kind === "class" ? ["no class", ...told.classes] : ["", ...Array.from(sizes, (_, k) => "group " + k)];
+  const names = kind === "class" ? ["no class", ...mapFacts.classes] : ["", ...Array.from(sizes, (_, k) => "group " + k)];
   const numbers = Array.from({ length: count }, (_, k) => k + 1).concat(sizes[0] && count ? [0] : []);
   for (const number of numbers.slice(0, 200)) {
     const button = document.createElement("button");
@@ -172,7 +172,7 @@ function listGroups(kind, count) {
 }
 
 function listColourings() {
-  const kinds = [...(told.classes.length ? ["class"] : []), ...(told.clusters ? ["group"] : []), "none"];
+  const kinds = [...(mapFacts.classes.length ? ["class"] : []), ...(mapFacts.clusters ? ["group"] : []), "none"];
   const choice = byId("colour");
   for (const kind of kinds) choice.append(new Option(kind, kind));
   byId("colouring").hidden = kinds.length < 2;

@@ -28,7 +28,7 @@ function redraw() {
 }
 
 function resize() {
-  const ratio = Math.min(window.devicePixelRatio || 1, told.count > manyPoints ? 1.5 : 2);
+  const ratio = Math.min(window.devicePixelRatio || 1, mapFacts.count > manyPoints ? 1.5 : 2);
   const [width, height] = [Math.round(innerWidth * ratio), Math.round(innerHeight * ratio)];
   canvas.width = width;
   canvas.height = height;
@@ -129,7 +129,7 @@ function drawDots(wanted, radius, opacity) {
   const scale = view.scale * ratio;
   const [left, top] = [width / 2 - view.x * scale, height / 2 - view.y * scale];
   const [stride, length] = [width + 2 * border, offsets.length];
-  for (let point = told.count - 1; point >= 0; point--) {
+  for (let point = mapFacts.count - 1; point >= 0; point--) {
     if (shown !== null && shown[point] !== wanted) continue;
     const x = Math.round(places[2 * point] * scale + left);
     const y = Math.round(places[2 * point + 1] * scale + top);
@@ -161,7 +161,7 @@ function firstOfCells(level) {
   if (!cellsOfLevel.has(level)) {
     const { places } = map.data;
     const [side, taken, found] = [2 ** level, new Set(), []];
-    for (let point = 0; point < told.thumbnails; point++) {
+    for (let point = 0; point < mapFacts.thumbnails; point++) {
       const cell = Math.floor(places[2 * point] * side) * 2 * side + Math.floor(places[2 * point + 1] * side);
       if (!taken.has(cell)) {
         taken.add(cell);
@@ -183,7 +183,7 @@ function prepareLevels(level = 0) {
 // cells are enough for most images.
 function levelOfView() {
   let level = Math.min(Math.max(Math.floor(Math.log2(view.scale / cellMin)), 0), levelMax);
-  const isRoomy = () => firstOfCells(level - 1).length > 0.7 * told.thumbnails;
+  const isRoomy = () => firstOfCells(level - 1).length > 0.7 * mapFacts.thumbnails;
   while (level > 0 && view.scale / 2 ** (level - 1) < 1.2 * sideMax && isRoomy()) level--;
   return level;
 }
@@ -197,7 +197,7 @@ function drawThumbnails() {
   const { places } = map.data;
   const seen = firstOfCells(level).filter((point) =>
     Math.abs(places[2 * point] - view.x) < halfX && Math.abs(places[2 * point + 1] - view.y) < halfY);
-  const crowd = countVisible(told.thumbnails) / Math.max(seen.length, 1);
+  const crowd = countVisible(mapFacts.thumbnails) / Math.max(seen.length, 1);
   const opacity = Math.min(Math.max((crowdMax - crowd) / 4, 0), 1);
   if (opacity === 0) return;
   const half = side / 2 / view.scale;
@@ -226,8 +226,8 @@ function drawSelection() {
   context.strokeStyle = context.fillStyle = map.ink;
   context.lineWidth = 1;
   context.globalAlpha = 0.55;
-  for (let k = 0; k < told.nearest; k++) {
-    const [toX, toY] = onScreen(map.data.neighbours[map.selected * told.nearest + k]);
+  for (let k = 0; k < mapFacts.nearest; k++) {
+    const [toX, toY] = onScreen(map.data.neighbours[map.selected * mapFacts.nearest + k]);
     context.beginPath();
     context.moveTo(x, y);
     context.lineTo(toX, toY);
@@ -260,7 +260,7 @@ function radiusOf(count) {
 function draw() {
   const { ratio, pixels, image } = screen;
   pixels.fill(map.paper);
-  const crowd = countVisible(told.count);
+  const crowd = countVisible(mapFacts.count);
   if (map.shown !== null) drawDots(0, 0.8 * radiusOf(crowd), 0.5);
   drawDots(1, radiusOf(map.shown === null ? crowd : Math.min(crowd, map.found)), 0.8);
   context.setTransform(1, 0, 0, 1, 0, 0);
@@ -279,7 +279,7 @@ function pointAt(x, y, reach) {
   const { places } = map.data;
   const [atX, atY] = [(x - innerWidth / 2) / view.scale + view.x, (y - innerHeight / 2) / view.scale + view.y];
   let [found, best] = [-1, (reach / view.scale) ** 2];
-  for (let point = 0; point < told.count; point++) {
+  for (let point = 0; point < mapFacts.count; point++) {
     const [dx, dy] = [places[2 * point] - atX, places[2 * point + 1] - atY];
     const distance = dx * dx + dy * dy;
     if (distance < best && (map.shown === null || map.shown[point] === 1)) [found, best] = [point, distance];

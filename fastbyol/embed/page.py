@@ -7,7 +7,7 @@ import gzip
 import json
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -18,6 +18,7 @@ from fastbyol.embed.formats import Embedding
 from fastbyol.embed.neighbours import Nearest
 from fastbyol.evaluate.features import evenly_spaced
 from fastbyol.storage import files
+from fastbyol.storage.pages import render
 
 POINTS_MAX = 250_000  # images on a page
 PAGE_BYTES = 48_000_000
@@ -57,26 +58,26 @@ def write(
     px = thumbnails.choose_px(reader, samples, budget=budget)
     first = order_points(places)[: thumbnails.SAMPLE]
     order = order_points(places, limit=int(budget / thumbnails.bytes_each(reader, samples[first], px)))
-    packed = {name: pack(array) for name, array in _arrays(embedding, nearest, places, order).items()}
+    classes, class_names = _number_classes(embedding)
+    packed = {name: pack(array) for name, array in _arrays(embedding, nearest, places, classes, order).items()}
     sheets = thumbnails.draw(reader, samples[order], px, budget=budget, workers=workers)
-    classes = _class_names(embedding)
-    told = {
+    map_facts = {
         "count": count,
         "thumbnails": sheets.thumbnails,
         "px": sheets.px,
         "perRow": sheets.per_row,
         "nearest": nearest.rows.shape[1],
-        "classes": classes[1],
+        "classes": class_names,
         "clusters": 0 if embedding.clusters is None else int(embedding.clusters.max()) + 1,
     }
-    page = _render(
-        title=title,
-        facts=[f"{count:,} images", *facts, *_shortage(count, sheets.thumbnails)],
-        told=told,
-        packed=packed,
-        sheets=[base64.b64encode(sheet).decode() for sheet in sheets.jpegs],
-    )
-    files.write(path, page)
+    values = {
+        "title": title,
+        "facts": [f"{count:,} images", *facts, *_shortage(count, sheets.thumbnails)],
+        "map_facts": map_facts,
+        "packed": packed,
+        "sheets": [base64.b64encode(sheet).decode() for sheet in sheets.jpegs],
+    }
+    files.write(path, render(Path(__file__).with_name("map.html"), values))
     return Shown(count, sheets.thumbnails, path.stat().st_size)
 
 
@@ -85,14 +86,18 @@ def _shortage(count: int, shown: int) -> list[str]:
 
 
 def _arrays(
-    embedding: Embedding, nearest: Nearest, places: NDArray[np.float32], order: NDArray[np.int64]
+    embedding: Embedding,
+    nearest: Nearest,
+    places: NDArray[np.float32],
+    classes: NDArray[np.int64],
+    order: NDArray[np.int64],
 ) -> dict[str, bytes]:
     """Return the bytes of the page's arrays, little-endian, in the order of its points."""
     rank = np.empty_like(order)
     rank[order] = np.arange(len(order))
     found = {
         "places": places[order].astype("<f4").tobytes(),
-        "classes": _class_names(embedding)[0][order].astype("<u2").tobytes(),
+        "classes": classes[order].astype("<u2").tobytes(),
         "neighbours": rank[nearest.rows[order]].astype("<u4").tobytes(),
         "cosines": np.round(nearest.cosines[order] * 10_000).astype("<i2").tobytes(),
         "names": json.dumps([embedding.names[row] for row in order.tolist()]).encode(),
@@ -102,7 +107,7 @@ def _arrays(
     return found
 
 
-def _class_names(embedding: Embedding) -> tuple[NDArray[np.int64], list[str]]:
+def _number_classes(embedding: Embedding) -> tuple[NDArray[np.int64], list[str]]:
     """Number the classes that occur, the most frequent first, from 1; 0 is none, and what is beyond CLASS_MAX."""
     labels, inverse, counts = np.unique(embedding.labels, return_inverse=True, return_counts=True)
     counts = np.where(labels == UNLABELLED, 0, counts)
@@ -143,17 +148,3 @@ def _interleave(numbers: NDArray[np.int64]) -> NDArray[np.int64]:
 def pack(data: bytes) -> str:
     """Compress bytes for the page."""
     return base64.b64encode(gzip.compress(data, 6, mtime=0)).decode()
-
-
-def _render(**values: Any) -> str:
-    """Fill map.html; a name that it uses and that is not given is an error."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined  # noqa: PLC0415 - costs start-up time
-
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    return environment.get_template("map.html").render(values)

@@ -19,6 +19,7 @@ from fastbyol.evaluate.protocol import Files
 from fastbyol.report import curves, pictures, settings, timeline
 from fastbyol.report.curves import SERIES
 from fastbyol.storage import files
+from fastbyol.storage.pages import render
 
 __all__ = ["SERIES", "write"]
 
@@ -61,7 +62,7 @@ def write(  # noqa: PLR0913 - everything that a page shows
     """
     last = rows[-1] if rows else {}
     shown_neighbours = pictures.neighbour_rows(neighbours, *scored) if neighbours and scored else []
-    page = _render(
+    values = dict(
         name=config.recipe.name,
         data=config.data,
         facts=_facts(config, train),
@@ -77,22 +78,8 @@ def write(  # noqa: PLR0913 - everything that a page shows
         neighbours=shown_neighbours,
         settings=settings.table(config, plan),
     )
+    page = render(Path(__file__).with_name("report.html"), values, filters={"seconds": timeline.seconds})
     files.write(path, page)
-
-
-def _render(**values: Any) -> str:
-    """Fill report.html; a name that it uses and that is not given is an error."""
-    from jinja2 import Environment, FileSystemLoader, StrictUndefined  # noqa: PLC0415 - costs a start of training time
-
-    environment = Environment(
-        loader=FileSystemLoader(Path(__file__).parent),
-        autoescape=True,
-        undefined=StrictUndefined,
-        trim_blocks=True,
-        lstrip_blocks=True,
-    )
-    environment.filters["seconds"] = timeline.seconds
-    return environment.get_template("report.html").render(values)
 
 
 def _facts(config: Config, train: Reader) -> dict[str, str]:

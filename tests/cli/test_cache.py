@@ -217,6 +217,7 @@ def names_of(folder: Path) -> set[str]:
     return {path.relative_to(folder).as_posix() for path in folder.rglob("*.*")}
 
 
+@pytest.mark.slow
 def test_the_budget_ends_a_fetch_and_keeps_what_is_whole(
     web: Web, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:

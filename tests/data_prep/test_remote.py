@@ -186,7 +186,7 @@ def test_a_file_that_changes_while_it_is_fetched_is_never_taken_for_whole(
     web.changed["/x.zip"] = (web.folder / "shard-0.tar").read_bytes()
     assert write(f"{web.address}/x.zip", out) == 2
     size = len(web.changed["/x.zip"])
-    assert f"/x.zip: {size} bytes came, where the server had told " in capsys.readouterr().err
+    assert f"/x.zip: {size} bytes came, where the server had announced " in capsys.readouterr().err
     assert not out.exists()
     assert write(f"{web.address}/x.zip", out) == 0
     assert write(web.folder / "shard-0.tar", tmp_path / "l.beton") == 0
@@ -219,13 +219,14 @@ def test_a_server_that_tells_no_length_is_read_to_the_end(web: Web, tmp_path: Pa
     assert (tmp_path / "o.beton").read_bytes() == (tmp_path / "l.beton").read_bytes()
 
 
-def test_a_server_that_sends_more_than_it_told_is_stopped(
+def test_a_server_that_sends_more_than_it_announced_is_stopped(
     web: Web, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     (web.folder / "x.zip").write_bytes(bytes(3 * 2**24))
     web.size["/x.zip"] = 1000
     assert write(f"{web.address}/x.zip", tmp_path / "o.beton") == 2
-    said = re.search(r"/x.zip: (\d+) bytes came, where the server had told 1000; try again", capsys.readouterr().err)
+    error = capsys.readouterr().err
+    said = re.search(r"/x.zip: (\d+) bytes came, where the server had announced 1000; try again", error)
     assert said is not None
     assert int(said[1]) < 2**24
     assert not list(tmp_path.glob(".o.beton.*"))

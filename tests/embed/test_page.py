@@ -89,16 +89,16 @@ def write(path: Path, reader: Reader, embedding: Embedding, *, title: str = "pho
         "noscript",
         "script",
     }
-    code = "".join(line for line in text.splitlines() if len(line) < 400 and "told" not in line[:20])
+    code = "".join(line for line in text.splitlines() if len(line) < 400 and "mapFacts" not in line[:20])
     assert not re.search(r"@import|url\(|import\(|fetch\(|XMLHttp|https?:", code)
     return text
 
 
-def told(text: str) -> dict[str, Any]:
-    found = re.search(r'<script id="told" type="application/json">(.*?)</script>', text, re.DOTALL)
+def map_facts(text: str) -> dict[str, Any]:
+    found = re.search(r'<script id="mapFacts" type="application/json">(.*?)</script>', text, re.DOTALL)
     assert found
-    told: dict[str, Any] = json.loads(found[1])
-    return told
+    facts: dict[str, Any] = json.loads(found[1])
+    return facts
 
 
 def data(text: str, name: str) -> bytes:
@@ -117,7 +117,7 @@ def test_a_page_holds_every_image_with_its_neighbours_class_and_thumbnail(reader
     clusters = np.arange(60) % 5
     embedding = embedding_of(reader, class_names=reader.class_names, clusters=clusters)
     text = write(tmp_path / "map.html", reader, embedding)
-    facts = told(text)
+    facts = map_facts(text)
     assert (facts["count"], facts["thumbnails"], facts["nearest"], facts["clusters"]) == (60, 60, 3, 5)
     names = json.loads(data(text, "names"))
     rows = [int(name.removesuffix(".jpg")) for name in names]
@@ -146,7 +146,7 @@ def test_text_from_outside_is_escaped(reader: Reader, tmp_path: Path) -> None:
     text = write(tmp_path / "map.html", reader, named, title=HOSTILE)
     assert text.count("</script>") == text.count("<script")
     assert html.escape(HOSTILE, quote=True).replace("&#x27;", "&#39;").replace("&quot;", "&#34;") in text
-    assert told(text)["classes"] == [HOSTILE] * 10
+    assert map_facts(text)["classes"] == [HOSTILE] * 10
     assert set(json.loads(data(text, "names"))) == {HOSTILE}
 
 
@@ -156,7 +156,7 @@ def test_images_without_labels_and_few_of_them_make_a_page(tmp_path: Path) -> No
             for number in range(count):
                 writer.append(StoredImage(RAW, 8, 12, bytes([100 * number]) * (8 * 12 * 3)))
         with Reader(tmp_path / f"{count}.beton") as reader:
-            facts = told(write(tmp_path / "map.html", reader, embedding_of(reader)))
+            facts = map_facts(write(tmp_path / "map.html", reader, embedding_of(reader)))
         assert (facts["count"], facts["nearest"], facts["classes"]) == (count, count - 1, [])
 
 
@@ -166,7 +166,7 @@ def test_a_page_has_as_many_thumbnails_as_its_size_allows_and_says_so(
     monkeypatch.setattr(page, "PAGE_BYTES", 15_000)
     monkeypatch.setattr(thumbnails, "SHEET_PX", 64)
     text = write(tmp_path / "map.html", reader, embedding_of(reader))
-    shown = told(text)["thumbnails"]
+    shown = map_facts(text)["thumbnails"]
     assert 0 < shown < 60
     names = json.loads(data(text, "names"))[:shown]
     assert len(set(names)) == shown
