@@ -60,13 +60,14 @@ $(REHEARSAL)/installed: Makefile
 		torch==2.11.0 triton==3.6.0 "numpy<2.4" pillow tqdm safetensors pytest pytest-xdist hypothesis setuptools
 	touch $@
 
-# ffcv, DALI, torchvision, lightly, timm and W&B as oracles, in an environment of their own; ffcv is built from source.
+# ffcv, DALI, torchvision, lightly, timm and W&B as oracles; ffcv is built from source. Their environment finds torch,
+# Triton and pytest in the tests' own, so that these 2 GB are on the disk once.
 test-peers: $(PEERS)/installed
 	$(PEERS)/bin/python -c 'import ffcv, nvidia.dali, wandb'  # their tests skip themselves where they are missing
 	$(PEERS)/bin/pip show --quiet torchvision lightly timm  # which import only beside the torch they were built for
 	timeout 900 $(PEERS)/bin/python -m pytest -m peers tests/loaders/test_contract.py tests/peers
 
-$(PEERS)/installed: pyproject.toml setup.py constraints.txt constraints-peers.txt
+$(PEERS)/installed: $(INSTALLED) constraints-peers.txt
 	missing=$$(for name in $(PEERS_APT); do \
 		dpkg-query -W -f='$${Status}' $$name 2>/dev/null | grep -q 'ok installed' || echo $$name; done); \
 	if [ -n "$$missing" ] && [ "$$(id -u)" != 0 ]; then \
@@ -75,8 +76,10 @@ $(PEERS)/installed: pyproject.toml setup.py constraints.txt constraints-peers.tx
 		apt-get update -qq && DEBIAN_FRONTEND=noninteractive \
 			apt-get install -y -qq --no-install-recommends $$missing >/dev/null; fi
 	test -x $(PEERS)/bin/python || $(PYTHON) -m venv $(PEERS)
+	packages='import sysconfig; print(sysconfig.get_path("purelib"))'; \
+		$(BIN)/python -c "$$packages" > "$$($(PEERS)/bin/python -c "$$packages")/tests.pth"
 	$(PEERS)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -c constraints-peers.txt \
-		-e '.[ffcv,dali,wandb,tensorboard]' pytest
+		-e '.[ffcv,dali,wandb,tensorboard]'
 	$(PEERS)/bin/pip install --quiet --disable-pip-version-check --no-deps -c constraints-peers.txt \
 		torchvision lightly lightning-utilities timm
 	touch $@
