@@ -16,6 +16,7 @@ from fastbyol.encoder import init_
 from fastbyol.folded import FoldedResNet
 from fastbyol.kernels import reference
 from fastbyol.kernels.ema_loss import Workspace, ema_loss
+from fastbyol.objective import Objective
 from fastbyol.parts import Encoder, build_encoder, build_objective
 
 VIEWS = 2
@@ -144,6 +145,11 @@ class BYOL(nn.Module):
         if self.target is not None:
             self.target.train(mode and self.target_statistics == "batch")
         return self
+
+    def set_beta(self, beta: float) -> None:
+        """Set the weight of the negatives for the next forward."""
+        assert isinstance(self.objective, Objective)  # ObjectiveConfig rejects a beta that moves in other losses
+        self.objective.set_beta(beta)
 
     def synchronize_(self, group: dist.ProcessGroup | None) -> None:
         """Share batch-norm statistics and negatives among the ranks of a group, each with equally many images."""

@@ -22,7 +22,7 @@ from fastbyol.recipe import (
     Recipe,
     ViewConfig,
 )
-from fastbyol.registry import LOADERS, OPTIMIZERS
+from fastbyol.registry import LOADERS
 
 __all__ = [
     "CROPS",
@@ -74,7 +74,6 @@ class Config:
     device: str = "cpu"
     engine: str = "eager"
     precision: str = "float32"
-    optimizer: str = "lars"
     loader: str = "native"
     crop: str = "kernels"
     workers: int = 2
@@ -107,7 +106,6 @@ class Config:
             f"epochs is {self.epochs or 0:g}, not more than the {self.recipe.optim.warmup_epochs:g} epochs of warm-up; "
             "give more --epochs or fewer --warmup-epochs",
         )
-        OPTIMIZERS.check(self.optimizer)
         require(self.workers >= 1, f"workers is {self.workers}; give at least 1")
         require(self.threads is None or self.threads >= 1, f"threads is {self.threads}; give at least 1")
         require(self.prefetch >= 1, f"prefetch is {self.prefetch}; give at least 1 batch")
@@ -164,6 +162,7 @@ def from_json(text: str) -> Config:
     try:
         fields = json.loads(text)
         recipe = dict(fields.pop("recipe"))
+        recipe |= {"optimizer": fields.pop("optimizer")} if "optimizer" in fields else {}  # where 0.1 wrote it
         first, second = (ViewConfig(**_tuples(view)) for view in recipe.pop("views"))
         ramp = recipe.pop("crop_ramp", None)
         return Config(

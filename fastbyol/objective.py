@@ -42,8 +42,12 @@ def attraction(q: Tensor, z: Tensor, *, normalization: str = "l2") -> Tensor:
     return (normalize(q.to(wide), normalization) - other).square().sum() / (q.shape[0] // 2)
 
 
-def repulsion(q: Tensor, z: Tensor, *, temperature: float, group: dist.ProcessGroup | None = None) -> Tensor:
+def repulsion(
+    q: Tensor, z: Tensor, *, temperature: float, decoupled: bool = False, group: dist.ProcessGroup | None = None
+) -> Tensor:
     """Compute the similarity of predictions q to all projections z except their own, both [2B, D], view-major.
+
+    decoupled: also except the one of the image's other view (arXiv 2110.06848).
 
     2 * temperature times the mean over images of ln sum exp(cosine / temperature), summed over both directions, in
     float32 at least. With a group, z is gathered from all its ranks, equally many rows on each. Gradients reach q and
@@ -54,16 +58,20 @@ def repulsion(q: Tensor, z: Tensor, *, temperature: float, group: dist.ProcessGr
         first = dist.get_rank(group) * len(keys)
         keys = _all_gather(keys, group)
     similarities = normalize_rows(_at_least_float32(q)) @ keys.T / temperature
-    own = first + torch.arange(len(q), device=q.device)
-    return _sum_of_logsumexp(similarities.scatter(1, own[:, None], -torch.inf), temperature)
+    rows = torch.arange(len(q), device=q.device)
+    left_out = [rows, (rows + len(q) // 2) % len(q)] if decoupled else [rows]
+    columns = first + torch.stack(left_out, 1)
+    return _sum_of_logsumexp(similarities.scatter(1, columns, -torch.inf), temperature)
 
 
-def queue_repulsion(q: Tensor, z: Tensor, queue: Tensor, *, temperature: float) -> Tensor:
-    """Compute repulsion against the other view's projection and a queue [K, D] of unit rows.
+def queue_repulsion(q: Tensor, z: Tensor, queue: Tensor, *, temperature: float, decoupled: bool = False) -> Tensor:
+    """Compute repulsion against a queue [K, D] of unit rows and, unless decoupled, the other view's projection.
 
     Source: He et al. 2020, eq. 1, for both directions.
     """
     queries = normalize_rows(_at_least_float32(q))
+    if decoupled:
+        return _sum_of_logsumexp(queries @ queue.T / temperature, temperature)
     positives = torch.cat(normalize_rows(_at_least_float32(z)).chunk(2)[::-1])
     nearest = torch.cat([(queries * positives).sum(1, keepdim=True), queries @ queue.T], 1)
     return _sum_of_logsumexp(nearest / temperature, temperature)
@@ -102,7 +110,7 @@ def _all_gather(rows: Tensor, group: dist.ProcessGroup) -> Tensor:
 
 
 class Objective(nn.Module):
-    """The loss of an ObjectiveConfig: attraction + beta * repulsion.
+    """The loss of an ObjectiveConfig: attraction + beta * repulsion, with the beta of the last set_beta.
 
     Without negatives and with l2 it lies in [0, 8]. With beta 1 it is 4 + 4 * temperature times SimCLR's loss or, with
     a queue, MoCo's. The queue [K, D] is part of the state: random unit rows from the seed at first, then the newest K
@@ -110,6 +118,7 @@ class Objective(nn.Module):
     """
 
     _ticket: Tensor
+    beta: Tensor
     queue: Tensor
     queue_next: Tensor
 
@@ -118,11 +127,16 @@ class Objective(nn.Module):
         self.config = config
         self.group: dist.ProcessGroup | None = None
         self.register_buffer("_ticket", torch.zeros(1, dtype=torch.int32), persistent=False)  # for the loss kernel
+        self.register_buffer("beta", torch.tensor(config.beta, dtype=torch.float64), persistent=False)
         if config.queue:
             generator = torch.Generator().manual_seed(seed)
             rows = torch.randn(config.queue, dimensions, generator=generator)
             self.register_buffer("queue", normalize_rows(rows))
             self.register_buffer("queue_next", torch.zeros((), dtype=torch.int64))
+
+    def set_beta(self, beta: float) -> None:
+        """Set the weight of the negatives for the next step, on the device: a captured graph reads it there."""
+        self.beta.fill_(beta)
 
     def forward(self, q: Tensor, z: Tensor) -> Tensor:
         """Compute the loss of predictions q and projections z [2B, D], view-major; in training enqueue z."""
@@ -137,11 +151,15 @@ class Objective(nn.Module):
                 loss = attraction(q, z, normalization=config.normalization)
             if config.queue:
                 queue = self.queue.clone()  # the backward reads it after z is enqueued
-                loss = loss + config.beta * queue_repulsion(q, z, queue, temperature=config.temperature)
+                loss = loss + self.beta.to(loss.dtype) * queue_repulsion(
+                    q, z, queue, temperature=config.temperature, decoupled=config.decoupled
+                )
                 if self.training:
                     self._enqueue(z)
             elif config.beta:
-                loss = loss + config.beta * repulsion(q, z, temperature=config.temperature, group=self.group)
+                loss = loss + self.beta.to(loss.dtype) * repulsion(
+                    q, z, temperature=config.temperature, decoupled=config.decoupled, group=self.group
+                )
         return loss
 
     @torch.no_grad()

@@ -6,7 +6,7 @@ import math
 from dataclasses import dataclass
 
 from fastbyol.errors import require
-from fastbyol.registry import ENCODERS, OBJECTIVES
+from fastbyol.registry import ENCODERS, OBJECTIVES, OPTIMIZERS
 
 TARGET_STATISTICS = ("batch", "running")
 TARGETS = ("ema", "constant", "stop-gradient", "online")
@@ -100,7 +100,9 @@ class ObjectiveConfig:
     "byol", which another loss may read, too. `normalization`: of the projections, before they are compared.
     `beta`: weight of the negatives, at `temperature`. Negatives are the other images of the batch or, with `queue` > 0,
     that many earlier target projections. Without a predictor, beta 1 and target "online" are SimCLR; beta 1, target
-    "ema" and a queue are MoCo.
+    "ema" and a queue are MoCo. `fade`: the share of the run over which beta goes to `beta_end` by a half cosine, to
+    start as a contrastive method and end as BYOL; 0 keeps beta. `decoupled`: an image's other view is none of its
+    negatives, for which small batches are enough (Yeh et al. 2022, arXiv 2110.06848).
     """
 
     target: str = "ema"
@@ -109,6 +111,9 @@ class ObjectiveConfig:
     temperature: float = 0.1
     queue: int = 0
     loss: str = "byol"
+    fade: float = 0.0
+    beta_end: float = 0.0
+    decoupled: bool = False
 
     def __post_init__(self) -> None:
         OBJECTIVES.check(self.loss)
@@ -122,6 +127,20 @@ class ObjectiveConfig:
         require(
             self.normalization == "l2" or self.beta == 0,
             f"negatives are compared by cosine, not by normalization {self.normalization}; give beta 0 or l2",
+        )
+        require(0 <= self.fade <= 1, f"fade is {self.fade}; give a share of the run from 0, for a constant beta, to 1")
+        require(0 <= self.beta_end < math.inf, f"beta_end is {self.beta_end}; give a weight of the negatives from 0")
+        require(
+            self.beta > 0 or not (self.fade or self.beta_end or self.decoupled),
+            "fade, beta_end and decoupled are of negatives, and beta 0 has none; give beta above 0, or none of them",
+        )
+        require(
+            self.fade > 0 or self.beta_end == 0,
+            f"beta_end is {self.beta_end:g} without a share of the run to reach it in; give fade above 0",
+        )
+        require(
+            self.fade == 0 or self.loss == "byol",
+            f"fade moves the beta of loss byol, not of {self.loss}; give fade 0 or loss byol",
         )
         require(self.queue >= 0, f"queue is {self.queue}; give a number of projections, 0 for none")
         require(
@@ -203,6 +222,7 @@ class CropRamp:
 class Recipe:
     """A training recipe: networks, views, loss, optimisation and their sizes.
 
+    `optimizer`: its name among OPTIMIZERS, with the rates of `optim`.
     `epochs`: the length the constants were chosen for; `presets`: rates for other lengths. `crop_px`: side of a
     training view; `eval_px`: side of an evaluation view, the centre square whose side is `eval_margin` times the
     image's short side. Departures from the paper: with `target_statistics` "running" the target normalises by an EMA of
@@ -229,8 +249,10 @@ class Recipe:
     crop_ramp: CropRamp | None = None
     recalibrate: int = 0
     objective: ObjectiveConfig = ObjectiveConfig()
+    optimizer: str = "lars"
 
     def __post_init__(self) -> None:
+        OPTIMIZERS.check(self.optimizer)
         require(
             self.target_statistics in TARGET_STATISTICS,
             f"target_statistics is {self.target_statistics!r}; give one of {', '.join(TARGET_STATISTICS)}",

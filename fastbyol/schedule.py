@@ -1,11 +1,11 @@
-"""Learning-rate, EMA and crop schedules as pure functions of progress in [0, 1]."""
+"""Learning-rate, EMA, crop and beta schedules as pure functions of progress in [0, 1]."""
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
 
-from fastbyol.recipe import CropRamp, Recipe, scale_lr
+from fastbyol.recipe import CropRamp, ObjectiveConfig, Recipe, scale_lr
 
 
 def _cosine_decay(progress: float) -> float:
@@ -27,6 +27,14 @@ def ema_rate(progress: float, *, base: float, rises: bool = True) -> float:
     if not rises:
         return base
     return 1 - (1 - base) * _cosine_decay(progress)
+
+
+def beta(progress: float, *, objective: ObjectiveConfig) -> float:
+    """Return the weight of the negatives: from `beta` to `beta_end` by a half cosine over the share `fade`."""
+    if not objective.fade:
+        return objective.beta
+    left = _cosine_decay(min(progress / objective.fade, 1.0))
+    return objective.beta_end + (objective.beta - objective.beta_end) * left
 
 
 def crop_px(progress: float, *, full_px: int, ramp: CropRamp | None) -> int:
@@ -66,6 +74,7 @@ class Schedule:
     warmup: float
     full_px: int
     ramp: CropRamp | None
+    objective: ObjectiveConfig
     tau_rises: bool = True
 
     def learning_rate(self, progress: float) -> float:
@@ -75,6 +84,10 @@ class Schedule:
     def tau(self, progress: float) -> float:
         """Return the EMA rate of the target at a progress in [0, 1]."""
         return ema_rate(progress, base=self.tau_base, rises=self.tau_rises)
+
+    def beta(self, progress: float) -> float:
+        """Return the weight of the negatives at a progress in [0, 1]."""
+        return beta(progress, objective=self.objective)
 
     def crop_px(self, progress: float) -> int:
         """Return the side of a training view, in pixels, at a progress in [0, 1]."""
@@ -93,6 +106,7 @@ def build(recipe: Recipe, *, epochs: float, warmup_max: float = 1.0) -> Schedule
         full_px=recipe.crop_px,
         ramp=recipe.crop_ramp,
         tau_rises=recipe.optim.tau_rises,
+        objective=recipe.objective,
     )
 
 

@@ -80,6 +80,33 @@ def test_beta_one_without_predictor_and_target_is_simclr() -> None:
     close(ours[0], theirs[0])
 
 
+@pytest.mark.parametrize("target", ["ema", "online"])
+def test_decoupled_negatives_leave_out_the_images_other_view(target: str) -> None:
+    q, z = pair()
+    unit_q, unit_z = F.normalize(q, dim=1), F.normalize(z, dim=1)
+    total = 0.0
+    for row in range(2 * IMAGES):
+        others = [i for i in range(2 * IMAGES) if i % IMAGES != row % IMAGES]
+        positive = unit_q[row] @ unit_z[(row + IMAGES) % (2 * IMAGES)]
+        total += (2 - 2 * positive + 0.6 * (unit_z[others] @ unit_q[row] / 0.3).logsumexp(0)).item()
+    close(objective_of(beta=1.0, temperature=0.3, target=target, decoupled=True)(q, z), total / IMAGES)
+
+
+def test_decoupled_negatives_of_a_queue_are_the_queue_alone() -> None:
+    q, z = pair()
+    model = objective_of(beta=1.0, temperature=0.3, queue=16, decoupled=True)
+    negatives = 0.6 * (F.normalize(q, dim=1) @ model.queue.T / 0.3).logsumexp(1).sum() / IMAGES
+    close(model.eval()(q, z), byol_loss(q, z) + negatives)
+
+
+def test_beta_set_for_a_step_is_the_beta_of_the_loss() -> None:
+    q, z = pair()
+    fading = objective_of(beta=1.0, fade=0.5)
+    for beta in (1.0, 0.3, 0.0):
+        fading.set_beta(beta)
+        close(fading(q, z), objective_of(beta=beta)(q, z))
+
+
 def test_beta_one_with_a_queue_is_moco_in_both_directions() -> None:
     q, z = pair()
     model = objective_of(beta=1.0, temperature=0.3, queue=16)

@@ -7,9 +7,9 @@ from dataclasses import replace
 
 import pytest
 
-from fastbyol.config import CropRamp, Preset
+from fastbyol.config import CropRamp, ObjectiveConfig, Preset
 from fastbyol.recipes import named
-from fastbyol.schedule import build, crop_px, ema_rate, learning_rate, peaks, relative_cost
+from fastbyol.schedule import beta, build, crop_px, ema_rate, learning_rate, peaks, relative_cost
 
 
 @pytest.mark.parametrize("warmup", [0.0, 0.01, 0.5])
@@ -81,3 +81,11 @@ def test_relative_cost_is_the_mean_of_the_ramps_pixels() -> None:
     assert relative_cost(named("demo")) == 1
     made = build(recipe, epochs=2)
     assert (made.crop_px(0.0), made.crop_px(0.49), made.crop_px(0.5), made.crop_px(1.0)) == (12, 12, 24, 24)
+
+
+def test_beta_fades_by_half_a_cosine_and_stays_at_its_end() -> None:
+    objective = ObjectiveConfig(beta=1.0, fade=0.4, beta_end=0.2)
+    assert beta(0.0, objective=objective) == 1.0
+    assert beta(0.2, objective=objective) == pytest.approx(0.6)
+    assert [beta(progress, objective=objective) for progress in (0.4, 0.7, 1.0)] == [0.2] * 3
+    assert beta(0.5, objective=ObjectiveConfig(beta=0.7)) == 0.7

@@ -140,9 +140,9 @@ def _add_method(parser: Parser) -> None:
     group.add_argument(
         "--optimizer",
         type=part_of(registry.OPTIMIZERS),
-        default="lars",
         metavar="NAME",
-        help="lars; sgd, with momentum; apex-larc, which needs NVIDIA apex; or your module:attribute",
+        help="lars; sgd, with momentum; apex-larc, which needs NVIDIA apex; or your module:attribute "
+        "(default: the recipe's)",
     )
     group.add_argument(
         "--crop", choices=CROPS, default="kernels", help="what crops the views: our kernels, or DALI, a little apart"

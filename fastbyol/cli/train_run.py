@@ -130,7 +130,7 @@ def recipe_of(args: argparse.Namespace) -> Recipe:
     recipe = named(args.recipe)
     given = {name: getattr(args, name) for name in ("base_lr", "tau_base", "weight_decay", "warmup_epochs")}
     optim_changes = {name: value for name, value in given.items() if value is not None}
-    given = {name: getattr(args, name) for name in ("batch_size", "target_statistics", "lagged_target")}
+    given = {name: getattr(args, name) for name in ("batch_size", "optimizer", "target_statistics", "lagged_target")}
     changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     if optim_changes.keys() & {"base_lr", "tau_base"}:
         changes["presets"] = with_peaks(recipe.presets, base_lr=args.base_lr, tau_base=args.tau_base)
@@ -169,7 +169,6 @@ def config_of(args: argparse.Namespace, folder: RunFolder) -> Config:
         device=device,
         engine=args.engine or ("graph" if runs_graph else "eager"),
         precision=args.precision or ("bfloat16" if device == "cuda" else "float32"),
-        optimizer=args.optimizer,
         loader=args.loader,
         crop=args.crop,
         workers=workers,

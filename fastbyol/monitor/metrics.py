@@ -52,28 +52,32 @@ class Intervals:
         self.seconds = dict.fromkeys(LAPS, 0.0)
         self.images = 0
         self._began = self._lap = time.perf_counter()
+        self._cpu_began = self._cpu_lap = time.process_time()
 
     def lap(self, name: str) -> float:
         """Add the time since the last lap to `name`, one of LAPS; return it, in seconds."""
         now = time.perf_counter()
-        took_s, self._lap = now - self._lap, now
+        took_s, self._lap, self._cpu_lap = now - self._lap, now, time.process_time()
         self.seconds[name] += took_s
         return took_s
 
     def skip(self) -> None:
         """Leave the time since the last lap out of the sums and of the interval."""
-        now = time.perf_counter()
+        now, cpu = time.perf_counter(), time.process_time()
         self._began += now - self._lap
-        self._lap = now
+        self._cpu_began += cpu - self._cpu_lap
+        self._lap, self._cpu_lap = now, cpu
 
     def take(self, *, gpu_idle: Idle | None = None) -> dict[str, float]:
         """Return and reset the sums, the interval, images/s and the fraction of time lost waiting, in [0, 1].
 
-        gpu_idle: what a GPU idled between steps, None without one. While it computes, the host's waiting loses nothing.
+        cpu_s: CPU-seconds of the interval, of all threads of this process. gpu_idle: what a GPU idled between steps,
+        None without one. While it computes, the host's waiting loses nothing.
         """
-        now = time.perf_counter()
+        now, cpu = time.perf_counter(), time.process_time()
         interval_s = now - self._began
-        row = {"images_per_s": self.images / interval_s, "interval_s": interval_s, **self.seconds}
+        row = {"images_per_s": self.images / interval_s, "interval_s": interval_s, "cpu_s": cpu - self._cpu_began}
+        row |= self.seconds
         lost_s = self.seconds["loader_wait_s"]
         if gpu_idle is not None:
             lost_s = gpu_idle.waiting_s
@@ -81,4 +85,5 @@ class Intervals:
         row["loader_wait_share"] = min(lost_s / interval_s, 1.0)
         self.seconds = dict.fromkeys(self.seconds, 0.0)
         self.images, self._began, self._lap = 0, now, now
+        self._cpu_began = self._cpu_lap = cpu
         return row

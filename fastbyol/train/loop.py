@@ -172,6 +172,8 @@ class Loop:
             batch = next(batches)
         self.throttle.before_step(wait_s=intervals.lap("loader_wait_s"))
         rates = {"lr": schedule.learning_rate(progress), "tau": schedule.tau(progress)}
+        if schedule.objective.fade:
+            self.model.set_beta(schedule.beta(progress))
         crop_px = schedule.crop_px(progress)
         with self.threads.unit(crop_px):
             parts = self.pipeline.views(batch, crop_px, intervals)

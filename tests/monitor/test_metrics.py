@@ -148,6 +148,22 @@ def test_intervals_account_for_waiting_as_a_share() -> None:
     assert intervals.take()["loader_wait_share"] == 0.0
 
 
+def test_cpu_seconds_leave_out_what_the_interval_leaves_out() -> None:
+    def busy(seconds: float) -> None:
+        end = time.process_time() + seconds
+        while time.process_time() < end:
+            pass
+
+    intervals = Intervals()
+    busy(0.03)
+    intervals.lap("step_s")
+    busy(0.2)
+    intervals.skip()
+    busy(0.02)
+    assert 0.05 <= intervals.take()["cpu_s"] < 0.2
+    assert intervals.take()["cpu_s"] < 0.05
+
+
 def test_waiting_while_the_gpu_computes_loses_nothing() -> None:
     intervals = Intervals()
     time.sleep(0.03)

@@ -43,6 +43,7 @@ def learned(out: Path) -> list[dict[str, Any]]:
         "elapsed_s",
         "images_per_s",
         "interval_s",
+        "cpu_s",
         "loader_wait_s",
         "loader_wait_share",
         "views_s",
