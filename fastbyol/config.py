@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import math
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -46,6 +47,7 @@ __all__ = [
 CROPS = ("kernels", "dali")
 ENGINES = ("eager", "graph", "compile")
 PRECISIONS = ("float32", "bfloat16")
+METHODS = ("recipe", "auto")
 ON_ERROR = ("fail", "skip")  # for a sample that does not decode
 
 
@@ -54,6 +56,7 @@ class Config:
     """The settings of one run: its recipe, data, length and hardware.
 
     Give exactly one length: `budget_s`, seconds over all processes of the run; `deadline`, a Unix time; or `epochs`.
+    `method` "auto": what has won at this length takes the place of the recipe's own method, see recipes/methods.py.
     `labelled`: images among which kNN looks for neighbours of `val`, instead of those of `data` that have a label.
     `checkpoint_s` None: the measured cost of a checkpoint decides how often one is written. `knn_at`: shares of the run
     at which the encoder is scored on `val`, besides its start and end. `micro_batches` None: the GPU's memory decides
@@ -74,6 +77,7 @@ class Config:
     device: str = "cpu"
     engine: str = "eager"
     precision: str = "float32"
+    method: str = "recipe"
     loader: str = "native"
     crop: str = "kernels"
     workers: int = 2
@@ -110,6 +114,7 @@ class Config:
         require(self.threads is None or self.threads >= 1, f"threads is {self.threads}; give at least 1")
         require(self.prefetch >= 1, f"prefetch is {self.prefetch}; give at least 1 batch")
         require(self.on_error in ON_ERROR, f"on_error is {self.on_error!r}; give one of {', '.join(ON_ERROR)}")
+        require(self.method in METHODS, f"method is {self.method!r}; give one of {', '.join(METHODS)}")
         LOADERS.check(self.loader)
         require(self.crop in CROPS, f"crop is {self.crop!r}; give one of {', '.join(CROPS)}")
         require(
@@ -145,6 +150,10 @@ class Config:
             f"a lagged target moves with every forward, and a step of {self.parts} micro-batches has {self.parts}; "
             "leave out --lagged-target or --micro-batches",
         )
+
+    def end_s(self, elapsed_at: Callable[[float], float]) -> float | None:
+        """Return when the run ends, in its own seconds, which `elapsed_at` gives of a Unix time; None by epochs."""
+        return self.budget_s if self.deadline is None else elapsed_at(self.deadline)
 
     @property
     def parts(self) -> int:

@@ -12,7 +12,7 @@ from typing import NoReturn
 from fastbyol import registry
 from fastbyol.budget import Stopwatch, parse_budget, parse_duration, process_age_s
 from fastbyol.cli.recipes import format_recipes
-from fastbyol.config import CROPS, ENGINES, ON_ERROR, PRECISIONS, TARGET_STATISTICS
+from fastbyol.config import CROPS, ENGINES, METHODS, ON_ERROR, PRECISIONS, TARGET_STATISTICS
 from fastbyol.errors import ConfigError
 from fastbyol.recipes import named
 from fastbyol.system.command_line import (
@@ -129,6 +129,12 @@ def _add_run_folder(parser: Parser) -> None:
 
 def _add_method(parser: Parser) -> None:
     group = parser.add_argument_group("method")
+    group.add_argument(
+        "--method",
+        choices=METHODS,
+        default="recipe",
+        help="the recipe's own method, or the one that has won at the length of this run (default: recipe)",
+    )
     group.add_argument("--batch-size", type=int, metavar="N", help=f"images in a step, over all ranks {OF_RECIPE}")
     group.add_argument("--base-lr", type=float, metavar="X", help=f"peak learning rate per 256 images {OF_RECIPE}")
     group.add_argument(

@@ -169,6 +169,7 @@ def config_of(args: argparse.Namespace, folder: RunFolder) -> Config:
         device=device,
         engine=args.engine or ("graph" if runs_graph else "eager"),
         precision=args.precision or ("bfloat16" if device == "cuda" else "float32"),
+        method=args.method,
         loader=args.loader,
         crop=args.crop,
         workers=workers,

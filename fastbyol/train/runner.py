@@ -26,7 +26,7 @@ from fastbyol.storage.run_folder import RunFolder, check_resumable, check_unused
 from fastbyol.system.device import make_deterministic
 from fastbyol.system.distributed import World, join_ranks
 from fastbyol.system.signals import StopSignal
-from fastbyol.train import memory, micro_batches, step
+from fastbyol.train import memory, method, micro_batches, step
 from fastbyol.train.finish import Closing
 from fastbyol.train.loop import Loop
 from fastbyol.train.planning import Planner
@@ -48,7 +48,7 @@ def run(
     checkpoint is resumed in smaller micro-batches. Raises ConfigError, BetonError or CheckpointError for unusable
     input, before anything is overwritten; OSError from the disk; watchdog.Diverged; distributed.RankLost.
     """
-    with open_run(config, folder, resume=resume, overwrite=overwrite) as opened:
+    with open_run(config, folder, stopwatch=stopwatch, resume=resume, overwrite=overwrite) as opened:
         if opened.state == "finished":
             return True
         chosen, has_started = opened.config, opened.state == "started"
@@ -98,8 +98,10 @@ class OpenRun(NamedTuple):
 
 
 @contextmanager
-def open_run(config: Config, folder: RunFolder, *, resume: bool, overwrite: bool) -> Iterator[OpenRun]:
-    """Join the ranks, check data and folder, lock the folder, and choose the micro-batches, for the with-block."""
+def open_run(
+    config: Config, folder: RunFolder, *, stopwatch: Stopwatch, resume: bool, overwrite: bool
+) -> Iterator[OpenRun]:
+    """Join the ranks, check data and folder, lock the folder, choose method and micro-batches, for the with-block."""
     require_pillow()
     with ExitStack() as stack:
         world, train = stack.enter_context(join_ranks(config.device)), stack.enter_context(Reader(config.data))
@@ -115,6 +117,8 @@ def open_run(config: Config, folder: RunFolder, *, resume: bool, overwrite: bool
             return
         with lock(folder) if world.is_main else nullcontext():
             recorded = folder.read_config() if state == "started" and world.is_main else None
+            if config.method == "auto":
+                config = method.choose_or_adopt(config, recorded, train=train, world=world, stopwatch=stopwatch)
             chosen = micro_batches.choose_micro_batches(config, train=train, world=world, recorded=recorded)
             yield OpenRun(chosen, folder, train, scored, world, state)
 
@@ -155,7 +159,7 @@ def _folder_state(folder: RunFolder, config: Config, *, resume: bool, overwrite:
             print(f"{folder.path} holds no run yet; starting one", file=sys.stderr)
         check_unused(folder, overwrite=overwrite)
         return "new"
-    check_resumable(folder, config)
+    check_resumable(folder, method.adopt(config, folder.read_config()))
     return "finished" if folder.result.exists() else "started"
 
 
@@ -233,7 +237,7 @@ class Run:
 
         A run that ends early, by a signal or because it diverges, leaves its report.
         """
-        deadline_s, score_until_s = self._deadline_s(), math.inf
+        deadline_s, score_until_s = self.config.end_s(self.stopwatch.elapsed_at), math.inf
         if self.loop.position.progress < 1.0:
             planner = Planner(self.loop, self.closing, epochs=self.epochs, used_before_s=self.used_before_s)
             planned = planner.plan(deadline_s)
@@ -255,12 +259,6 @@ class Run:
         if self.world.is_main:
             self.closing.finish(deadline_s=deadline_s, score_until_s=score_until_s)
         return True
-
-    def _deadline_s(self) -> float | None:
-        """Return the end of the process in seconds of the run; None for a run of a number of epochs."""
-        if self.config.deadline is not None:
-            return self.stopwatch.elapsed_at(self.config.deadline)
-        return self.config.budget_s
 
     def _report_unfinished(self) -> None:
         """Write the report of an unfinished run; all ranks wait for it, so that none is taken for lost."""

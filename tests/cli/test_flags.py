@@ -43,7 +43,7 @@ CONTRACT = {
     "fastbyol": "--help --version",
     "fastbyol-train": "RECIPE --base-lr --batch-size --budget --cache --checkpoint-every --crop --crop-ramp --data "
     "--deterministic --device --engine --epochs --help --knn-at --labelled --lagged-target --loader --log-every "
-    "--micro-batches --no-tensorboard --on-error --optimizer --out --overwrite --plan --precision --prefetch --prep "
+    "--method --micro-batches --no-tensorboard --on-error --optimizer --out --overwrite --plan --precision --prefetch --prep "
     "--profile --recipes --resume --seed --stop-on-collapse --tau-base --target-statistics --threads --val --version "
     "--wandb --warmup-epochs --weight-decay --workers",
     "fastbyol-eval": "--help --version",

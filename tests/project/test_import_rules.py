@@ -25,7 +25,7 @@ MAY_IMPORT = {  # the folders of fastbyol/ that the modules of a folder may impo
         "system",
         TOP,
     },
-    "train": {"report", "evaluate", "monitor", "export", "loaders", "storage", "system", "kernels", TOP},
+    "train": {"report", "evaluate", "monitor", "export", "loaders", "recipes", "storage", "system", "kernels", TOP},
     "ablations": {"evaluate", "monitor", "storage", "system", TOP},
     "report": {"evaluate", "loaders", "storage", "kernels", TOP},
     "embed": {"evaluate", "storage", "system", TOP},

@@ -1,0 +1,92 @@
+"""Choice of the training method by the epochs that a run's budget fits, before its model is built."""
+
+from __future__ import annotations
+
+import statistics
+import sys
+import time
+from dataclasses import replace
+
+import torch
+
+from fastbyol.beton import Reader
+from fastbyol.budget import Stopwatch
+from fastbyol.byol import BYOL
+from fastbyol.config import Config, Recipe
+from fastbyol.parts import build_optimizer
+from fastbyol.recipes.methods import choices, choose, variants
+from fastbyol.recipes.overrides import apply_change
+from fastbyol.system.distributed import World
+from fastbyol.train import memory, step
+
+WARM_UP, TIMED = step.WARM_UP + 1, 3  # steps; a graph is captured after its engine's warm-up
+TRAINING_SHARE = 0.85  # of the time left goes into steps, the rest into planning, views and closing work
+
+
+def adopt(config: Config, recorded: Config) -> Config:
+    """Return the configuration with the recipe that auto chose for the run that it is to resume."""
+    if config.method == recorded.method == "auto" and recorded.recipe in variants(config.recipe):
+        return replace(config, recipe=recorded.recipe)
+    return config
+
+
+def choose_or_adopt(
+    config: Config, recorded: Config | None, *, train: Reader, world: World, stopwatch: Stopwatch
+) -> Config:
+    """Return the configuration with the recipe that --method auto chooses, or has chosen for the run to resume.
+
+    Rank 0 chooses for all ranks and says why in a line.
+    """
+    chosen, line = world.from_main(_choice(config, recorded, train, world, stopwatch) if world.is_main else None)
+    if world.is_main:
+        print(f"method: {line}", file=sys.stderr)
+    return replace(config, recipe=chosen)
+
+
+def _choice(
+    config: Config, recorded: Config | None, train: Reader, world: World, stopwatch: Stopwatch
+) -> tuple[Recipe, str]:
+    """Return the recipe and a line about it."""
+    recipe, epochs = config.recipe, config.epochs
+    if recorded is not None:
+        return recorded.recipe, f"as chosen, {recorded.recipe.name}"
+    if not choices(recipe):
+        return recipe, f"nothing was measured for {recipe.name}; its own stays"
+    if epochs is None:
+        end_s = config.end_s(stopwatch.elapsed_at)
+        assert end_s is not None
+        left_s = TRAINING_SHARE * max(end_s - stopwatch.elapsed_s(), 0.0)
+        each_s = step_s(config, images=recipe.batch_size // world.ranks)
+        epochs = max(left_s / each_s, 1.0) * recipe.batch_size / len(train)
+    choice = choose(recipe, epochs=epochs)
+    if choice is None:
+        return recipe, f"{recipe.name}'s own, which nothing has beaten in runs of {epochs:.2g} epochs (docs/quality.md)"
+    evidence = choice.nearest(epochs)
+    return apply_change(recipe, choice.change), (
+        f"{choice.name}, for about {epochs:.2g} epochs of {recipe.name}: kNN {evidence.chosen:.1f} against "
+        f"{evidence.own:.1f} by its own method at {evidence.epochs:.2g} epochs (docs/quality.md); the same as recipe "
+        f"{recipe.name}+{choice.change}"
+    )
+
+
+def step_s(config: Config, *, images: int) -> float:
+    """Measure the seconds of a step on this many random images, on a model of its own, in parts where memory ends."""
+    recipe = config.recipe
+    try:
+        model = BYOL(recipe.encoder, recipe.head, seed=config.seed, objective=recipe.objective).to(config.device)
+        optimizer = build_optimizer(recipe.optimizer, model, model.target_of(), recipe.optim)
+        engine = step.engine(config.engine, model, optimizer, precision=config.precision)
+        size = (2 * images, 3, recipe.crop_px, recipe.crop_px)
+        views = torch.rand(size, device=config.device).contiguous(memory_format=torch.channels_last)
+        taken = []
+        for _ in range(WARM_UP + TIMED):
+            began_s = time.monotonic()
+            engine(views, lr=0.0, tau=1.0)
+            if config.device == "cuda":
+                torch.cuda.synchronize()
+            taken.append(time.monotonic() - began_s)
+        return statistics.median(taken[WARM_UP:])
+    except RuntimeError as error:
+        if not memory.is_out_of_memory(error) or images < 4:
+            raise
+    return 2 * step_s(config, images=images // 2)
