@@ -171,7 +171,8 @@ def from_json(text: str) -> Config:
     try:
         fields = json.loads(text)
         recipe = dict(fields.pop("recipe"))
-        recipe |= {"optimizer": fields.pop("optimizer")} if "optimizer" in fields else {}  # where 0.1 wrote it
+        if "optimizer" in fields:  # where version 0.1 wrote it
+            recipe["optim"]["optimizer"] = fields.pop("optimizer")
         first, second = (ViewConfig(**_tuples(view)) for view in recipe.pop("views"))
         ramp = recipe.pop("crop_ramp", None)
         return Config(

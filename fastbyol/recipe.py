@@ -157,7 +157,7 @@ class ObjectiveConfig:
 
 @dataclass(frozen=True)
 class OptimConfig:
-    """The peaks of the schedules and the constants of LARS.
+    """The optimiser, its name among OPTIMIZERS, the peaks of its schedules and its constants.
 
     `base_lr`: peak learning rate per 256 images of batch, reached linearly over `warmup_epochs`. `tau_base`: the
     target's EMA rate at the start, which rises to 1 unless `tau_rises` is False. `trust`: LARS's trust coefficient.
@@ -170,8 +170,10 @@ class OptimConfig:
     momentum: float = 0.9
     trust: float = 1e-3
     tau_rises: bool = True
+    optimizer: str = "lars"
 
     def __post_init__(self) -> None:
+        OPTIMIZERS.check(self.optimizer)
         for name in ("base_lr", "weight_decay", "warmup_epochs"):
             value = getattr(self, name)
             require(0 <= value <= FLOAT32_SAFE, f"{name} is {value}; give a number from 0 to {FLOAT32_SAFE:g}")
@@ -221,8 +223,6 @@ class CropRamp:
 @dataclass(frozen=True)
 class Recipe:
     """A training recipe: networks, views, loss, optimisation and their sizes.
-
-    `optimizer`: its name among OPTIMIZERS, with the rates of `optim`.
     `epochs`: the length the constants were chosen for; `presets`: rates for other lengths. `crop_px`: side of a
     training view; `eval_px`: side of an evaluation view, the centre square whose side is `eval_margin` times the
     image's short side. Departures from the paper: with `target_statistics` "running" the target normalises by an EMA of
@@ -249,10 +249,8 @@ class Recipe:
     crop_ramp: CropRamp | None = None
     recalibrate: int = 0
     objective: ObjectiveConfig = ObjectiveConfig()
-    optimizer: str = "lars"
 
     def __post_init__(self) -> None:
-        OPTIMIZERS.check(self.optimizer)
         require(
             self.target_statistics in TARGET_STATISTICS,
             f"target_statistics is {self.target_statistics!r}; give one of {', '.join(TARGET_STATISTICS)}",

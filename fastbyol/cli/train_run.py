@@ -128,9 +128,11 @@ def memory_plan(args: argparse.Namespace) -> str:
 def recipe_of(args: argparse.Namespace) -> Recipe:
     """Build the recipe with the command line's changes; a peak rate given there applies to runs of any length."""
     recipe = named(args.recipe)
-    given = {name: getattr(args, name) for name in ("base_lr", "tau_base", "weight_decay", "warmup_epochs")}
+    given = {
+        name: getattr(args, name) for name in ("base_lr", "tau_base", "weight_decay", "warmup_epochs", "optimizer")
+    }
     optim_changes = {name: value for name, value in given.items() if value is not None}
-    given = {name: getattr(args, name) for name in ("batch_size", "optimizer", "target_statistics", "lagged_target")}
+    given = {name: getattr(args, name) for name in ("batch_size", "target_statistics", "lagged_target")}
     changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     if optim_changes.keys() & {"base_lr", "tau_base"}:
         changes["presets"] = with_peaks(recipe.presets, base_lr=args.base_lr, tau_base=args.tau_base)

@@ -33,7 +33,7 @@ def _usual(config: Config, plan: dict[str, Any]) -> dict[str, str]:
         "warm-up": f"{optim.warmup_epochs:g} epochs",
         "weight decay": f"{optim.weight_decay:g}",
         **_rate(optim, recipe.objective, tau_base),
-        "optimiser": recipe.optimizer,
+        "optimiser": optim.optimizer,
         "engine": config.engine,
         "loader": f"{config.loader}, {config.workers} workers",
         "first view": _view(recipe.views[0]),

@@ -6,6 +6,7 @@ import os
 from collections import deque
 from collections.abc import Callable
 from functools import partial
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
@@ -20,6 +21,16 @@ def choose_device(requested: str | None) -> str:
     if requested == "cuda" and not torch.cuda.is_available():
         raise ConfigError("--device cuda, but torch finds no GPU; give --device cpu, or install a CUDA build of torch")
     return requested or ("cuda" if torch.cuda.is_available() else "cpu")
+
+
+def default_precision(device: str) -> str:
+    """Return "bfloat16" where a device multiplies such numbers faster than float32: GPUs, CPUs with AVX512-BF16 or AMX.
+
+    A CPU is asked through the kernel (Linux); elsewhere it is taken to lack them.
+    """
+    cpuinfo = Path("/proc/cpuinfo")
+    words = set(cpuinfo.read_text().split()) if device == "cpu" and cpuinfo.exists() else set()
+    return "bfloat16" if device == "cuda" or words & {"avx512_bf16", "amx_bf16"} else "float32"
 
 
 def queue_copy(tensor: torch.Tensor, device: str) -> torch.Tensor:

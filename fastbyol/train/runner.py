@@ -183,7 +183,7 @@ class Run:
         ).to(config.device)
         self.model.online.encoder.set_recompute(config.recomputes)
         target_of = {} if recipe.lagged_target else self.model.target_of()
-        optimizer = build_optimizer(recipe.optimizer, self.model, target_of, recipe.optim)
+        optimizer = build_optimizer(recipe.optim.optimizer, self.model, target_of, recipe.optim)
         engine = step.engine(
             config.engine, self.model, optimizer, precision=config.precision, lagged_target=recipe.lagged_target
         )
