@@ -10,6 +10,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from fastbyol.errors import ConfigError
 from fastbyol.kernels.batchnorm import batch_norm_act, batch_norm_act_then, batch_norm_add_relu, batch_norm_eval
 from fastbyol.kernels.batchnorm_pool import batch_norm_relu_pool, batch_norm_relu_pool_eval
 from fastbyol.kernels.dispatch import runs_triton
@@ -22,7 +23,13 @@ EPS = 1e-5
 MOMENTUM = 0.1
 
 
-class _PerView(nn.modules.batchnorm._BatchNorm):
+class TakesViews:
+    """What takes a batch as `views` populations, one after the other; see set_views_."""
+
+    views: int
+
+
+class _PerView(nn.modules.batchnorm._BatchNorm, TakesViews):
     """Batch norm over [V*B, ...] with training statistics per view; parameter and buffer names are torch's own.
 
     Attributes: `group`, the process group that shares its statistics, or None, see synchronize_; `joins_convolution`,
@@ -31,8 +38,8 @@ class _PerView(nn.modules.batchnorm._BatchNorm):
 
     joins_convolution = True
 
-    def __init__(self, channels: int, *, views: int) -> None:
-        super().__init__(channels, eps=EPS, momentum=MOMENTUM)
+    def __init__(self, channels: int, *, views: int, eps: float = EPS, momentum: float = MOMENTUM) -> None:
+        super().__init__(channels, eps=eps, momentum=momentum)
         self.views = views
         self.group: dist.ProcessGroup | None = None
 
@@ -41,7 +48,7 @@ class _PerView(nn.modules.batchnorm._BatchNorm):
         assert self.running_var is not None
         assert self.momentum is not None
         tensors = (self.weight, self.bias, self.running_mean, self.running_var, self.num_batches_tracked)
-        return NormParams(*tensors, views=self.views, momentum=self.momentum, eps=EPS, group=self.group)
+        return NormParams(*tensors, views=self.views, momentum=self.momentum, eps=self.eps, group=self.group)
 
 
 class _Act(_PerView):
@@ -88,6 +95,76 @@ class BatchNormAddReLU2d(_PerView, nn.BatchNorm2d):
             z = batch_norm_eval(x, residual, self._params(), relu=True)
             return z, z
         return batch_norm_add_relu(x, residual, self._params(), statistics=statistics)
+
+
+class Replacement(_PerView):
+    """Per-view batch norm in the place of one of torch's or timm's, whose parameters and buffers it takes over.
+
+    Its input is [V*B, C, ...] of any number of dimensions. timm's layer with an activation keeps that, and its drop.
+    """
+
+    def __init__(self, norm: nn.modules.batchnorm._BatchNorm, *, views: int) -> None:
+        assert norm.momentum is not None  # see can_replace
+        super().__init__(norm.num_features, views=views, eps=norm.eps, momentum=norm.momentum)
+        for name in ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"):
+            setattr(self, name, getattr(norm, name))
+        for name, child in norm.named_children():
+            self.add_module(name, child)
+        self.relu = isinstance(getattr(norm, "act", None), nn.ReLU) and isinstance(norm.drop, nn.Identity)
+        self.train(norm.training)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise each view by itself in training, by the running statistics in evaluation, then activate."""
+        # rows, not an added dimension: torch 2.13's gradient of [N, C, L, 1] in channels-last order is wrong on a CPU
+        rows = x if x.ndim in (2, 4) else x.flatten(2).transpose(1, 2).flatten(0, 1)
+        if self.training:
+            y = batch_norm_act(rows, self._params(), relu=self.relu)
+        else:
+            y = batch_norm_eval(rows, None, self._params(), relu=self.relu)
+        if rows is not x:
+            y = y.unflatten(0, (len(x), -1)).transpose(1, 2).reshape(x.shape)
+        for layer in () if self.relu else self.children():
+            y = layer(y)
+        return y
+
+
+def can_replace(norm: nn.Module) -> bool:
+    """Tell whether Replacement computes what this layer does: torch's own or timm's, with parameters and statistics."""
+    kind = type(norm)
+    is_known = kind in (nn.BatchNorm1d, nn.BatchNorm2d, nn.BatchNorm3d) or (
+        kind.__name__ == "BatchNormAct2d" and kind.__module__.startswith("timm.")
+    )
+    return (
+        is_known
+        and isinstance(norm, nn.modules.batchnorm._BatchNorm)
+        and norm.affine
+        and norm.track_running_stats
+        and norm.momentum is not None
+    )
+
+
+def has_population(layer: nn.Module) -> bool:
+    """Tell whether a layer normalises by its batch in training: a batch norm, or one with running statistics."""
+    return isinstance(layer, nn.modules.batchnorm._BatchNorm) or getattr(layer, "running_var", None) is not None
+
+
+def replace_norms_(module: nn.Module, *, views: int) -> list[str]:
+    """Put a Replacement in the place of every batch norm inside a module, if all of them can be replaced.
+
+    Returns the kinds of those that cannot be; where there are any, nothing is replaced.
+    """
+    others = {
+        type(layer).__name__
+        for layer in module.modules()
+        if has_population(layer) and not isinstance(layer, _PerView) and not can_replace(layer)
+    }
+    if not others:
+        for parent in list(module.modules()):
+            for name, layer in parent.named_children():
+                if can_replace(layer):
+                    assert isinstance(layer, nn.modules.batchnorm._BatchNorm)
+                    setattr(parent, name, Replacement(layer, views=views))
+    return sorted(others)
 
 
 def convolve(convolution: nn.Module, x: Tensor, norm: nn.Module) -> tuple[Tensor, ...]:
@@ -144,10 +221,18 @@ def normalize_and_pool(norm: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def synchronize_(module: nn.Module, group: dist.ProcessGroup | None) -> None:
-    """Share the statistics of every batch norm in the module among the ranks of a group; None stops sharing."""
+    """Share the statistics of every batch norm in the module among the ranks of a group; None stops sharing.
+
+    Raises ConfigError for a layer with running statistics that is none of this module's, whose ranks would go apart.
+    """
     for layer in module.modules():
         if isinstance(layer, _PerView):
             layer.group = group
+        elif group is not None and has_population(layer):
+            raise ConfigError(
+                f"a {type(layer).__name__} of the network cannot share its statistics among ranks; build it of "
+                "torch.nn.BatchNorm2d with weight, bias and running statistics, or train on one rank"
+            )
 
 
 def join_convolutions_(module: nn.Module, enabled: bool) -> None:
@@ -162,9 +247,9 @@ def join_convolutions_(module: nn.Module, enabled: bool) -> None:
 
 
 def set_views_(module: nn.Module, views: int) -> None:
-    """Make every batch norm in the module take a batch as this many views."""
+    """Make every batch norm in the module, and every encoder with a forward per view, take a batch as `views` views."""
     for layer in module.modules():
-        if isinstance(layer, _PerView):
+        if isinstance(layer, TakesViews):
             layer.views = views
 
 
@@ -180,12 +265,13 @@ def recalibrate_(
     """
     synchronize_(module, None)
     layers = [layer for layer in module.modules() if isinstance(layer, _PerView)]
+    momenta = [layer.momentum for layer in layers]
     module.train()
     for number, batch in enumerate(batches, start=1):
         for layer in layers:
             layer.momentum = 1 / number
         with autocast or nullcontext():
             module(batch)
-    for layer in layers:
-        layer.momentum = MOMENTUM
+    for layer, momentum in zip(layers, momenta, strict=True):
+        layer.momentum = momentum
     module.eval()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any, overload
 
@@ -11,6 +12,9 @@ from torch import Tensor, nn
 from fastbyol.config import OptimConfig
 from fastbyol.kernels.lars_ema import Workspace, lars_ema_
 from fastbyol.kernels.reference import LarsGroup, LarsRates
+
+# "pos_embed", "pos_embedding", "relative_position_bias_table", "cls_token", "class_token", "mask_token"
+EXCLUDED = re.compile(r"pos_embed|position|(^|_)tokens?$")
 
 
 class LARS(torch.optim.Optimizer):
@@ -133,12 +137,23 @@ def _gradient(parameter: nn.Parameter) -> Tensor:
 
 
 def parameter_groups(module: nn.Module, *, weight_decay: float, trust: float) -> list[dict[str, Any]]:
-    """Split the trainable parameters: weights have trust and decay; biases and batch norm (1-D) have neither."""
-    trainable = [p for p in module.parameters() if p.requires_grad]
+    """Split the trainable parameters: weights have trust and decay; those that is_excluded names have neither."""
+    trainable = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
+    weights, others = ([p for name, p in trainable if is_excluded(name, p) == left_out] for left_out in (False, True))
     return [
-        {"params": [p for p in trainable if p.ndim > 1], "weight_decay": weight_decay, "trust": trust},
-        {"params": [p for p in trainable if p.ndim <= 1], "weight_decay": 0.0, "trust": None},
+        {"params": weights, "weight_decay": weight_decay, "trust": trust},
+        {"params": others, "weight_decay": 0.0, "trust": None},
     ]
+
+
+def is_excluded(name: str, parameter: Tensor) -> bool:
+    """Tell whether a parameter is neither decayed nor adapted: biases, norms, layer scale, positions, tokens.
+
+    Biases and norms are vectors; layer scale and tokens have one side above 1, too, as [C, 1, 1] or [1, 1, C].
+    Embeddings of positions and lists of tokens are known by their names.
+    """
+    is_vector = parameter.ndim <= 1 or (parameter.ndim > 2 and parameter.numel() == max(parameter.shape))
+    return is_vector or EXCLUDED.search(name.rpartition(".")[2]) is not None
 
 
 def build(module: nn.Module, target_of: Mapping[nn.Parameter, Tensor], config: OptimConfig) -> LARS:

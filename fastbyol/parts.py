@@ -2,45 +2,23 @@
 
 from __future__ import annotations
 
-import copy
+import inspect
 from collections.abc import Mapping
+from contextlib import nullcontext
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor, nn
 
-from fastbyol.batchnorm import set_views_
+from fastbyol.base_encoder import Encoder
 from fastbyol.config import EncoderConfig, ObjectiveConfig, OptimConfig
 from fastbyol.errors import ConfigError
+from fastbyol.foreign import adapt, draw_weights
 from fastbyol.registry import ENCODERS, OBJECTIVES, OPTIMIZERS
 
+__all__ = ["Encoder", "Optimizer", "build_encoder", "build_objective", "build_optimizer"]
 
-class Encoder(nn.Module):
-    """The base class of encoders: images [N, 3, H, W] to representations [N, features].
-
-    Subclasses set `config` and `features`, the length of a representation, and define forward. A run builds one with
-    views=2: in train mode N is then 2*B, view-major, and each batch norm of fastbyol.batchnorm takes its statistics per
-    view. Otherwise a batch is one population, of any size.
-    """
-
-    config: EncoderConfig
-    features: int
-
-    def set_recompute(self, enabled: bool) -> None:
-        """Choose whether the backward recomputes cheap activations or keeps them; an encoder may have none."""
-
-    def feature_map(self, images: Tensor) -> Tensor:  # noqa: ARG002
-        """Map images [N, 3, H, W] to the last feature map [N, features, h, w]; raise ConfigError where none exists."""
-        raise ConfigError(f"encoder {self.config.arch} has no feature map; give a protocol other than segment")
-
-    def multiply_adds(self, *, px: int) -> int | None:  # noqa: ARG002
-        """Count the multiply-adds of one image of px pixels a side; None where they are not known."""
-        return None
-
-    def with_views(self, views: int) -> Encoder:
-        """Return a copy whose batch norms take a batch as this many views."""
-        copied = copy.deepcopy(self)
-        set_views_(copied, views)
-        return copied
+OURS = "fastbyol.encoder:build"  # draws from a generator of its own, on any device
 
 
 class Optimizer(Protocol):
@@ -89,18 +67,32 @@ def build_encoder(config: EncoderConfig, *, seed: int | None, views: int = 1) ->
     """Build the encoder named by config.arch, with weights that depend only on (config, seed).
 
     seed None: the weights are replaced afterwards. views: how many populations, one after the other, its batch norms
-    take a batch as in train mode. Raises ConfigError where the encoder cannot be imported or called
-    so, or is no Encoder with its attributes.
+    take a batch as in train mode. A network that is no Encoder becomes one, see fastbyol.foreign. Raises ConfigError
+    where the encoder cannot be imported or called so, is no network, or is an Encoder without its attributes.
     """
-    encoder = ENCODERS.build(config.arch, config, seed=seed, views=views)
+    is_ours = ENCODERS.get(config.arch) == OURS
+    with nullcontext() if is_ours else draw_weights(seed):
+        given = () if _takes_nothing(ENCODERS.find(config.arch)) else (config,)
+        encoder = ENCODERS.build(config.arch, *given, **({"seed": seed, "views": views} if given else {}))
+        if isinstance(encoder, nn.Module) and not isinstance(encoder, Encoder):
+            encoder = adapt(encoder, config, views=views)
     if not isinstance(encoder, Encoder):
         raise ConfigError(
-            f"encoder {config.arch!r} built a {type(encoder).__name__}; return a subclass of fastbyol.parts.Encoder"
+            f"encoder {config.arch!r} built a {type(encoder).__name__}; return a torch.nn.Module, or a subclass of "
+            "fastbyol.parts.Encoder"
         )
     for name, kind in (("config", EncoderConfig), ("features", int)):
         if not isinstance(getattr(encoder, name, None), kind):
             raise ConfigError(f"encoder {config.arch!r} has no {name}; set it to the {kind.__name__} in __init__")
-    return encoder
+    return encoder if is_ours else encoder.to(torch.get_default_device())
+
+
+def _takes_nothing(part: Any) -> bool:
+    """Tell whether a function or class is called without arguments, as a user's network may be."""
+    try:
+        return not inspect.signature(part).parameters
+    except (TypeError, ValueError):  # no callable, or one that has no signature
+        return False
 
 
 def build_objective(config: ObjectiveConfig, *, dimensions: int, seed: int) -> nn.Module:

@@ -11,6 +11,7 @@ from fastbyol.registry import ENCODERS, OBJECTIVES, OPTIMIZERS
 TARGET_STATISTICS = ("batch", "running")
 TARGETS = ("ema", "constant", "stop-gradient", "online")
 NORMALIZATIONS = ("l2", "layernorm", "batchnorm", "none")
+CHANNELS = (1, 3)  # of images: a .beton holds RGB, from which gray is computed
 BASE_BATCH = 256  # images, for which a base learning rate is given
 
 
@@ -58,15 +59,22 @@ class ViewConfig:
 
 @dataclass(frozen=True)
 class EncoderConfig:
-    """An encoder: its name among ENCODERS, a multiplier of every layer's channels, a stem (of encoder.STEMS)."""
+    """An encoder: its name among ENCODERS, a multiplier of every layer's channels, a stem (of encoder.STEMS).
+
+    `channels`: of the images. `frozen`: the names of parameters that stay as they were drawn, or what these begin with,
+    separated by spaces; "patch_embed" keeps a ViT's random projection of patches.
+    """
 
     arch: str = "resnet50"
     width: float = 1
     stem: str = "imagenet"
+    channels: int = 3
+    frozen: str = ""
 
     def __post_init__(self) -> None:
         ENCODERS.check(self.arch)
         require(0 < self.width < math.inf, f"width is {self.width}; give a multiplier of the channels above 0")
+        require(self.channels in CHANNELS, f"channels is {self.channels}; give 3 for RGB or 1 for gray images")
 
 
 @dataclass(frozen=True)

@@ -19,15 +19,18 @@ from fastbyol.errors import ConfigError
 class Registry(Mapping[str, str]):
     """The parts of one kind: a mapping from name to "module:attribute".
 
-    kind: what the parts are, as an error names them ("loader").
+    kind: what the parts are, as an error names them ("loader"). libraries: parts of other packages, "timm:NAME": the
+    package's name to what builds any of its networks.
     """
 
-    def __init__(self, kind: str, parts: Mapping[str, str]) -> None:
+    def __init__(self, kind: str, parts: Mapping[str, str], *, libraries: Mapping[str, str] | None = None) -> None:
         self.kind = kind
         self._parts = dict(parts)
+        self._libraries = dict(libraries or {})
 
     def __getitem__(self, name: str) -> str:
-        return self._parts[name]
+        library, colon, _ = name.partition(":")
+        return self._libraries[library] if colon and library in self._libraries else self._parts[name]
 
     def __iter__(self) -> Iterator[str]:
         return iter(self._parts)
@@ -45,10 +48,9 @@ class Registry(Mapping[str, str]):
 
     def check(self, name: str) -> str:
         """Return a name that can be looked up: one of the registry's, or "module:attribute"; else raise ConfigError."""
-        if name not in self._parts and not _is_target(name):
-            raise ConfigError(
-                f"no {self.kind} {name!r}; choose one of {', '.join(self._parts)}, or give your own as module:attribute"
-            )
+        if name not in self and not _is_target(name):
+            known = ", ".join([*self._parts, *(f"{library}:NAME" for library in self._libraries)])
+            raise ConfigError(f"no {self.kind} {name!r}; choose one of {known}, or give your own as module:attribute")
         return name
 
     def find(self, name: str) -> Any:
@@ -56,15 +58,15 @@ class Registry(Mapping[str, str]):
 
         An ImportError from inside one of our own modules is passed on, for the caller to name the missing package.
         """
-        target = self._parts.get(self.check(name), name)
+        target = self.get(self.check(name), name)
         module, _, attribute = target.partition(":")
         here = str(Path.cwd())
-        if name not in self._parts and not {"", here} & set(sys.path):
+        if name not in self and not {"", here} & set(sys.path):
             sys.path.append(here)  # a console command's path lacks the folder it is started in
         try:
             return getattr(importlib.import_module(module), attribute)
         except (ImportError, AttributeError) as error:
-            if name in self._parts:
+            if name in self:
                 raise
             raise ConfigError(
                 f"{self.kind} {name!r} cannot be imported ({error}); give module:attribute of a module in this folder "
@@ -97,6 +99,7 @@ ENCODERS = Registry(
     dict.fromkeys(
         ("resnet8", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnet200"), "fastbyol.encoder:build"
     ),
+    libraries={"timm": "fastbyol.libraries:build_timm", "torchvision": "fastbyol.libraries:build_torchvision"},
 )
 OBJECTIVES = Registry("objective", {"byol": "fastbyol.objective:Objective"})
 OPTIMIZERS = Registry(
@@ -104,6 +107,7 @@ OPTIMIZERS = Registry(
     {
         "lars": "fastbyol.optim:build",
         "sgd": "fastbyol.optim:build_sgd",
+        "adamw": "fastbyol.adamw:AdamW",
         "apex-larc": "fastbyol.train.larc:LARC",
     },
 )

@@ -51,6 +51,10 @@ def nothing():
     pass
 
 
+def one(given):
+    pass
+
+
 def none(*given, **more):
     pass
 
@@ -75,8 +79,9 @@ def listed(reader, batches, **settings):
 @pytest.mark.parametrize(
     ("change", "expected"),
     [
-        ("+arch=ill:nothing", r"encoder 'ill:nothing' cannot be called as \(\.\.\., seed=\.\.\., views=\.\.\.\): "),
-        ("+arch=ill:none", "encoder 'ill:none' built a NoneType; return a subclass"),
+        ("+arch=ill:one", r"encoder 'ill:one' cannot be called as \(\.\.\., seed=\.\.\., views=\.\.\.\): "),
+        ("+arch=ill:nothing", "encoder 'ill:nothing' built a NoneType; return a torch.nn.Module"),
+        ("+arch=ill:none", "encoder 'ill:none' built a NoneType; return a torch.nn.Module"),
         ("+arch=ill:Featureless", "encoder 'ill:Featureless' has no features; set it to the int"),
         ("+loss=ill:nothing", "objective 'ill:nothing' cannot be called as"),
         ("+loss=ill:none", "objective 'ill:none' built a NoneType; return a torch.nn.Module"),

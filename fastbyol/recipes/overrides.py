@@ -6,7 +6,7 @@ import dataclasses
 from dataclasses import replace
 from typing import Any, NamedTuple, get_type_hints
 
-from fastbyol.config import Preset, Recipe, ViewConfig
+from fastbyol.config import EncoderConfig, Preset, Recipe, ViewConfig
 from fastbyol.errors import ConfigError
 
 # What each named set of views omits from the first and from the second view. Source: paper, appendix F.3, table 17.
@@ -31,7 +31,8 @@ VIEWS = (*OMITTED, "symmetric")
 def apply_change(recipe: Recipe, change: str) -> Recipe:
     """Change settings of a recipe by text such as "target=constant+base_lr=0.1", which is appended to its name.
 
-    The settings are all fields of type bool, int, float or str of the recipe and its parts, and views, one of VIEWS.
+    The settings are all fields of type bool, int, float or str of the recipe and its parts; views, one of VIEWS; and
+    encoder, which is arch with the default of every other setting of an encoder.
     Raises ConfigError for an unknown setting or a value of the wrong type.
     """
     own: dict[str, Any] = {"name": f"{recipe.name}+{change}"}
@@ -39,18 +40,21 @@ def apply_change(recipe: Recipe, change: str) -> Recipe:
     known = settings(recipe)
     for assignment in change.split("+"):
         name, equals, text = assignment.partition("=")
-        if not equals or name not in {*known, "views"}:
+        if not equals or name not in {*known, "views", "encoder"}:
             raise ConfigError(
-                f"{assignment!r} is not a setting; give setting=value, with one of views, {', '.join(known)}"
+                f"{assignment!r} is not a setting; give setting=value, with one of views, encoder, {', '.join(known)}"
             )
         if name == "views":
             own["views"] = _views(recipe.views, text)
+            continue
+        if name == "encoder":
+            own["encoder"] = EncoderConfig(text)
             continue
         part = known[name].part
         (own if part is None else parts.setdefault(part, {}))[name] = _value(name, text, known[name])
     peaks = {name: value for name, value in parts.get("optim", {}).items() if name in ("base_lr", "tau_base")}
     own["presets"] = with_peaks(recipe.presets, **peaks)
-    own |= {part: replace(getattr(recipe, part), **values) for part, values in parts.items()}
+    own |= {part: replace(own.get(part, getattr(recipe, part)), **values) for part, values in parts.items()}
     return replace(recipe, **own)
 
 

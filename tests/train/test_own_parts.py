@@ -98,7 +98,7 @@ def test_parts_from_outside_train_resume_and_are_scored(
         (["--loader=natif"], "no loader 'natif'; choose one of native, memory, ffcv, dali"),
         (
             ["--optimizer=adam"],
-            "no optimizer 'adam'; choose one of lars, sgd, apex-larc, or give your own as module:attribute",
+            "no optimizer 'adam'; choose one of lars, sgd, adamw, apex-larc, or give your own as module:attribute",
         ),
     ],
 )
@@ -128,6 +128,6 @@ def test_a_registered_name_is_found_and_has_to_build_an_encoder(place: Path, mon
     monkeypatch.setattr(registry.ENCODERS, "_parts", dict(registry.ENCODERS))
     registry.ENCODERS.register("small", "mypackage.encoder:build")
     assert build_encoder(EncoderConfig("small", width=2), seed=0).features == 64
-    registry.ENCODERS.register("linear", "torch.nn:Identity")
-    with pytest.raises(ConfigError, match="encoder 'linear' built a Identity; return a subclass of"):
-        build_encoder(EncoderConfig("linear"), seed=0)
+    registry.ENCODERS.register("rate", "fastbyol.schedule:learning_rate")
+    with pytest.raises(ConfigError, match="encoder 'rate' cannot be called as"):
+        build_encoder(EncoderConfig("rate"), seed=0)

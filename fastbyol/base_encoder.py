@@ -1,0 +1,40 @@
+"""The base class of encoders."""
+
+from __future__ import annotations
+
+import copy
+
+from torch import Tensor, nn
+
+from fastbyol.batchnorm import set_views_
+from fastbyol.config import EncoderConfig
+from fastbyol.errors import ConfigError
+
+
+class Encoder(nn.Module):
+    """The base class of encoders: images [N, 3, H, W] to representations [N, features].
+
+    Subclasses set `config` and `features`, the length of a representation, and define forward. A run builds one with
+    views=2: in train mode N is then 2*B, view-major, and each batch norm of fastbyol.batchnorm takes its statistics per
+    view. Otherwise a batch is one population, of any size.
+    """
+
+    config: EncoderConfig
+    features: int
+
+    def set_recompute(self, enabled: bool) -> None:
+        """Choose whether the backward recomputes cheap activations or keeps them; an encoder may have none."""
+
+    def feature_map(self, images: Tensor) -> Tensor:  # noqa: ARG002
+        """Map images [N, 3, H, W] to the last feature map [N, features, h, w]; raise ConfigError where none exists."""
+        raise ConfigError(f"encoder {self.config.arch} has no feature map; give a protocol other than segment")
+
+    def multiply_adds(self, *, px: int) -> int | None:  # noqa: ARG002
+        """Count the multiply-adds of one image of px pixels a side; None where they are not known."""
+        return None
+
+    def with_views(self, views: int) -> Encoder:
+        """Return a copy whose batch norms take a batch as this many views."""
+        copied = copy.deepcopy(self)
+        set_views_(copied, views)
+        return copied

@@ -1,0 +1,91 @@
+"""Networks of timm and torchvision by name, without their classifiers: encoders timm:NAME and torchvision:NAME."""
+
+from __future__ import annotations
+
+import difflib
+import importlib
+import inspect
+from collections.abc import Collection
+from types import ModuleType
+from typing import Any
+
+from torch import nn
+
+from fastbyol.config import EncoderConfig
+from fastbyol.errors import ConfigError, require
+
+# arguments with which timm's networks take images of any size, where they have them
+ANY_SIZE: dict[str, Any] = {"dynamic_img_size": True, "strict_img_size": False}
+
+
+def build_timm(config: EncoderConfig, *, seed: int | None, views: int) -> nn.Module:  # noqa: ARG001 - of every builder
+    """Build timm:NAME without its classifier, for images of any size where timm's network takes them."""
+    timm = _import("timm", config)
+    name = _name(config)
+    base = name.partition(".")[0]
+    _require_known(base, timm.list_models(), config)
+    given: dict[str, Any] = {"num_classes": 0, "in_chans": config.channels}
+    network: nn.Module = timm.create_model(name, pretrained=False, **given)
+    taken = inspect.signature(type(network)).parameters
+    more = {argument: value for argument, value in ANY_SIZE.items() if argument in taken}
+    return timm.create_model(name, pretrained=False, **given, **more) if more else network
+
+
+def build_torchvision(config: EncoderConfig, *, seed: int | None, views: int) -> nn.Module:  # noqa: ARG001 - of every builder
+    """Build torchvision:NAME, one of its classifiers, with the identity in the place of the last linear layer."""
+    models = _import("torchvision", config).models
+    name = _name(config)
+    _require_known(name, models.list_models(module=models), config)
+    network: nn.Module = models.get_model(name, weights=None)
+    linear = [path for path, layer in network.named_modules() if isinstance(layer, nn.Linear)]
+    require(bool(linear), f"encoder {config.arch} ends in no linear layer; give another network")
+    classifier = network.get_submodule(linear[-1])
+    network.num_features = classifier.in_features
+    network.set_submodule(linear[-1], nn.Identity())
+    if config.channels != 3:
+        _take_channels_(network, config.channels)
+    return network
+
+
+def _take_channels_(network: nn.Module, channels: int) -> None:
+    """Replace the first convolution by one of this many input channels."""
+    path, first = next((path, layer) for path, layer in network.named_modules() if isinstance(layer, nn.Conv2d))
+    made = nn.Conv2d(
+        channels,
+        first.out_channels,
+        first.kernel_size,  # type: ignore[arg-type]  # pairs
+        first.stride,  # type: ignore[arg-type]
+        first.padding,  # type: ignore[arg-type]
+        bias=first.bias is not None,
+    )
+    network.set_submodule(path, made)
+
+
+def _import(package: str, config: EncoderConfig) -> ModuleType:
+    """Import timm or torchvision; raise ConfigError that says what to install."""
+    try:
+        return importlib.import_module(package)
+    except ImportError as error:
+        raise ConfigError(
+            f"encoder {config.arch} needs {package}, which cannot be imported ({error}); "
+            f"pip install 'fastbyol[{package}]'"
+        ) from error
+
+
+def _name(config: EncoderConfig) -> str:
+    """Return the network's name in its library; raise ConfigError for settings of fastbyol's ResNets."""
+    require(
+        config.width == 1 and config.stem == "imagenet",
+        f"encoder {config.arch} with width {config.width:g} and stem {config.stem}, which are settings of fastbyol's "
+        f"ResNets; give RECIPE+encoder={config.arch}, which leaves them out",
+    )
+    return config.arch.partition(":")[2]
+
+
+def _require_known(name: str, known: Collection[str], config: EncoderConfig) -> None:
+    if name not in known:
+        library = config.arch.partition(":")[0]
+        alike = (
+            ", ".join(f"{library}:{each}" for each in difflib.get_close_matches(name, known, n=3)) or "none is alike"
+        )
+        raise ConfigError(f"{library} has no network {name!r} for images; give one it lists, such as {alike}")

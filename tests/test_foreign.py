@@ -1,0 +1,176 @@
+"""Laws of networks of others as encoders: populations per view, names, weights by seed, nothing drawn in training."""
+
+from __future__ import annotations
+
+import copy
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor, nn
+
+from fastbyol.batchnorm import Replacement, synchronize_
+from fastbyol.config import EncoderConfig
+from fastbyol.errors import ConfigError
+from fastbyol.foreign import Foreign, adapt
+from fastbyol.parts import build_encoder
+from fastbyol.recipes import named
+from fastbyol.recipes.overrides import apply_change
+from tests.support.tolerances import FLOAT64_ATOL, FLOAT64_RTOL
+
+CONFIG = EncoderConfig("mine:Net")
+CLOSE = {"rtol": FLOAT64_RTOL, "atol": FLOAT64_ATOL}
+
+
+class OtherNorm(nn.BatchNorm2d):
+    """A batch norm with a forward of its own, which no layer of ours computes."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Normalise, and double."""
+        return 2 * super().forward(x)
+
+
+class Net(nn.Module):
+    """A network with batch norms of 2, 3 and 4 dimensions, dropout, and layers called as the encoder's attributes."""
+
+    def __init__(self, norm: type[nn.BatchNorm2d] = nn.BatchNorm2d) -> None:
+        super().__init__()
+        self.features = nn.Sequential(nn.Conv2d(3, 8, 3, 2, 1), norm(8, eps=1e-3, momentum=0.03), nn.ReLU())
+        self.config = nn.BatchNorm1d(8)
+        self.last = nn.BatchNorm1d(8)
+        self.scale = nn.Parameter(torch.ones(8))
+        self.drop = nn.Dropout(0.5)
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map images [N, 3, H, W] to representations [N, 8]."""
+        rows = self.config(self.features(images).flatten(2))
+        return self.last(self.drop(rows.mean(2))) * self.scale
+
+
+@pytest.mark.parametrize("norm", [nn.BatchNorm2d, OtherNorm])
+def test_a_step_on_two_views_is_a_forward_for_each_view(norm: type[nn.BatchNorm2d]) -> None:
+    torch.manual_seed(0)
+    plain = Net(norm).double()
+    plain.drop.p = 0.0
+    encoder = adapt(copy.deepcopy(plain), CONFIG, views=2)
+    assert encoder.each_view == (norm is OtherNorm)
+    assert encoder.features == 8
+    views = torch.randn(6, 3, 9, 9, dtype=torch.float64)
+    views[3:] += 5
+    results = encoder(views), torch.cat([plain(view) for view in views.chunk(2)])
+    torch.testing.assert_close(*results, **CLOSE)
+    for result in results:
+        result.square().sum().backward()
+    for parameter, twin in zip(encoder.parameters(), plain.parameters(), strict=True):
+        torch.testing.assert_close(parameter.grad, twin.grad, **CLOSE)
+    torch.testing.assert_close(encoder.state_dict(), plain.state_dict(), **CLOSE)
+    assert list(encoder.state_dict()) == list(plain.state_dict())
+    encoder.eval()
+    torch.testing.assert_close(encoder(views[:1]), plain.eval()(views[:1]), **CLOSE)
+
+
+def test_in_another_number_of_views_a_batch_is_one_population() -> None:
+    for norm in (nn.BatchNorm2d, OtherNorm):
+        torch.manual_seed(0)
+        plain = Net(norm).double()
+        plain.drop.p = 0.0
+        encoder = adapt(copy.deepcopy(plain), CONFIG, views=2).with_views(1)
+        images = torch.randn(5, 3, 8, 8, dtype=torch.float64)
+        torch.testing.assert_close(encoder(images), plain(images), **CLOSE)
+
+
+def test_dropout_is_off_so_that_a_step_can_be_taken_again() -> None:
+    encoder = adapt(Net(), CONFIG, views=1)
+    images = torch.randn(4, 3, 8, 8)
+    assert torch.equal(encoder(images), encoder(images))
+
+
+def test_copies_and_modes_reach_the_network_itself() -> None:
+    encoder = adapt(Net(), CONFIG, views=2)
+    copied = copy.deepcopy(encoder).eval()
+    assert (copied.network.training, encoder.network.training) == (False, True)
+    with torch.no_grad():
+        copied.scale.zero_()
+    assert copied(torch.randn(2, 3, 8, 8)).abs().max() == 0
+    assert encoder.scale.min() == 1
+    assert sum(isinstance(layer, Replacement) for layer in copied.modules()) == 3
+
+
+def test_a_norm_of_another_kind_cannot_be_shared_among_ranks() -> None:
+    class Group:
+        """Stands for a process group, which is not reached."""
+
+    with pytest.raises(ConfigError, match="a OtherNorm of the network cannot share its statistics among ranks"):
+        synchronize_(adapt(Net(OtherNorm), CONFIG, views=2), Group())
+
+
+MINE = """
+import torch
+from torch import nn
+
+
+class Flat(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.conv = nn.Conv2d(3, 6, 3, 2)
+        self.classifier = nn.Linear(6, 5)
+
+    def forward(self, images):
+        return self.classifier(self.conv(images).mean((2, 3)))
+
+
+def build(config, *, seed, views):
+    return Flat()
+
+
+class Map(Flat):
+    num_features = 6
+
+    def forward(self, images):
+        return self.conv(images)
+
+
+class Only32(Flat):
+    image_size = 32
+"""
+
+
+@pytest.fixture
+def mine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make the module `mine` importable."""
+    (tmp_path / "mine.py").write_text(MINE)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+
+
+@pytest.mark.usefixtures("mine")
+@pytest.mark.parametrize("arch", ["mine:Flat", "mine:build"])
+def test_a_network_of_ones_own_needs_no_class_of_ours_and_its_weights_follow_the_seed(arch: str) -> None:
+    before = torch.get_rng_state()
+    one, same, other = (build_encoder(EncoderConfig(arch), seed=seed, views=2) for seed in (3, 3, 4))
+    assert torch.equal(torch.get_rng_state(), before)
+    assert isinstance(one, Foreign)
+    assert one.features == 5
+    assert torch.equal(one.conv.weight, same.conv.weight)
+    assert not torch.equal(one.conv.weight, other.conv.weight)
+    convolution, linear = 6 * 27 * 7 * 7, 6 * 5  # 16 px become 7
+    assert one.multiply_adds(px=16) == convolution + linear
+    with torch.device("meta"):
+        assert build_encoder(EncoderConfig(arch), seed=0, views=2).conv.weight.is_meta
+
+
+@pytest.mark.usefixtures("mine")
+def test_what_a_network_gives_and_takes_is_told_where_it_does_not_fit() -> None:
+    with pytest.raises(ConfigError, match=r"maps images \[2, 3, 9, 9\] to \[2, 6, 4, 4\]; wanted .* \[2, 6\]: pool"):
+        build_encoder(EncoderConfig("mine:Map"), seed=0)(torch.zeros(2, 3, 9, 9))
+    with pytest.raises(ConfigError, match=r"takes images of 32 px alone, and these are 9 x 9; give \+crop_px=32"):
+        adapt(type("Net32", (Net,), {"image_size": 32})(), CONFIG, views=1)(torch.zeros(2, 3, 9, 9))
+
+
+def test_encoder_in_a_recipe_leaves_out_the_settings_of_another() -> None:
+    recipe = named("demo+encoder=timm:convnext_atto+crop_px=64")
+    assert (recipe.encoder, recipe.crop_px) == (EncoderConfig("timm:convnext_atto"), 64)
+    assert apply_change(named("demo"), "encoder=resnet18+stem=cifar").encoder == EncoderConfig("resnet18", stem="cifar")
+    with pytest.raises(ConfigError, match=r"no encoder 'convnext'; choose one of .*, timm:NAME, torchvision:NAME, or"):
+        named("demo+encoder=convnext")
