@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import copy
 
+import torch
 from torch import Tensor, nn
 
 from fastbyol.batchnorm import set_views_
 from fastbyol.config import EncoderConfig
 from fastbyol.errors import ConfigError
+from fastbyol.kernels.reference import IMAGENET_STD, LUMA
 
 
 class Encoder(nn.Module):
@@ -32,6 +34,17 @@ class Encoder(nn.Module):
     def multiply_adds(self, *, px: int) -> int | None:  # noqa: ARG002
         """Count the multiply-adds of one image of px pixels a side; None where they are not known."""
         return None
+
+    def take_channels(self, images: Tensor) -> Tensor:
+        """Return gray images [N, 1, H, W] of normalised RGB images where the encoder takes one channel, else the same.
+
+        Their mean and std are the weighted ones of the channels, so that gray is a weighted mean of normalised RGB.
+        """
+        if self.config.channels == images.shape[1] or images.shape[1] != 3:
+            return images
+        spread = [weight * std for weight, std in zip(LUMA, IMAGENET_STD, strict=True)]
+        red, green, blue = (x * (each / sum(spread)) for x, each in zip(images.chunk(3, 1), spread, strict=True))
+        return torch.add(red + green, blue)
 
     def with_views(self, views: int) -> Encoder:
         """Return a copy whose batch norms take a batch as this many views."""

@@ -122,7 +122,7 @@ class Replacement(_PerView):
         else:
             y = batch_norm_eval(rows, None, self._params(), relu=self.relu)
         if rows is not x:
-            y = y.unflatten(0, (len(x), -1)).transpose(1, 2).reshape(x.shape)
+            y = y.view(len(x), -1, x.shape[1]).transpose(1, 2).reshape(x.shape)
         for layer in () if self.relu else self.children():
             y = layer(y)
         return y

@@ -13,6 +13,7 @@ from fastbyol import batchnorm
 from fastbyol.batchnorm import BatchNormAct1d
 from fastbyol.config import EncoderConfig, HeadConfig, ObjectiveConfig
 from fastbyol.encoder import init_
+from fastbyol.errors import require
 from fastbyol.folded import FoldedResNet
 from fastbyol.kernels import reference
 from fastbyol.kernels.ema_loss import Workspace, ema_loss
@@ -89,6 +90,7 @@ class BYOL(nn.Module):
         super().__init__()
         self.target_statistics = target_statistics
         backbone = build_encoder(encoder, seed=seed, views=VIEWS)
+        freeze_(backbone, encoder.frozen)
         projector = MLP(backbone.features, head, depth=head.projector_depth)
         predictor = MLP(head.out, head, depth=head.predictor_depth)
         generator = torch.Generator().manual_seed(seed + 1)
@@ -170,6 +172,19 @@ class BYOL(nn.Module):
         if self.target is None or self.target_source == "constant":
             return {}
         return dict(zip(self.online.parameters(), self.target.parameters(), strict=True))
+
+
+def freeze_(encoder: Encoder, frozen: str) -> None:
+    """Take the gradient from parameters whose names begin with one of the words; raise ConfigError where none does."""
+    for word in frozen.split():
+        named = [parameter for name, parameter in encoder.named_parameters() if name.startswith(word)]
+        require(
+            bool(named),
+            f"frozen is {word!r}, and no parameter of encoder {encoder.config.arch} begins so; its first is "
+            f"{next(iter(encoder.state_dict()), 'none')}",
+        )
+        for parameter in named:
+            parameter.requires_grad_(False)
 
 
 def embedding_std(projections: Tensor) -> Tensor:

@@ -132,10 +132,16 @@ class NoPool(nn.Identity):
         return y, y
 
 
-STEMS: dict[str, Callable[[int], tuple[nn.Conv2d, nn.Module]]] = {
-    "imagenet": lambda planes: (StemConv2d(planes), NormedMaxPool()),
-    "cifar": lambda planes: (nn.Conv2d(3, planes, 3, 1, 1, bias=False), NoPool()),
-    "cifar_stride2": lambda planes: (nn.Conv2d(3, planes, 3, 2, 1, bias=False), NoPool()),
+def _imagenet_stem(channels: int, planes: int) -> tuple[nn.Conv2d, nn.Module]:
+    """Build a 7x7 convolution at stride 2 and its pooling; ours is for RGB."""
+    convolution = StemConv2d(planes) if channels == 3 else nn.Conv2d(channels, planes, 7, 2, 3, bias=False)
+    return convolution, NormedMaxPool()
+
+
+STEMS: dict[str, Callable[[int, int], tuple[nn.Conv2d, nn.Module]]] = {  # of (channels of images, planes)
+    "imagenet": _imagenet_stem,
+    "cifar": lambda channels, planes: (nn.Conv2d(channels, planes, 3, 1, 1, bias=False), NoPool()),
+    "cifar_stride2": lambda channels, planes: (nn.Conv2d(channels, planes, 3, 2, 1, bias=False), NoPool()),
 }
 
 
@@ -153,7 +159,7 @@ class ResNet(Encoder):
         stem_planes = round(64 * config.width)
         require(stem_planes >= 1, f"encoder width {config.width} leaves no channels; give 1/64 or more")
         block, depths = ARCHS[config.arch]
-        self.conv1, self.maxpool = STEMS[config.stem](stem_planes)
+        self.conv1, self.maxpool = STEMS[config.stem](config.channels, stem_planes)
         self.bn1 = BatchNormAct2d(stem_planes, views=views)
         inputs = stem_planes
         self.stages: list[str] = []
@@ -181,7 +187,7 @@ class ResNet(Encoder):
 
     def feature_map(self, images: Tensor) -> Tensor:
         """Map images [N, 3, H, W] to the last feature map [N, features, h, w]."""
-        twins: Twins = self.maxpool(self.conv1(images), self.bn1)
+        twins: Twins = self.maxpool(self.conv1(self.take_channels(images)), self.bn1)
         for stage in self.stages:
             twins = self.get_submodule(stage)(twins)
         return twins[0]

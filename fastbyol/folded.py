@@ -41,7 +41,7 @@ class FoldedResNet:
     def __call__(self, images: Tensor) -> Tensor:
         """Map images [N, 3, H, W] to pooled representations [N, features]."""
         assert not self.encoder.training, "batch statistics cannot be folded"
-        x: Tensor = self.encoder.maxpool(self.encoder.conv1(images), self.encoder.bn1)[0]
+        x: Tensor = self.encoder.maxpool(self.encoder.conv1(self.encoder.take_channels(images)), self.encoder.bn1)[0]
         folded = iter(fold_norms(list(self._folds()), dtype=x.dtype, workspace=self._workspace))
         for block in self._blocks():
             projection, shortcut = _projection(block), x

@@ -58,6 +58,7 @@ class Foreign(Encoder, TakesViews):
         return self._represent(images)
 
     def _represent(self, images: Tensor) -> Tensor:
+        images = self.take_channels(images)
         found: Any = self.network(images)
         wanted = (len(images), self.features)
         if not isinstance(found, Tensor) or found.shape != wanted:
@@ -71,7 +72,7 @@ class Foreign(Encoder, TakesViews):
     def feature_map(self, images: Tensor) -> Tensor:
         """Map images to the last feature map [N, features, h, w], by forward_features or the layer `features`."""
         find = getattr(self.network, "forward_features", None) or self._modules.get("features")
-        found = None if find is None else find(images)
+        found = None if find is None else find(self.take_channels(images))
         if not isinstance(found, Tensor) or found.ndim != 4 or found.shape[1] != self.features:
             return super().feature_map(images)
         return found

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from fastbyol.errors import require
 from fastbyol.registry import ENCODERS, OBJECTIVES, OPTIMIZERS
@@ -168,7 +168,8 @@ class OptimConfig:
     """The optimiser, its name among OPTIMIZERS, the peaks of its schedules and its constants.
 
     `base_lr`: peak learning rate per 256 images of batch, reached linearly over `warmup_epochs`. `tau_base`: the
-    target's EMA rate at the start, which rises to 1 unless `tau_rises` is False. `trust`: LARS's trust coefficient.
+    target's EMA rate at the start, which rises to 1 unless `tau_rises` is False. `momentum`: AdamW's beta 1.
+    `trust`: LARS's trust coefficient.
     """
 
     base_lr: float
@@ -185,6 +186,7 @@ class OptimConfig:
         for name in ("base_lr", "weight_decay", "warmup_epochs"):
             value = getattr(self, name)
             require(0 <= value <= FLOAT32_SAFE, f"{name} is {value}; give a number from 0 to {FLOAT32_SAFE:g}")
+        OPTIMIZERS.check(self.optimizer)
         require(0 <= self.tau_base <= 1, f"tau_base is {self.tau_base}; give a number from 0 to 1")
         require(0 < self.trust < math.inf, f"trust is {self.trust}; give a trust coefficient of LARS above 0")
         require(0 <= self.momentum < 1, f"momentum is {self.momentum}; give a number from 0 up to, not including, 1")
@@ -291,6 +293,14 @@ class Recipe:
             f"a queue of {objective.queue} is smaller than the projections of a batch of {self.batch_size}; "
             f"give at least {2 * self.batch_size}",
         )
+
+    @property
+    def drawn_views(self) -> tuple[ViewConfig, ViewConfig]:
+        """The views as they are drawn: without what needs RGB where the encoder takes gray images."""
+        if self.encoder.channels == 3:
+            return self.views
+        first, second = (replace(view, saturation=0.0, hue=0.0, grayscale=0.0) for view in self.views)
+        return first, second
 
     @property
     def peak_lr(self) -> float:

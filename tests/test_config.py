@@ -11,7 +11,7 @@ import torch
 
 from fastbyol import schedule
 from fastbyol.config import Config, HeadConfig, ObjectiveConfig, OptimConfig, ViewConfig, from_json, to_json
-from fastbyol.encoder import ResNet
+from fastbyol.encoder import ARCHS, ResNet
 from fastbyol.errors import ConfigError
 from fastbyol.recipes import PAPER_VIEWS, RECIPES, named
 
@@ -24,8 +24,9 @@ def config(**changes: Any) -> Config:
 def test_recipes_build_and_end_at_zero_and_one(name: str) -> None:
     recipe = named(name)
     assert recipe.name == name
-    with torch.device("meta"):
-        assert ResNet(recipe.encoder).features > 0
+    if recipe.encoder.arch in ARCHS:  # those of timm: tests/peers
+        with torch.device("meta"):
+            assert ResNet(recipe.encoder).features > 0
     made = schedule.build(recipe, epochs=recipe.epochs)
     assert made.learning_rate(made.warmup) == pytest.approx(recipe.peak_lr)
     assert made.learning_rate(1.0) == 0

@@ -14,6 +14,7 @@ from fastbyol.budget import Stopwatch, parse_budget, parse_duration, process_age
 from fastbyol.cli.recipes import format_recipes
 from fastbyol.config import CROPS, ENGINES, METHODS, ON_ERROR, PRECISIONS, TARGET_STATISTICS
 from fastbyol.errors import ConfigError
+from fastbyol.recipe import CHANNELS
 from fastbyol.recipes import named
 from fastbyol.system.command_line import (
     ANY_SOURCE,
@@ -142,13 +143,21 @@ def _add_method(parser: Parser) -> None:
     )
     group.add_argument("--weight-decay", type=float, metavar="X", help=f"strength of weight decay {OF_RECIPE}")
     group.add_argument("--tau-base", type=float, metavar="X", help=f"EMA rate of the target at the start {OF_RECIPE}")
+    group.add_argument(
+        "--channels",
+        type=int,
+        choices=CHANNELS,
+        metavar="N",
+        help="3 for RGB, or 1 for gray, computed from it, for which views leave out saturation, hue and grayscale "
+        f"{OF_RECIPE}",
+    )
     group.add_argument("--seed", type=seed, default=0, metavar="N", help="seed of weights, order and views")
     group.add_argument(
         "--optimizer",
         type=part_of(registry.OPTIMIZERS),
         metavar="NAME",
-        help="lars; sgd, with momentum; apex-larc, which needs NVIDIA apex; or your module:attribute "
-        "(default: the recipe's)",
+        help="lars; sgd, with momentum; adamw; apex-larc, which needs NVIDIA apex; or your module:attribute "
+        f"{OF_RECIPE}",
     )
     group.add_argument(
         "--crop", choices=CROPS, default="kernels", help="what crops the views: our kernels, or DALI, a little apart"

@@ -44,6 +44,8 @@ def train(args: argparse.Namespace, *, stopwatch: Stopwatch, stop: StopSignal) -
             config = config_of(args, folder)
             if not args.resume:
                 check_free(folder, overwrite=args.overwrite)
+            if rank() == 0:
+                say_choices(args, config)
             if args.data is None:
                 draw_demo_set(config)
             else:
@@ -67,6 +69,19 @@ def train(args: argparse.Namespace, *, stopwatch: Stopwatch, stop: StopSignal) -
     if rank() == 0:
         print(f"report: {folder.report}")
     return DONE
+
+
+def say_choices(args: argparse.Namespace, config: Config) -> None:
+    """Print what the recipe chose that is not the usual: an optimiser, gray images."""
+    recipe = config.recipe
+    if args.optimizer is None and config.optimizer_name != "lars":
+        print(
+            f"recipe {recipe.name} trains by {config.optimizer_name}, since LARS does not suit {recipe.encoder.arch}; "
+            "--optimizer chooses another",
+            file=sys.stderr,
+        )
+    if recipe.encoder.channels == 1:
+        print("1 channel: views leave out saturation, hue and grayscale, which need RGB", file=sys.stderr)
 
 
 def convert_sources(args: argparse.Namespace, config: Config, folder: RunFolder, *, stopwatch: Stopwatch) -> Config:
@@ -136,6 +151,8 @@ def recipe_of(args: argparse.Namespace) -> Recipe:
     changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
     if optim_changes.keys() & {"base_lr", "tau_base"}:
         changes["presets"] = with_peaks(recipe.presets, base_lr=args.base_lr, tau_base=args.tau_base)
+    if args.channels is not None:
+        changes["encoder"] = replace(recipe.encoder, channels=args.channels)
     if args.crop_ramp is not None:
         changes |= {"crop_ramp": CropRamp.between(args.crop_ramp, recipe.crop_px), "recalibrate": RECALIBRATE}
     return replace(recipe, optim=replace(recipe.optim, **optim_changes), **changes)

@@ -5,12 +5,15 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
+from fastbyol.config import EncoderConfig
 from fastbyol.errors import ConfigError
 from fastbyol.kernels.reference import IMAGENET_MEAN, IMAGENET_STD
 
 
-def check_images(images: Tensor, weight: Tensor) -> None:
+def check_images(images: Tensor, weight: Tensor, channels: int = 3) -> None:
     """Raise ConfigError unless images are [N, 3, H, W], of the weight's dtype or under autocast, on its device.
+
+    Gray images [N, 1, H, W] are taken by an encoder of 1 channel, too.
 
     It reads no values, so a GPU does not wait. While torch.jit traces nothing is checked: sizes are tensors there.
     """
@@ -21,7 +24,7 @@ def check_images(images: Tensor, weight: Tensor) -> None:
             f"images are a {type(images).__name__}; wanted a {weight.dtype} tensor [N, 3, H, W]; for numpy's arrays "
             "give torch.from_numpy(images)"
         )
-    is_batch = images.ndim == 4 and images.shape[1] == 3
+    is_batch = images.ndim == 4 and images.shape[1] in (3, channels)
     if not (is_batch and _has_dtype(images, weight) and _is_beside(images, weight)):
         raise ConfigError(
             f"images are {images.dtype} {list(images.shape)} on {images.device}; wanted {weight.dtype} [N, 3, H, W] on "
@@ -31,8 +34,10 @@ def check_images(images: Tensor, weight: Tensor) -> None:
 
 def check_call(encoder: nn.Module, given: tuple[Tensor, ...]) -> None:
     """Check what an encoder is called with, before its forward, which is not ours."""
+    config = getattr(encoder, "config", None)
+    channels = config.channels if isinstance(config, EncoderConfig) else 3
     for images, weight in zip(given[:1], encoder.parameters(), strict=False):
-        check_images(images, weight)
+        check_images(images, weight, channels)
 
 
 def _has_dtype(images: Tensor, weight: Tensor) -> bool:

@@ -49,18 +49,23 @@ def _tensors(encoder: Encoder) -> dict[str, Tensor]:
     return {name: value.detach().cpu().contiguous() for name, value in encoder.state_dict().items()}
 
 
-def is_standard(config: EncoderConfig) -> bool:
-    """Tell whether torchvision and timm can build the network from its name alone."""
-    return config.width == 1 and config.stem == "imagenet" and config.arch in STANDARD
+def name_in(library: str, config: EncoderConfig) -> str | None:
+    """Return the name by which "timm" or "torchvision" builds the network; None where it cannot by a name alone."""
+    prefix, colon, name = config.arch.partition(":")
+    if colon:
+        return name if prefix == library else None
+    return config.arch if config.width == 1 and config.stem == "imagenet" and config.arch in STANDARD else None
 
 
-def _require_standard(config: EncoderConfig, kind: str) -> None:
-    """Raise ConfigError for a network that the other library has no name for."""
+def _require_name(config: EncoderConfig, kind: str) -> str:
+    """Return the network's name in another library; raise ConfigError where that has none."""
+    name = name_in("torchvision" if kind == "detectron2" else kind, config)
     require(
-        is_standard(config),
+        name in STANDARD or (kind == "timm" and name is not None),
         f"the encoder is a {config.arch} of width {config.width:g} with stem {config.stem}; {kind} only has ResNets of "
         "width 1 with the ImageNet stem; give --format safetensors, pth or onnx",
     )
+    return str(name)
 
 
 def write_safetensors(path: Path, encoder: Encoder, config: EncoderConfig, px: int) -> None:
@@ -78,21 +83,23 @@ def write_pth(path: Path, encoder: Encoder, config: EncoderConfig, px: int) -> N
 
 def write_timm(path: Path, encoder: Encoder, config: EncoderConfig, px: int) -> None:
     """Write a state dict for timm.create_model(arch, num_classes=0), and timm's config.json beside it."""
-    _require_standard(config, "timm")
+    name = _require_name(config, "timm")
     write_pth(path, encoder, config, px)
-    model_config = {
-        "architecture": config.arch,
+    layers = {"first_conv": "conv1", "classifier": "fc"} if config.arch in STANDARD else {}  # else timm's own
+    model_config: dict[str, Any] = {
+        "architecture": name,
         "num_classes": 0,
         "num_features": encoder.features,
         "pretrained_cfg": {
-            "input_size": [3, px, px],
+            "input_size": [config.channels, px, px],
             "mean": IMAGENET_MEAN,
             "std": IMAGENET_STD,
             "interpolation": "bicubic",
-            "first_conv": "conv1",
-            "classifier": "fc",
+            **layers,
         },
     }
+    if config.channels != 3:
+        model_config["model_args"] = {"in_chans": config.channels}
     files.write(path.with_name("config.json"), json.dumps(model_config, indent=2) + "\n")
 
 
@@ -103,7 +110,7 @@ def write_detectron2(path: Path, encoder: Encoder, config: EncoderConfig, px: in
     RESNETS.STRIDE_IN_1X1 False.
     """
     del px
-    _require_standard(config, "detectron2")
+    _require_name(config, "detectron2")
     arrays = {
         detectron2_name(name): value.numpy()
         for name, value in _tensors(encoder).items()

@@ -13,7 +13,7 @@ import torch
 
 from fastbyol.budget import format_duration
 from fastbyol.config import Config, to_json
-from fastbyol.export.formats import is_standard
+from fastbyol.export.formats import name_in
 
 LOADING = {
     "safetensors": 'encoder = fastbyol.load_encoder("{name}")',
@@ -49,8 +49,9 @@ def render(
         "versions": f"fastbyol {_version()}, torch {torch.__version__}, Python {platform.python_version()}",
     }
     table = "\n".join(f"| {key} | {value} |" for key, value in rows.items())
-    is_state_dict_only = kind == "pth" and not is_standard(encoder)
-    loading = (STATE_DICT_LOADING if is_state_dict_only else LOADING[kind]).format(name=name, arch=encoder.arch)
+    arch = name_in("timm" if kind == "timm" else "torchvision", encoder)
+    is_state_dict_only = kind == "pth" and arch is None
+    loading = (STATE_DICT_LOADING if is_state_dict_only else LOADING[kind]).format(name=name, arch=arch)
     return f"""# {name}
 
 | | |

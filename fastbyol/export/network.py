@@ -64,7 +64,8 @@ class ResNet(Encoder):
         super().__init__()
         self.config, self.features = encoder.config, encoder.features
         stem, pools = encoder.conv1, isinstance(encoder.maxpool, nn.MaxPool2d)
-        self.conv1 = nn.Conv2d(3, stem.out_channels, stem.kernel_size, stem.stride, stem.padding, bias=False)  # type: ignore[arg-type]  # pairs
+        inputs, planes = stem.in_channels, stem.out_channels
+        self.conv1 = nn.Conv2d(inputs, planes, stem.kernel_size, stem.stride, stem.padding, bias=False)  # type: ignore[arg-type]  # pairs
         self.conv1.weight = stem.weight
         self.bn1 = _norm(encoder.bn1)
         self.relu = nn.ReLU()
@@ -82,7 +83,9 @@ class ResNet(Encoder):
     def feature_map(self, images: Tensor) -> Tensor:
         """Map images [N, 3, H, W] to the last feature map [N, features, h, w]."""
         if not is_scripting():
-            check_images(images, self.conv1.weight)
+            check_images(images, self.conv1.weight, self.conv1.in_channels)
+            if self.conv1.in_channels == 1:
+                images = self.take_channels(images)
         x = self.maxpool(self.relu(self.bn1(self.conv1(images))))
         y: Tensor = self.layer4(self.layer3(self.layer2(self.layer1(x))))
         return y

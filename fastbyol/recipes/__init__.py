@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from fastbyol.config import Recipe
 from fastbyol.errors import ConfigError
-from fastbyol.recipes import contrastive, imagenet, small
+from fastbyol.recipes import contrastive, imagenet, small, timm_networks
 from fastbyol.recipes.imagenet import PAPER_VIEWS
 from fastbyol.recipes.overrides import apply_change
 
@@ -23,6 +23,8 @@ RECIPES: dict[str, Callable[[], Recipe]] = {
         small.stl10_rn18,
         small.imagenette_rn18,
         small.imagenet100_rn18,
+        timm_networks.imagenette_vit_small,
+        timm_networks.imagenette_convnext_tiny,
         imagenet.imagenet_rn50_e40,
         imagenet.imagenet_rn50,
         imagenet.imagenet_rn50_e300,

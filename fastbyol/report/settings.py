@@ -36,8 +36,8 @@ def _usual(config: Config, plan: dict[str, Any]) -> dict[str, str]:
         "optimiser": optim.optimizer,
         "engine": config.engine,
         "loader": f"{config.loader}, {config.workers} workers",
-        "first view": _view(recipe.views[0]),
-        "second view": _view(recipe.views[1]),
+        "first view": _view(recipe.drawn_views[0]),
+        "second view": _view(recipe.drawn_views[1]),
     }
 
 

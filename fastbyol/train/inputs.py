@@ -59,7 +59,7 @@ class Pipeline:
         """Draw both views of a batch's samples, from the sizes of the uncropped images."""
         config, sizes = self.config, batch.sizes.numpy()[: len(batch.indices)]
         return views.draw(
-            config.recipe.views, seed=config.seed, epochs=batch.epochs, indices=batch.indices, sizes=sizes
+            config.recipe.drawn_views, seed=config.seed, epochs=batch.epochs, indices=batch.indices, sizes=sizes
         )
 
     def views(self, batch: Batch, crop_px: int, intervals: Intervals) -> Iterator[Tensor]:

@@ -9,11 +9,11 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastbyol import optim
 from fastbyol.beton import UNLABELLED, Reader
 from fastbyol.config import Config, OptimConfig
 from fastbyol.encoder import init_
 from fastbyol.evaluate.features import CLASSES_MAX
+from fastbyol.parts import build_optimizer
 from fastbyol.system.distributed import World
 
 
@@ -25,20 +25,30 @@ class ProbeMetrics(NamedTuple):
 
 
 class Probe:
-    """A linear classifier of the first view's representations [B, F], trained by LARS at BYOL's learning rates.
+    """A linear classifier of the first view's representations [B, F], trained at BYOL's learning rates.
+
+    By AdamW where BYOL is, else by LARS.
 
     Each image is classified before the classifier learns from it. Gradients are averaged over the ranks of `group`, so
     that all ranks hold the same classifier; the metrics are of this rank's images. Source: the authors' code.
     """
 
     def __init__(
-        self, features: int, classes: int, config: OptimConfig, *, seed: int, device: torch.device | str
+        self,
+        features: int,
+        classes: int,
+        config: OptimConfig,
+        *,
+        seed: int,
+        device: torch.device | str,
+        optimizer: str = "lars",
     ) -> None:
         self.group: dist.ProcessGroup | None = None
         self.classifier = nn.Linear(features, classes)
         init_(self.classifier, torch.Generator().manual_seed(seed))
         self.classifier.to(device)
-        self.optimizer = optim.build(self.classifier, {}, config)
+        name = optimizer if optimizer == "adamw" else "lars"
+        self.optimizer = build_optimizer(name, self.classifier, {}, config)
         self.sums = torch.zeros(3, device=device)  # images, summed cross-entropy, correct images
 
     def step(self, representations: Tensor, labels: Tensor, *, lr: float) -> None:
@@ -93,6 +103,13 @@ def build_probe(config: Config, reader: Reader, world: World, *, features: int) 
     if reader.labels is None or reader.labels.min() < UNLABELLED or not 0 <= reader.labels.max() < CLASSES_MAX:
         return None
     classes = int(reader.labels.max()) + 1
-    probe = Probe(features, classes, config.recipe.optim, seed=config.seed + 3, device=config.device)
+    probe = Probe(
+        features,
+        classes,
+        config.recipe.optim,
+        seed=config.seed + 3,
+        device=config.device,
+        optimizer=config.recipe.optim.optimizer,
+    )
     probe.group = world.group
     return probe

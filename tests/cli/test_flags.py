@@ -41,9 +41,10 @@ CONTRACT = {
     "fastbyol-prep info": "FILE --duplicates --help --json",
     "fastbyol-prep demo": "DIR --help --overwrite --seed",
     "fastbyol": "--help --version",
-    "fastbyol-train": "RECIPE --base-lr --batch-size --budget --cache --checkpoint-every --crop --crop-ramp --data "
-    "--deterministic --device --engine --epochs --help --knn-at --labelled --lagged-target --loader --log-every "
-    "--method --micro-batches --no-tensorboard --on-error --optimizer --out --overwrite --plan --precision --prefetch --prep "
+    "fastbyol-train": "RECIPE --base-lr --batch-size --budget --cache --channels --checkpoint-every --crop --crop-ramp "
+    "--data --deterministic --device --engine --epochs --help --knn-at --labelled --lagged-target --loader --log-every "
+    "--method --micro-batches --no-tensorboard --on-error --optimizer --out --overwrite --plan --precision --prefetch "
+    "--prep "
     "--profile --recipes --resume --seed --stop-on-collapse --tau-base --target-statistics --threads --val --version "
     "--wandb --warmup-epochs --weight-decay --workers",
     "fastbyol-eval": "--help --version",

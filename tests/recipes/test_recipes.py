@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from fastbyol.byol import MLP, Branch
-from fastbyol.encoder import ResNet
+from fastbyol.encoder import ARCHS, ResNet
 from fastbyol.errors import ConfigError
 from fastbyol.recipes import PAPER_VIEWS, RECIPES, named, overrides
 from fastbyol.schedule import ema_rate, learning_rate, peaks
@@ -71,7 +71,7 @@ def test_schedules_peak_after_the_warm_up_and_end_at_zero_and_one(name: str) -> 
     assert ema_rate(1.0, base=recipe.optim.tau_base) == 1
 
 
-@pytest.mark.parametrize("name", RECIPES)
+@pytest.mark.parametrize("name", [name for name in RECIPES if named(name).encoder.arch in ARCHS])  # others: tests/peers
 def test_every_recipe_builds_its_networks(name: str) -> None:
     recipe = named(name)
     head = recipe.head
@@ -80,6 +80,24 @@ def test_every_recipe_builds_its_networks(name: str) -> None:
         online = Branch(encoder, MLP(encoder.features, head, depth=head.projector_depth))
         predictor = MLP(head.out, head, depth=head.predictor_depth)
         assert predictor(online(torch.empty(4, 3, recipe.crop_px, recipe.crop_px))).shape == (4, head.out)
+
+
+@pytest.mark.parametrize(
+    ("name", "optim"),
+    [
+        ("imagenette_vit_small", (1.5e-4, 0.1, 40, "patch_embed")),  # MoCo v3, CONFIG.md
+        ("imagenette_convnext_tiny", (4e-3 / 16, 0.05, 20, "")),  # ConvNeXt, at 4e-3 for 4096 images
+    ],
+)
+def test_networks_of_timm_train_by_adamw_at_their_authors_rates(name: str, optim: tuple[float, float, int, str]) -> None:
+    recipe = named(name)
+    assert (
+        recipe.optim.base_lr,
+        recipe.optim.weight_decay,
+        recipe.optim.warmup_epochs,
+        recipe.encoder.frozen,
+    ) == optim
+    assert (recipe.optim.optimizer, recipe.presets, recipe.views) == ("adamw", (), PAPER_VIEWS)
 
 
 def test_simclr_has_neither_predictor_nor_target() -> None:
