@@ -74,10 +74,9 @@ def train(args: argparse.Namespace, *, stopwatch: Stopwatch, stop: StopSignal) -
 def say_choices(args: argparse.Namespace, config: Config) -> None:
     """Print what the recipe chose that is not the usual: an optimiser, gray images."""
     recipe = config.recipe
-    if args.optimizer is None and config.optimizer_name != "lars":
+    if args.optimizer is None and recipe.optim.optimizer != "lars":
         print(
-            f"recipe {recipe.name} trains by {config.optimizer_name}, since LARS does not suit {recipe.encoder.arch}; "
-            "--optimizer chooses another",
+            f"recipe {recipe.name} trains by {recipe.optim.optimizer}, not by LARS; --optimizer chooses another",
             file=sys.stderr,
         )
     if recipe.encoder.channels == 1:

@@ -76,7 +76,7 @@ def step_s(config: Config, *, images: int) -> float:
         model = BYOL(recipe.encoder, recipe.head, seed=config.seed, objective=recipe.objective).to(config.device)
         optimizer = build_optimizer(recipe.optim.optimizer, model, model.target_of(), recipe.optim)
         engine = step.engine(config.engine, model, optimizer, precision=config.precision)
-        size = (2 * images, 3, recipe.crop_px, recipe.crop_px)
+        size = (2 * images, recipe.encoder.channels, recipe.crop_px, recipe.crop_px)
         views = torch.rand(size, device=config.device).contiguous(memory_format=torch.channels_last)
         taken = []
         for _ in range(WARM_UP + TIMED):

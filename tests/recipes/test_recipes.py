@@ -89,7 +89,9 @@ def test_every_recipe_builds_its_networks(name: str) -> None:
         ("imagenette_convnext_tiny", (4e-3 / 16, 0.05, 20, "")),  # ConvNeXt, at 4e-3 for 4096 images
     ],
 )
-def test_networks_of_timm_train_by_adamw_at_their_authors_rates(name: str, optim: tuple[float, float, int, str]) -> None:
+def test_networks_of_timm_train_by_adamw_at_their_authors_rates(
+    name: str, optim: tuple[float, float, int, str]
+) -> None:
     recipe = named(name)
     assert (
         recipe.optim.base_lr,
