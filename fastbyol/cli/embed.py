@@ -53,7 +53,7 @@ def build_parser() -> Parser:
     parser = Parser(prog="fastbyol-embed", description=DESCRIPTION)
     add_version(parser)
     parser.add_argument(
-        "run", type=Path, metavar="RUN", help="a folder in which fastbyol-train finished, or an exported .safetensors"
+        "run", type=Path, metavar="RUN", help="a run of fastbyol-train, finished or not, or an exported .safetensors"
     )
     parser.add_argument("source", metavar="SOURCE", help=f"images, with labels or without: {ANY_SOURCE}")
     _add_output(parser.add_argument_group("vectors"))

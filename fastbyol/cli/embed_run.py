@@ -18,7 +18,7 @@ import numpy as np
 import fastbyol
 from fastbyol.beton import UNLABELLED, BetonError, Reader
 from fastbyol.cli.cache import Cache, folder_of
-from fastbyol.cli.eval_run import open_run
+from fastbyol.cli.trained import open_run
 from fastbyol.embed import clusters, formats, layout, neighbours, page, vectors
 from fastbyol.embed.formats import Embedding
 from fastbyol.embed.neighbours import Nearest
@@ -120,7 +120,7 @@ def _open_encoder(args: argparse.Namespace) -> tuple[Encoder, InputSettings]:
     """Load the encoder of a run, or of an exported file, and settle at what size it sees images."""
     px, margin = args.px, args.margin
     if args.run.is_dir():
-        config, encoder = open_run(RunFolder(args.run))
+        config, encoder, *_ = open_run(RunFolder(args.run), notify=_notify)
         px, margin = px or config.recipe.eval_px, margin or config.recipe.eval_margin
     else:
         encoder = load_fused(args.run)

@@ -60,7 +60,7 @@ def build_parser() -> Parser:
     parser = Parser(
         prog="fastbyol-eval",
         usage="fastbyol-eval PROTOCOL RUN_DIR [options]\n       fastbyol-eval PROTOCOL --help",
-        description="Score the encoder of a finished run by a protocol, or export it.",
+        description="Score the encoder of a run by a protocol, or export it.",
         epilog=f"protocols:\n{format_list(summaries | OWN)}\n\ncommands:\n{format_list(COMMANDS)}",
         formatter_class=EpilogFormatter,
     )
@@ -86,10 +86,19 @@ def build_command_parser(name: str, protocol: Protocol | None) -> Parser:
     if name == "table":
         add_table_flags(parser)
         return parser
-    parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="a folder in which fastbyol-train finished")
+    parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="a run of fastbyol-train, finished or not")
     if protocol is None:
-        parser.add_argument("out", type=Path, metavar="OUT", help="the file; model-card.md is written beside it")
-        parser.add_argument("--format", choices=FORMATS, default=FORMATS[0], help="what will read the file")
+        parser.add_argument(
+            "out",
+            metavar="OUT",
+            help="a file, with model-card.md beside it, or a folder, with model.safetensors, README.md and, for timm "
+            "and hubs, config.json",
+        )
+        parser.add_argument(
+            "--format",
+            choices=FORMATS,
+            help="what will read it (default: by the suffix; in a folder timm, or fastbyol)",
+        )
     else:
         if protocol.has_files:
             _add_files(parser, has_val=protocol.has_val)

@@ -8,20 +8,19 @@ import sys
 from contextlib import ExitStack
 
 from fastbyol.beton import BetonError, Reader
+from fastbyol.cli import export_run
 from fastbyol.cli import table as tables
 from fastbyol.cli.cache import Cache, folder_of
-from fastbyol.config import Config
-from fastbyol.errors import ConfigError, require
+from fastbyol.cli.trained import open_run
+from fastbyol.errors import ConfigError
 from fastbyol.evaluate.features import check_classes
 from fastbyol.evaluate.images import InputSettings
 from fastbyol.evaluate.protocol import Files, Protocol
-from fastbyol.export import formats, load_fused, model_card
 from fastbyol.jpeg import require_pillow
 from fastbyol.loaders import default_workers
-from fastbyol.parts import Encoder, build_encoder
-from fastbyol.storage import files
+from fastbyol.parts import build_encoder
 from fastbyol.storage.run_folder import RunFolder
-from fastbyol.storage.scores import Scores, load_scores, save_scores
+from fastbyol.storage.scores import Scores, save_scores
 from fastbyol.system import threads
 from fastbyol.system.command_line import BAD_INPUT, DONE, INTERRUPTED, fail
 from fastbyol.system.device import choose_device
@@ -45,7 +44,7 @@ def run(args: argparse.Namespace, protocol: Protocol | None) -> int:
             require_pillow()
             if args.protocol == "table":
                 return tables.main(args)
-            scores = export(args) if protocol is None else score(args, protocol)
+            scores = export_run.export(args, notify=_notify) if protocol is None else score(args, protocol)
     except KeyboardInterrupt:
         print("fastbyol-eval: interrupted", file=sys.stderr)
         return INTERRUPTED
@@ -55,20 +54,12 @@ def run(args: argparse.Namespace, protocol: Protocol | None) -> int:
     return DONE
 
 
-def open_run(folder: RunFolder) -> tuple[Config, Encoder]:
-    """Read the configuration and the encoder of a run; raise ConfigError if it has not finished."""
-    config = folder.read_config()
-    if not folder.result.is_file():
-        raise ConfigError(f"the run in {folder.path} has not finished; continue it with fastbyol-train --resume")
-    return config, load_fused(folder.encoder, trust=True)  # the run's own configuration names it
-
-
 def score(args: argparse.Namespace, protocol: Protocol) -> Scores:
     """Score a run's trained encoder and the protocol's second one, and save each score as soon as it is known."""
     folder = RunFolder(args.run_dir)
-    config, trained = open_run(folder)
-    device = choose_device(args.device)
-    encoders = {"trained": trained}
+    trained = open_run(folder, notify=_notify)
+    config, device = trained.config, choose_device(args.device)
+    encoders = {"trained": trained.encoder}
     if protocol.scores_baseline(args):
         encoders[protocol.baseline] = build_encoder(config.recipe.encoder, seed=config.seed)
     workers = (args.workers if protocol.has_files else None) or default_workers(device, cores=available_cores())
@@ -83,7 +74,7 @@ def score(args: argparse.Namespace, protocol: Protocol) -> Scores:
         data = _open_files(args, protocol, stack) if protocol.has_files else None
         facts, job = protocol.prepare(args, data, inputs)
         places = {"train": args.train, "val": args.val} if protocol.has_files else {}
-        scores: Scores = {"protocol": args.protocol, "run": str(folder.path), **places, **facts}
+        scores: Scores = {"protocol": args.protocol, "run": str(folder.path), **trained.facts, **places, **facts}
         for name, encoder in encoders.items():
             scores[name] = job(encoder.to(device), f"{args.protocol} {name.replace('_', ' ')}")
             _save(folder, scores)
@@ -119,33 +110,10 @@ def _notify(text: str) -> None:
     print(f"fastbyol-eval: {text}", file=sys.stderr)
 
 
-def export(args: argparse.Namespace) -> Scores:
-    """Write the encoder of a run in another format, with a model card beside it."""
-    folder = RunFolder(args.run_dir)
-    config, encoder = open_run(folder)
-    own = (folder.path, folder.checkpoints, folder.scores, folder.tensorboard, folder.profile)
-    require(
-        args.out.resolve().parent not in [path.resolve() for path in own],
-        f"{args.out} lies in the run folder and could replace a file of the run; give a path in another folder",
-    )
-    formats.write(args.format, args.out, encoder, config.recipe.encoder, px=config.recipe.eval_px)
-    card = args.out.with_name("model-card.md")
-    written = model_card.render(
-        config,
-        json.loads(folder.result.read_text()),
-        load_scores(folder),
-        kind=args.format,
-        name=args.out.name,
-        features=encoder.features,
-    )
-    files.write(card, written)
-    return {"protocol": "export", "run": str(folder.path), "file": str(args.out), "model_card": str(card)}
-
-
 def summary(scores: Scores) -> str:
     """Summarise the scores, or the export, in one line."""
     if scores["protocol"] == "export":
-        return f"wrote {scores['file']} and {scores['model_card']}"
+        return export_run.summary(scores)
     trained = scores["trained"]
     encoders = {name: of for name, of in scores.items() if isinstance(of, dict) and of.keys() & trained.keys()}
     parts = []

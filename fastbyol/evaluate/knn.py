@@ -164,7 +164,7 @@ def _prepare(args: argparse.Namespace, files: Files, inputs: InputSettings) -> t
         headline = {"top1": cells[0].top1, "k": cells[0].k, "temperature": cells[0].temperature}
         return {**headline, "bank": len(bank.labels), "cells": [cell._asdict() for cell in cells]}
 
-    return {}, job
+    return {"bank": args.bank} if args.bank else {}, job
 
 
 PROTOCOL = Protocol(_add_arguments, _prepare)

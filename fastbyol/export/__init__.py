@@ -18,6 +18,8 @@ from fastbyol.registry import ENCODERS
 from fastbyol.storage import files
 from fastbyol.storage.run_folder import RunFolder
 
+IN_FOLDER = "model.safetensors"  # the encoder's file in an exported folder: timm and hubs look for this name
+
 
 def save_encoder(path: Path, encoder: Encoder, config: EncoderConfig) -> None:
     """Write weights and batch-norm buffers, with the architecture in the file's metadata; atomic."""
@@ -28,7 +30,9 @@ def save_encoder(path: Path, encoder: Encoder, config: EncoderConfig) -> None:
 
 
 def load_encoder(path: str | os.PathLike[str], *, trust: bool = False) -> Encoder:
-    """Load the encoder of a run folder, or a file of save_encoder's, as an ordinary torch.nn.Module in evaluation mode.
+    """Load the encoder of a run folder, or an exported one, as an ordinary torch.nn.Module in evaluation mode.
+
+    path: the folder of a finished run, a .safetensors that fastbyol wrote, or an exported folder that holds one.
 
     It maps images [N, 3, H, W] to representations [N, features], where `encoder.features` is 2048 for a ResNet-50 and
     512 for a ResNet-18, both of width 1, and `encoder.feature_map(images)` is the map [N, features, h, w] before the
@@ -53,7 +57,8 @@ def load_fused(path: str | os.PathLike[str], *, trust: bool = False) -> Encoder:
     In train mode, too, its batch norms take a batch as one population.
     """
     if Path(path).is_dir():
-        path = RunFolder(Path(path)).encoder
+        own, exported = RunFolder(Path(path)).encoder, Path(path) / IN_FOLDER
+        path = exported if exported.is_file() and not own.exists() else own
     try:
         with safe_open(path, framework="pt") as file:
             config = EncoderConfig(**json.loads(file.metadata()["fastbyol"]))
@@ -67,6 +72,7 @@ def load_fused(path: str | os.PathLike[str], *, trust: bool = False) -> Encoder:
         encoder.load_state_dict(tensors)
     except (SafetensorError, OSError, KeyError, TypeError, AttributeError, RuntimeError, json.JSONDecodeError) as error:
         raise ConfigError(
-            f"{path} is not an encoder exported by fastbyol ({error}); give a folder in which fastbyol-train finished"
+            f"{path} is not an encoder exported by fastbyol ({error}); give a folder in which fastbyol-train finished, "
+            "or what fastbyol-eval export made of one that has not"
         ) from error
     return encoder.eval()

@@ -15,7 +15,7 @@ import warnings
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -23,6 +23,7 @@ from torch import Tensor
 from fastbyol.config import EncoderConfig
 from fastbyol.errors import ConfigError, require
 from fastbyol.export import save_encoder
+from fastbyol.export.target import MARK
 from fastbyol.kernels.reference import IMAGENET_MEAN, IMAGENET_STD
 from fastbyol.parts import Encoder
 from fastbyol.storage import files
@@ -36,6 +37,13 @@ DETECTRON2_NAMES = (  # applied in this order
 )
 STANDARD = ("resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnet200")  # torchvision's and timm's
 OPSET = 18  # torch's own default for ONNX
+
+
+class EvalView(NamedTuple):
+    """What the encoder is evaluated on: squares of px pixels a side, of `margin` times the short side of an image."""
+
+    px: int
+    margin: float
 
 
 def detectron2_name(name: str) -> str:
@@ -68,30 +76,36 @@ def _require_name(config: EncoderConfig, kind: str) -> str:
     return str(name)
 
 
-def write_safetensors(path: Path, encoder: Encoder, config: EncoderConfig, px: int) -> None:
+def write_safetensors(path: Path, encoder: Encoder, config: EncoderConfig, view: EvalView) -> None:
     """Write safetensors for fastbyol.load_encoder, with torchvision's names."""
-    del px
+    del view
     save_encoder(path, encoder, config)
 
 
-def write_pth(path: Path, encoder: Encoder, config: EncoderConfig, px: int) -> None:
+def write_pth(path: Path, encoder: Encoder, config: EncoderConfig, view: EvalView) -> None:
     """Write a state dict with torchvision's names, for torch.load(weights_only=True)."""
-    del config, px
+    del config, view
     with files.replacement(path) as file:
         torch.save(_tensors(encoder), file)
 
 
-def write_timm(path: Path, encoder: Encoder, config: EncoderConfig, px: int) -> None:
-    """Write a state dict for timm.create_model(arch, num_classes=0), and timm's config.json beside it."""
+def write_timm(path: Path, encoder: Encoder, config: EncoderConfig, view: EvalView) -> None:
+    """Write the weights for timm.create_model(arch, num_classes=0), and timm's config.json beside them.
+
+    As model.safetensors in a folder of their own they are timm's layout, for "local-dir:FOLDER" and for a hub.
+    """
     name = _require_name(config, "timm")
-    write_pth(path, encoder, config, px)
+    (write_safetensors if path.suffix == ".safetensors" else write_pth)(path, encoder, config, view)
     layers = {"first_conv": "conv1", "classifier": "fc"} if config.arch in STANDARD else {}  # else timm's own
     model_config: dict[str, Any] = {
         "architecture": name,
         "num_classes": 0,
         "num_features": encoder.features,
+        "global_pool": "avg",
+        "written_by": MARK,
         "pretrained_cfg": {
-            "input_size": [config.channels, px, px],
+            "input_size": [config.channels, view.px, view.px],
+            "crop_pct": view.margin,
             "mean": IMAGENET_MEAN,
             "std": IMAGENET_STD,
             "interpolation": "bicubic",
@@ -103,13 +117,13 @@ def write_timm(path: Path, encoder: Encoder, config: EncoderConfig, px: int) -> 
     files.write(path.with_name("config.json"), json.dumps(model_config, indent=2) + "\n")
 
 
-def write_detectron2(path: Path, encoder: Encoder, config: EncoderConfig, px: int) -> None:
+def write_detectron2(path: Path, encoder: Encoder, config: EncoderConfig, view: EvalView) -> None:
     """Write the pickle that detectron2's checkpointer loads as MODEL.WEIGHTS.
 
     The model expects RGB images, PIXEL_MEAN [123.675, 116.28, 103.53], PIXEL_STD [58.395, 57.12, 57.375] and
     RESNETS.STRIDE_IN_1X1 False.
     """
-    del px
+    del view
     _require_name(config, "detectron2")
     arrays = {
         detectron2_name(name): value.numpy()
@@ -130,7 +144,7 @@ def _mute_logging() -> Iterator[None]:
         logging.disable(before)
 
 
-def write_onnx(path: Path, encoder: Encoder, config: EncoderConfig, px: int) -> None:
+def write_onnx(path: Path, encoder: Encoder, config: EncoderConfig, view: EvalView) -> None:
     """Write an ONNX graph from float32 images [N, 3, H, W] to representations [N, features], with N, H and W dynamic.
 
     Raises ConfigError where the package onnxscript is missing.
@@ -140,7 +154,7 @@ def write_onnx(path: Path, encoder: Encoder, config: EncoderConfig, px: int) -> 
         importlib.util.find_spec("onnxscript") is not None,
         "--format onnx needs the package onnxscript; pip install 'fastbyol[onnx]', or choose another --format",
     )
-    images = torch.zeros(2, 3, px, px, device=next(encoder.parameters()).device)
+    images = torch.zeros(2, 3, view.px, view.px, device=next(encoder.parameters()).device)
     with warnings.catch_warnings(), _mute_logging():
         warnings.simplefilter("ignore")  # torch warns of its own exporter and of a missing torchvision
         program: Any = torch.onnx.export(
@@ -157,7 +171,7 @@ def write_onnx(path: Path, encoder: Encoder, config: EncoderConfig, px: int) -> 
         file.write(program.model_proto.SerializeToString())
 
 
-Writer = Callable[[Path, Encoder, EncoderConfig, int], None]
+Writer = Callable[[Path, Encoder, EncoderConfig, EvalView], None]
 FORMATS: dict[str, Writer] = {
     "safetensors": write_safetensors,
     "pth": write_pth,
@@ -167,12 +181,12 @@ FORMATS: dict[str, Writer] = {
 }
 
 
-def write(kind: str, path: Path, encoder: Encoder, config: EncoderConfig, *, px: int) -> None:
-    """Write an encoder in format `kind`; px: side of an evaluation view, written as the input size.
+def write(kind: str, path: Path, encoder: Encoder, config: EncoderConfig, *, px: int, margin: float = 1.0) -> None:
+    """Write an encoder in format `kind`; px, margin: the evaluation view, written as the input size and the crop.
 
     Raises ConfigError where the format does not exist or cannot represent the encoder.
     """
     if kind not in FORMATS:
         raise ConfigError(f"no format {kind!r}; choose one of {', '.join(FORMATS)}")
     path.parent.mkdir(parents=True, exist_ok=True)
-    FORMATS[kind](path, encoder, config, px)
+    FORMATS[kind](path, encoder, config, EvalView(px, margin))

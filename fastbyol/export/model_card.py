@@ -14,6 +14,7 @@ import torch
 from fastbyol.budget import format_duration
 from fastbyol.config import Config, to_json
 from fastbyol.export.formats import name_in
+from fastbyol.export.target import MARK
 
 LOADING = {
     "safetensors": 'encoder = fastbyol.load_encoder("{name}")',
@@ -24,20 +25,35 @@ LOADING = {
     "onnx": 'onnxruntime.InferenceSession("{name}").run(None, {{"images": images}})',
 }
 
+FOLDER_LOADING = """timm.create_model("local-dir:{folder}", pretrained=True)
+timm.create_model("hf-hub:OWNER/NAME", pretrained=True)  # once it is there
+encoder = fastbyol.load_encoder("{folder}/{name}")  # without timm"""
+
 STATE_DICT_LOADING = (
     'state = torch.load("{name}", weights_only=True)  # torchvision\'s names, though it has no such network'
 )
 
 
 def render(
-    config: Config, result: dict[str, Any], scores: list[dict[str, Any]], *, kind: str, name: str, features: int
+    config: Config,
+    result: dict[str, Any],
+    scores: list[dict[str, Any]],
+    *,
+    kind: str,
+    name: str,
+    features: int,
+    folder: str | None = None,
+    unfinished: dict[str, Any] | None = None,
 ) -> str:
-    """Return the card, in Markdown, of the file `name` in format `kind`.
+    """Return the card, in Markdown, of the file `name` in format `kind` or, with `folder`, of a folder that holds it.
 
-    result: the content of result.json; scores: the score files of fastbyol-eval; features: length of a representation.
+    result: "epochs", "images" and "elapsed_s" and, of a finished run, all of result.json; unfinished: the "step" and
+    the "progress" of a checkpoint; scores: the score files of fastbyol-eval; features: length of a representation.
     """
     encoder = config.recipe.encoder
     length = f"{result['epochs']:.4g} epochs, {result['images']} images, {format_duration(result['elapsed_s'])}"
+    if unfinished is not None:
+        length += f"; **not finished**: step {unfinished['step']}, {unfinished['progress']:.0%} of the run"
     rows = {
         "network": f"{encoder.arch}, width {encoder.width:g}, stem {encoder.stem}; images to {features} features",
         "method": f"BYOL (arXiv 2006.07733), recipe {config.recipe.name}, no labels used",
@@ -49,10 +65,7 @@ def render(
         "versions": f"fastbyol {_version()}, torch {torch.__version__}, Python {platform.python_version()}",
     }
     table = "\n".join(f"| {key} | {value} |" for key, value in rows.items())
-    arch = name_in("timm" if kind == "timm" else "torchvision", encoder)
-    is_state_dict_only = kind == "pth" and arch is None
-    loading = (STATE_DICT_LOADING if is_state_dict_only else LOADING[kind]).format(name=name, arch=arch)
-    return f"""# {name}
+    return f"""{_hub_facts(kind) if folder else ""}# {folder or name}
 
 | | |
 |---|---|
@@ -60,7 +73,7 @@ def render(
 
 ## Load
 ```
-{loading}
+{_loading(config, kind=kind, name=name, folder=folder)}
 ```
 
 ## Scores
@@ -75,7 +88,27 @@ def render(
 ```json
 {to_json(config).rstrip()}
 ```
+
+Written by {MARK}.
 """
+
+
+def _hub_facts(kind: str) -> str:
+    """Return the head of a README.md by which a hub files a model; its licence is the owner's to add."""
+    library = "timm" if kind == "timm" else "fastbyol"
+    tags = "\n".join(f"- {tag}" for tag in dict.fromkeys(("image-feature-extraction", library, "fastbyol", "byol")))
+    return f"---\nlibrary_name: {library}\npipeline_tag: image-feature-extraction\ntags:\n{tags}\n---\n"
+
+
+def _loading(config: Config, *, kind: str, name: str, folder: str | None) -> str:
+    arch = name_in("timm" if kind == "timm" else "torchvision", config.recipe.encoder)
+    if kind == "pth" and arch is None:
+        line = STATE_DICT_LOADING
+    elif kind == "timm" and folder:
+        line = FOLDER_LOADING
+    else:
+        line = LOADING[kind]
+    return line.format(name=name, arch=arch, folder=folder)
 
 
 def _budget(config: Config) -> str:
@@ -92,17 +125,29 @@ def _version() -> str:
 
 
 def _scores(result: dict[str, Any], scores: list[dict[str, Any]]) -> str:
-    lines = ["| protocol | trained | reference | validation file |", "|---|---|---|---|"]
+    """Return a row for each score, with the files it comes from: the images that are learned from, and those scored."""
+    lines = ["| protocol | trained | reference | training file | validation file |", "|---|---|---|---|---|"]
     if result.get("knn_top1") is not None:
         lines.append(
-            f"| kNN within the run | {result['knn_top1']:.2f} % | {_percent(result.get('knn_top1_random_init'))} | |"
+            f"| kNN within the run | {result['knn_top1']:.2f} % | {_percent(result.get('knn_top1_random_init'))} | | |"
         )
     for row in scores:
         reference = next((f"{_headline(row[k])} ({k})" for k in ("random_init", "supervised") if k in row), "")
-        part = f", {row['fraction']:.3g} of the labels" if "fraction" in row else ""
-        protocol = row["protocol"] + part + (f", {row['views']}" if "views" in row else "")
-        lines.append(f"| {protocol} | {_headline(row['trained'])} | {reference} | {Path(row['val']).name} |")
+        places = f"{Path(row['train']).name} | {Path(row['val']).name}"
+        lines.append(f"| {_protocol(row)} | {_headline(row['trained'])} | {reference} | {places} |")
     return "\n".join(lines)
+
+
+def _protocol(row: dict[str, Any]) -> str:
+    """Name a protocol with the settings that make it a score of its own."""
+    parts = [
+        row["protocol"],
+        f"{row['fraction']:.3g} of the labels" if "fraction" in row else "",
+        str(row.get("views", "")),
+        f"bank of {row['bank']}" if "bank" in row else "",
+        f"at {row['unfinished']['progress']:.0%} of the run" if "unfinished" in row else "",
+    ]
+    return ", ".join(part for part in parts if part)
 
 
 def _headline(scored: dict[str, Any]) -> str:

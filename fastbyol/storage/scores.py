@@ -1,8 +1,9 @@
-"""Score files of a run folder: one for each protocol and data set, the latest only."""
+"""Score files of a run folder: one for each protocol, training and validation file, the latest only."""
 
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -14,18 +15,25 @@ Scores = dict[str, Any]
 
 
 def save_scores(folder: RunFolder, scores: Scores) -> None:
-    """Write the scores of fastbyol-eval, replacing earlier ones of the same protocol on the same training file.
+    """Write the scores of fastbyol-eval, replacing earlier ones of the same protocol on the same two files.
 
     scores: "protocol", "train" and "val" (paths of the data), and the results; "fraction" where only part of the labels
-    was used for training, "views" where a protocol has several. Raises OSError.
+    was used for training, "views" where a protocol has several, "bank" where only that many training images were used.
+    Raises OSError.
     """
-    path = Path(scores["train"]).resolve()
-    words = [scores["protocol"], scores.get("views", ""), path.parent.name, path.stem]
-    if "fraction" in scores:
-        words[1] = f"{scores['fraction']:.2g}"
-    name = "-".join(word.replace(" ", "-") for word in words if word)
     folder.scores.mkdir(exist_ok=True)
-    files.write(folder.scores / f"{name}.json", json.dumps(scores, indent=2) + "\n")
+    files.write(folder.scores / f"{_name(scores)}.json", json.dumps(scores, indent=2) + "\n")
+
+
+def _name(scores: Scores) -> str:
+    """Name what a score is of: knn-bank-500-data-train-on-val, semi-0.01-cars-train-on-pets-val, quality-data-train."""
+    part = f"{scores['fraction']:.2g}" if "fraction" in scores else str(scores.get("views", ""))
+    bank = f"bank-{scores['bank']}" if "bank" in scores else ""
+    train, val = (Path(scores[name]).resolve() for name in ("train", "val"))
+    elsewhere = "" if val.parent == train.parent else val.parent.name
+    scored = () if val == train else ("on", elsewhere, val.stem)
+    words = (scores["protocol"], part, bank, train.parent.name, train.stem, *scored)
+    return "-".join(re.sub(r"[ /]", "-", word) for word in words if word)
 
 
 def load_scores(folder: RunFolder) -> list[Scores]:

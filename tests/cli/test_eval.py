@@ -105,10 +105,17 @@ def test_segment_scores_a_fifth_of_the_images(run: Path, tmp_path: Path, capsys:
 def test_scores_are_kept_a_file_for_each_protocol_part_and_data_set(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path)
     semi = {"protocol": "semi", "fraction": 0.01, "train": "cars/train.beton", "val": "v", "trained": {"top1": 1.0}}
-    others = [{**semi, "fraction": 0.1}, {**semi, "train": "pets/train.beton"}, {**semi, "protocol": "knn"}]
+    others = [
+        {**semi, "fraction": 0.1},
+        {**semi, "train": "pets/train.beton"},
+        {**semi, "protocol": "knn"},
+        {**semi, "protocol": "knn", "bank": 500},
+        {**semi, "val": "w"},
+        {**semi, "val": "other/v"},
+    ]
     for scores in (semi, *others, {**semi, "trained": {"top1": 2.0}}):
         save_scores(folder, scores)
-    assert sorted(scores["trained"]["top1"] for scores in load_scores(folder)) == [1.0, 1.0, 1.0, 2.0]
+    assert sorted(scores["trained"]["top1"] for scores in load_scores(folder)) == [1.0] * 6 + [2.0]
     (folder.scores / "broken.json").write_text("{}")
     with pytest.raises(ConfigError, match=r"broken.json is no score"):
         load_scores(folder)
@@ -132,38 +139,6 @@ def test_what_was_scored_before_an_interruption_is_kept(
     (found,) = load_scores(RunFolder(copied))
     assert "trained" in found
     assert "random_init" not in found
-
-
-@pytest.mark.parametrize("name", ["config.json", "encoder.safetensors", "new.pth", "checkpoints/new.pth"])
-def test_an_export_keeps_out_of_the_run_folder(name: str, run: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    before = {path.name: path.stat().st_mtime_ns for path in run.iterdir()}
-    assert main(["export", str(run), str(run / name), "--format=pth"]) == 2
-    assert "give a path in another folder" in capsys.readouterr().err
-    assert {path.name: path.stat().st_mtime_ns for path in run.iterdir()} == before
-
-
-def test_the_card_of_a_run_with_a_deadline_says_so(run: Path, tmp_path: Path) -> None:
-    copied = shutil.copytree(run, tmp_path / "run")
-    config = json.loads((copied / "config.json").read_text())
-    (copied / "config.json").write_text(json.dumps({**config, "epochs": None, "deadline": 1.8e9}))
-    assert main(["export", str(copied), str(tmp_path / "out" / "e.pth"), "--format=pth"]) == 0
-    card = (tmp_path / "out" / "model-card.md").read_text()
-    assert "| budget | until 2027-01-" in card
-    assert "--epochs 1 " in card
-
-
-@pytest.mark.parametrize("kind", ["safetensors", "pth"])
-def test_an_export_brings_its_model_card(
-    kind: str, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
-) -> None:
-    assert main(["export", str(run), str(tmp_path / f"out.{kind}"), f"--format={kind}"]) == 0
-    assert "model-card.md" in capsys.readouterr().out
-    card = (tmp_path / "model-card.md").read_text()
-    result = json.loads((run / "result.json").read_text())
-    assert f"{result['knn_top1']:.2f} %" in card
-    assert (run / "config.json").read_text().strip() in card
-    assert "fastbyol-train demo --data train.beton" in card
-    assert str(run) not in card
 
 
 def test_an_encoder_that_diverged_is_refused(
@@ -213,16 +188,42 @@ def test_linear_scores_both_encoders_in_a_sentence(
 
 
 def unfinished(run: Path, tmp_path: Path) -> Path:
-    shutil.copytree(run, tmp_path / "copy")
-    (tmp_path / "copy" / "result.json").unlink()
+    shutil.copytree(run, tmp_path / "copy", ignore=shutil.ignore_patterns("result.json", "encoder.safetensors"))
     return tmp_path / "copy"
+
+
+def without_checkpoint(run: Path, tmp_path: Path) -> Path:
+    shutil.rmtree(unfinished(run, tmp_path) / "checkpoints")
+    return tmp_path / "copy"
+
+
+def test_an_unfinished_run_is_scored_from_its_checkpoint(
+    betons: Betons, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    assert main(["knn", str(run), *files(betons), "--json"]) == 0
+    finished = json.loads(capsys.readouterr().out)
+    folder = unfinished(run, tmp_path)
+    assert main(["knn", str(folder), *files(betons), "--json"]) == 0
+    ended = capsys.readouterr()
+    scores = json.loads(ended.out)
+    assert ended.err == (
+        f"fastbyol-eval: the run in {folder} has not finished: this is its encoder after step 5, 100% of it\n"
+    )
+    assert scores["trained"] == finished["trained"]  # this checkpoint is of the last step
+    assert scores["unfinished"] == {"step": 5, "progress": 1.0}
+    (newest,) = (folder / "checkpoints").iterdir()
+    newest.write_bytes(newest.read_bytes()[:-1])
+    assert main(["knn", str(folder), *files(betons)]) == 2
+    said = capsys.readouterr().err
+    assert "continue it with fastbyol-train --resume" in said
+    assert "does not load" in said
 
 
 @pytest.mark.parametrize(
     ("case", "expected"),
     [
         ("no run", "holds no run"),
-        ("unfinished", "has not finished"),
+        ("no checkpoint", "has not finished"),
         ("missing file", "none.beton"),
         ("unlabelled", "no labels"),
         ("k of zero", "from 1 to the 160"),
@@ -232,7 +233,7 @@ def unfinished(run: Path, tmp_path: Path) -> Path:
 def test_bad_input_ends_with_one_clear_line_and_status_2(
     case: str, expected: str, betons: Betons, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    folder = {"no run": tmp_path, "unfinished": unfinished(run, tmp_path)}.get(case, run)
+    folder = {"no run": tmp_path, "no checkpoint": without_checkpoint(run, tmp_path)}.get(case, run)
     val = {"missing file": tmp_path / "none.beton", "unlabelled": betons.unlabelled}.get(case, betons.val)
     k = "0" if case == "k of zero" else "20"
     temperatures = ["--temperature", "0.1", *(["0"] if case == "a temperature of zero" else [])]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from types import ModuleType
 
@@ -10,7 +11,7 @@ import torch
 
 from fastbyol.config import EncoderConfig
 from fastbyol.encoder import ResNet, build
-from fastbyol.export import formats, load_encoder, save_encoder
+from fastbyol.export import IN_FOLDER, formats, load_encoder, save_encoder
 from tests.support.tolerances import FLOAT64_ATOL, FLOAT64_RTOL
 
 pytestmark = pytest.mark.peers
@@ -85,3 +86,27 @@ def test_timms_resnet_gives_the_same_features(torchvision: ModuleType, arch: str
     images = torch.randn(2, 3, 96, 128)
     with torch.inference_mode():
         torch.testing.assert_close(encoder(images), peer(images), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("arch", ["resnet18", "resnet50"])
+def test_timm_builds_the_encoder_from_an_exported_folder(torchvision: ModuleType, arch: str, tmp_path: Path) -> None:  # noqa: ARG001
+    timm = pytest.importorskip("timm")
+    encoder = moved(arch)
+    formats.write("timm", tmp_path / "model.safetensors", encoder, EncoderConfig(arch), px=128, margin=0.875)
+    peer = timm.create_model(f"local-dir:{tmp_path}", pretrained=True).eval()
+    images = torch.randn(2, 3, 96, 128)
+    with torch.inference_mode():
+        torch.testing.assert_close(encoder(images), peer(images), rtol=1e-4, atol=1e-5)
+    data = timm.data.resolve_model_data_config(peer)
+    assert (tuple(data["input_size"]), data["crop_pct"], data["crop_mode"]) == ((3, 128, 128), 0.875, "center")
+    assert timm.create_model(f"local-dir:{tmp_path}", pretrained=True, num_classes=10)(images).shape == (2, 10)
+
+
+def test_an_exported_folder_has_the_names_that_timm_asks_a_hub_for(torchvision: ModuleType, tmp_path: Path) -> None:  # noqa: ARG001
+    timm = pytest.importorskip("timm")
+    formats.write("timm", tmp_path / "model.safetensors", moved("resnet18"), EncoderConfig("resnet18"), px=224)
+    assert IN_FOLDER == timm.models._hub.HF_SAFE_WEIGHTS_NAME
+    described = json.loads((tmp_path / "config.json").read_text())
+    settings, name, arguments = timm.models._hub._parse_model_cfg(described, {"source": "hf-hub"})
+    assert (name, arguments) == ("resnet18", {})
+    assert timm.models._pretrained.PretrainedCfg(**settings).num_classes == 0
