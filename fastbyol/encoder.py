@@ -12,6 +12,7 @@ from fastbyol.batchnorm import BatchNormAct2d, BatchNormAddReLU2d, convolve, nor
 from fastbyol.config import EncoderConfig
 from fastbyol.errors import require
 from fastbyol.kernels.stem import stem_convolution
+from fastbyol.padding import SameConv2d, SameNormedMaxPool, padded_convolution
 from fastbyol.parts import Encoder
 
 Twins = tuple[Tensor, Tensor]  # a feature map, once for a block's convolutions and once for its shortcut
@@ -22,9 +23,9 @@ class BasicBlock(nn.Module):
 
     expansion = 1
 
-    def __init__(self, inputs: int, planes: int, *, stride: int, views: int) -> None:
+    def __init__(self, inputs: int, planes: int, *, stride: int, views: int, padding: str) -> None:
         super().__init__()
-        self.conv1 = nn.Conv2d(inputs, planes, 3, stride, 1, bias=False)
+        self.conv1 = padded_convolution(inputs, planes, 3, stride, padding=padding)
         self.bn1 = BatchNormAct2d(planes, views=views)
         self.conv2 = nn.Conv2d(planes, planes, 3, 1, 1, bias=False)
         self.bn2 = BatchNormAddReLU2d(planes, views=views)
@@ -44,12 +45,12 @@ class Bottleneck(nn.Module):
 
     expansion = 4
 
-    def __init__(self, inputs: int, planes: int, *, stride: int, views: int) -> None:
+    def __init__(self, inputs: int, planes: int, *, stride: int, views: int, padding: str) -> None:
         super().__init__()
         outputs = planes * self.expansion
         self.conv1 = nn.Conv2d(inputs, planes, 1, bias=False)
         self.bn1 = BatchNormAct2d(planes, views=views)
-        self.conv2 = nn.Conv2d(planes, planes, 3, stride, 1, bias=False)
+        self.conv2 = padded_convolution(planes, planes, 3, stride, padding=padding)
         self.bn2 = BatchNormAct2d(planes, views=views)
         self.conv3 = nn.Conv2d(planes, outputs, 1, bias=False)
         self.bn3 = BatchNormAddReLU2d(outputs, views=views)
@@ -132,16 +133,21 @@ class NoPool(nn.Identity):
         return y, y
 
 
-def _imagenet_stem(channels: int, planes: int) -> tuple[nn.Conv2d, nn.Module]:
-    """Build a 7x7 convolution at stride 2 and its pooling; ours is for RGB."""
+def _imagenet_stem(channels: int, planes: int, padding: str) -> tuple[nn.Conv2d, nn.Module]:
+    """Build a 7x7 convolution at stride 2 and its pooling; ours is for RGB with torchvision's padding."""
+    if padding == "same":
+        return SameConv2d(channels, planes, 7, 2), SameNormedMaxPool()
     convolution = StemConv2d(planes) if channels == 3 else nn.Conv2d(channels, planes, 7, 2, 3, bias=False)
     return convolution, NormedMaxPool()
 
 
-STEMS: dict[str, Callable[[int, int], tuple[nn.Conv2d, nn.Module]]] = {  # of (channels of images, planes)
+STEMS: dict[str, Callable[[int, int, str], tuple[nn.Conv2d, nn.Module]]] = {  # of channels of images, planes, padding
     "imagenet": _imagenet_stem,
-    "cifar": lambda channels, planes: (nn.Conv2d(channels, planes, 3, 1, 1, bias=False), NoPool()),
-    "cifar_stride2": lambda channels, planes: (nn.Conv2d(channels, planes, 3, 2, 1, bias=False), NoPool()),
+    "cifar": lambda channels, planes, padding: (padded_convolution(channels, planes, 3, 1, padding=padding), NoPool()),
+    "cifar_stride2": lambda channels, planes, padding: (
+        padded_convolution(channels, planes, 3, 2, padding=padding),
+        NoPool(),
+    ),
 }
 
 
@@ -159,7 +165,7 @@ class ResNet(Encoder):
         stem_planes = round(64 * config.width)
         require(stem_planes >= 1, f"encoder width {config.width} leaves no channels; give 1/64 or more")
         block, depths = ARCHS[config.arch]
-        self.conv1, self.maxpool = STEMS[config.stem](config.channels, stem_planes)
+        self.conv1, self.maxpool = STEMS[config.stem](config.channels, stem_planes, config.padding)
         self.bn1 = BatchNormAct2d(stem_planes, views=views)
         inputs = stem_planes
         self.stages: list[str] = []
@@ -168,7 +174,7 @@ class ResNet(Encoder):
             blocks = []
             for index in range(depth):
                 stride = 2 if number > 0 and index == 0 else 1
-                blocks.append(block(inputs, planes, stride=stride, views=views))
+                blocks.append(block(inputs, planes, stride=stride, views=views, padding=config.padding))
                 inputs = planes * block.expansion
             self.stages.append(f"layer{number + 1}")
             self.add_module(self.stages[-1], nn.Sequential(*blocks))

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fastbyol.batchnorm import BatchNormAct2d, BatchNormAddReLU2d
 from fastbyol.encoder import BasicBlock, Bottleneck, ResNet, average_pool
-from fastbyol.errors import ConfigError
+from fastbyol.errors import ConfigError, require
 from fastbyol.kernels.convolution import Epilogue
 from fastbyol.kernels.fold_norms import Workspace, fold_norms
 from fastbyol.kernels.reference import Fold
@@ -33,6 +33,10 @@ class FoldedResNet:
                 f"folded_target with encoder {encoder.config.arch}, but only fastbyol's own ResNets can be folded; "
                 "leave folded_target out"
             )
+        require(
+            encoder.config.padding == "symmetric",
+            f"folded_target with padding {encoder.config.padding}, which folded convolutions lack; leave one out",
+        )
         self.encoder = encoder
         self.epilogue = Epilogue()
         self._workspace = Workspace()

@@ -12,6 +12,7 @@ TARGET_STATISTICS = ("batch", "running")
 TARGETS = ("ema", "constant", "stop-gradient", "online")
 NORMALIZATIONS = ("l2", "layernorm", "batchnorm", "none")
 CHANNELS = (1, 3)  # of images: a .beton holds RGB, from which gray is computed
+PADDINGS = ("symmetric", "same")
 BASE_BATCH = 256  # images, for which a base learning rate is given
 
 
@@ -63,6 +64,8 @@ class EncoderConfig:
 
     `channels`: of the images. `frozen`: the names of parameters that stay as they were drawn, or what these begin with,
     separated by spaces; "patch_embed" keeps a ViT's random projection of patches.
+    `padding` of ResNets: "symmetric" as in torchvision; "same" as in TensorFlow and JAX, whose layers of stride 2 pad
+    an even side less at its beginning than at its end, as DeepMind's released networks do.
     """
 
     arch: str = "resnet50"
@@ -70,11 +73,13 @@ class EncoderConfig:
     stem: str = "imagenet"
     channels: int = 3
     frozen: str = ""
+    padding: str = "symmetric"
 
     def __post_init__(self) -> None:
         ENCODERS.check(self.arch)
         require(0 < self.width < math.inf, f"width is {self.width}; give a multiplier of the channels above 0")
         require(self.channels in CHANNELS, f"channels is {self.channels}; give 3 for RGB or 1 for gray images")
+        require(self.padding in PADDINGS, f"padding is {self.padding!r}; give one of {', '.join(PADDINGS)}")
 
 
 @dataclass(frozen=True)

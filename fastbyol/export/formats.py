@@ -62,7 +62,8 @@ def name_in(library: str, config: EncoderConfig) -> str | None:
     prefix, colon, name = config.arch.partition(":")
     if colon:
         return name if prefix == library else None
-    return config.arch if config.width == 1 and config.stem == "imagenet" and config.arch in STANDARD else None
+    is_usual = (config.width, config.stem, config.padding) == (1, "imagenet", "symmetric")
+    return config.arch if is_usual and config.arch in STANDARD else None
 
 
 def _require_name(config: EncoderConfig, kind: str) -> str:
@@ -70,8 +71,9 @@ def _require_name(config: EncoderConfig, kind: str) -> str:
     name = name_in("torchvision" if kind == "detectron2" else kind, config)
     require(
         name in STANDARD or (kind == "timm" and name is not None),
-        f"the encoder is a {config.arch} of width {config.width:g} with stem {config.stem}; {kind} only has ResNets of "
-        "width 1 with the ImageNet stem; give --format safetensors, pth or onnx",
+        f"the encoder is a {config.arch} of width {config.width:g} with stem {config.stem} and padding "
+        f"{config.padding}; {kind} only has ResNets of width 1 with the ImageNet stem and symmetric padding; give "
+        "--format safetensors, pth or onnx",
     )
     return str(name)
 

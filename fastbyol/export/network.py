@@ -11,6 +11,7 @@ from torch.jit import is_scripting  # type: ignore[attr-defined]  # torch's stub
 from fastbyol import encoder as fused
 from fastbyol.batchnorm import set_views_
 from fastbyol.export.check import check_call, check_images
+from fastbyol.padding import SameMaxPool2d, padded_convolution
 from fastbyol.parts import Encoder
 
 torch.fx.wrap("check_images")  # a symbolic trace has no sizes to check: it records the call
@@ -63,13 +64,14 @@ class ResNet(Encoder):
     def __init__(self, encoder: fused.ResNet) -> None:
         super().__init__()
         self.config, self.features = encoder.config, encoder.features
-        stem, pools = encoder.conv1, isinstance(encoder.maxpool, nn.MaxPool2d)
-        inputs, planes = stem.in_channels, stem.out_channels
-        self.conv1 = nn.Conv2d(inputs, planes, stem.kernel_size, stem.stride, stem.padding, bias=False)  # type: ignore[arg-type]  # pairs
+        stem, is_same = encoder.conv1, encoder.config.padding == "same"
+        inputs, planes, kernel, stride = stem.in_channels, stem.out_channels, stem.kernel_size[0], stem.stride[0]
+        self.conv1 = padded_convolution(inputs, planes, kernel, stride, padding=encoder.config.padding)
         self.conv1.weight = stem.weight
         self.bn1 = _norm(encoder.bn1)
         self.relu = nn.ReLU()
-        self.maxpool = nn.MaxPool2d(3, 2, 1) if pools else nn.Identity()
+        pool = SameMaxPool2d() if is_same else nn.MaxPool2d(3, 2, 1)
+        self.maxpool = pool if isinstance(encoder.maxpool, nn.MaxPool2d) else nn.Identity()
         stages = [_stage(encoder.get_submodule(name)) for name in encoder.stages]
         self.layer1, self.layer2, self.layer3, self.layer4 = (*stages, nn.Identity())[:4]
         self.avgpool = nn.AdaptiveAvgPool2d(1)
