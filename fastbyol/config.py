@@ -58,6 +58,8 @@ class Config:
     Give exactly one length: `budget_s`, seconds over all processes of the run; `deadline`, a Unix time; or `epochs`.
     `method` "auto": what has won at this length takes the place of the recipe's own method, see recipes/methods.py.
     `labelled`: images among which kNN looks for neighbours of `val`, instead of those of `data` that have a label.
+    `init`: the weights that online and target network start from, as fastbyol.weights reads them, None for drawn ones;
+    `init_digest`: theirs, which the run fills in.
     `checkpoint_s` None: the measured cost of a checkpoint decides how often one is written. `knn_at`: shares of the run
     at which the encoder is scored on `val`, besides its start and end. `micro_batches` None: the GPU's memory decides
     in how many parts a rank's batch is computed, and whether activations are recomputed (`recomputes`, which does not
@@ -70,6 +72,8 @@ class Config:
     data: str
     val: str | None = None
     labelled: str | None = None
+    init: str | None = None
+    init_digest: str | None = None
     budget_s: float | None = None
     deadline: float | None = None
     epochs: float | None = None

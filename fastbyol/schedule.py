@@ -64,8 +64,26 @@ def peaks(recipe: Recipe, *, epochs: float) -> tuple[float, float]:
 
 
 @dataclass(frozen=True)
+class Rejoin:
+    """The second warm-up of a run made longer: from rate `lr` at progress `at` to the schedule's, over share `span`."""
+
+    at: float
+    lr: float
+    span: float
+
+    def learning_rate(self, progress: float, scheduled: float) -> float:
+        """Return the rate at a progress for which the schedule has the rate `scheduled`."""
+        if not self.at <= progress < self.at + self.span:
+            return scheduled
+        return self.lr + (scheduled - self.lr) * (progress - self.at) / self.span
+
+
+@dataclass(frozen=True)
 class Schedule:
-    """The schedules of one run; `epochs` is the length they were built for, `warmup` a share of the run."""
+    """The schedules of one run; `epochs` is the length they were built for, `warmup` a share of the run.
+
+    rejoin: the second warm-up of a run that was made longer.
+    """
 
     epochs: float
     base_lr: float
@@ -76,10 +94,12 @@ class Schedule:
     ramp: CropRamp | None
     objective: ObjectiveConfig
     tau_rises: bool = True
+    rejoin: Rejoin | None = None
 
     def learning_rate(self, progress: float) -> float:
         """Return the learning rate at a progress in [0, 1]."""
-        return learning_rate(progress, peak=self.peak_lr, warmup=self.warmup)
+        rate = learning_rate(progress, peak=self.peak_lr, warmup=self.warmup)
+        return rate if self.rejoin is None else self.rejoin.learning_rate(progress, rate)
 
     def tau(self, progress: float) -> float:
         """Return the EMA rate of the target at a progress in [0, 1]."""

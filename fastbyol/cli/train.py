@@ -120,7 +120,8 @@ def _add_run_folder(parser: Parser) -> None:
     existing.add_argument(
         "--resume",
         action="store_true",
-        help="continue the run in --out from its newest checkpoint; begin it if none is there",
+        help="continue the run in --out from its newest checkpoint, with more --epochs or a longer --budget beyond its "
+        "end; begin it if none is there",
     )
     existing.add_argument("--overwrite", action="store_true", help="replace the run in --out")
     group.add_argument(
@@ -150,6 +151,12 @@ def _add_method(parser: Parser) -> None:
         metavar="N",
         help="3 for RGB, or 1 for gray, computed from it, for which views leave out saturation, hue and grayscale "
         f"{OF_RECIPE}",
+    )
+    group.add_argument(
+        "--init",
+        metavar="WEIGHTS",
+        help="start from the weights of a run, a checkpoint or an encoder's file, torchvision:NAME or timm:NAME "
+        "(default: drawn by the seed)",
     )
     group.add_argument("--seed", type=seed, default=0, metavar="N", help="seed of weights, order and views")
     group.add_argument(

@@ -29,6 +29,7 @@ from fastbyol.system.limits import available_cores
 from fastbyol.system.signals import StopSignal
 from fastbyol.train import memory
 from fastbyol.train.runner import run as run_training
+from fastbyol.weights import check_source
 
 RECALIBRATE = 50  # batches of batch-norm recalibration after a crop ramp
 
@@ -175,11 +176,14 @@ def config_of(args: argparse.Namespace, folder: RunFolder) -> Config:
         workers = default_workers(device, cores=available_cores(), local_ranks=local_ranks())
     if args.wandb is not None:
         require_wandb()
+    if args.init is not None and not (args.resume and folder.config.exists()):
+        check_source(args.init)
     return Config(
         recipe=recipe,
         data=str(data),
         val=None if val is None else str(val),
         labelled=args.labelled,
+        init=args.init,
         budget_s=length.budget_s,
         deadline=length.deadline,
         epochs=recipe.epochs if args.epochs is None and args.budget is None else args.epochs,

@@ -108,7 +108,8 @@ def _scores(result: dict[str, Any]) -> dict[str, float]:
     """Return kNN top-1 in percent of the initial encoder, if known, and of the trained one; empty without a score."""
     if result.get("knn_top1") is None:
         return {}
-    scores = {"random init": result.get("knn_top1_random_init"), "trained": result["knn_top1"]}
+    first = {"random init": result.get("knn_top1_random_init"), "at the start": result.get("knn_top1_at_start")}
+    scores = {**first, "trained": result["knn_top1"]}
     return {name: score for name, score in scores.items() if score is not None}
 
 

@@ -124,7 +124,8 @@ def _scores(rows: Rows, result: dict[str, Any]) -> Figure | None:
     taken = [row for row in rows if values([row], "knn_top1")[0] is not None]
     if not taken:
         return None
-    first = {"elapsed_s": rows[0]["elapsed_s"], "knn_top1": result.get("knn_top1_random_init")}
+    at_start = result.get("knn_top1_random_init", result.get("knn_top1_at_start"))
+    first = {"elapsed_s": rows[0]["elapsed_s"], "knn_top1": at_start}
     last = {"elapsed_s": rows[-1]["elapsed_s"], "knn_top1": result.get("knn_top1")}
     known = [row for row in (first, *taken, last) if row["knn_top1"] is not None]
     return _draw(_Curve("kNN top-1", "validation", unit=" %", colour="e"), known, values(known, "knn_top1"))

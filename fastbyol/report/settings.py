@@ -61,6 +61,7 @@ def _rate(optim: OptimConfig, objective: ObjectiveConfig, tau_base: float) -> di
 def _departures(config: Config) -> dict[str, str]:
     recipe, goal = config.recipe, config.recipe.objective
     departures = {
+        "starts from": config.init or "",
         "loss": goal.loss if goal.loss != "byol" else "",
         "targets": goal.target if goal.target != "ema" else "",
         "normalisation": goal.normalization if goal.normalization != "l2" else "",

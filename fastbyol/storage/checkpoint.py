@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 import pickle
 import re
 import struct
@@ -21,6 +22,7 @@ KEEP = 2  # newest checkpoints
 NAME = re.compile(r"step-(\d+)\.pt")
 TRAILER = struct.Struct("<8sQ32s")  # magic, bytes before the trailer, their SHA-256
 MAGIC = b"FASTBYOL"
+DAMAGES = (RuntimeError, pickle.UnpicklingError, EOFError, OSError)  # what a checkpoint that does not load raises
 
 
 class CheckpointError(ValueError):
@@ -98,6 +100,27 @@ def _read_archive(path: Path) -> bytes:
     return archive
 
 
+def is_checkpoint(path: Path) -> bool:
+    """Tell whether a file ends as checkpoints do."""
+    with path.open("rb") as file:
+        file.seek(-min(TRAILER.size, path.stat().st_size), os.SEEK_END)
+        return file.read(len(MAGIC)) == MAGIC
+
+
+def load(path: Path) -> dict[str, Any]:
+    """Load one checkpoint, tensors and plain values alone (weights_only); raise CheckpointError where it is damaged."""
+    try:
+        return _load(path)
+    except DAMAGES as error:
+        reason = str(error).partition("\n")[0] or type(error).__name__
+        raise CheckpointError(f"{path} does not load ({reason}); give another checkpoint of the run") from error
+
+
+def _load(path: Path) -> dict[str, Any]:
+    state: dict[str, Any] = torch.load(io.BytesIO(_read_archive(path)), map_location="cpu", weights_only=True)
+    return state
+
+
 def load_newest(folder: Path) -> tuple[dict[str, Any], list[str]]:
     """Load the newest checkpoint that is whole; return it and one line for each newer one that is damaged.
 
@@ -106,10 +129,8 @@ def load_newest(folder: Path) -> tuple[dict[str, Any], list[str]]:
     damaged: list[str] = []
     for _, path in reversed(_steps(folder)):
         try:
-            archive = io.BytesIO(_read_archive(path))
-            state: dict[str, Any] = torch.load(archive, map_location="cpu", weights_only=True)
-            return state, damaged
-        except (RuntimeError, pickle.UnpicklingError, EOFError, OSError) as error:
+            return _load(path), damaged
+        except DAMAGES as error:
             reason = str(error).partition("\n")[0] or type(error).__name__
             damaged.append(f"{path} does not load ({reason}); trying the one before")
     reason = f": {damaged[0]}" if damaged else ""

@@ -25,6 +25,9 @@ FREE_ON_RESUME = {  # settings that change no weight of a step
     "data",  # the same images may lie elsewhere: the checkpoint tells whether they are the same
     "val",
     "labelled",
+    "init",  # a run keeps the weights it began with: train/start.py
+    "init_digest",
+    "epochs",  # check_length
     "loader",
     "on_error",
     "workers",
@@ -101,6 +104,11 @@ class RunFolder:
         return self.path / "splits"
 
     @property
+    def earlier(self) -> Path:
+        """The folder of what the run had reached when it was made longer: a folder for each time."""
+        return self.path / "earlier"
+
+    @property
     def wandb_id(self) -> Path:
         """The id of the run at Weights & Biases."""
         return self.path / "wandb-id"
@@ -168,10 +176,25 @@ def initialize(folder: RunFolder, config: Config) -> None:
     """Remove the files of an earlier run and write the new run's configuration."""
     for path in (folder.config, folder.metrics, folder.encoder, folder.report, folder.result):
         path.unlink(missing_ok=True)
-    for path in (folder.checkpoints, folder.tensorboard, folder.profile, folder.scores):
+    for path in (folder.checkpoints, folder.tensorboard, folder.profile, folder.scores, folder.earlier):
         if path.exists():
             shutil.rmtree(path)
     files.write(folder.config, to_json(config))
+
+
+def set_aside(folder: RunFolder, *, step: int) -> None:
+    """Move what a finished run has reached to a run folder of its own: it is finished no more, and none of it is lost.
+
+    The result goes last, so that a run which is killed meanwhile counts as finished, and the move is repeated.
+    """
+    kept = RunFolder(folder.earlier / f"step-{step:09d}")
+    kept.path.mkdir(parents=True, exist_ok=True)
+    shutil.copy(folder.config, kept.config)
+    if folder.scores.exists() and kept.scores.exists():
+        shutil.rmtree(kept.scores)
+    for old in (folder.encoder, folder.report, folder.scores, folder.result):
+        if old.exists():
+            old.replace(kept.path / old.name)
 
 
 def check_resumable(folder: RunFolder, config: Config) -> None:
@@ -183,10 +206,25 @@ def check_resumable(folder: RunFolder, config: Config) -> None:
     for settings in (before, now):
         settings["recipe"] = {name: x for name, x in settings["recipe"].items() if name not in FREE_IN_RECIPE}
     changes = _changes({name: (before[name], now[name]) for name in before if name not in FREE_ON_RESUME})
+    if (recorded.epochs is None) != (config.epochs is None):
+        kinds = ["a budget" if length is None else f"{length:g} epochs" for length in (recorded.epochs, config.epochs)]
+        changes.append(f"the length was {kinds[0]}, is {kinds[1]}")
+    elif recorded.epochs is not None and config.epochs is not None and config.epochs < recorded.epochs:
+        changes.append(f"epochs was {recorded.epochs:g}, is {config.epochs:g}, and a run can only become longer")
     if changes:
         raise ConfigError(
             f"--resume continues the same run, but {'; '.join(changes)}; give the old settings, or another --out"
         )
+
+
+def is_longer(config: Config, recorded: Config) -> bool:
+    """Tell whether a configuration gives a run more time, or more epochs, than recorded; a length of another kind does.
+
+    Both continue the same run, see check_resumable.
+    """
+    now, before = ((c.epochs, c.budget_s, c.deadline) for c in (config, recorded))
+    pairs = list(zip(now, before, strict=True))
+    return any(new is not None and (old is None or new > old) for new, old in pairs)
 
 
 def _changes(settings: Mapping[str, tuple[Any, Any]]) -> list[str]:

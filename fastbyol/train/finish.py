@@ -59,7 +59,7 @@ class Closing:
         self._warm_up()
         score = self.knn_top1()
         if loop.position.step == 0:
-            loop.notes["knn_top1_random_init"] = score
+            loop.notes["knn_top1_random_init" if self.config.init is None else "knn_top1_at_start"] = score
         rehearsal = self.folder.rehearsal
         try:
             with self._timed("checkpoint"):

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 import sys
 from typing import Any
 
@@ -14,10 +13,10 @@ from fastbyol.schedule import Schedule
 from fastbyol.system.device import STEPS_AHEAD
 from fastbyol.train import calibrate, step
 from fastbyol.train.finish import Closing
+from fastbyol.train.lengthen import WARMUP_MAX, build_schedule, total_steps
 from fastbyol.train.loop import Loop
 from fastbyol.train.plan import ClockPlan, Plan, Reserve, StepPlan
 
-WARMUP_MAX = 0.25  # of a run by the clock; the paper's shortest preset warms up for 10 of 40 epochs
 SCORES_SHARE_MAX = 0.5  # of the training time at most goes into scores
 RECALIBRATION_STEPS = 0.5  # the time of one batch, in steps: loading, views and one forward
 
@@ -43,10 +42,9 @@ class Planner:
             self.closing.rehearse()
         rehearsed_s = self.world.from_main(self.stopwatch.elapsed_s())
         if deadline_s is None:
-            recipe, epochs = self.config.recipe, self.config.epochs
-            assert epochs is not None
-            steps = max(math.ceil(epochs * len(self.loop.reader) / recipe.batch_size), 1)
-            return StepPlan(steps), schedule.build(recipe, epochs=epochs)
+            assert self.config.epochs is not None
+            steps = total_steps(self.config, images=len(self.loop.reader))
+            return StepPlan(steps), build_schedule(self.config, self.loop.notes, epochs=self.config.epochs)
         return self._clock_plan(deadline_s, began_s=began_s, rehearsed_s=rehearsed_s)
 
     def _clock_plan(
@@ -68,7 +66,7 @@ class Planner:
         steps = (plan.end_s - now_s - self._scores_s(plan)) / (step_s * schedule.relative_cost(recipe))
         epochs_that_fit = (self.loop.position.step + max(steps, 1.0)) * recipe.batch_size / len(self.loop.reader)
         epochs = self.world.from_main(self.epochs or epochs_that_fit)
-        schedules = schedule.build(recipe, epochs=epochs, warmup_max=WARMUP_MAX)
+        schedules = build_schedule(self.config, self.loop.notes, epochs=epochs)
         self.loop.notes["plan"] = {
             "budget_s": deadline_s,
             "startup_s": began_s - self.used_before_s,

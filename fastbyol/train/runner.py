@@ -6,6 +6,7 @@ import math
 import sys
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import replace
 from typing import Any, NamedTuple
 
 import torch
@@ -22,12 +23,21 @@ from fastbyol.monitor.metrics import read_metrics
 from fastbyol.monitor.watchdog import Diverged
 from fastbyol.parts import build_optimizer
 from fastbyol.storage import checkpoint, files
-from fastbyol.storage.run_folder import RunFolder, check_resumable, check_unused, initialize, lock
+from fastbyol.storage.run_folder import (
+    RunFolder,
+    check_resumable,
+    check_unused,
+    initialize,
+    is_longer,
+    lock,
+    set_aside,
+)
 from fastbyol.system.device import make_deterministic
 from fastbyol.system.distributed import World, join_ranks
 from fastbyol.system.signals import StopSignal
-from fastbyol.train import memory, method, micro_batches, step
+from fastbyol.train import memory, method, micro_batches, start, step
 from fastbyol.train.finish import Closing
+from fastbyol.train.lengthen import lengthen
 from fastbyol.train.loop import Loop
 from fastbyol.train.planning import Planner
 
@@ -44,7 +54,8 @@ def run(
     """Run a configuration in its folder; return True when finished, False when a signal stopped it (resumable).
 
     stopwatch: counts the seconds of the budget; stop: receives the signals. Under torchrun every rank calls this
-    function. With `resume`, a run is started if the folder holds none. Whenever the GPU runs out of memory, the newest
+    function. With `resume`, a run is started if the folder holds none, and one that has finished goes on if the
+    configuration is longer. Whenever the GPU runs out of memory, the newest
     checkpoint is resumed in smaller micro-batches. Raises ConfigError, BetonError or CheckpointError for unusable
     input, before anything is overwritten; OSError from the disk; watchdog.Diverged; distributed.RankLost.
     """
@@ -60,8 +71,12 @@ def run(
                 attempt = Run(chosen, opened, stopwatch=stopwatch, stop=stop)
                 if has_started:
                     attempt.resume(used_before_s)
+                    if opened.world.is_main and folder.result.exists():  # it had finished, and is longer now
+                        set_aside(folder, step=attempt.loop.position.step)
                     if opened.world.is_main and folder.read_config() != chosen:  # the images are known to be the same
                         files.write(folder.config, to_json(chosen))
+                else:
+                    attempt.begin()
                 if change:
                     attempt.record_micro_batches(change)
                 is_finished = attempt.execute(is_new=not has_started)
@@ -119,7 +134,9 @@ def open_run(
             recorded = folder.read_config() if state == "started" and world.is_main else None
             if config.method == "auto":
                 config = method.choose_or_adopt(config, recorded, train=train, world=world, stopwatch=stopwatch)
-            chosen = micro_batches.choose_micro_batches(config, train=train, world=world, recorded=recorded)
+            chosen = world.from_main(start.settle(config, recorded) if world.is_main else config)
+            chosen = replace(config, init=chosen.init, init_digest=chosen.init_digest)
+            chosen = micro_batches.choose_micro_batches(chosen, train=train, world=world, recorded=recorded)
             yield OpenRun(chosen, folder, train, scored, world, state)
 
 
@@ -160,7 +177,8 @@ def _folder_state(folder: RunFolder, config: Config, *, resume: bool, overwrite:
         check_unused(folder, overwrite=overwrite)
         return "new"
     check_resumable(folder, method.adopt(config, folder.read_config()))
-    return "finished" if folder.result.exists() else "started"
+    is_done = folder.result.exists() and not is_longer(config, folder.read_config())
+    return "finished" if is_done else "started"
 
 
 class Run:
@@ -197,8 +215,16 @@ class Run:
         self.used_before_s = 0.0  # by earlier processes
         self.has_started = False  # the folder belongs to this run
 
+    def begin(self) -> None:
+        """Load the weights that the run starts from, if it does not start from drawn ones."""
+        if self.config.init is None:
+            return
+        line = start.start_(self.model, self.config)
+        if self.world.is_main:
+            print(line, file=sys.stderr)
+
     def resume(self, used_before_s: float | None = None) -> None:
-        """Restore the newest readable checkpoint; without any checkpoint, start at step 0.
+        """Restore the newest readable checkpoint and make the run longer if it is; without a checkpoint, begin.
 
         Rank 0 reads it for all ranks. The stopwatch adds the seconds that earlier processes are known to have used, up
         to that checkpoint or the last row. used_before_s: those seconds, if the stopwatch has counted them already.
@@ -218,6 +244,8 @@ class Run:
                 ) from error
             self.epochs = state["epochs"]
             used_s.append(state["elapsed_s"])
+        else:
+            self.begin()
         for line in damaged:
             self.loop.logger.warn(line)
         if damaged:
@@ -226,6 +254,9 @@ class Run:
         self.used_before_s = max(used_s, default=0.0) if used_before_s is None else used_before_s
         if used_before_s is None:
             self.stopwatch.add_earlier(self.used_before_s)
+        deadline_s = self.world.from_main(self._deadline_s())
+        if state is not None and lengthen(self.loop, epochs=self.epochs, deadline_s=deadline_s):
+            self.epochs = None
 
     def record_micro_batches(self, line: str) -> None:
         """Warn how a step is computed since memory ran out, and record from which step on in the result."""

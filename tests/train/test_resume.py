@@ -32,31 +32,9 @@ from fastbyol.train.inputs import Pipeline
 from tests.conftest import Betons, write_beton
 from tests.support import soak
 from tests.support.commands import Fork, wait_until
-from tests.support.runs import arguments, encoders_are_equal
+from tests.support.runs import arguments, encoders_are_equal, learned
 
 BUDGET_S = 18.0  # start-up and rehearsal of a busy machine leave some of it
-
-
-def learned(out: Path) -> list[dict[str, Any]]:
-    """Give the rows of a run without what the clock wrote into them."""
-    timed = (
-        "elapsed_s",
-        "images_per_s",
-        "interval_s",
-        "cpu_s",
-        "loader_wait_s",
-        "loader_wait_share",
-        "views_s",
-        "step_s",
-        "agree_s",
-        "log_s",
-        "score_s",
-        "checkpoint_s",
-        "peak_gib",
-        "mfu",
-        "warnings",
-    )
-    return [{name: row[name] for name in row if name not in timed} for row in read_metrics(RunFolder(out).metrics)]
 
 
 @pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGKILL])

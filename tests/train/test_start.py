@@ -1,0 +1,172 @@
+"""Laws of a run that starts from weights: a run's, a file's, also after a kill; what does not fit is named."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import signal
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+from torch import Tensor
+
+from fastbyol.byol import BYOL
+from fastbyol.cli.train import main
+from fastbyol.config import Config
+from fastbyol.monitor.metrics import read_metrics
+from fastbyol.recipes import named
+from fastbyol.storage import checkpoint
+from fastbyol.storage.run_folder import RunFolder
+from fastbyol.train import start
+from tests.conftest import Betons, write_beton
+from tests.support.commands import Fork, wait_until
+from tests.support.runs import arguments, encoders_are_equal
+
+SHORT = ("--epochs=1", "--warmup-epochs=0")
+
+
+def state_of(run: Path) -> dict[str, Tensor]:
+    """Return the newest state of a run's networks."""
+    model: dict[str, Tensor] = checkpoint.load_newest(RunFolder(run).checkpoints)[0]["model"]
+    return model
+
+
+def started(init: Path | str, recipe: str = "demo") -> tuple[BYOL, str]:
+    """Start a model from weights; return it and the line on what was taken."""
+    chosen = named(recipe)
+    model = BYOL(chosen.encoder, chosen.head, seed=5)
+    return model, start.start_(model, Config(chosen, data="-", epochs=50, init=str(init)))
+
+
+def refused(init: Path | str, recipe: str = "demo") -> str:
+    """Return the message with which weights are refused."""
+    with pytest.raises(ValueError) as caught:  # noqa: PT011 - the callers look at the message
+        started(init, recipe)
+    return str(caught.value)
+
+
+def same(found: dict[str, Tensor], wanted: dict[str, Tensor], prefix: str = "") -> bool:
+    return all(torch.equal(value, wanted[prefix + name]) for name, value in found.items())
+
+
+def test_a_runs_encoder_and_heads_start_both_networks(finished: Path) -> None:
+    model, line = started(finished)
+    wanted = state_of(finished)
+    assert same(model.online.state_dict(), wanted, "online.")
+    assert same(model.predictor.state_dict(), wanted, "predictor.")
+    assert model.target is not None
+    assert same(model.target.state_dict(), wanted, "online.")
+    assert line == f"starts from {finished}: encoder and heads"
+
+
+def test_an_encoders_file_starts_the_encoder_alone(finished: Path, tmp_path: Path) -> None:
+    drawn = BYOL(named("demo").encoder, named("demo").head, seed=5)
+    tensors = load_file(RunFolder(finished).encoder)
+    torch.save({"state_dict": {f"module.{name}": value for name, value in tensors.items()}}, tmp_path / "e.pth")
+    for file in (RunFolder(finished).encoder, tmp_path / "e.pth"):
+        model, line = started(file)
+        assert same(model.online.encoder.state_dict(), tensors)
+        assert same(model.online.projector.state_dict(), drawn.online.projector.state_dict())
+        assert line == f"starts from {file}: encoder"
+
+
+def test_heads_of_another_size_begin_anew_and_that_is_said(finished: Path) -> None:
+    model, line = started(finished, "demo+hidden=32")
+    assert same(model.online.encoder.state_dict(), state_of(finished), "online.encoder.")
+    assert line.endswith("encoder; its heads have other sizes, so the heads begin anew")
+
+
+def test_a_classifier_is_left_out_and_other_networks_are_refused(finished: Path, tmp_path: Path) -> None:
+    tensors = load_file(RunFolder(finished).encoder)
+    file = tmp_path / "classifier.safetensors"
+    save_file(tensors | {"fc.weight": torch.zeros(3, 2), "fc.bias": torch.zeros(3)}, file)
+    assert started(file)[1].endswith("encoder; fc.bias, fc.weight are not used")
+    assert "conv1.weight is [32, 3, 3, 3], wanted [64, 3, 3, 3]" in refused(file, "demo+width=1")
+    assert "missing (layer1.1.conv1.weight, " in refused(file, "demo+arch=resnet18")
+    save_file({name: value for name, value in tensors.items() if name != "bn1.bias"}, file)
+    assert "1 of its tensors are missing (bn1.bias)" in refused(file)
+    save_file(tensors | {"layer9.bias": torch.zeros(1)}, file)
+    assert "1 are too many (layer9.bias)" in refused(file)
+    assert "stem cifar_stride2, the recipe's has cifar;" in refused(RunFolder(finished).encoder, "demo+stem=cifar")
+
+
+@pytest.mark.parametrize(
+    ("content", "reason"), [(b"", "does not load"), (b"text", "does not load"), (None, "does not exist")]
+)
+def test_what_holds_no_weights_ends_in_one_line(
+    betons: Betons, tmp_path: Path, content: bytes | None, reason: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    file = tmp_path / "file.pth"
+    if content is not None:
+        file.write_bytes(content)
+    assert main([*arguments(betons, tmp_path / "run", *SHORT), f"--init={file}"]) == 2
+    said = capsys.readouterr().err.strip().splitlines()
+    assert len(said) == 1
+    assert reason in said[0]
+    assert "give a run folder, a checkpoint" in said[0]
+    assert not RunFolder(tmp_path / "run").config.exists()
+
+
+def test_a_run_starts_from_another_on_other_data_and_says_so(
+    betons: Betons, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    data, out = write_beton(tmp_path / "other.beton", 96, split="val"), tmp_path / "run"
+    asked = ["demo+crop_px=24", f"--data={data}", f"--val={betons.val}", f"--out={out}", "--batch-size=32"]
+    assert main([*asked, *SHORT, "--device=cpu", f"--init={finished}"]) == 0
+    assert f"starts from {finished}: encoder and heads" in capsys.readouterr().err
+    config, result = (json.loads(path.read_text()) for path in (RunFolder(out).config, RunFolder(out).result))
+    assert config["init"] == str(finished)
+    assert len(config["init_digest"]) == 32
+    assert result["knn_top1_at_start"] > result.get("knn_top1_random_init", 0)
+    assert str(finished) in RunFolder(out).report.read_text()
+
+
+@pytest.mark.parametrize("has_checkpoint", [True, pytest.param(False, marks=pytest.mark.slow)])
+def test_a_killed_run_that_started_from_weights_is_bit_equal(
+    betons: Betons, finished: Path, tmp_path: Path, has_checkpoint: bool
+) -> None:
+    weights = tmp_path / "weights"
+    shutil.copytree(finished, weights)
+    settings = ("--epochs=2", "--warmup-epochs=1", f"--init={weights}")
+    assert main(arguments(betons, tmp_path / "whole", *settings)) == 0
+    out = tmp_path / "killed"
+    asked = arguments(betons, out, *settings)
+    process = Fork(tmp_path / "said", *asked, "--checkpoint-every=0.01s")
+    wait_until(lambda: len(read_metrics(RunFolder(out).metrics)) >= 4, process)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    if has_checkpoint:
+        shutil.rmtree(weights)  # not needed any more
+    else:
+        shutil.rmtree(RunFolder(out).checkpoints)
+    assert main([*asked, "--resume"]) == 0
+    assert encoders_are_equal(tmp_path / "whole", out)
+
+
+def test_other_weights_do_not_continue_a_run(
+    betons: Betons, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    weights = shutil.copy(RunFolder(finished).encoder, tmp_path / "weights.safetensors")
+    asked = arguments(betons, out, *SHORT)
+    assert main([*asked, f"--init={weights}"]) == 0
+    capsys.readouterr()
+
+    def resume(*more: str) -> tuple[int, Any]:
+        return main([*asked, "--resume", *more]), capsys.readouterr().err
+
+    RunFolder(out).result.unlink()
+    assert resume()[0] == 0  # they need not be given again
+    RunFolder(out).result.unlink()
+    status, said = resume(f"--init={finished}")
+    assert status == 2
+    assert f"--init {finished} is given, but the run began with {weights}" in said
+    tensors = load_file(weights)
+    save_file({**tensors, "conv1.weight": tensors["conv1.weight"] + 1}, weights)
+    shutil.rmtree(RunFolder(out).checkpoints)
+    status, said = resume()
+    assert status == 2
+    assert f"{weights} holds other weights than the run began with" in said
