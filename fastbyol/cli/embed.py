@@ -13,8 +13,10 @@ from fastbyol.system.command_line import (
     WORKERS,
     Parser,
     add_cache_flags,
+    add_encoder,
     add_overwrite,
     add_version,
+    add_view,
     int_range,
     join_prep,
     seed,
@@ -52,9 +54,7 @@ def build_parser() -> Parser:
     """Build the parser; names and meanings of flags are a contract and do not change."""
     parser = Parser(prog="fastbyol-embed", description=DESCRIPTION)
     add_version(parser)
-    parser.add_argument(
-        "run", type=Path, metavar="RUN", help="a run of fastbyol-train, finished or not, or an exported .safetensors"
-    )
+    add_encoder(parser)
     parser.add_argument("source", metavar="SOURCE", help=f"images, with labels or without: {ANY_SOURCE}")
     _add_output(parser.add_argument_group("vectors"))
     _add_more(parser.add_argument_group("from the vectors"))
@@ -123,18 +123,7 @@ def _add_images(group: argparse._ActionsContainer) -> None:
         default="fail",
         help="an image that does not decode: stop, or leave it out",
     )
-    group.add_argument(
-        "--px",
-        type=int_range(8, 4096),
-        metavar="N",
-        help="side at which the encoder sees images (default: the run's; an exported file needs it)",
-    )
-    group.add_argument(
-        "--margin",
-        type=share,
-        metavar="SHARE",
-        help="share of an image's short side that the centre square shows (default: the run's, or 1)",
-    )
+    add_view(group)
 
 
 def vector_file(text: str) -> Path:

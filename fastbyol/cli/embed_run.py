@@ -18,7 +18,7 @@ import numpy as np
 import fastbyol
 from fastbyol.beton import UNLABELLED, BetonError, Reader
 from fastbyol.cli.cache import Cache, folder_of
-from fastbyol.cli.trained import open_run
+from fastbyol.cli.encoders import open_encoder, settle_px
 from fastbyol.embed import clusters, formats, layout, neighbours, page, vectors
 from fastbyol.embed.formats import Embedding
 from fastbyol.embed.neighbours import Nearest
@@ -26,12 +26,11 @@ from fastbyol.embed.vectors import Partial, Vectors
 from fastbyol.errors import ConfigError, require
 from fastbyol.evaluate.features import OutOfTime, evenly_spaced
 from fastbyol.evaluate.images import InputSettings
-from fastbyol.export import load_fused
 from fastbyol.jpeg import require_pillow
 from fastbyol.loaders import default_workers
 from fastbyol.parts import Encoder
+from fastbyol.storage.checkpoint import CheckpointError
 from fastbyol.storage.identity import identify
-from fastbyol.storage.run_folder import RunFolder
 from fastbyol.system import threads
 from fastbyol.system.command_line import BAD_INPUT, DONE, INTERRUPTED, fail
 from fastbyol.system.device import choose_device
@@ -51,7 +50,7 @@ def run(args: argparse.Namespace) -> int:
     except (KeyboardInterrupt, OutOfTime):
         _notify("interrupted; the same command goes on where it stopped")
         return INTERRUPTED
-    except (ConfigError, BetonError, OSError) as error:
+    except (ConfigError, BetonError, CheckpointError, OSError) as error:
         return fail("fastbyol-embed", error, status=BAD_INPUT)
     print(json.dumps(facts) if args.json else summary(facts))
     return DONE
@@ -60,8 +59,8 @@ def run(args: argparse.Namespace) -> int:
 def embed(args: argparse.Namespace, *, stop: Callable[[], bool]) -> Facts:
     """Compute the vectors and write their file; return what was done."""
     check_output(args)
-    encoder, inputs = _open_encoder(args)
-    cache = Cache(folder_of(args.run, args.cache), tuple(args.prep), command="fastbyol-embed")
+    encoder, inputs, folder = _open_encoder(args)
+    cache = Cache(folder_of(folder, args.cache), tuple(args.prep), command="fastbyol-embed")
     with Reader(cache.beton(args.source)) as reader:
         args.out.parent.mkdir(parents=True, exist_ok=True)
         key = _key(args, encoder, reader, inputs)
@@ -79,7 +78,7 @@ def embed(args: argparse.Namespace, *, stop: Callable[[], bool]) -> Facts:
             formats.write(args.out, embedding)  # the last: where it exists, all is done
         partial.path.unlink()
     return {
-        "run": str(args.run),
+        "run": args.encoder,
         "source": args.source,
         "file": str(args.out),
         "images": len(found),
@@ -116,19 +115,16 @@ def check_output(args: argparse.Namespace) -> None:
         raise ConfigError(f"{args.out} needs pyarrow; pip install 'fastbyol[parquet]', or give a name in .npz or .csv")
 
 
-def _open_encoder(args: argparse.Namespace) -> tuple[Encoder, InputSettings]:
-    """Load the encoder of a run, or of an exported file, and settle at what size it sees images."""
-    px, margin = args.px, args.margin
-    if args.run.is_dir():
-        config, encoder, *_ = open_run(RunFolder(args.run), notify=_notify)
-        px, margin = px or config.recipe.eval_px, margin or config.recipe.eval_margin
-    else:
-        encoder = load_fused(args.run)
-        require(px is not None, f"{args.run} does not say at what size it sees images; give it, as in --px 224")
+def _open_encoder(args: argparse.Namespace) -> tuple[Encoder, InputSettings, Path]:
+    """Open the encoder and settle at what size it sees images; return also what a cache may lie beside."""
+    named = open_encoder(args.encoder, notify=_notify)
+    px = settle_px(args.encoder, named, args.px)
     device = choose_device(args.device)
     tuner = threads.make_tuner(args.threads, device, notify=_notify)
     workers = args.workers or default_workers(device, cores=available_cores())
-    return encoder, InputSettings(px, margin or 1.0, workers, device, args.on_error, threads=tuner)
+    inputs = InputSettings(px, args.margin or named.margin, workers, device, args.on_error, threads=tuner)
+    path = Path(args.encoder)
+    return named.encoder, inputs, path if path.exists() else named.folder.path
 
 
 def _key(args: argparse.Namespace, encoder: Encoder, reader: Reader, inputs: InputSettings) -> str:

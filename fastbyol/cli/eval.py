@@ -18,7 +18,9 @@ from fastbyol.system.command_line import (
     EpilogFormatter,
     Parser,
     add_cache_flags,
+    add_encoder,
     add_version,
+    add_view,
     format_list,
     join_prep,
     whole_number,
@@ -45,7 +47,7 @@ def parse(words: Sequence[str]) -> tuple[argparse.Namespace, Protocol | None]:
     parser = build_parser()
     if not words or words[0].startswith("-"):
         parser.parse_args(words)
-        parser.error("no protocol given; give one first, as in fastbyol-eval knn RUN_DIR")
+        parser.error("no protocol given; give one first, as in fastbyol-eval knn RUN")
     name = words[0]
     try:
         protocol = None if name in COMMANDS else find_protocol(name)
@@ -59,8 +61,8 @@ def build_parser() -> Parser:
     summaries = {name: PROTOCOL_SUMMARIES.get(name, target) for name, target in PROTOCOLS.items()}
     parser = Parser(
         prog="fastbyol-eval",
-        usage="fastbyol-eval PROTOCOL RUN_DIR [options]\n       fastbyol-eval PROTOCOL --help",
-        description="Score the encoder of a run by a protocol, or export it.",
+        usage="fastbyol-eval PROTOCOL ENCODER [options]\n       fastbyol-eval PROTOCOL --help",
+        description="Score an encoder by a protocol, or export that of a run.",
         epilog=f"protocols:\n{format_list(summaries | OWN)}\n\ncommands:\n{format_list(COMMANDS)}",
         formatter_class=EpilogFormatter,
     )
@@ -86,8 +88,8 @@ def build_command_parser(name: str, protocol: Protocol | None) -> Parser:
     if name == "table":
         add_table_flags(parser)
         return parser
-    parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="a run of fastbyol-train, finished or not")
     if protocol is None:
+        parser.add_argument("run_dir", type=Path, metavar="RUN_DIR", help="a run of fastbyol-train, finished or not")
         parser.add_argument(
             "out",
             metavar="OUT",
@@ -100,6 +102,7 @@ def build_command_parser(name: str, protocol: Protocol | None) -> Parser:
             help="what will read it (default: by the suffix; in a folder timm, or fastbyol)",
         )
     else:
+        add_encoder(parser)
         if protocol.has_files:
             _add_files(parser, has_val=protocol.has_val)
         protocol.add_arguments(parser)
@@ -115,6 +118,7 @@ def _add_files(parser: Parser, *, has_val: bool) -> None:
     if has_val:
         group.add_argument("--val", required=True, metavar="SOURCE", help="labelled images to score on")
     add_cache_flags(group)
+    add_view(group)
     group.add_argument("--workers", type=whole_number, metavar="N", help=WORKERS)
     group.add_argument(
         "--on-error",

@@ -11,7 +11,7 @@ from fastbyol.beton import BetonError, Reader
 from fastbyol.cli import export_run
 from fastbyol.cli import table as tables
 from fastbyol.cli.cache import Cache, folder_of
-from fastbyol.cli.trained import open_run
+from fastbyol.cli.encoders import USUAL_PX, open_encoder, settle_px
 from fastbyol.errors import ConfigError
 from fastbyol.evaluate.features import check_classes
 from fastbyol.evaluate.images import InputSettings
@@ -19,6 +19,7 @@ from fastbyol.evaluate.protocol import Files, Protocol
 from fastbyol.jpeg import require_pillow
 from fastbyol.loaders import default_workers
 from fastbyol.parts import build_encoder
+from fastbyol.storage.checkpoint import CheckpointError
 from fastbyol.storage.run_folder import RunFolder
 from fastbyol.storage.scores import Scores, save_scores
 from fastbyol.system import threads
@@ -48,25 +49,27 @@ def run(args: argparse.Namespace, protocol: Protocol | None) -> int:
     except KeyboardInterrupt:
         print("fastbyol-eval: interrupted", file=sys.stderr)
         return INTERRUPTED
-    except (ConfigError, BetonError, OSError) as error:
+    except (ConfigError, BetonError, CheckpointError, OSError) as error:
         return fail("fastbyol-eval", error, status=BAD_INPUT)
     print(json.dumps(scores) if args.json else summary(scores))
     return DONE
 
 
 def score(args: argparse.Namespace, protocol: Protocol) -> Scores:
-    """Score a run's trained encoder and the protocol's second one, and save each score as soon as it is known."""
-    folder = RunFolder(args.run_dir)
-    trained = open_run(folder, notify=_notify)
-    config, device = trained.config, choose_device(args.device)
-    encoders = {"trained": trained.encoder}
-    if protocol.scores_baseline(args):
-        encoders[protocol.baseline] = build_encoder(config.recipe.encoder, seed=config.seed)
+    """Score an encoder and the protocol's second one, the same network as drawn, and save each score at once."""
+    found = open_encoder(args.encoder, notify=_notify)
+    device, folder = choose_device(args.device), found.folder
+    args.run_dir = folder.path
+    encoders = {protocol.baseline if found.is_drawn else "trained": found.encoder}
+    if protocol.scores_baseline(args) and not found.is_drawn:
+        encoders[protocol.baseline] = build_encoder(found.config, seed=found.seed)
     workers = (args.workers if protocol.has_files else None) or default_workers(device, cores=available_cores())
     torch_threads = threads.make_tuner(args.threads, device, notify=_notify)
     on_error = args.on_error if protocol.has_files else "fail"
-    recipe = config.recipe
-    inputs = InputSettings(recipe.eval_px, recipe.eval_margin, workers, device, on_error, threads=torch_threads)
+    px, margin = found.px or USUAL_PX, found.margin  # of no use to a protocol with images of its own
+    if protocol.has_files:
+        px, margin = settle_px(args.encoder, found, args.px), args.margin or margin
+    inputs = InputSettings(px, margin, workers, device, on_error, threads=torch_threads)
     if protocol.has_files:
         cache = Cache(folder_of(folder.path, args.cache), tuple(args.prep), command="fastbyol-eval")
         args.train, args.val = cache.pair(args.train, args.val if protocol.has_val else args.train)
@@ -74,7 +77,7 @@ def score(args: argparse.Namespace, protocol: Protocol) -> Scores:
         data = _open_files(args, protocol, stack) if protocol.has_files else None
         facts, job = protocol.prepare(args, data, inputs)
         places = {"train": args.train, "val": args.val} if protocol.has_files else {}
-        scores: Scores = {"protocol": args.protocol, "run": str(folder.path), **trained.facts, **places, **facts}
+        scores: Scores = {"protocol": args.protocol, "run": args.encoder, **found.facts, **places, **facts}
         for name, encoder in encoders.items():
             scores[name] = job(encoder.to(device), f"{args.protocol} {name.replace('_', ' ')}")
             _save(folder, scores)
@@ -99,11 +102,12 @@ def _labelled(reader: Reader) -> Reader:
 
 
 def _save(folder: RunFolder, scores: Scores) -> None:
-    """Save the scores in the run folder; where that fails, print a warning."""
+    """Save the scores in the run folder, or a folder of runs/ for another encoder; where that fails, warn."""
     try:
+        folder.path.mkdir(parents=True, exist_ok=True)
         save_scores(folder, scores)
     except OSError as error:
-        _notify(f"warning: the score could not be saved in the run folder: {error}")
+        _notify(f"warning: the score could not be saved in {folder.path}: {error}")
 
 
 def _notify(text: str) -> None:
@@ -114,7 +118,7 @@ def summary(scores: Scores) -> str:
     """Summarise the scores, or the export, in one line."""
     if scores["protocol"] == "export":
         return export_run.summary(scores)
-    trained = scores["trained"]
+    trained = scores.get("trained", [*scores.values()][-1])  # a drawn encoder has the other's key
     encoders = {name: of for name, of in scores.items() if isinstance(of, dict) and of.keys() & trained.keys()}
     parts = []
     for key, title in {**HEADLINES, **MEASURES}.items():

@@ -28,13 +28,14 @@ def _always(_: argparse.Namespace) -> bool:
 class Protocol:
     """An evaluation protocol, found by name in registry.PROTOCOLS or at the user's own module:attribute.
 
-    add_arguments: add the protocol's own flags. RUN_DIR, --json, --device and --threads are there already and, with
-    `has_files`, --train, --val and --workers.
+    add_arguments: add the protocol's own flags. ENCODER, --json, --device and --threads are there already and, with
+    `has_files`, --train, --val, --workers, --px and --margin. prepare finds the run's folder, or that which keeps the
+    scores of another encoder, as `run_dir`.
     prepare: from the parsed flags, the two open files (None without `has_files`) and the input settings of the run's
     recipe, return facts to save beside the scores, and the job. Raise ConfigError for settings that cannot be used,
     before anything is computed. Without `has_files` the facts name the data as "train" and "val". Without `has_val`
     there is no --val: both files are that of --train, which need not be labelled.
-    baseline: the key of the second encoder's scores, which is the encoder that the run started from.
+    baseline: the key of the second encoder's scores, which is the same network as drawn.
     scores_baseline: from the parsed flags, tell whether the second encoder is scored.
 
     A job returns percentages under "top1", "top5", "miou", or "score" with the name of its "metric", and anything else

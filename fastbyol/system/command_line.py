@@ -237,6 +237,34 @@ def add_cache_flags(group: argparse._ActionsContainer) -> None:
     )
 
 
+def add_encoder(parser: argparse.ArgumentParser) -> None:
+    """Add ENCODER, the encoder that a command uses."""
+    parser.add_argument(
+        "encoder",
+        metavar="ENCODER",
+        help="a folder in which fastbyol-train finished, a checkpoint, an encoder's file, torchvision:NAME, timm:NAME, "
+        "or random:NAME of an encoder or recipe, which is drawn",
+    )
+
+
+def add_view(group: argparse._ActionsContainer) -> None:
+    """Add --px and --margin, at which an encoder sees images."""
+    group.add_argument(
+        "--px",
+        type=int_range(8, 4096),
+        metavar="N",
+        help="side at which the encoder sees images (default: the run's or recipe's, else 224; an exported file of "
+        "fastbyol's needs it)",
+    )
+    group.add_argument(
+        "--margin",
+        type=share,
+        metavar="SHARE",
+        help="share of an image's short side that the centre square shows (default: the run's or recipe's, 1 for an "
+        "exported file of fastbyol's, else 0.875)",
+    )
+
+
 def join_prep(argv: Sequence[str]) -> list[str]:
     """Join --prep and the word behind it, which argparse would take for another flag if it begins with --."""
     given = list(argv)

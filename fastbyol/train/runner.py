@@ -254,7 +254,7 @@ class Run:
         self.used_before_s = max(used_s, default=0.0) if used_before_s is None else used_before_s
         if used_before_s is None:
             self.stopwatch.add_earlier(self.used_before_s)
-        deadline_s = self.world.from_main(self._deadline_s())
+        deadline_s = self.world.from_main(self.config.end_s(self.stopwatch.elapsed_at))
         if state is not None and lengthen(self.loop, epochs=self.epochs, deadline_s=deadline_s):
             self.epochs = None
 

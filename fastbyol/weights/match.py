@@ -58,8 +58,8 @@ def recognize(given: Mapping[str, Tensor], *, source: str) -> EncoderConfig:
     prefix, stem = stems[0].removesuffix("conv1.weight"), given[stems[0]]
     require(
         stem.shape[2:] == (7, 7),
-        f"{source} does not say what its stem of {'x'.join(map(str, stem.shape[2:]))} strides; give the run's folder or "
-        "its encoder.safetensors",
+        f"{source} does not say what its stem of {'x'.join(map(str, stem.shape[2:]))} strides; give the folder of its "
+        "run, or that run's encoder.safetensors",
     )
     stages = [re.match(r"layer(\d+)\.(\d+)\.", name) for name in _inside(given, prefix)]
     found = {(int(match[1]), int(match[2])) for match in stages if match}

@@ -142,7 +142,7 @@ def test_class_names_that_are_no_utf_8_are_escaped(run: Path, tmp_path: Path) ->
         ("{run} {val} --out {tmp}/v.npy", "v.names.txt already exists"),
         ("{run} {tmp}/none --out {tmp}/w.npy", "cannot be used, as said above"),
         ("{tmp} {val} --out {tmp}/w.npy", "holds no run"),
-        ("{tmp}/there.csv {val} --out {tmp}/w.npy", "is not an encoder exported by fastbyol"),
+        ("{tmp}/there.csv {val} --out {tmp}/w.npy", "does not load as weights alone (EOFError)"),
         ("{run}/encoder.safetensors {val} --out {tmp}/w.npy", "give it, as in --px 224"),
         ("{unfinished} {val} --out {tmp}/w.npy", "has not finished; continue it with fastbyol-train --resume"),
     ],

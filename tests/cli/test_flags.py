@@ -17,7 +17,7 @@ from fastbyol.export import formats
 from fastbyol.registry import PROTOCOL_SUMMARIES, PROTOCOLS
 from fastbyol.train import step
 
-COMMON_EVAL = "RUN_DIR --device --help --json --threads --train --val --workers --cache --prep --on-error"
+COMMON_EVAL = "ENCODER --device --help --json --margin --px --threads --train --val --workers --cache --prep --on-error"
 # flags that do nothing unless they are given
 WITHOUT_DEFAULT = {
     "data",
@@ -42,9 +42,9 @@ CONTRACT = {
     "fastbyol-prep demo": "DIR --help --overwrite --seed",
     "fastbyol": "--help --version",
     "fastbyol-train": "RECIPE --base-lr --batch-size --budget --cache --channels --checkpoint-every --crop --crop-ramp "
-    "--data --deterministic --device --engine --epochs --help --knn-at --labelled --lagged-target --loader --log-every "
-    "--method --micro-batches --no-tensorboard --on-error --optimizer --out --overwrite --plan --precision --prefetch "
-    "--prep "
+    "--data --deterministic --device --engine --epochs --help --init --knn-at --labelled --lagged-target --loader "
+    "--log-every --method --micro-batches --no-tensorboard --on-error --optimizer --out --overwrite --plan --precision "
+    "--prefetch --prep "
     "--profile --recipes --resume --seed --stop-on-collapse --tau-base --target-statistics --threads --val --version "
     "--wandb --warmup-epochs --weight-decay --workers",
     "fastbyol-eval": "--help --version",
@@ -53,13 +53,13 @@ CONTRACT = {
     "fastbyol-eval semi": f"{COMMON_EVAL} --epochs --fraction --lrs --seed --skip-supervised --split",
     "fastbyol-eval transfer": f"{COMMON_EVAL} --metric --seed",
     "fastbyol-eval finetune": f"{COMMON_EVAL} --from-scratch --lrs --metric --seed --steps --weight-decays",
-    "fastbyol-eval segment": "RUN_DIR --batch-size --crop-px --device --from-scratch --help --images --json --lr "
+    "fastbyol-eval segment": "ENCODER --batch-size --crop-px --device --from-scratch --help --images --json --lr "
     "--masks --seed --steps --stride --threads --val-images --val-masks --weight-decay",
     "fastbyol-eval quality": f"{COMMON_EVAL.replace('--val ', '')} --images --seed",
     "fastbyol-eval export": "RUN_DIR OUT --format --help --json",
     "fastbyol-eval table": "NAME --base --budget --cache --cells --data --epochs --help --linear --out --prep "
     "--seeds --val --with",
-    "fastbyol-embed": "RUN SOURCE --cache --clusters --device --dtype --duplicates --help --json --layout --map "
+    "fastbyol-embed": "ENCODER SOURCE --cache --clusters --device --dtype --duplicates --help --json --layout --map "
     "--margin --neighbours --normalize --on-error --out --overwrite --prep --px --seed --threads --version --workers",
 }
 

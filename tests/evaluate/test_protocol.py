@@ -126,4 +126,4 @@ def test_our_protocols_have_the_form(name: str) -> None:
     assert isinstance(protocol, Protocol)
     parser = argparse.ArgumentParser()
     protocol.add_arguments(parser)
-    assert not {"run_dir", "json", "device", "threads"} & {action.dest for action in parser._actions}
+    assert not {"encoder", "json", "device", "threads", "px", "margin"} & {action.dest for action in parser._actions}
