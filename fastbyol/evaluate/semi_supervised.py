@@ -80,7 +80,7 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
         "--split",
         type=Path,
         metavar="F.json",
-        help="a stored split (default: that of this fraction and seed in RUN_DIR/splits, made if it is not there)",
+        help="a stored split (default: that of this fraction and seed in RUN/splits, made if it is not there)",
     )
     add_lrs(parser, BASE_LRS, text="learning rates per 256 images to choose from")
     parser.add_argument(

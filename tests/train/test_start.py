@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -108,6 +109,12 @@ def test_what_holds_no_weights_ends_in_one_line(
     assert reason in said[0]
     assert "give a run folder, a checkpoint" in said[0]
     assert not RunFolder(tmp_path / "run").config.exists()
+
+
+@pytest.mark.parametrize("package", ["torchvision", "timm"])
+def test_a_package_that_is_missing_is_named(package: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, package, None)
+    assert f"weights of {package} need the package, which cannot be imported" in refused(f"{package}:resnet18")
 
 
 def test_a_run_starts_from_another_on_other_data_and_says_so(
