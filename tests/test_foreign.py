@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import signal
 import sys
 from pathlib import Path
 
@@ -11,12 +12,22 @@ import torch
 from torch import Tensor, nn
 
 from fastbyol.batchnorm import Replacement, synchronize_
-from fastbyol.config import EncoderConfig
+from fastbyol.byol import BYOL
+from fastbyol.cli.train import main
+from fastbyol.config import EncoderConfig, HeadConfig
 from fastbyol.errors import ConfigError
+from fastbyol.export import load_encoder
 from fastbyol.foreign import Foreign, adapt
+from fastbyol.kernels.reference import IMAGENET_MEAN, IMAGENET_STD, LUMA
+from fastbyol.libraries import build_timm
+from fastbyol.monitor.metrics import read_metrics
 from fastbyol.parts import build_encoder
 from fastbyol.recipes import named
 from fastbyol.recipes.overrides import apply_change
+from fastbyol.storage.run_folder import RunFolder
+from tests.conftest import Betons
+from tests.support.commands import Fork, wait_until
+from tests.support.runs import arguments, encoders_are_equal
 from tests.support.tolerances import FLOAT64_ATOL, FLOAT64_RTOL
 
 CONFIG = EncoderConfig("mine:Net")
@@ -166,6 +177,73 @@ def test_what_a_network_gives_and_takes_is_told_where_it_does_not_fit() -> None:
         build_encoder(EncoderConfig("mine:Map"), seed=0)(torch.zeros(2, 3, 9, 9))
     with pytest.raises(ConfigError, match=r"takes images of 32 px alone, and these are 9 x 9; give \+crop_px=32"):
         adapt(type("Net32", (Net,), {"image_size": 32})(), CONFIG, views=1)(torch.zeros(2, 3, 9, 9))
+
+
+@pytest.mark.parametrize("library", ["timm", "torchvision"])
+def test_a_library_that_is_missing_is_named_in_one_line(
+    library: str,
+    betons: Betons,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setitem(sys.modules, library, None)
+    asked = arguments(betons, tmp_path / "run", "--epochs=1", "--warmup-epochs=0")
+    assert main([f"demo+encoder={library}:resnet18", *asked[1:]]) == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert line.startswith(f"fastbyol-train: error: encoder {library}:resnet18 needs {library}, which cannot be")
+    assert line.endswith(f"pip install 'fastbyol[{library}]'")
+    assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_settings_of_a_resnet_are_none_of_a_librarys() -> None:
+    with pytest.raises(ConfigError, match=r"width 0\.5 and stem cifar_stride2.* give RECIPE\+encoder=timm:resnet18"):
+        build_timm(named("demo+arch=timm:resnet18").encoder, seed=0, views=1)
+
+
+@pytest.mark.usefixtures("mine")
+def test_gray_images_are_the_gray_of_rgb(betons: Betons, tmp_path: Path) -> None:
+    mean, std = (torch.tensor(each).view(1, 3, 1, 1) for each in (IMAGENET_MEAN, IMAGENET_STD))
+    luma = torch.tensor(LUMA).view(1, 3, 1, 1) / sum(LUMA)
+    encoder = build_encoder(EncoderConfig("resnet8", channels=1, stem="cifar"), seed=0).eval()
+    level = torch.rand(2, 1, 9, 9)
+    gray = (level - (mean * luma).sum()) / (std * luma).sum()
+    torch.testing.assert_close(encoder.take_channels((level - mean) / std), gray)
+    torch.testing.assert_close(encoder(gray), encoder((level - mean) / std), rtol=1e-4, atol=1e-5)
+    recipe = named("demo+channels=1")
+    assert {(view.hue, view.saturation, view.grayscale) for view in recipe.drawn_views} == {(0, 0, 0)}
+    assert named("demo").drawn_views == named("demo").views
+    out = tmp_path / "run"
+    assert main([*arguments(betons, out, "--epochs=1", "--warmup-epochs=0"), "--channels=1"]) == 0
+    loaded = load_encoder(out)
+    assert loaded.state_dict()["conv1.weight"].shape[1] == 1
+    assert loaded(torch.zeros(1, 1, 24, 24)).shape == loaded(torch.zeros(1, 3, 24, 24)).shape
+
+
+@pytest.mark.usefixtures("mine")
+def test_what_is_frozen_stays_as_it_was_drawn() -> None:
+    model = BYOL(EncoderConfig("mine:build", frozen="conv classifier.bias"), HeadConfig(hidden=8, out=4), seed=0)
+    trained = {name for name, parameter in model.online.encoder.named_parameters() if parameter.requires_grad}
+    assert trained == {"classifier.weight"}
+    with pytest.raises(ConfigError, match=r"frozen is 'patch_embed', and no parameter .* its first is conv\.weight"):
+        BYOL(EncoderConfig("mine:build", frozen="patch_embed"), HeadConfig(hidden=8, out=4), seed=0)
+
+
+@pytest.mark.slow
+@pytest.mark.usefixtures("mine")
+def test_a_network_of_ones_own_trains_by_adamw_resumes_and_loads(betons: Betons, tmp_path: Path) -> None:
+    recipe = "demo+encoder=mine:build+optimizer=adamw+base_lr=0.002"
+    whole, cut = tmp_path / "whole", tmp_path / "cut"
+    asked = ["--epochs=3", "--warmup-epochs=0", f"--val={betons.val}"]
+    assert main([recipe, *arguments(betons, whole, *asked)[1:]]) == 0
+    process = Fork(tmp_path / "said", recipe, *arguments(betons, cut, *asked)[1:], "--checkpoint-every=0.01s")
+    wait_until(lambda: len(read_metrics(RunFolder(cut).metrics)) >= 4, process)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    assert not RunFolder(cut).result.exists()
+    assert main([recipe, *arguments(betons, cut, *asked)[1:], "--resume"]) == 0
+    assert encoders_are_equal(whole, cut)
+    assert load_encoder(cut, trust=True).features == 5
 
 
 def test_encoder_in_a_recipe_leaves_out_the_settings_of_another() -> None:

@@ -2,29 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from types import ModuleType
-from typing import Any
 
 import pytest
-import torch
+
+from tests.support.peers import import_torchvision
 
 
 @pytest.fixture(scope="session")
 def torchvision() -> ModuleType:
     """Import torchvision beside a torch its compiled operations were not built for: those are left out."""
-    register = torch.library.register_fake
-
-    def register_others(name: Any, *args: Any, **settings: Any) -> Callable[..., Any]:
-        if isinstance(name, str) and name.startswith("torchvision::"):
-            return lambda function: function
-        return register(name, *args, **settings)
-
-    torch.library.register_fake = register_others
     try:
-        return pytest.importorskip("torchvision")
-    finally:
-        torch.library.register_fake = register
+        return import_torchvision()
+    except ModuleNotFoundError as error:
+        pytest.skip(str(error))
 
 
 @pytest.fixture(scope="session")
