@@ -61,7 +61,8 @@ class Config:
     `init`: the weights that online and target network start from, as fastbyol.weights reads them, None for drawn ones;
     `init_digest`: theirs, which the run fills in.
     `checkpoint_s` None: the measured cost of a checkpoint decides how often one is written. `knn_at`: shares of the run
-    at which the encoder is scored on `val`, besides its start and end. `micro_batches` None: the GPU's memory decides
+    at which the encoder is scored on `val`, besides its start and end; `quality_at`: the same, also without `val`, when
+    it is measured without labels alone. `micro_batches` None: the GPU's memory decides
     in how many parts a rank's batch is computed, and whether activations are recomputed (`recomputes`, which does not
     change the result); on a CPU it means 1. `deterministic`: the same bits again on the same GPU, more slowly.
     `workers`: decoding threads per rank; fastbyol-train fills in loaders.default_workers. `threads` None: the number of
@@ -95,6 +96,7 @@ class Config:
     checkpoint_s: float | None = None
     knn_bank: int = 10_000
     knn_at: tuple[float, ...] = ()
+    quality_at: tuple[float, ...] = ()
     stop_on_collapse: bool = False
     profile: bool = False
     tensorboard: bool = True
@@ -128,13 +130,15 @@ class Config:
         )
         require(self.log_every >= 1, f"log_every is {self.log_every}; give at least 1")
         require(self.knn_bank >= 1, f"knn_bank is {self.knn_bank}; give at least 1 image")
-        for share in self.knn_at:
-            require(
-                0 < share < 1, f"knn_at has {share}; give shares of the run between 0 and 1, as in --knn-at 0.25,0.5"
-            )
+        for name in ("knn_at", "quality_at"):
+            flag = f"--{name.replace('_', '-')}"
+            for share in getattr(self, name):
+                require(
+                    0 < share < 1, f"{name} has {share}; give shares of the run between 0 and 1, as in {flag} 0.25,0.5"
+                )
         require(
             not self.knn_at or self.val is not None,
-            "--knn-at needs labelled images to score on; give --val, or no --knn-at",
+            "--knn-at needs labelled images to score on; give --val, or --quality-at instead of --knn-at",
         )
         require(
             self.labelled is None or self.val is not None,
@@ -158,6 +162,11 @@ class Config:
     def end_s(self, elapsed_at: Callable[[float], float]) -> float | None:
         """Return when the run ends, in its own seconds, which `elapsed_at` gives of a Unix time; None by epochs."""
         return self.budget_s if self.deadline is None else elapsed_at(self.deadline)
+
+    @property
+    def score_shares(self) -> set[float]:
+        """The shares of the run at which the encoder is scored, besides its start and end."""
+        return {*self.knn_at, *self.quality_at}
 
     @property
     def parts(self) -> int:

@@ -31,6 +31,8 @@ from fastbyol.loaders import default_workers
 from fastbyol.parts import Encoder
 from fastbyol.storage.checkpoint import CheckpointError
 from fastbyol.storage.identity import identify
+from fastbyol.storage.maps import add_map
+from fastbyol.storage.run_folder import RunFolder
 from fastbyol.system import threads
 from fastbyol.system.command_line import BAD_INPUT, DONE, INTERRUPTED, fail
 from fastbyol.system.device import choose_device
@@ -219,7 +221,19 @@ def _draw_map(
         facts=[*([f"of {whole:,}"] if len(embedding) < whole else []), layout.TITLES[method]],
         workers=available_cores(),
     )
+    _link_map(args, whole)
     return {"file": str(args.map), **shown._asdict()}
+
+
+def _link_map(args: argparse.Namespace, images: int) -> None:
+    """Link the map in the report of the run, if the encoder is that of a run; where that fails, say so."""
+    run = RunFolder(Path(args.encoder))
+    if not run.path.is_dir():
+        return
+    try:
+        add_map(run, args.map, title=Path(args.source).name or args.source, images=images)
+    except OSError as error:
+        _notify(f"warning: the map is not linked in the report of {run.path}: {error}")
 
 
 def _notify(text: str) -> None:

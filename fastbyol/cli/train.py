@@ -230,6 +230,13 @@ def _add_logging(parser: Parser) -> None:
         metavar="X,X",
         help="score on --val at these shares of the run, too: 0.25,0.5,0.75",
     )
+    group.add_argument(
+        "--quality-at",
+        type=progress_points,
+        default=(),
+        metavar="X,X",
+        help="the same without labels, also without --val: RankMe, effective rank, alignment, uniformity",
+    )
     group.add_argument("--log-every", type=int, default=20, metavar="N", help="steps between rows of metrics.jsonl")
     group.add_argument("--stop-on-collapse", action="store_true", help="end with status 3 when the embeddings collapse")
     group.add_argument("--profile", action="store_true", help="write a trace of ten steps to the run folder")

@@ -202,6 +202,7 @@ def config_of(args: argparse.Namespace, folder: RunFolder) -> Config:
         deterministic=args.deterministic,
         log_every=args.log_every,
         knn_at=args.knn_at,
+        quality_at=args.quality_at,
         checkpoint_s=None if every is None else parse_duration(every, flag="--checkpoint-every"),
         stop_on_collapse=args.stop_on_collapse,
         profile=args.profile,

@@ -143,6 +143,24 @@ def represent(
     return Features(values, labels)
 
 
+def represent_unlabelled(
+    encoder: Encoder,
+    reader: Reader,
+    indices: NDArray[np.int64],
+    inputs: InputSettings,
+    *,
+    stop: Callable[[], bool] | None = None,
+) -> Tensor:
+    """Compute representations [N, F] of the images at `indices`, in that order; see `extract`."""
+    values = torch.empty(len(indices), encoder.features)
+
+    def take(found: Tensor, _: NDArray[np.int64], done: int) -> None:
+        values[done : done + len(found)] = found
+
+    stream(encoder, reader, indices, inputs, take=take, stop=stop)
+    return values
+
+
 @torch.inference_mode()
 def stream(
     encoder: Encoder,

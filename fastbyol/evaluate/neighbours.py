@@ -1,4 +1,4 @@
-"""Query images chosen by label alone, and their nearest neighbours under an encoder."""
+"""Query images chosen without a look at the result, and their nearest neighbours under an encoder."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
+from torch import Tensor
 
-from fastbyol.evaluate.features import Features
+from fastbyol.evaluate.features import Features, evenly_spaced
 
 
 @dataclass(frozen=True)
 class Neighbours:
-    """One query image of the validation file and its nearest images of the training file, nearest first.
+    """One query image and its nearest images, nearest first: of the validation and the training file, or of one file.
 
     query, bank: sample numbers of the files; similarities: cosines, one per entry of `bank`.
     """
@@ -39,6 +40,26 @@ def pick(bank: Features, queries: Features, *, rows: int, k: int, bank_images: i
     whole = count if bank_images is None else bank_images
     return [
         Neighbours(query, tuple(place * whole // count for place in places), tuple(similarities))
+        for query, places, similarities in zip(
+            chosen.tolist(), nearest.indices.tolist(), nearest.values.tolist(), strict=True
+        )
+    ]
+
+
+@torch.inference_mode()
+def pick_without_labels(values: Tensor, samples: NDArray[np.int64], *, rows: int, k: int) -> list[Neighbours]:
+    """Choose up to `rows` evenly spaced images of representations [N, F] and find the k others nearest to each.
+
+    samples: the sample numbers [N] of the images.
+    """
+    chosen = torch.from_numpy(evenly_spaced(len(values), rows))
+    keys = F.normalize(values, dim=1)
+    cosines = keys[chosen] @ keys.T
+    cosines[torch.arange(len(chosen)), chosen] = -torch.inf
+    nearest = cosines.topk(min(k, len(keys) - 1))
+    numbers = samples.tolist()
+    return [
+        Neighbours(numbers[query], tuple(numbers[place] for place in places), tuple(similarities))
         for query, places, similarities in zip(
             chosen.tolist(), nearest.indices.tolist(), nearest.values.tolist(), strict=True
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import math
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import ExitStack, contextmanager
 from dataclasses import asdict
 from pathlib import Path
@@ -20,10 +20,10 @@ from fastbyol.budget import format_duration
 from fastbyol.config import Config
 from fastbyol.loaders import decoding_threads
 from fastbyol.monitor.flops import Meter
-from fastbyol.monitor.metrics import _rows_and_ends, peak_gib
+from fastbyol.monitor.metrics import _rows_and_ends, extend_last_row, peak_gib
 from fastbyol.monitor.profiler import Profile
 from fastbyol.monitor.starvation import StarvationMonitor
-from fastbyol.monitor.tensorboard import TensorBoardSink
+from fastbyol.monitor.tensorboard import EventFile, TensorBoardSink, scalars
 from fastbyol.monitor.wandb_sink import WandbRun
 from fastbyol.storage.files import RecordFile
 from fastbyol.storage.run_folder import RunFolder
@@ -185,6 +185,22 @@ class RunLogger:
             self.warn(warning)
         measured = self._meter.read(row["images_per_s"], crop_px=row["crop_px"])
         self._telemetry.write_row({**row, "peak_gib": peak_gib(self.config.device), **measured}, left_s=left_s)
+
+    def extend_last_row(self, entries: Mapping[str, float]) -> None:
+        """Add entries to the last row, after the loop has ended, and write them for TensorBoard; warn where that fails.
+
+        W&B does not get them: its run is finished, and would have to be resumed over the network.
+        """
+        if not entries:
+            return
+        try:
+            step = extend_last_row(self.folder.metrics, entries)
+            if step is not None and self.config.tensorboard:
+                events = EventFile(self.folder.tensorboard, first_step=step + 1, warn=self.warn)
+                events.write(step, scalars(dict(entries)))
+                events.close()
+        except OSError as error:
+            self.warn(f"the last row lacks the measures without labels: {error}; result.json has them")
 
     def step(self) -> None:
         """Advance the profiler after a step."""

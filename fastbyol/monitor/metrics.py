@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import json
+import os
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +35,30 @@ def _rows_and_ends(path: Path) -> list[tuple[dict[str, Any], int]]:
         except ValueError as error:
             raise ConfigError(f"{path} holds a line that is not JSON ({error}); remove that line") from error
     return rows
+
+
+def extend_last_row(path: Path, entries: Mapping[str, float]) -> int | None:
+    """Add entries to the last row of a metrics.jsonl in one write over it; return its step, None without rows.
+
+    Raises OSError where the disk refuses; the row is then as before.
+    """
+    rows = _rows_and_ends(path)
+    if not rows:
+        return None
+    (row, _), begin = rows[-1], (rows[-2][1] if len(rows) > 1 else 0)
+    step: int = row["step"]
+    with path.open("r+b", buffering=0) as file:
+        file.seek(begin)
+        before, after = file.read(), json.dumps({**row, **entries}).encode() + b"\n"
+        try:
+            if os.pwrite(file.fileno(), after, begin) < len(after):
+                raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(path))
+        except OSError:
+            os.pwrite(file.fileno(), before, begin)  # needs no room
+            file.truncate(begin + len(before))
+            raise
+        file.truncate(begin + len(after))
+    return step
 
 
 def peak_gib(device: str) -> float:

@@ -20,7 +20,18 @@ from typing import Any
 from fastbyol.storage.files import RecordFile
 
 # TensorBoard's group "learning"; all other numbers are of group "machine".
-LEARNING = ("loss", "lr", "tau", "embedding_std", "crop_px", "knn_top1")
+LEARNING = (
+    "loss",
+    "lr",
+    "tau",
+    "embedding_std",
+    "crop_px",
+    "knn_top1",
+    "rankme",
+    "effective_rank",
+    "alignment",
+    "uniformity",
+)
 POLYNOMIAL = 0x82F63B78  # Castagnoli's, bits reversed
 MASK = 0xA282EAD8
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5  # protobuf's wire types

@@ -5,11 +5,13 @@ report.html and report.css hold its text and its look; the modules here compute 
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from datetime import datetime
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
+
+from markupsafe import Markup
 
 from fastbyol.beton import Reader
 from fastbyol.budget import format_duration
@@ -37,6 +39,12 @@ ESTIMATES = {  # labels on the page -> keys of the plan and the formats of their
     "τ at the start": ("tau_base", "{:.4g}"),
     "a step": ("step_s", "{:.3g} s"),
 }
+MEASURES = {  # keys of measures without labels -> labels on the page and what they say
+    "rankme": ("RankMe", "directions that the representations fill; 1 is a collapse"),
+    "effective_rank": ("effective rank", "the same without what all images share"),
+    "alignment": ("alignment", "distance of two crops of an image, from 0 (alike) to 4"),
+    "uniformity": ("uniformity", "0: all images are one point; towards -4 they spread"),
+}
 COUNTERS = {"skipped_steps": ("step", "skipped for inf or NaN"), "skipped_samples": ("sample", "that did not decode")}
 
 
@@ -49,6 +57,8 @@ def write(  # noqa: PLR0913 - everything that a page shows
     result: dict[str, Any] | None,
     scored: Files | None = None,
     neighbours: Sequence[Neighbours] = (),
+    measures: Mapping[str, Mapping[str, float]] | None = None,
+    maps: str = "",
     plan: dict[str, Any] | None = None,
     warnings: Sequence[str] = (),
 ) -> None:
@@ -56,9 +66,9 @@ def write(  # noqa: PLR0913 - everything that a page shows
 
     Missing data is left out: rows may lack any series, `result` and `plan` any key. The plan has, in seconds, budget_s,
     startup_s, rehearsal_s, calibration_s, reserve_s, step_s and closing_s (a dict with the keys of CLOSING); and
-    epochs_that_fit, base_lr and tau_base. neighbours index samples of `scored`, the bank
-    and the images that are classified. warnings are those after the
-    last row. Raises OSError.
+    epochs_that_fit, base_lr and tau_base. neighbours index samples of `scored`, the bank and the images that are
+    classified, which are one file without labels to score by. measures: those without labels, by the title of their
+    column. maps: links to maps of images, as HTML. warnings are those after the last row. Raises OSError.
     """
     last = rows[-1] if rows else {}
     shown_neighbours = pictures.neighbour_rows(neighbours, *scored) if neighbours and scored else []
@@ -69,6 +79,7 @@ def write(  # noqa: PLR0913 - everything that a page shows
         is_unfinished=result is None,
         progress=last.get("progress"),
         scores=_scores(result or {}),
+        measures=_measures(measures or {}),
         numbers=_numbers(config, last, result or {}, plan or {}),
         **_budget(rows, result, plan),
         figures=_figures(config, rows, result),
@@ -76,6 +87,8 @@ def write(  # noqa: PLR0913 - everything that a page shows
         strip_names=pictures.STRIP,
         strips=pictures.sample_views(config, train),
         neighbours=shown_neighbours,
+        has_classes=any(cell.kind != "plain" for row in shown_neighbours for cell in row[1:]),
+        maps=Markup(maps),
         settings=settings.table(config, plan),
     )
     page = render(Path(__file__).with_name("report.html"), values, filters={"seconds": timeline.seconds})
@@ -111,6 +124,15 @@ def _scores(result: dict[str, Any]) -> dict[str, float]:
     first = {"random init": result.get("knn_top1_random_init"), "at the start": result.get("knn_top1_at_start")}
     scores = {**first, "trained": result["knn_top1"]}
     return {name: score for name, score in scores.items() if score is not None}
+
+
+def _measures(measures: Mapping[str, Mapping[str, float]]) -> dict[str, Any]:
+    """Return the titles of the columns, and a row for each measure: its label, what it says and its values."""
+    rows = [
+        (label, says, [f"{column[name]:.3g}" if name in column else "-" for column in measures.values()])
+        for name, (label, says) in MEASURES.items()
+    ]
+    return {"titles": list(measures), "rows": rows} if measures else {}
 
 
 def _numbers(config: Config, last: dict[str, Any], result: dict[str, Any], plan: dict[str, Any]) -> dict[str, str]:

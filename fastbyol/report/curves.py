@@ -66,6 +66,13 @@ class _Curve:
     is_exact: bool = False
 
 
+MEASURES = {  # keys of the measures without labels
+    "rankme": _Curve("RankMe", "directions that are used", colour="e", low=None),
+    "alignment": _Curve("Alignment", "0: two crops are alike", colour="b", low=None),
+    "uniformity": _Curve("Uniformity", "less: more spread out", colour="b", low=None),
+}
+
+
 @dataclass(frozen=True)
 class Figure:
     """A chart with its caption: name, note and latest value; legend: what each colour class stands for."""
@@ -99,7 +106,7 @@ def figures(rows: Rows, result: dict[str, Any] | None, *, healthy_std: float, lo
             rows,
             stds,
         ),
-        scores,
+        *scores,
         _draw(_Curve("Images per second", colour="e"), rows, values(rows, "images_per_s")),
         _draw(
             _Curve(
@@ -119,16 +126,24 @@ def figures(rows: Rows, result: dict[str, Any] | None, *, healthy_std: float, lo
     return [figure for figure in drawn if figure is not None]
 
 
-def _scores(rows: Rows, result: dict[str, Any]) -> Figure | None:
-    """Draw the scores taken during training between those at start and end; None if there are none."""
-    taken = [row for row in rows if values([row], "knn_top1")[0] is not None]
+def _scores(rows: Rows, result: dict[str, Any]) -> list[Figure | None]:
+    """Draw the scores taken during training between those at start and end; a score that was not taken is None."""
+    first = result.get("quality_random_init") or result.get("quality_at_start") or {}
+    last = result.get("quality") or {}
+    knn = _Curve("kNN top-1", "validation", unit=" %", colour="e")
+    at_start = result.get("knn_top1_random_init", result.get("knn_top1_at_start"))
+    shown = [(knn, "knn_top1", at_start, result.get("knn_top1"))]
+    shown += [(curve, name, first.get(name), last.get(name)) for name, curve in MEASURES.items()]
+    return [_score(rows, *each) for each in shown]
+
+
+def _score(rows: Rows, shown: _Curve, name: str, first: float | None, last: float | None) -> Figure | None:
+    taken = [row for row in rows if row.get("progress", 0.0) < 1.0 and values([row], name)[0] is not None]
     if not taken:
         return None
-    at_start = result.get("knn_top1_random_init", result.get("knn_top1_at_start"))
-    first = {"elapsed_s": rows[0]["elapsed_s"], "knn_top1": at_start}
-    last = {"elapsed_s": rows[-1]["elapsed_s"], "knn_top1": result.get("knn_top1")}
-    known = [row for row in (first, *taken, last) if row["knn_top1"] is not None]
-    return _draw(_Curve("kNN top-1", "validation", unit=" %", colour="e"), known, values(known, "knn_top1"))
+    ends = ({"elapsed_s": rows[0]["elapsed_s"], name: first}, {"elapsed_s": rows[-1]["elapsed_s"], name: last})
+    known = [row for row in (ends[0], *taken, ends[1]) if row[name] is not None]
+    return _draw(shown, known, values(known, name))
 
 
 def _percent(shares: list[float | None]) -> list[float | None]:

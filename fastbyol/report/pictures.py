@@ -44,7 +44,10 @@ class Picture:
 
 @dataclass(frozen=True)
 class Cell:
-    """A query image (kind "query") or a neighbour of the "same" or of an "other" class, with the name of its class."""
+    """A query image (kind "query") or a neighbour of the "same" or of an "other" class, with the name of its class.
+
+    Where classes are not known, a neighbour is "plain" and has its cosine instead of a name.
+    """
 
     picture: Picture
     label: str
@@ -70,17 +73,20 @@ def sample_views(config: Config, train: Reader) -> list[list[Picture]]:
 
 
 def neighbour_rows(found: Sequence[Neighbours], bank: Reader, val: Reader) -> list[list[Cell]]:
-    """Return a row for each query image: the image, then its nearest neighbours."""
+    """Return a row for each query image: the image, then its nearest neighbours; in one file no classes are known."""
     queries = _thumbnails(val, [row.query for row in found])
     nearest = iter(_thumbnails(bank, [place for row in found for place in row.bank]))
     rows = []
     for row, pixels in zip(found, queries, strict=True):
-        wanted = _label(val, row.query)
-        cells = [Cell(_picture(pixels, f"{wanted}: query{_name(val, row.query)}"), wanted, "query")]
+        wanted = "" if bank is val else _label(val, row.query)
+        cells = [Cell(_picture(pixels, f"{wanted or 'an image'}: query{_name(val, row.query)}"), wanted, "query")]
         for place, similarity in zip(row.bank, row.similarities, strict=True):
-            label = _label(bank, place)
-            kind = "same" if label == wanted else "other"
-            alt = f"{label}: {kind} class, cosine {similarity:.2f}{_name(bank, place)}"
+            label, kind = f"{similarity:.2f}", "plain"
+            alt = f"cosine {label}{_name(bank, place)}"
+            if bank is not val:
+                label = _label(bank, place)
+                kind = "same" if label == wanted else "other"
+                alt = f"{label}: {kind} class, {alt}"
             cells.append(Cell(_picture(next(nearest), alt), label, kind))
         rows.append(cells)
     return rows

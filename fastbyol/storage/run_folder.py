@@ -39,6 +39,7 @@ FREE_ON_RESUME = {  # settings that change no weight of a step
     "deterministic",
     "knn_bank",
     "knn_at",
+    "quality_at",
     "stop_on_collapse",
     "profile",
     "tensorboard",
@@ -109,6 +110,11 @@ class RunFolder:
         return self.path / "earlier"
 
     @property
+    def maps(self) -> Path:
+        """The list of the maps that fastbyol-embed drew with the run's encoder."""
+        return self.path / "maps.json"
+
+    @property
     def wandb_id(self) -> Path:
         """The id of the run at Weights & Biases."""
         return self.path / "wandb-id"
@@ -174,7 +180,7 @@ def _flock(descriptor: int, path: Path) -> None:
 
 def initialize(folder: RunFolder, config: Config) -> None:
     """Remove the files of an earlier run and write the new run's configuration."""
-    for path in (folder.config, folder.metrics, folder.encoder, folder.report, folder.result):
+    for path in (folder.config, folder.metrics, folder.encoder, folder.report, folder.result, folder.maps):
         path.unlink(missing_ok=True)
     for path in (folder.checkpoints, folder.tensorboard, folder.profile, folder.scores, folder.earlier):
         if path.exists():

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shutil
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from functools import partial
 from itertools import islice
@@ -16,31 +16,36 @@ from fastbyol import report
 from fastbyol.batchnorm import recalibrate_
 from fastbyol.beton import Reader
 from fastbyol.config import Config
-from fastbyol.evaluate import features, knn, neighbours
-from fastbyol.evaluate.features import Features, OutOfTime
-from fastbyol.evaluate.images import BATCH, InputSettings
-from fastbyol.evaluate.neighbours import Neighbours
 from fastbyol.evaluate.protocol import Files
 from fastbyol.export import save_encoder
 from fastbyol.monitor.metrics import Intervals, read_metrics
 from fastbyol.storage import checkpoint
 from fastbyol.storage.checkpoint import copy_to_host
+from fastbyol.storage.maps import links, read_maps
 from fastbyol.storage.run_folder import RunFolder, write_result
 from fastbyol.train.loop import Loop
-
-SHOWN_QUERIES, SHOWN_NEIGHBOURS = 8, 5  # in the report
+from fastbyol.train.scoring import MEASURES, Scorer, Scores, Stop
 
 
 class Closing:
     """The closing work of a run and its rehearsal; `seconds` holds what each piece took last.
 
-    scored: the labelled images by which kNN scores, its bank and those that are classified, if there are any.
+    scored: the labelled images by which kNN scores, its bank and those that are classified, if there are any. measures:
+    those without labels of the last score.
     """
 
     def __init__(self, config: Config, folder: RunFolder, *, train: Reader, scored: Files | None, loop: Loop) -> None:
         self.config, self.folder, self.train, self.scored, self.loop = config, folder, train, scored, loop
         self.seconds: dict[str, float] = {}
-        self.neighbours: list[Neighbours] = []
+        self.measures: dict[str, float] = {}
+        self.scorer = Scorer(
+            config,
+            loop.model.online.encoder,
+            train=train,
+            scored=scored,
+            threads=loop.threads,
+            warn=loop.logger.warn,
+        )
 
     @contextmanager
     def _timed(self, piece: str) -> Iterator[None]:
@@ -56,10 +61,11 @@ class Closing:
         after hours of training.
         """
         loop, cost = self.loop, self.loop.saver.cost
-        self._warm_up()
-        score = self.knn_top1()
+        self.scorer.warm_up()
+        scores = self.score()
         if loop.position.step == 0:
-            loop.notes["knn_top1_random_init" if self.config.init is None else "knn_top1_at_start"] = score
+            start = self._start.replace(" ", "_")
+            loop.notes |= {f"knn_top1_{start}": scores.get("knn_top1"), f"quality_{start}": self.measures}
         rehearsal = self.folder.rehearsal
         try:
             with self._timed("checkpoint"):
@@ -72,16 +78,11 @@ class Closing:
                 cost.write_s = time.monotonic() - began_s - cost.copy_s
             self._export(rehearsal)
             rows = [dict.fromkeys(report.SERIES, 1.0 + number) for number in range(2)]
-            result = {"images_per_s": 1.0, "epochs": 1.0, "train_s": 1.0, "knn_top1": score, **loop.notes}
+            result = {"images_per_s": 1.0, "epochs": 1.0, "train_s": 1.0, **scores, **loop.notes}
             self.report(result, folder=rehearsal, rows=rows)
             self._write_result(rehearsal, result)
         finally:
             shutil.rmtree(rehearsal.path, ignore_errors=True)
-
-    def _warm_up(self) -> None:
-        """Evaluate one batch: the first compiles and chooses algorithms, which must not count as closing work."""
-        if self.scored is not None:
-            self._extract(self.scored[1], limit=BATCH)
 
     def _export(self, folder: RunFolder) -> None:
         with self._timed("export"):
@@ -106,41 +107,33 @@ class Closing:
                 to.report,
                 self.config,
                 train=self.train,
-                scored=self.scored,
                 rows=rows,
                 result=result,
-                neighbours=self.neighbours,
+                scored=self.scorer.files,
+                neighbours=self.scorer.neighbours,
+                measures=self._known_measures(is_finished=result is not None),
+                maps=links(to, read_maps(self.folder)),
                 plan=self.loop.notes.get("plan"),
                 warnings=self.loop.logger.pending_warnings,
             )
 
-    def knn_top1(self, stop: Callable[[], bool] | None = None) -> float | None:
-        """Return the online encoder's kNN top-1 in percent, with up to `knn_bank` images as the bank.
+    @property
+    def _start(self) -> str:
+        """What the encoder was before the first step, in words."""
+        return "random init" if self.config.init is None else "at start"
 
-        Training state does not change. None without a validation file, or when `stop` returns True before the end.
-        """
-        if self.scored is None:
-            return None
-        bank_file, val = self.scored
+    def _known_measures(self, *, is_finished: bool) -> dict[str, dict[str, float]]:
+        """Return the measures without labels of the initial encoder and those of the last score, as far as known."""
+        first, last = self.loop.notes.get(f"quality_{self._start.replace(' ', '_')}") or {}, self.measures
+        known = {self._start: first, "trained" if is_finished else "last measured": last}
+        return {title: measures for title, measures in known.items() if measures and (is_finished or last != first)}
+
+    def score(self, stop: Stop | None = None) -> Scores:
+        """Score the online encoder; see Scorer.score."""
         with self._timed("evaluate"):
-            try:
-                bank = self._extract(bank_file, limit=self.config.knn_bank, stop=stop)
-                queries = self._extract(val, stop=stop)
-            except OutOfTime:
-                return None
-            self.neighbours = neighbours.pick(
-                bank, queries, rows=SHOWN_QUERIES, k=SHOWN_NEIGHBOURS, bank_images=len(bank_file)
-            )
-            return knn.top1(bank, queries, k=min(knn.K, len(bank.labels)), device=self.config.device)
-
-    def _extract(self, reader: Reader, *, limit: int | None = None, stop: Callable[[], bool] | None = None) -> Features:
-        """Compute the online encoder's representations of a file's images."""
-        config, recipe = self.config, self.config.recipe
-        inputs = InputSettings(
-            recipe.eval_px, recipe.eval_margin, config.workers, config.device, config.on_error, self.loop.threads
-        )
-        chosen = features.evenly_spaced(len(reader), limit)
-        return features.represent(self.loop.model.online.encoder, reader, chosen, inputs, stop=stop)
+            scores = self.scorer.score(stop)
+        self.measures = {name: scores[name] for name in MEASURES if name in scores}
+        return scores
 
     def recalibrate(self) -> None:
         """Recompute the encoder's running statistics on the recipe's number of batches, with views of full size."""
@@ -163,9 +156,12 @@ class Closing:
         loop, at = self.loop, self.loop.position
         self.recalibrate()
         self._export(self.folder)
-        score = self.knn_top1(partial(self._is_past, score_until_s))
-        if score is None and self.scored is not None:
-            loop.logger.warn("no time was left to score the encoder; fastbyol-eval knn does")
+        scores = self.score(partial(self._is_past, score_until_s))
+        if not self.measures and self._is_past(score_until_s):
+            is_known, protocol = bool(scores), "knn" if self.scored and not scores else "quality"
+            what = "measure the encoder without labels" if is_known else "score the encoder"
+            loop.logger.warn(f"no time was left to {what}; fastbyol-eval {protocol} does")
+        loop.logger.extend_last_row(self.measures)
         images = at.step * self.config.recipe.batch_size
         result: dict[str, Any] = {
             "steps": at.step,
@@ -174,7 +170,8 @@ class Closing:
             "progress": at.progress,
             "train_s": at.train_s,
             "images_per_s": images / at.train_s,
-            "knn_top1": score,
+            "knn_top1": scores.get("knn_top1"),
+            "quality": self.measures,
             "skipped_steps": int(loop.optimizer.skipped[0]),
             "skipped_samples": loop.skipped_samples,
             **loop.notes,

@@ -77,7 +77,7 @@ class Loop:
             logger=self.logger,
         )
         self.position = Position()
-        self.scored_at: set[float] = set()  # the part of config.knn_at that is done
+        self.scored_at: set[float] = set()  # the part of config.score_shares that is done
         self.skipped_samples = 0
         self._skipped_in_batch = 0
         self.notes: dict[str, Any] = {}
@@ -143,7 +143,7 @@ class Loop:
     def run(self, plan: Plan, schedule: Schedule, *, score: ScoreFunction) -> bool:
         """Train to the end of the plan and return True, or to a signal and return False; checkpoint either way.
 
-        Rank 0 calls `score` at the shares in config.knn_at. A signal during the last checkpoint still returns False.
+        Rank 0 calls `score` at config.score_shares. A signal during the last checkpoint still returns False.
         Raises Diverged if the watchdog finds no use in going on; earlier checkpoints stay.
         """
         self.schedule, self.throttle = schedule, Throttle(self.config.device)  # without calibration's steps
@@ -191,8 +191,8 @@ class Loop:
         return output
 
     def remaining_scores(self) -> int:
-        """Return the number of scores in config.knn_at that are not done yet."""
-        return len(set(self.config.knn_at) - self.scored_at)
+        """Return the number of scores at config.score_shares that are not taken yet."""
+        return len(self.config.score_shares - self.scored_at)
 
     def _advance(self, session: Session, *, step_began_s: float) -> bool:
         """Move the position by the step just taken; return whether a signal stops the run."""
@@ -212,7 +212,7 @@ class Loop:
         """Add a row where one is due, with a score where one is due, and write the rows that are complete."""
         progress, intervals = self.position.progress, session.intervals
         is_over = progress == 1.0 or is_stopped
-        due = {share for share in self.config.knn_at if share <= progress < 1.0} - self.scored_at
+        due = {share for share in self.config.score_shares if share <= progress < 1.0} - self.scored_at
         if is_over or due or self.position.step % self.config.log_every == 0:
             row = self.rows.start(
                 self.position, session.schedule, elapsed_s=session.now_s, skipped_samples=self.skipped_samples
@@ -238,20 +238,20 @@ class Loop:
         The score is given up after half of the time left; after a signal it is left to the resumed run.
         """
         until_s = (session.now_s + session.plan.end_s) / 2
-        top1 = None
+        scores: dict[str, float] = {}
         if self.world.is_main:
             with self.stop.on_stall(lambda: self.checkpoints.save_while_stalled(self.position.step)):
-                top1 = session.score(lambda: self.stop.has_arrived or self.stopwatch.elapsed_s() > until_s)
+                scores = session.score(lambda: self.stop.has_arrived or self.stopwatch.elapsed_s() > until_s)
         # the other ranks wait here, as long as it takes, and not in the next step
-        if self.world.from_main(top1 is not None or not self.stop.has_arrived):
+        if self.world.from_main(bool(scores) or not self.stop.has_arrived):
             self.scored_at |= due
         seconds = self.stopwatch.elapsed_s() - session.now_s
-        if top1 is None:
-            if not self.stop.has_arrived:
+        if not scores:
+            if not self.stop.has_arrived and self.stopwatch.elapsed_s() > until_s:
                 self.logger.warn(f"no time was left for the score at {max(due):g} of the run")
             return {"score_s": seconds}
         session.plan.record_piece("evaluate", seconds)
-        return {"knn_top1": top1, "score_s": seconds}
+        return {**scores, "score_s": seconds}
 
     def _save_if_due(self, session: Session, output: Output) -> None:
         """Save if the interval is over and the checkpoint would be written before the last one is due."""

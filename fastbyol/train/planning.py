@@ -128,8 +128,8 @@ class Planner:
         )
         if self.loop.position.step == 0 and count * each_s > SCORES_SHARE_MAX * left_s:
             raise ConfigError(
-                f"{count} scores of {each_s:.1f} s each for --knn-at take more than {SCORES_SHARE_MAX:.0%} of the "
-                f"{left_s:.0f} s that are left to train; give fewer, or a longer --budget"
+                f"{count} scores of {each_s:.1f} s each for --knn-at or --quality-at take more than "
+                f"{SCORES_SHARE_MAX:.0%} of the {left_s:.0f} s that are left to train; give fewer, or a longer --budget"
             )
         seconds: float = count * each_s
         return seconds

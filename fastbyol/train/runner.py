@@ -278,7 +278,7 @@ class Run:
                 self.has_started = True
                 plan, schedules = planned
                 try:
-                    is_at_end = self.loop.run(plan, schedules, score=self.closing.knn_top1)
+                    is_at_end = self.loop.run(plan, schedules, score=self.closing.score)
                 except Diverged:
                     self._report_unfinished()
                     raise

@@ -9,7 +9,7 @@ from fastbyol.monitor.metrics import Intervals
 from fastbyol.schedule import Schedule
 from fastbyol.train.plan import Plan
 
-ScoreFunction = Callable[[Callable[[], bool]], float | None]  # of the current model; None if its argument stops it
+ScoreFunction = Callable[[Callable[[], bool]], dict[str, float]]  # of the current model; empty if its argument stops it
 
 
 @dataclass(frozen=True)

@@ -5,9 +5,11 @@ from __future__ import annotations
 import csv
 import json
 import os
+import re
 import signal
 import sys
 from pathlib import Path
+from urllib.parse import unquote
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -207,6 +209,9 @@ def test_a_map_is_one_file_beside_the_vectors(
     shown = json.loads(capsys.readouterr().out)["map"]
     assert (shown["points"], shown["thumbnails"]) == (60, 60)
     assert shown["bytes"] == (tmp_path / "new" / "map.html").stat().st_size
+    report = (run / "report.html").read_text()
+    (link,) = re.findall(r'<a href="([^"]+)">val.beton</a>, 60 images', report)
+    assert (run / unquote(link)).resolve() == (tmp_path / "new" / "map.html").resolve()
     assert main([*asked, f"--out={tmp_path / 'w.npz'}"]) == 2
     assert "map.html already exists; give --overwrite or another --map" in capsys.readouterr().err
     monkeypatch.setattr(page, "POINTS_MAX", 25)

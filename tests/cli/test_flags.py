@@ -24,6 +24,7 @@ WITHOUT_DEFAULT = {
     "val",
     "budget",
     "knn_at",
+    "quality_at",
     "wandb",
     "plan",
     "val_masks",
@@ -44,9 +45,8 @@ CONTRACT = {
     "fastbyol-train": "RECIPE --base-lr --batch-size --budget --cache --channels --checkpoint-every --crop --crop-ramp "
     "--data --deterministic --device --engine --epochs --help --init --knn-at --labelled --lagged-target --loader "
     "--log-every --method --micro-batches --no-tensorboard --on-error --optimizer --out --overwrite --plan --precision "
-    "--prefetch --prep "
-    "--profile --recipes --resume --seed --stop-on-collapse --tau-base --target-statistics --threads --val --version "
-    "--wandb --warmup-epochs --weight-decay --workers",
+    "--prefetch --prep --profile --quality-at --recipes --resume --seed --stop-on-collapse --tau-base "
+    "--target-statistics --threads --val --version --wandb --warmup-epochs --weight-decay --workers",
     "fastbyol-eval": "--help --version",
     "fastbyol-eval knn": f"{COMMON_EVAL} --bank --k --temperature",
     "fastbyol-eval linear": f"{COMMON_EVAL} --cached --epochs --lrs --seed --skip-random-init",

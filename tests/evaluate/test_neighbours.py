@@ -10,7 +10,7 @@ from fastbyol.beton import Reader
 from fastbyol.config import EncoderConfig
 from fastbyol.encoder import build
 from fastbyol.evaluate.features import Features, extract
-from fastbyol.evaluate.neighbours import first_of_classes, pick
+from fastbyol.evaluate.neighbours import first_of_classes, pick, pick_without_labels
 from tests.conftest import Betons
 
 
@@ -41,6 +41,18 @@ def test_neighbours_are_the_nearest_by_cosine_whatever_the_lengths() -> None:
 def test_more_neighbours_than_the_bank_holds_are_all_it_holds() -> None:
     features = Features(torch.eye(2), torch.arange(2))
     assert [len(found.bank) for found in pick(features, features, rows=9, k=5)] == [2, 2]
+
+
+def test_without_labels_queries_are_spread_evenly_and_no_image_is_its_own_neighbour() -> None:
+    angles = torch.arange(6) / 10
+    values = torch.stack((angles.cos(), angles.sin()), 1) * torch.tensor([[9.0], [1], [2], [0.1], [5], [3]])
+    samples = np.arange(6) * 10
+    found = pick_without_labels(values, samples, rows=2, k=2)
+    assert [near.query for near in found] == [0, 30]
+    assert found[0].bank == (10, 20)
+    assert set(found[1].bank) == {20, 40}
+    assert found[0].similarities == pytest.approx(torch.tensor([0.1, 0.2]).cos().tolist())
+    assert [len(near.bank) for near in pick_without_labels(values[:2], samples[:2], rows=9, k=5)] == [1, 1]
 
 
 def test_numbers_are_those_of_the_file_the_bank_was_spread_over(betons: Betons) -> None:

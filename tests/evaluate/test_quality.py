@@ -78,6 +78,13 @@ def test_uniformity_is_its_papers_formula(size: tuple[int, int], chunk: int, mon
     assert quality.uniformity(z.float()) == pytest.approx(expected, abs=FLOAT32_BATCHNORM)
 
 
+@pytest.mark.parametrize("size", SIZES)
+def test_the_roots_of_a_gram_matrix_give_the_same_measures(size: tuple[int, int]) -> None:
+    z = drawn(*size)
+    exact, quick = (quality.measure(z, (z, z), spectrum=s) for s in (torch.linalg.svdvals, quality.roots_of_gram))
+    assert quick == pytest.approx(exact, rel=1e-5)  # roots of rounded squares
+
+
 def test_ranks_count_equal_directions() -> None:
     for count in (1, 3, 8):
         equal = torch.tensor([2.0] * count + [0.0] * (8 - count), dtype=torch.float64)

@@ -13,7 +13,7 @@ import pytest
 
 from fastbyol.errors import ConfigError
 from fastbyol.monitor.logger import Telemetry, describe
-from fastbyol.monitor.metrics import Intervals, peak_gib, read_metrics
+from fastbyol.monitor.metrics import Intervals, extend_last_row, peak_gib, read_metrics
 from fastbyol.monitor.tensorboard import scalars
 from fastbyol.system.device import Idle
 from tests.monitor.test_tensorboard import read
@@ -47,6 +47,21 @@ def test_resume_drops_the_rows_it_writes_again(tmp_path: Path) -> None:
     assert [r["step"] for r in read_metrics(path)] == [1, 2, 3, 4, 5]
     tell(path, range(1, 3), from_step=0)
     assert [r["step"] for r in read_metrics(path)] == [1, 2]
+
+
+def test_the_last_row_is_extended_and_stays_whole_on_a_full_disk(tmp_path: Path) -> None:
+    path = tmp_path / "metrics.jsonl"
+    path.touch()
+    assert extend_last_row(path, {"rankme": 5.0}) is None
+    tell(path, range(1, 4))
+    before = path.read_bytes()
+    with files_end_at(len(before) + 5), pytest.raises(OSError, match=r"space|large"):
+        extend_last_row(path, {"rankme": 5.0})
+    assert path.read_bytes() == before
+    for value in (123.456789, 7.0):  # twice, as a run that is killed in its closing work does; the second is shorter
+        assert extend_last_row(path, {"rankme": value}) == 3
+        assert read_metrics(path) == [row(1), row(2), row(3, rankme=value)]
+        assert path.read_bytes().endswith(b"}\n")
 
 
 def test_a_line_cut_short_by_a_kill_is_replaced(tmp_path: Path) -> None:

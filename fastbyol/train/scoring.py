@@ -1,0 +1,117 @@
+"""Scores of the encoder within its run: kNN on labelled images, and measures that need no labels."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from fastbyol.beton import Reader
+from fastbyol.config import Config
+from fastbyol.evaluate import features, knn, neighbours, quality
+from fastbyol.evaluate.features import OutOfTime, evenly_spaced
+from fastbyol.evaluate.images import BATCH, InputSettings
+from fastbyol.evaluate.neighbours import Neighbours
+from fastbyol.evaluate.protocol import Files
+from fastbyol.evaluate.quality import Quality
+from fastbyol.parts import Encoder
+from fastbyol.system.threads import ThreadTuner
+
+SHOWN_QUERIES, SHOWN_NEIGHBOURS = 8, 5  # in the report
+PER_FEATURE, MEASURED_MIN, MEASURED_MAX = 4, 512, 2048  # images for the measures without labels
+PAIRS = 256  # images in two crops for the alignment; all are at most the forwards of 320 images of a step
+MEASURES = ("rankme", "effective_rank", "alignment", "uniformity")  # of Quality, in a row of metrics.jsonl
+
+Stop = Callable[[], bool]
+Scores = dict[str, float]  # "knn_top1" with a validation file, and MEASURES; without what was given up
+
+
+class Scorer:
+    """The scores of one encoder in the midst of its training, which they do not change.
+
+    scored: the labelled images by which kNN scores, its bank and those that are classified, if there are any; the
+    measures are of the bank or, without one, of the training images. neighbours: those that the last score found, of
+    the samples of `files`. warn: is told where the representations cannot be measured.
+    """
+
+    def __init__(
+        self,
+        config: Config,
+        encoder: Encoder,
+        *,
+        train: Reader,
+        scored: Files | None,
+        threads: ThreadTuner,
+        warn: Callable[[str], None],
+    ) -> None:
+        recipe = config.recipe
+        self.config, self.encoder, self.scored, self._warn = config, encoder, scored, warn
+        self.inputs = InputSettings(
+            recipe.eval_px, recipe.eval_margin, config.workers, config.device, config.on_error, threads
+        )
+        self.files: Files = (train, train) if scored is None else scored
+        self.neighbours: list[Neighbours] = []
+
+    @property
+    def measured(self) -> int:
+        """The number of images for the measures without labels, at most: ranks settle at some times the features."""
+        return min(max(PER_FEATURE * self.encoder.features, MEASURED_MIN), MEASURED_MAX)
+
+    def warm_up(self) -> None:
+        """Evaluate one batch and measure: the first compiles and chooses algorithms, which later ones do not."""
+        queries = self.files[1]
+        features.represent_unlabelled(self.encoder, queries, evenly_spaced(len(queries), BATCH), self.inputs)
+        small = torch.eye(4, device=self.config.device)
+        quality.measure(small, (small, small), spectrum=quality.roots_of_gram)
+
+    def score(self, stop: Stop | None = None) -> Scores:
+        """Return the scores, as far as they are known before `stop` returns True."""
+        found: Scores = {}
+        try:
+            if self.scored is None:
+                samples = evenly_spaced(len(self.files[0]), self.measured)
+                values = features.represent_unlabelled(self.encoder, self.files[0], samples, self.inputs, stop=stop)
+                self.neighbours = neighbours.pick_without_labels(
+                    values, samples, rows=SHOWN_QUERIES, k=SHOWN_NEIGHBOURS
+                )
+            else:
+                found["knn_top1"], values = self._knn(self.scored, stop)
+            return found | self._measures(values, stop)
+        except OutOfTime:
+            return found
+
+    def _knn(self, scored: Files, stop: Stop | None) -> tuple[float, Tensor]:
+        """Return kNN top-1 in percent, with up to `knn_bank` images as the bank, and representations of the bank."""
+        bank_file, val = scored
+        bank, queries = (
+            features.represent(self.encoder, reader, evenly_spaced(len(reader), limit), self.inputs, stop=stop)
+            for reader, limit in ((bank_file, self.config.knn_bank), (val, None))
+        )
+        self.neighbours = neighbours.pick(
+            bank, queries, rows=SHOWN_QUERIES, k=SHOWN_NEIGHBOURS, bank_images=len(bank_file)
+        )
+        top1 = knn.top1(bank, queries, k=min(knn.K, len(bank.labels)), device=self.config.device)
+        return top1, bank.values[torch.from_numpy(evenly_spaced(len(bank.values), self.measured))]
+
+    def _measures(self, values: Tensor, stop: Stop | None) -> Scores:
+        if len(values) < 2:
+            return {}
+        if not bool(values.isfinite().all()):
+            self._warn("the representations hold NaN or inf: they are not measured")
+            return {}
+        if quality.has_collapsed(values):
+            found = Quality(1.0, 1.0, 0.0, 0.0, len(values))
+        else:
+            pairs = self._pairs(stop)
+            found = quality.measure(values.to(self.config.device), pairs, spectrum=quality.roots_of_gram)
+        return {name: getattr(found, name) for name in MEASURES}
+
+    def _pairs(self, stop: Stop | None) -> tuple[Tensor, Tensor]:
+        reader = self.files[0]
+        chosen: NDArray[np.int64] = evenly_spaced(len(reader), PAIRS)
+        return quality.represent_pairs(
+            self.encoder, reader, chosen, self.inputs, seed=self.config.seed, label="crops", stop=stop
+        )
