@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import json
 import logging
 import os
 import re
@@ -18,7 +19,7 @@ DOCS = ROOT / "docs"
 INCLUDED = {"README.md": "index.md", "CONTRIBUTING.md": "contributing.md", "CHANGELOG.md": "changelog.md"}
 SHOWN = {
     "CITATION.cff": "yaml",
-    **{f"examples/{path.name}": path.suffix[1:] for path in sorted((ROOT / "examples").iterdir())},
+    **{f"examples/{path.name}": path.suffix[1:] for path in sorted((ROOT / "examples").glob("*.*"))},
 }
 PACKAGES = ("train", "loaders", "recipes", "evaluate", "export", "kernels.reference")  # beside the modules at the top
 HISTORY = {"log.md", "changelog.md"}  # they name files as they were called then
@@ -41,8 +42,8 @@ def on_files(files: Files, config: MkDocsConfig) -> Files:
     for name, page in INCLUDED.items():
         files.append(File.generated(config, page, content=(ROOT / name).read_text()))
     for name, language in SHOWN.items():
-        text = f"# {Path(name).name}\n\n```{language}\n{(ROOT / name).read_text()}```\n"
-        files.append(File.generated(config, f"{name}.md", content=text))
+        shown = _cells(ROOT / name) if language == "ipynb" else f"```{language}\n{(ROOT / name).read_text()}```\n"
+        files.append(File.generated(config, f"{name}.md", content=f"# {Path(name).name}\n\n{shown}"))
     rows = ["# API reference", "", "| module | holds |", "|---|---|"]
     for name, path in _api().items():
         first = (ast.get_docstring(ast.parse(path.read_text())) or "").partition("\n")[0]
@@ -68,6 +69,13 @@ def on_page_markdown(markdown: str, *, page: Page, config: MkDocsConfig, files: 
         is_code ^= line.lstrip().startswith("```")
         out.append(line if is_code else LINK.sub(lambda link: _link(link, origin, uri, config.repo_url), line))
     return "\n".join(out)
+
+
+def _cells(notebook: Path) -> str:
+    """Return a notebook as Markdown, without its title."""
+    cells = [(cell["cell_type"], "".join(cell["source"])) for cell in json.loads(notebook.read_text())["cells"]]
+    shown = [f"```python\n{text}\n```" if kind == "code" else text for kind, text in cells]
+    return "\n\n".join(shown).removeprefix("# ").partition("\n")[2] + "\n"
 
 
 def _api() -> dict[str, Path]:

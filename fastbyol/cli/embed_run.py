@@ -26,6 +26,7 @@ from fastbyol.embed.vectors import Partial, Vectors
 from fastbyol.errors import ConfigError, require
 from fastbyol.evaluate.features import OutOfTime, evenly_spaced
 from fastbyol.evaluate.images import InputSettings
+from fastbyol.export import IN_FOLDER
 from fastbyol.jpeg import require_pillow
 from fastbyol.loaders import default_workers
 from fastbyol.parts import Encoder
@@ -228,7 +229,7 @@ def _draw_map(
 def _link_map(args: argparse.Namespace, images: int) -> None:
     """Link the map in the report of the run, if the encoder is that of a run; where that fails, say so."""
     run = RunFolder(Path(args.encoder))
-    if not run.path.is_dir():
+    if not run.config.is_file() or (run.path / IN_FOLDER).is_file():
         return
     try:
         add_map(run, args.map, title=Path(args.source).name or args.source, images=images)

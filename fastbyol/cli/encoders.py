@@ -11,6 +11,7 @@ from typing import Any, NamedTuple
 from fastbyol.cli.trained import open_run
 from fastbyol.config import EncoderConfig, Recipe
 from fastbyol.errors import ConfigError, require
+from fastbyol.export import IN_FOLDER
 from fastbyol.parts import Encoder, build_encoder
 from fastbyol.recipes import RECIPES, named
 from fastbyol.registry import ENCODERS
@@ -47,7 +48,7 @@ def open_encoder(text: str, *, notify: Callable[[str], None]) -> Named:
     path = Path(text)
     if text.partition(":")[0] == DRAWN and not path.exists():
         return _drawn(text)
-    if path.is_dir():
+    if path.is_dir() and not (path / IN_FOLDER).is_file():  # as an export writes one
         run = RunFolder(path)
         trained = open_run(run, notify=notify)
         recipe, seed = trained.config.recipe, trained.config.seed

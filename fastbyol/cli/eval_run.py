@@ -119,7 +119,8 @@ def summary(scores: Scores) -> str:
     if scores["protocol"] == "export":
         return export_run.summary(scores)
     trained = scores.get("trained", [*scores.values()][-1])  # a drawn encoder has the other's key
-    encoders = {name: of for name, of in scores.items() if isinstance(of, dict) and of.keys() & trained.keys()}
+    found_of = {name: of for name, of in scores.items() if isinstance(of, dict) and name != "unfinished"}
+    encoders = {name: of for name, of in found_of.items() if of.keys() & trained.keys()}
     parts = []
     for key, title in {**HEADLINES, **MEASURES}.items():
         unit = " %" if key in HEADLINES else ""

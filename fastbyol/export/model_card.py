@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import platform
 import shlex
 from datetime import datetime
@@ -86,11 +87,17 @@ def render(
 
 ## Configuration
 ```json
-{to_json(config).rstrip()}
+{to_json(_without_places(config) if folder else config).rstrip()}
 ```
 
 Written by {MARK}.
 """
+
+
+def _without_places(config: Config) -> Config:
+    """Leave out where the data lies: a folder may be put on a hub, where paths of a machine have no place."""
+    val, labelled = (None if place is None else Path(place).name for place in (config.val, config.labelled))
+    return dataclasses.replace(config, data=Path(config.data).name, val=val, labelled=labelled)
 
 
 def _hub_facts(kind: str) -> str:

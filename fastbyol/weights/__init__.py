@@ -4,6 +4,7 @@ The forms, by what the text names:
 
     RUN                  a run folder: encoder and heads of its newest checkpoint, or its encoder alone
     RUN/checkpoints/...  one checkpoint
+    FOLDER               what fastbyol-eval export wrote into a folder
     FILE                 encoder.safetensors or another safetensors or .pth with torchvision's names, DeepMind's .pkl
     torchvision:resnet50, timm:NAME   the package's pretrained weights
 """
@@ -23,6 +24,7 @@ from torch import Tensor
 
 from fastbyol.config import Config, EncoderConfig
 from fastbyol.errors import ConfigError, require
+from fastbyol.export import IN_FOLDER
 from fastbyol.storage import checkpoint
 from fastbyol.storage.run_folder import RunFolder
 from fastbyol.weights import deepmind, packages
@@ -71,6 +73,8 @@ def read(text: str) -> Weights:
         return Weights(text, packages.pretrained(package, name))
     path = Path(text)
     try:
+        if (path / IN_FOLDER).is_file():
+            return _of_safetensors(path / IN_FOLDER)
         if path.is_dir():
             return _of_run(RunFolder(path))
         if checkpoint.is_checkpoint(path):

@@ -14,6 +14,7 @@ from fastbyol.cli.embed import main as embed
 from fastbyol.cli.eval import main
 from fastbyol.cli.train import main as train
 from fastbyol.export import load_encoder
+from fastbyol.storage.run_folder import RunFolder
 from tests.conftest import Betons
 
 STANDARD = "demo+arch=resnet18+width=1+stem=imagenet+hidden=16"
@@ -128,6 +129,7 @@ def test_a_folder_is_ready_for_timm_and_a_hub(
     card = (folder / "README.md").read_text()
     assert card.startswith("---\nlibrary_name: timm\n")
     assert 'timm.create_model("local-dir:tiny", pretrained=True)' in card
+    assert str(Path(RunFolder(standard).read_config().data).parent) not in card
     described = json.loads((folder / "config.json").read_text())
     assert described["pretrained_cfg"]["input_size"] == [3, 32, 32]
     assert described["pretrained_cfg"]["crop_pct"] == 1.0
@@ -184,4 +186,8 @@ def test_an_unfinished_run_is_exported_and_embedded_from_its_checkpoint(
     for name, source in (("a.npy", folder), ("b.npy", run)):
         assert embed([str(source), str(betons.val), f"--out={tmp_path / name}", "--device=cpu", "--workers=1"]) == 0
     assert "has not finished" in capsys.readouterr().err
+    assert main(["export", str(run), str(tmp_path / "folder")]) == 0
+    again = [str(tmp_path / "folder"), str(betons.val), f"--out={tmp_path / 'c.npy'}", "--device=cpu", "--px=32"]
+    assert embed([*again, "--workers=1"]) == 0
+    assert (tmp_path / "c.npy").read_bytes() == (tmp_path / "b.npy").read_bytes()
     assert (tmp_path / "a.npy").read_bytes() == (tmp_path / "b.npy").read_bytes()
