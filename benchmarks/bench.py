@@ -19,10 +19,10 @@ import triton
 from benchmarks import harness, rows
 from fastbyol.system import device
 
-GROUPS = ("kernels", "views", "optimizer", "step", "candidates", "loader", "prep", "evaluate")
-HOST_GROUPS = ("loader", "prep", "evaluate")  # the same on a machine without a GPU
+GROUPS = ("kernels", "views", "optimizer", "step", "candidates", "loader", "prep", "evaluate", "embed")
+HOST_GROUPS = ("loader", "prep", "evaluate", "embed")  # the same on a machine without a GPU
 COMPILING_GROUPS = ("kernels", "optimizer", "step")
-PREPARE_S = {"evaluate": 600.0}  # scikit-learn judges logistic regression in a minute or two
+PREPARE_S = {"evaluate": 600.0, "embed": 600.0}  # a check and a warm-up of thousands of images
 
 
 def cases_of(args: argparse.Namespace, where: str) -> Iterator[harness.Case]:
@@ -67,6 +67,10 @@ def _cases_of_group(group: str, args: argparse.Namespace, where: str) -> Iterato
         from benchmarks.cases import evaluation
 
         yield from evaluation.cases(where)
+    elif group == "embed":
+        from benchmarks.cases import embedding
+
+        yield from embedding.cases(where, workers=args.workers)
     else:
         from benchmarks.cases import prep
 
@@ -100,7 +104,9 @@ def parser() -> argparse.ArgumentParser:
         "--name", metavar="TEXT", help="what the rows call the images; their file's name if not given"
     )
     described.add_argument("--batch-size", type=int, default=50, metavar="N", help="for loader")
-    described.add_argument("--workers", type=int, default=2, metavar="N", help="for loader, beside 1, and for prep")
+    described.add_argument(
+        "--workers", type=int, default=2, metavar="N", help="for loader, beside 1, for prep and embed"
+    )
     return described
 
 

@@ -238,6 +238,7 @@ def test_plain_rival_takes_the_same_steps_without_our_kernels(step_: Callable[..
         ("kernels views optimizer step candidates", {"batch norm", "views", "LARS + EMA", "step", "candidate"}, ""),
         ("loader prep", {"loader", "prep"}, "500 px, 2|passthrough"),
         ("evaluate", {"linear"}, "1 epoch"),
+        ("embed", {"embed"}, "fastbyol"),
     ],
 )
 def test_every_group_runs_its_reduced_form(groups: str, cases: set[str], only: str, tmp_path: Path) -> None:
