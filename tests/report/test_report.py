@@ -152,6 +152,23 @@ def test_a_neighbours_mark_is_whether_its_class_is_the_querys(parts: Parts) -> N
     assert re.findall(r'<figure class="(\w+)" title', text) == ["query", "other", "same"]
 
 
+def test_a_run_without_labels_shows_measures_and_neighbours(parts: Parts) -> None:
+    first = {"rankme": 12.0, "effective_rank": 30.0, "alignment": 0.25, "uniformity": -0.5}
+    near = [Neighbours(3, (1, 2), (0.91, 0.85))]
+    rows = [row(1), row(2, rankme=20.0), row(3, rankme=40.0, progress=1.0)]
+    result = {**RESULT, "knn_top1": None, "quality_random_init": first, "quality": {**first, "rankme": 40.0}}
+    measures = {"random init": first, "trained": {"rankme": 40.0}}
+    files = (parts.train, parts.train)
+    text = page(parts, rows, result, scored=files, neighbours=near, measures=measures)
+    assert "<td>RankMe</td><td>12</td><td>40</td>" in text
+    assert "<td>effective rank</td><td>30</td><td>-</td>" in text
+    assert "RankMe 40, 12 at the start" in text
+    assert "RankMe, from 12 to 40" in text
+    assert "Alignment" not in names(text)
+    assert re.findall(r'<figure class="(\w+)" title', text) == ["query", "plain", "plain"]
+    assert "<figcaption>0.91</figcaption>" in text
+
+
 @pytest.mark.parametrize(
     "rows",
     [
