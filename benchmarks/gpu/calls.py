@@ -34,7 +34,7 @@ KNN = "knn --k 20 200 --temperature 0.07 0.1"  # ours, and lightly's
 CHANGES = {  # of cifar10_rn18, tried in call 5
     "today": (),
     "rate-1": ("--base-lr", "1"),
-    "rate-6": ("--base-lr", "6"),
+    "simclr": ("+target=online+predictor_depth=0+beta=1+optimizer=sgd+base_lr=1+weight_decay=0.0005",),
     "tau-0.97": ("--tau-base", "0.97"),
     "trust-0.01": ("--base-lr", "0.2", "+trust=0.01"),  # the same for weights, a tenth for biases and batch norm
     "sgd": (

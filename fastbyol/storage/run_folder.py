@@ -27,7 +27,7 @@ FREE_ON_RESUME = {  # settings that change no weight of a step
     "labelled",
     "init",  # a run keeps the weights it began with: train/start.py
     "init_digest",
-    "epochs",  # check_length
+    "epochs",  # they may grow: check_resumable
     "loader",
     "on_error",
     "workers",

@@ -59,6 +59,7 @@ def lengthen(loop: Loop, *, epochs: float | None, deadline_s: float | None) -> b
     note = {"step": at.step, f"{unit}_before": before, unit: now, "progress": progress, "lr": lr}
     loop.notes[NOTE] = [*loop.notes.get(NOTE, []), note]
     loop.position = replace(at, progress=progress)
+    loop.watchdog.low_since = None  # it is a progress
     loop.scored_at = {share for share in loop.scored_at if share <= progress}
     loop.logger.warn(describe(note))
     return True

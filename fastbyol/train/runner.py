@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import sys
 from collections.abc import Iterator
@@ -55,9 +56,9 @@ def run(
 
     stopwatch: counts the seconds of the budget; stop: receives the signals. Under torchrun every rank calls this
     function. With `resume`, a run is started if the folder holds none, and one that has finished goes on if the
-    configuration is longer. Whenever the GPU runs out of memory, the newest
-    checkpoint is resumed in smaller micro-batches. Raises ConfigError, BetonError or CheckpointError for unusable
-    input, before anything is overwritten; OSError from the disk; watchdog.Diverged; distributed.RankLost.
+    configuration is longer. Whenever the GPU runs out of memory, the newest checkpoint is resumed in smaller
+    micro-batches. Raises ConfigError, BetonError or CheckpointError for unusable input, before anything is overwritten;
+    OSError from the disk; watchdog.Diverged; distributed.RankLost.
     """
     with open_run(config, folder, stopwatch=stopwatch, resume=resume, overwrite=overwrite) as opened:
         if opened.state == "finished":
@@ -77,6 +78,7 @@ def run(
                         files.write(folder.config, to_json(chosen))
                 else:
                     attempt.begin()
+                    chosen = attempt.config
                 if change:
                     attempt.record_micro_batches(change)
                 is_finished = attempt.execute(is_new=not has_started)
@@ -134,8 +136,8 @@ def open_run(
             recorded = folder.read_config() if state == "started" and world.is_main else None
             if config.method == "auto":
                 config = method.choose_or_adopt(config, recorded, train=train, world=world, stopwatch=stopwatch)
-            chosen = world.from_main(start.settle(config, recorded) if world.is_main else config)
-            chosen = replace(config, init=chosen.init, init_digest=chosen.init_digest)
+            init, digest = world.from_main(start.settle(config, recorded) if world.is_main else None)
+            chosen = replace(config, init=init, init_digest=digest)
             chosen = micro_batches.choose_micro_batches(chosen, train=train, world=world, recorded=recorded)
             yield OpenRun(chosen, folder, train, scored, world, state)
 
@@ -177,8 +179,16 @@ def _folder_state(folder: RunFolder, config: Config, *, resume: bool, overwrite:
         check_unused(folder, overwrite=overwrite)
         return "new"
     check_resumable(folder, method.adopt(config, folder.read_config()))
-    is_done = folder.result.exists() and not is_longer(config, folder.read_config())
-    return "finished" if is_done else "started"
+    if not folder.result.exists():
+        return "started"
+    if not is_longer(config, folder.read_config()):
+        return "finished"
+    if not checkpoint.exists(folder.checkpoints):
+        raise ConfigError(
+            f"{folder.path} has finished and has no checkpoint any more to go on from; start another run from its "
+            f"weights: --init {folder.path} --out DIR"
+        )
+    return "started"
 
 
 class Run:
@@ -216,10 +226,12 @@ class Run:
         self.has_started = False  # the folder belongs to this run
 
     def begin(self) -> None:
-        """Load the weights that the run starts from, if it does not start from drawn ones."""
+        """Load the weights that the run starts from, if it does not start from drawn ones; rank 0 reads them."""
         if self.config.init is None:
             return
-        line = start.start_(self.model, self.config)
+        weights = self.world.from_main(start.read_start(self.config) if self.world.is_main else None)
+        line = start.start_(self.model, weights)
+        self.config = replace(self.config, init_digest=weights.digest)
         if self.world.is_main:
             print(line, file=sys.stderr)
 
@@ -230,6 +242,8 @@ class Run:
         to that checkpoint or the last row. used_before_s: those seconds, if the stopwatch has counted them already.
         """
         used_s = [row["elapsed_s"] + row.get("score_s", 0.0) for row in read_metrics(self.folder.metrics)[-1:]]
+        if self.folder.result.exists():  # it had finished
+            used_s.append(json.loads(self.folder.result.read_text())["elapsed_s"])
         state: dict[str, Any] | None = None
         damaged: list[str] = []
         if self.world.is_main and checkpoint.exists(self.folder.checkpoints):

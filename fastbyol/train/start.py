@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-
 import torch
 from torch import Tensor
 
@@ -14,56 +12,57 @@ from fastbyol.weights import HEADS, Weights, read
 from fastbyol.weights.match import match
 
 
-def settle(config: Config, recorded: Config | None) -> Config:
-    """Return the configuration with the digest of its weights; recorded: that of the run which goes on, if one does.
+def settle(config: Config, recorded: Config | None) -> tuple[str | None, str | None]:
+    """Return what a run starts from and its digest; recorded: the configuration of the run that goes on, if one does.
 
     Such a run keeps the weights it began with: they need not be given, nor be there any more, once it has a checkpoint.
     Raises ConfigError where others are given.
     """
     if recorded is None:
-        return config if config.init is None else replace(config, init_digest=read(config.init).digest)
+        return config.init, config.init_digest
     if config.init is not None and config.init != recorded.init and read(config.init).digest != recorded.init_digest:
         began = "the run began with drawn weights" if recorded.init is None else f"the run began with {recorded.init}"
         raise ConfigError(f"--init {config.init} is given, but {began}; leave --init out, or give another --out")
-    return replace(config, init=recorded.init, init_digest=recorded.init_digest)
+    return recorded.init, recorded.init_digest
 
 
-@torch.no_grad()
-def start_(model: BYOL, config: Config) -> str:
-    """Load the weights that a configuration names into a model; return a line on what was taken.
-
-    Raises ConfigError where they are not those of its digest, or do not fit.
-    """
+def read_start(config: Config) -> Weights:
+    """Read the weights that a configuration names; raise ConfigError where they are not those of its digest."""
     assert config.init is not None
     weights = read(config.init)
     require(
         config.init_digest in (None, weights.digest),
         f"{config.init} holds other weights than the run began with; give those, or another --out",
     )
+    return weights
+
+
+@torch.no_grad()
+def start_(model: BYOL, weights: Weights) -> str:
+    """Load weights into a model; return a line on what was taken. Raises ConfigError where they do not fit."""
     encoder = model.online.encoder
     check_network(weights, encoder.config)
     taken, left = match(weights.encoder, encoder.state_dict(), source=weights.source)
     encoder.load_state_dict(taken)
-    parts = ["encoder"]
-    inner = {f"projector.{name}": value for name, value in model.online.projector.state_dict().items()}
-    inner |= {f"predictor.{name}": value for name, value in model.predictor.state_dict().items()}
-    fits = _shapes(weights.heads) == _shapes(inner)
-    if weights.heads and fits:
-        for head, module in zip(HEADS, (model.online.projector, model.predictor), strict=True):
-            module.load_state_dict(
-                {
-                    name.removeprefix(head): weights.heads.get(name, value)
-                    for name, value in inner.items()
-                    if name.startswith(head)
-                }
-            )
-        parts.append("heads")
+    notes = [left] if left else []
+    has_heads = bool(weights.heads) and _load_heads(model, weights.heads)
+    if weights.heads and not has_heads:
+        notes.append("its heads have other sizes, so the heads begin anew")
     if model.target is not None:
         model.target.load_state_dict(model.online.state_dict())
-    notes = [left] if left else []
-    if weights.heads and not fits:
-        notes.append("its heads have other sizes, so the heads begin anew")
-    return f"starts from {weights.source}: {' and '.join(parts)}" + "".join(f"; {note}" for note in notes)
+    parts = "encoder and heads" if has_heads else "encoder"
+    return "; ".join((f"starts from {weights.source}: {parts}", *notes))
+
+
+def _load_heads(model: BYOL, heads: dict[str, Tensor]) -> bool:
+    """Load projector and predictor if all sizes are theirs; tell whether they are."""
+    modules = dict(zip(HEADS, (model.online.projector, model.predictor), strict=True))
+    own = {prefix + name: value for prefix, module in modules.items() for name, value in module.state_dict().items()}
+    if _shapes(heads) != _shapes(own):
+        return False
+    for prefix, module in modules.items():
+        module.load_state_dict({name: heads.get(prefix + name, value) for name, value in module.state_dict().items()})
+    return True
 
 
 def _shapes(tensors: dict[str, Tensor]) -> dict[str, torch.Size]:

@@ -61,9 +61,9 @@ def recognize(given: Mapping[str, Tensor], *, source: str) -> EncoderConfig:
         f"{source} does not say what its stem of {'x'.join(map(str, stem.shape[2:]))} strides; give the folder of its "
         "run, or that run's encoder.safetensors",
     )
-    stages = [re.match(r"layer(\d+)\.(\d+)\.", name) for name in _inside(given, prefix)]
-    found = {(int(match[1]), int(match[2])) for match in stages if match}
-    depths = tuple(Counter(stage for stage, _ in sorted(found)).values())
+    names = [re.match(r"layer(\d+)\.(\d+)\.", name) for name in _inside(given, prefix)]
+    blocks = {(int(name[1]), int(name[2])) for name in names if name}
+    depths = tuple(Counter(stage for stage, _ in sorted(blocks)).values())
     has_bottlenecks = f"{prefix}layer1.0.conv3.weight" in given
     for arch, (block, known) in ARCHS.items():
         if known == depths and (block is Bottleneck) == has_bottlenecks:

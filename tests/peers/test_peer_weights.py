@@ -11,11 +11,11 @@ from safetensors.torch import save_file
 
 from fastbyol.byol import BYOL
 from fastbyol.cli.encoders import open_encoder
-from fastbyol.config import Config, EncoderConfig
+from fastbyol.config import EncoderConfig
 from fastbyol.errors import ConfigError
 from fastbyol.recipes import named
 from fastbyol.train import start
-from fastbyol.weights import packages
+from fastbyol.weights import packages, read
 
 pytestmark = pytest.mark.peers
 REPOSITORY = "models--timm--resnet18.a1_in1k"  # of timm's default weights, in the cache of huggingface_hub
@@ -29,9 +29,9 @@ def test_torchvisions_weights_start_a_run(
     peer = torchvision.models.resnet18()
     (tmp_path / "hub" / "checkpoints").mkdir(parents=True)
     torch.save(peer.state_dict(), tmp_path / "hub" / "checkpoints" / url.rpartition("/")[2])
-    config = Config(named("imagenet100_rn18"), data="-", epochs=20, init="torchvision:resnet18")
-    model = BYOL(config.recipe.encoder, config.recipe.head, seed=0)
-    line = start.start_(model, config)
+    recipe = named("imagenet100_rn18")
+    model = BYOL(recipe.encoder, recipe.head, seed=0)
+    line = start.start_(model, read("torchvision:resnet18"))
     assert line == "starts from torchvision:resnet18: encoder; fc.weight, fc.bias are not used"
     peer.fc = torch.nn.Identity()
     images = torch.randn(2, 3, 64, 96)

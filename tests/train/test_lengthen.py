@@ -112,6 +112,19 @@ def test_a_run_cannot_become_shorter_or_change_the_kind_of_its_length(
     assert result_of(out) == result_of(finished)
 
 
+def test_a_run_without_a_checkpoint_cannot_become_longer(
+    betons: Betons, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = shutil.copytree(finished, tmp_path / "run")
+    shutil.rmtree(RunFolder(out).checkpoints)
+    asked = arguments(betons, out, f"--val={betons.val}", "--warmup-epochs=1", "--resume", "--epochs=4")
+    assert main(asked) == 2
+    assert f"has no checkpoint any more to go on from; start another run from its weights: --init {out}" in (
+        capsys.readouterr().err
+    )
+    assert result_of(out) == result_of(finished)
+
+
 def test_a_finished_budget_goes_on_with_a_longer_one(finished: Path, tmp_path: Path) -> None:
     config = replace(RunFolder(finished).read_config(), epochs=None, budget_s=4.0, val=None)
     before = train.run(config, tmp_path)

@@ -16,12 +16,12 @@ from torch import Tensor
 
 from fastbyol.byol import BYOL
 from fastbyol.cli.train import main
-from fastbyol.config import Config
 from fastbyol.monitor.metrics import read_metrics
 from fastbyol.recipes import named
 from fastbyol.storage import checkpoint
 from fastbyol.storage.run_folder import RunFolder
 from fastbyol.train import start
+from fastbyol.weights import read
 from tests.conftest import Betons, write_beton
 from tests.support.commands import Fork, wait_until
 from tests.support.runs import arguments, encoders_are_equal
@@ -39,7 +39,7 @@ def started(init: Path | str, recipe: str = "demo") -> tuple[BYOL, str]:
     """Start a model from weights; return it and the line on what was taken."""
     chosen = named(recipe)
     model = BYOL(chosen.encoder, chosen.head, seed=5)
-    return model, start.start_(model, Config(chosen, data="-", epochs=50, init=str(init)))
+    return model, start.start_(model, read(str(init)))
 
 
 def refused(init: Path | str, recipe: str = "demo") -> str:

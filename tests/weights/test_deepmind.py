@@ -16,7 +16,7 @@ import pytest
 import torch
 
 from fastbyol.byol import BYOL
-from fastbyol.config import Config, EncoderConfig, HeadConfig
+from fastbyol.config import EncoderConfig, HeadConfig
 from fastbyol.errors import ConfigError
 from fastbyol.recipes import named
 from fastbyol.train import start
@@ -32,9 +32,9 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> BYOL:
     """Start a model from a file in their layout."""
     with pytest.MonkeyPatch.context() as patched:
         path = haiku.write(tmp_path_factory.mktemp("deepmind") / "pretrain_res50x1.pkl", haiku.draw(), patched)
-    config = Config(named(RECIPE), data="-", epochs=100, init=str(path))
-    started = BYOL(config.recipe.encoder, config.recipe.head, seed=0)
-    assert start.start_(started, config) == f"starts from {path}: encoder and heads"
+    recipe = named(RECIPE)
+    started = BYOL(recipe.encoder, recipe.head, seed=0)
+    assert start.start_(started, read(str(path))) == f"starts from {path}: encoder and heads"
     path.unlink()  # 140 MB
     return started.eval()
 
