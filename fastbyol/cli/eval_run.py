@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from contextlib import ExitStack
+from pathlib import Path
 
 from fastbyol.beton import BetonError, Reader
 from fastbyol.cli import export_run
@@ -16,19 +17,25 @@ from fastbyol.errors import ConfigError
 from fastbyol.evaluate.features import check_classes
 from fastbyol.evaluate.images import InputSettings
 from fastbyol.evaluate.protocol import Files, Protocol
+from fastbyol.evaluate.raw_pixels import RawPixels
 from fastbyol.jpeg import require_pillow
 from fastbyol.loaders import default_workers
-from fastbyol.parts import build_encoder
+from fastbyol.parts import Encoder, build_encoder
+from fastbyol.report import evaluations
 from fastbyol.storage.checkpoint import CheckpointError
 from fastbyol.storage.run_folder import RunFolder
-from fastbyol.storage.scores import Scores, save_scores
+from fastbyol.storage.scores import Scores, load_scores, save_scores
 from fastbyol.system import threads
 from fastbyol.system.command_line import BAD_INPUT, DONE, INTERRUPTED, fail
 from fastbyol.system.device import choose_device
 from fastbyol.system.limits import available_cores
 from fastbyol.system.signals import StopSignal
 
-TITLES = {"random_init": "random init", "supervised": "supervised from scratch"}  # keys of encoders, in a summary
+TITLES = {  # keys of encoders, in a summary
+    "random_init": "random init",
+    "raw_pixels": "raw pixels",
+    "supervised": "supervised from scratch",
+}
 HEADLINES = {"score": "score", "miou": "mIoU", "top1": "top-1", "top5": "top-5"}  # keys of percentages
 MEASURES = {  # keys of what is no percentage
     "rankme": "RankMe",
@@ -56,11 +63,11 @@ def run(args: argparse.Namespace, protocol: Protocol | None) -> int:
 
 
 def score(args: argparse.Namespace, protocol: Protocol) -> Scores:
-    """Score an encoder and the protocol's second one, the same network as drawn, and save each score at once."""
+    """Score an encoder and its baselines, such as the same network as drawn, and save each score at once."""
     found = open_encoder(args.encoder, notify=_notify)
     device, folder = choose_device(args.device), found.folder
     args.run_dir = folder.path
-    encoders = {protocol.baseline if found.is_drawn else "trained": found.encoder}
+    encoders: dict[str, Encoder] = {protocol.baseline if found.is_drawn else "trained": found.encoder}
     if protocol.scores_baseline(args) and not found.is_drawn:
         encoders[protocol.baseline] = build_encoder(found.config, seed=found.seed)
     workers = (args.workers if protocol.has_files else None) or default_workers(device, cores=available_cores())
@@ -69,6 +76,8 @@ def score(args: argparse.Namespace, protocol: Protocol) -> Scores:
     px, margin = found.px or USUAL_PX, found.margin  # of no use to a protocol with images of its own
     if protocol.has_files:
         px, margin = settle_px(args.encoder, found, args.px), args.margin or margin
+    if protocol.scores_raw_pixels:
+        encoders["raw_pixels"] = RawPixels(px)
     inputs = InputSettings(px, margin, workers, device, on_error, threads=torch_threads)
     if protocol.has_files:
         cache = Cache(folder_of(folder.path, args.cache), tuple(args.prep), command="fastbyol-eval")
@@ -81,6 +90,8 @@ def score(args: argparse.Namespace, protocol: Protocol) -> Scores:
         for name, encoder in encoders.items():
             scores[name] = job(encoder.to(device), f"{args.protocol} {name.replace('_', ' ')}")
             _save(folder, scores)
+    if folder.report.is_file():
+        _show_in_report(folder)
     return scores
 
 
@@ -108,6 +119,24 @@ def _save(folder: RunFolder, scores: Scores) -> None:
         save_scores(folder, scores)
     except OSError as error:
         _notify(f"warning: the score could not be saved in {folder.path}: {error}")
+
+
+def _show_in_report(folder: RunFolder) -> None:
+    """Show every score of the run in its report; where that fails, print a warning."""
+    try:
+        scores = [(summary(saved), _about(saved)) for saved in load_scores(folder)]
+        if not evaluations.show(folder.report, scores):
+            _notify(f"{folder.report} was written by an earlier version and has no place for scores")
+    except (ConfigError, OSError) as error:
+        _notify(f"warning: the score could not be shown in {folder.report}: {error}")
+
+
+def _about(scores: Scores) -> str:
+    """Return what a score was measured on."""
+    part = f"{scores['fraction']:.3g} of the labels, " if "fraction" in scores else ""
+    views = f"{scores['views']}, " if "views" in scores else ""
+    step = f"step {scores['unfinished']['step']}, " if "unfinished" in scores else ""
+    return f"{step}{part}{views}{Path(scores['val']).name}"
 
 
 def _notify(text: str) -> None:

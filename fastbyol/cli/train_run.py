@@ -13,6 +13,7 @@ from typing import Any
 from fastbyol.beton import BetonError
 from fastbyol.budget import Length, Stopwatch, parse_budget, parse_duration
 from fastbyol.cli.cache import Cache, folder_of, is_conversion_of, is_converted
+from fastbyol.cli.closing_line import closing_line
 from fastbyol.config import Config, CropRamp, Recipe
 from fastbyol.errors import ConfigError, require
 from fastbyol.loaders import default_workers
@@ -68,7 +69,7 @@ def train(args: argparse.Namespace, *, stopwatch: Stopwatch, stop: StopSignal) -
         print(f"fastbyol-train: interrupted; continue with {command}", file=sys.stderr)
         return INTERRUPTED
     if rank() == 0:
-        print(f"report: {folder.report}")
+        print(closing_line(folder))
     return DONE
 
 

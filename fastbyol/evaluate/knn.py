@@ -167,4 +167,4 @@ def _prepare(args: argparse.Namespace, files: Files, inputs: InputSettings) -> t
     return {"bank": args.bank} if args.bank else {}, job
 
 
-PROTOCOL = Protocol(_add_arguments, _prepare)
+PROTOCOL = Protocol(_add_arguments, _prepare, scores_raw_pixels=True)

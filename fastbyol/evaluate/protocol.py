@@ -37,6 +37,7 @@ class Protocol:
     there is no --val: both files are that of --train, which need not be labelled.
     baseline: the key of the second encoder's scores, which is the same network as drawn.
     scores_baseline: from the parsed flags, tell whether the second encoder is scored.
+    scores_raw_pixels: the images' own pixels are scored as representations, too.
 
     A job returns percentages under "top1", "top5", "miou", or "score" with the name of its "metric", and anything else
     that JSON can hold.
@@ -48,6 +49,7 @@ class Protocol:
     has_val: bool = True
     baseline: str = "random_init"
     scores_baseline: Callable[[argparse.Namespace], bool] = _always
+    scores_raw_pixels: bool = False
 
 
 def add_seed(parser: argparse.ArgumentParser) -> None:

@@ -80,8 +80,7 @@ class Telemetry:
             row = {**row, "warnings": [*self._pending_warnings]}
             self._pending_warnings.clear()
         self._rows.append(json.dumps(row).encode() + b"\n")
-        for sink in self._sinks:
-            sink.write(row)
+        self.write_to_sinks(row)
         text = describe(row, left_s=left_s)
         if not self._bar.disable:
             self._bar.n = min(row["progress"], 1.0)
@@ -89,6 +88,11 @@ class Telemetry:
         elif row["elapsed_s"] >= self._next_line_s or row["progress"] == 1.0:
             print(f"{100 * row['progress']:3.0f}%  {text}", file=sys.stderr, flush=True)
             self._next_line_s = row["elapsed_s"] + LINE_EVERY_S
+
+    def write_to_sinks(self, row: dict[str, Any]) -> None:
+        """Write a row to the sinks beside metrics.jsonl alone."""
+        for sink in self._sinks:
+            sink.write(row)
 
     def __enter__(self) -> Telemetry:
         return self
@@ -186,6 +190,11 @@ class RunLogger:
         measured = self._meter.read(row["images_per_s"], crop_px=row["crop_px"])
         self._telemetry.write_row({**row, "peak_gib": peak_gib(self.config.device), **measured}, left_s=left_s)
 
+    def log_initial_scores(self, scores: Mapping[str, float]) -> None:
+        """Show the scores of the encoder before training, where there are any, as step 0 of the sinks."""
+        if self._telemetry is not None and scores:
+            self._telemetry.write_to_sinks({"step": 0, **scores})
+
     def extend_last_row(self, entries: Mapping[str, float]) -> None:
         """Add entries to the last row, after the loop has ended, and write them for TensorBoard; warn where that fails.
 
@@ -200,7 +209,7 @@ class RunLogger:
                 events.write(step, scalars(dict(entries)))
                 events.close()
         except OSError as error:
-            self.warn(f"the last row lacks the measures without labels: {error}; result.json has them")
+            self.warn(f"the last row lacks the scores of the trained encoder: {error}; result.json has them")
 
     def step(self) -> None:
         """Advance the profiler after a step."""

@@ -19,19 +19,11 @@ from typing import Any
 
 from fastbyol.storage.files import RecordFile
 
-# TensorBoard's group "learning"; all other numbers are of group "machine".
-LEARNING = (
-    "loss",
-    "lr",
-    "tau",
-    "embedding_std",
-    "crop_px",
-    "knn_top1",
-    "rankme",
-    "effective_rank",
-    "alignment",
-    "uniformity",
-)
+# TensorBoard's groups; all other numbers are of group "machine".
+GROUPS = {
+    "scores": ("knn_top1", "probe_top1", "probe_loss", "rankme", "effective_rank", "alignment", "uniformity"),
+    "learning": ("loss", "lr", "tau", "embedding_std", "crop_px"),
+}
 POLYNOMIAL = 0x82F63B78  # Castagnoli's, bits reversed
 MASK = 0xA282EAD8
 VARINT, FIXED64, BYTES, FIXED32 = 0, 1, 2, 5  # protobuf's wire types
@@ -137,9 +129,10 @@ class TensorBoardSink:
 
 
 def scalars(row: dict[str, Any]) -> dict[str, float]:
-    """Return the numbers of a row by their TensorBoard tags: learning/loss, machine/images_per_s."""
+    """Return the numbers of a row by their TensorBoard tags: scores/knn_top1, learning/loss, machine/images_per_s."""
+    group_of = {name: group for group, names in GROUPS.items() for name in names}
     return {
-        f"{'learning' if name in LEARNING else 'machine'}/{name}": float(value)
+        f"{group_of.get(name, 'machine')}/{name}": float(value)
         for name, value in row.items()
         if name != "step" and isinstance(value, int | float)
     }

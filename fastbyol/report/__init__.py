@@ -118,11 +118,13 @@ def _length(config: Config) -> str:
 
 
 def _scores(result: dict[str, Any]) -> dict[str, float]:
-    """Return kNN top-1 in percent of the initial encoder, if known, and of the trained one; empty without a score."""
+    """Return kNN top-1 in percent of the trained encoder and, if known, of its baselines; empty without a score."""
     if result.get("knn_top1") is None:
         return {}
-    first = {"random init": result.get("knn_top1_random_init"), "at the start": result.get("knn_top1_at_start")}
-    scores = {**first, "trained": result["knn_top1"]}
+    names = ("raw pixels", "random init", "at start")
+    scores = {name: result.get(f"knn_top1_{name.replace(' ', '_')}") for name in names} | {
+        "trained": result["knn_top1"]
+    }
     return {name: score for name, score in scores.items() if score is not None}
 
 

@@ -91,6 +91,7 @@ def figures(rows: Rows, result: dict[str, Any] | None, *, healthy_std: float, lo
         return []
     rows, scores = thin_rows(timed), _scores(timed, result or {})
     waiting, sizes, stds = _waiting(rows), values(rows, "crop_px"), values(rows, "embedding_std")
+    probed = values(rows, "probe_top1")
     drawn = (
         _draw(_Curve("Loss", loss_note), rows, values(rows, "loss")),
         _draw(_Curve("Learning rate", is_exact=True), rows, values(rows, "lr")),
@@ -107,6 +108,7 @@ def figures(rows: Rows, result: dict[str, Any] | None, *, healthy_std: float, lo
             stds,
         ),
         *scores,
+        _draw(_Curve("Online probe", "top-1 on the views trained on", unit=" %", colour="e"), rows, probed),
         _draw(_Curve("Images per second", colour="e"), rows, values(rows, "images_per_s")),
         _draw(
             _Curve(

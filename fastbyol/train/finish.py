@@ -24,6 +24,7 @@ from fastbyol.storage.checkpoint import copy_to_host
 from fastbyol.storage.maps import links, read_maps
 from fastbyol.storage.run_folder import RunFolder, write_result
 from fastbyol.train.loop import Loop
+from fastbyol.train.probe import recent_top1
 from fastbyol.train.scoring import MEASURES, Scorer, Scores, Stop
 
 
@@ -66,6 +67,8 @@ class Closing:
         if loop.position.step == 0:
             start = self._start.replace(" ", "_")
             loop.notes |= {f"knn_top1_{start}": scores.get("knn_top1"), f"quality_{start}": self.measures}
+            loop.notes["knn_top1_raw_pixels"] = self.scorer.raw_pixels_top1()
+            loop.initial_scores = scores
         rehearsal = self.folder.rehearsal
         try:
             with self._timed("checkpoint"):
@@ -161,7 +164,8 @@ class Closing:
             is_known, protocol = bool(scores), "knn" if self.scored and not scores else "quality"
             what = "measure the encoder without labels" if is_known else "score the encoder"
             loop.logger.warn(f"no time was left to {what}; fastbyol-eval {protocol} does")
-        loop.logger.extend_last_row(self.measures)
+        loop.logger.extend_last_row(scores)
+        rows = read_metrics(self.folder.metrics)
         images = at.step * self.config.recipe.batch_size
         result: dict[str, Any] = {
             "steps": at.step,
@@ -171,6 +175,7 @@ class Closing:
             "train_s": at.train_s,
             "images_per_s": images / at.train_s,
             "knn_top1": scores.get("knn_top1"),
+            "probe_top1": recent_top1(rows),
             "quality": self.measures,
             "skipped_steps": int(loop.optimizer.skipped[0]),
             "skipped_samples": loop.skipped_samples,
@@ -178,7 +183,7 @@ class Closing:
             "budget_s": deadline_s,
         }
         result["elapsed_s"] = loop.stopwatch.elapsed_s()
-        self.report(result)
+        self.report(result, rows=rows)
         result["elapsed_s"] = elapsed_s = loop.stopwatch.elapsed_s()
         if deadline_s is not None:
             result["overrun_s"] = max(elapsed_s - deadline_s, 0.0)

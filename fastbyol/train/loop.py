@@ -81,6 +81,7 @@ class Loop:
         self.skipped_samples = 0
         self._skipped_in_batch = 0
         self.notes: dict[str, Any] = {}
+        self.initial_scores: dict[str, float] = {}  # of the encoder before the first step, from the rehearsal
         self.data = identify(reader)
 
     def state(self, *, with_momenta: bool = False) -> dict[str, Any]:
@@ -155,6 +156,8 @@ class Loop:
             self.logger.open(from_step=start.step),
             closing(self.pipeline.batches(start.step)) as batches,
         ):
+            if start.step == 0:
+                self.logger.log_initial_scores(self.initial_scores)
             while self.position.progress < 1.0 and not is_stopped:
                 step_began_s = self.stopwatch.elapsed_s()
                 output = self.step(batches, schedule, session.intervals, progress=self.position.progress)

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Sequence
+from statistics import fmean
 from typing import Any, NamedTuple
 
 import torch
@@ -15,6 +18,8 @@ from fastbyol.encoder import init_
 from fastbyol.evaluate.features import CLASSES_MAX
 from fastbyol.parts import build_optimizer
 from fastbyol.system.distributed import World
+
+RECENT = 0.95  # the progress from which on the mean of a run's rows is the probe's score
 
 
 class ProbeMetrics(NamedTuple):
@@ -96,6 +101,17 @@ class Probe:
         self.classifier.load_state_dict(state["classifier"])
         self.optimizer.load_state_dict(state["optimizer"])
         self.sums.copy_(state["sums"])
+
+
+def recent_top1(rows: Sequence[dict[str, Any]]) -> float | None:
+    """Return the probe's mean top-1 accuracy in percent over a run's last rows; None where none had labels.
+
+    The last row alone may stand for a single step.
+    """
+    recent = [row for row in rows if row["progress"] >= RECENT]
+    found = [row.get("probe_top1", math.nan) for row in recent]
+    known = [top1 for top1 in found if math.isfinite(top1)]
+    return fmean(known) if known else None
 
 
 def build_probe(config: Config, reader: Reader, world: World, *, features: int) -> Probe | None:

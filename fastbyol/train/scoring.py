@@ -12,15 +12,17 @@ from torch import Tensor
 from fastbyol.beton import Reader
 from fastbyol.config import Config
 from fastbyol.evaluate import features, knn, neighbours, quality
-from fastbyol.evaluate.features import OutOfTime, evenly_spaced
+from fastbyol.evaluate.features import Features, OutOfTime, evenly_spaced
 from fastbyol.evaluate.images import BATCH, InputSettings
 from fastbyol.evaluate.neighbours import Neighbours
 from fastbyol.evaluate.protocol import Files
 from fastbyol.evaluate.quality import Quality
+from fastbyol.evaluate.raw_pixels import RawPixels
 from fastbyol.parts import Encoder
 from fastbyol.system.threads import ThreadTuner
 
 SHOWN_QUERIES, SHOWN_NEIGHBOURS = 8, 5  # in the report
+RAW_QUERIES = 2000  # their vectors are ten times as long as an encoder's, and so is the search for neighbours
 PER_FEATURE, MEASURED_MIN, MEASURED_MAX = 4, 512, 2048  # images for the measures without labels
 PAIRS = 256  # images in two crops for the alignment; all are at most the forwards of 320 images of a step
 MEASURES = ("rankme", "effective_rank", "alignment", "uniformity")  # of Quality, in a row of metrics.jsonl
@@ -85,16 +87,31 @@ class Scorer:
 
     def _knn(self, scored: Files, stop: Stop | None) -> tuple[float, Tensor]:
         """Return kNN top-1 in percent, with up to `knn_bank` images as the bank, and representations of the bank."""
-        bank_file, val = scored
-        bank, queries = (
-            features.represent(self.encoder, reader, evenly_spaced(len(reader), limit), self.inputs, stop=stop)
-            for reader, limit in ((bank_file, self.config.knn_bank), (val, None))
-        )
+        bank, queries = self._represent(self.encoder, scored, queries=None, stop=stop)
         self.neighbours = neighbours.pick(
-            bank, queries, rows=SHOWN_QUERIES, k=SHOWN_NEIGHBOURS, bank_images=len(bank_file)
+            bank, queries, rows=SHOWN_QUERIES, k=SHOWN_NEIGHBOURS, bank_images=len(scored[0])
         )
-        top1 = knn.top1(bank, queries, k=min(knn.K, len(bank.labels)), device=self.config.device)
-        return top1, bank.values[torch.from_numpy(evenly_spaced(len(bank.values), self.measured))]
+        return self._top1(bank, queries), bank.values[torch.from_numpy(evenly_spaced(len(bank.values), self.measured))]
+
+    def raw_pixels_top1(self) -> float | None:
+        """Return the kNN top-1 in percent of the images' own pixels, on some of the validation images."""
+        if self.scored is None:
+            return None
+        encoder = RawPixels(self.config.recipe.eval_px)
+        return self._top1(*self._represent(encoder, self.scored, queries=RAW_QUERIES))
+
+    def _represent(
+        self, encoder: Encoder, scored: Files, *, queries: int | None, stop: Stop | None = None
+    ) -> tuple[Features, Features]:
+        """Compute an encoder's representations of the bank and of the images that are classified, `queries` at most."""
+        bank, asked = (
+            features.represent(encoder, reader, evenly_spaced(len(reader), limit), self.inputs, stop=stop)
+            for reader, limit in zip(scored, (self.config.knn_bank, queries), strict=True)
+        )
+        return bank, asked
+
+    def _top1(self, bank: Features, queries: Features) -> float:
+        return knn.top1(bank, queries, k=min(knn.K, len(bank.labels)), device=self.config.device)
 
     def _measures(self, values: Tensor, stop: Stop | None) -> Scores:
         if len(values) < 2:

@@ -41,7 +41,17 @@ def test_knn_repeats_the_scores_of_the_run(betons: Betons, run: Path, capsys: py
     result = json.loads((run / "result.json").read_text())
     assert scores["trained"]["top1"] == pytest.approx(result["knn_top1"])
     assert scores["random_init"]["top1"] == pytest.approx(result["knn_top1_random_init"])
+    assert scores["raw_pixels"]["top1"] == pytest.approx(result["knn_top1_raw_pixels"])
     assert scores["trained"]["bank"] == 160
+
+
+def test_the_report_shows_the_latest_scores(betons: Betons, run: Path) -> None:
+    report = RunFolder(run).report
+    for _ in range(2):
+        assert main(["knn", str(run), *files(betons)]) == 0
+        assert report.read_text().count("knn top-1:") == 1
+    saved = [scores for scores in load_scores(RunFolder(run)) if scores["protocol"] == "knn"]
+    assert f"{saved[0]['trained']['top1']:.2f} % trained" in report.read_text()
 
 
 def test_knn_scores_every_cell_and_headlines_the_first(

@@ -89,6 +89,17 @@ def test_tensorboard_shows_the_rows(tmp_path: Path) -> None:
     assert shown.keys() == scalars(rows[0]).keys()
 
 
+def test_scores_stand_under_their_own_names_in_tensorboard() -> None:
+    row = {"step": 3, "loss": 1.0, "knn_top1": 40.0, "probe_top1": 30.0, "probe_loss": 2.0, "threads": 2}
+    assert list(scalars(row)) == [
+        "learning/loss",
+        "scores/knn_top1",
+        "scores/probe_top1",
+        "scores/probe_loss",
+        "machine/threads",
+    ]
+
+
 def test_a_full_disk_costs_a_warning_and_no_row(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = tmp_path / "metrics.jsonl"
     with Telemetry(path, from_step=0, tensorboard=tmp_path / "tensorboard") as telemetry:

@@ -21,6 +21,7 @@ MAY_IMPORT = {  # the folders of fastbyol/ that the modules of a folder may impo
         "export",
         "loaders",
         "recipes",
+        "report",
         "storage",
         "system",
         "weights",

@@ -4,16 +4,20 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
+from fastbyol.cli import eval as eval_command
+from fastbyol.cli.closing_line import closing_line
 from fastbyol.cli.train import main
 from fastbyol.monitor.metrics import LAPS, read_metrics
 from fastbyol.storage.run_folder import RunFolder, lock
 from tests.conftest import Betons
+from tests.monitor.test_tensorboard import read as read_events
 from tests.support.runs import arguments, encoders_are_equal
 
 
@@ -25,6 +29,8 @@ def test_a_run_leaves_its_whole_folder(finished: Path) -> None:
     assert result["epochs"] == 3.0
     assert 0 <= result["knn_top1"] <= 100
     assert 0 <= result["knn_top1_random_init"] <= 100
+    assert 0 <= result["knn_top1_raw_pixels"] <= 100
+    assert 0 <= result["probe_top1"] <= 100
     assert result["images_per_s"] > 0
     assert folder.encoder.is_file()
     assert folder.read_config().epochs == 3.0
@@ -53,9 +59,24 @@ def test_rows_account_for_the_time_of_the_loop(finished: Path) -> None:
         assert 0.5 * row["interval_s"] < parts <= row["interval_s"]
 
 
+def test_tensorboard_has_the_scores_before_and_after_training(finished: Path) -> None:
+    result = json.loads(RunFolder(finished).result.read_text())
+    shown = dict(read_events(RunFolder(finished).tensorboard)["scores/knn_top1"])
+    assert shown == pytest.approx({0: result["knn_top1_random_init"], 15: result["knn_top1"]})
+
+
+def test_the_last_line_tells_scores_report_and_the_next_command(finished: Path) -> None:
+    said = closing_line(RunFolder(finished))
+    assert re.match(r"kNN [\d.]+ % \(random init [\d.]+ %, raw pixels [\d.]+ %\); online probe [\d.]+ %; ", said)
+    assert f"report: {finished}/report.html" in said
+    words = shlex.split(said.partition("next: fastbyol-eval ")[2])
+    args, _ = eval_command.parse(words)
+    assert (args.protocol, args.encoder) == ("linear", str(finished))
+
+
 def test_the_report_is_one_page_that_needs_nothing(finished: Path) -> None:
     page = RunFolder(finished).report.read_text()
-    assert page.count("<svg") == 7
+    assert page.count("<svg") == 8
     assert "data:image/png;base64," in page
     assert not re.search(r"src=.http|<script|<link|@import", page)
 

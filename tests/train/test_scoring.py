@@ -55,8 +55,9 @@ def test_an_unlabelled_run_is_measured_on_its_way_which_changes_nothing(
     assert result["knn_top1"] is None
     shown = read(folder.tensorboard)
     for name in MEASURES:
-        assert [step for step, _ in shown[f"learning/{name}"]] == [4, 8, 10]
-        assert shown[f"learning/{name}"][-1][1] == pytest.approx(rows[-1][name])
+        assert [step for step, _ in shown[f"scores/{name}"]] == [0, 4, 8, 10]
+        assert shown[f"scores/{name}"][0][1] == pytest.approx(result["quality_random_init"][name])
+        assert shown[f"scores/{name}"][-1][1] == pytest.approx(rows[-1][name])
     page = folder.report.read_text()
     for text in ("Measured without labels.", "Without labels", "RankMe, from", "Uniformity, from", "with their cosine"):
         assert text in page
@@ -73,9 +74,10 @@ def test_an_unlabelled_run_is_measured_on_its_way_which_changes_nothing(
 def test_a_labelled_run_has_both_kinds_of_scores(betons: Betons, tmp_path: Path) -> None:
     assert main(arguments(betons, tmp_path / "run", f"--val={betons.val}", "--epochs=3", "--knn-at=0.5")) == 0
     rows = read_metrics(RunFolder(tmp_path / "run").metrics)
-    (scored,) = [row for row in rows if "knn_top1" in row]
-    assert set(MEASURES) <= scored.keys()
-    assert set(MEASURES) <= rows[-1].keys()
+    scored = [row for row in rows if "knn_top1" in row]
+    assert len(scored) == 2
+    assert scored[1] == rows[-1]
+    assert all(set(MEASURES) <= row.keys() for row in scored)
     assert "Without labels" in RunFolder(tmp_path / "run").report.read_text()
 
 
