@@ -1,14 +1,17 @@
-"""Configuration of a run: a frozen dataclass that checks its values when it is built, and its JSON."""
+"""Configuration of a run: a frozen dataclass that checks its values when it is built, its JSON, and its files."""
 
 from __future__ import annotations
 
 import dataclasses
+import importlib
 import json
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
+from fastbyol import tables
 from fastbyol.errors import ConfigError, require
 from fastbyol.recipe import (
     NORMALIZATIONS,
@@ -55,6 +58,8 @@ ON_ERROR = ("fail", "skip")  # for a sample that does not decode
 class Config:
     """The settings of one run: its recipe, data, length and hardware.
 
+    `recipe`: also by its name, as in Config("cifar10_tiny", data="train.beton", budget_s=300). `device`, `engine`,
+    `precision` and `workers` follow from the machine, as on the command line, where they are None.
     Give exactly one length: `budget_s`, seconds over all processes of the run; `deadline`, a Unix time; or `epochs`.
     `method` "auto": what has won at this length takes the place of the recipe's own method, see recipes/methods.py.
     `labelled`: images among which kNN looks for neighbours of `val`, instead of those of `data` that have a label.
@@ -65,7 +70,7 @@ class Config:
     it is measured without labels alone. `micro_batches` None: the GPU's memory decides
     in how many parts a rank's batch is computed, and whether activations are recomputed (`recomputes`, which does not
     change the result); on a CPU it means 1. `deterministic`: the same bits again on the same GPU, more slowly.
-    `workers`: decoding threads per rank; fastbyol-train fills in loaders.default_workers. `threads` None: the number of
+    `workers`: decoding threads per rank. `threads` None: the number of
     compute threads on a CPU is chosen by measuring.
     """
 
@@ -79,13 +84,13 @@ class Config:
     deadline: float | None = None
     epochs: float | None = None
     seed: int = 0
-    device: str = "cpu"
-    engine: str = "eager"
-    precision: str = "float32"
+    device: str = None  # type: ignore[assignment]  # never None once it is built, nor are the other three
+    engine: str = None  # type: ignore[assignment]
+    precision: str = None  # type: ignore[assignment]
     method: str = "recipe"
     loader: str = "native"
     crop: str = "kernels"
-    workers: int = 2
+    workers: int = None  # type: ignore[assignment]
     threads: int | None = None
     prefetch: int = 2
     on_error: str = "fail"
@@ -103,6 +108,7 @@ class Config:
     wandb: str | None = None
 
     def __post_init__(self) -> None:
+        self._fill_in()
         lengths = [length for length in (self.budget_s, self.deadline, self.epochs) if length is not None]
         require(
             len(lengths) == 1,
@@ -163,6 +169,25 @@ class Config:
         """Return when the run ends, in its own seconds, which `elapsed_at` gives of a Unix time; None by epochs."""
         return self.budget_s if self.deadline is None else elapsed_at(self.deadline)
 
+    def _fill_in(self) -> None:
+        """Look up a recipe given by its name, and replace what is None and follows from the machine."""
+        if isinstance(self.recipe, str):
+            object.__setattr__(self, "recipe", _above("recipes").named(self.recipe))
+        require(isinstance(self.recipe, Recipe), f"recipe is {self.recipe!r}; give a Recipe, or the name of one")
+        if None in (self.device, self.engine, self.precision, self.workers):
+            for name, value in _above("train.machine").suggest(self.device).items():
+                if getattr(self, name) is None:
+                    object.__setattr__(self, name, value)
+
+    @staticmethod
+    def from_file(path: Path | str, changes: Mapping[str, Any] | None = None) -> Config:
+        """Read a .toml or .json file, a run folder's config.json included; changes: settings that replace its own.
+
+        Raises ConfigError, also for a setting that is unknown, with the nearest one.
+        """
+        found: Config = _above("recipes.config_file").load(Path(path), changes or {})
+        return found
+
     @property
     def score_shares(self) -> set[float]:
         """The shares of the run at which the encoder is scored, besides its start and end."""
@@ -174,36 +199,29 @@ class Config:
         return 1 if self.micro_batches is None else self.micro_batches
 
 
+def _above(module: str) -> Any:
+    """Import a module of fastbyol that imports this one."""
+    return importlib.import_module(f"fastbyol.{module}")
+
+
 def to_json(config: Config) -> str:
     """Format a configuration as JSON, one setting per line."""
     return json.dumps(dataclasses.asdict(config), indent=2) + "\n"
 
 
+def in_place(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings as nested tables, the optimiser within the recipe; version 0.1 wrote it beside that."""
+    rest = {name: value for name, value in settings.items() if name != "optimizer"}
+    if "optimizer" not in settings or not isinstance(rest.get("recipe"), Mapping):
+        return dict(settings)
+    return tables.merge(rest, {"recipe": {"optim": {"optimizer": settings["optimizer"]}}})
+
+
 def from_json(text: str) -> Config:
     """Parse the output of to_json; raise ConfigError if a setting is unknown, missing or out of range."""
     try:
-        fields = json.loads(text)
-        recipe = dict(fields.pop("recipe"))
-        if "optimizer" in fields:  # where version 0.1 wrote it
-            recipe["optim"]["optimizer"] = fields.pop("optimizer")
-        first, second = (ViewConfig(**_tuples(view)) for view in recipe.pop("views"))
-        ramp = recipe.pop("crop_ramp", None)
-        return Config(
-            recipe=Recipe(
-                encoder=EncoderConfig(**recipe.pop("encoder")),
-                head=HeadConfig(**recipe.pop("head")),
-                optim=OptimConfig(**recipe.pop("optim")),
-                objective=ObjectiveConfig(**recipe.pop("objective", {})),  # absent from run folders of version 0.1
-                views=(first, second),
-                presets=tuple(Preset(**preset) for preset in recipe.pop("presets", ())),
-                crop_ramp=None if ramp is None else CropRamp(**_tuples(ramp)),
-                **recipe,
-            ),
-            **_tuples(fields),
-        )
-    except (TypeError, KeyError, ValueError, AttributeError) as error:
+        found = json.loads(text)
+        require(isinstance(found, dict), f"it holds a {type(found).__name__}; wanted an object of settings")
+        return tables.build(Config, in_place(found))
+    except ValueError as error:
         raise ConfigError(f"not a configuration of this version of fastbyol: {error}") from error
-
-
-def _tuples(settings: dict[str, Any]) -> dict[str, Any]:
-    return {name: tuple(value) if isinstance(value, list) else value for name, value in settings.items()}

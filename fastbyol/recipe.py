@@ -191,7 +191,6 @@ class OptimConfig:
         for name in ("base_lr", "weight_decay", "warmup_epochs"):
             value = getattr(self, name)
             require(0 <= value <= FLOAT32_SAFE, f"{name} is {value}; give a number from 0 to {FLOAT32_SAFE:g}")
-        OPTIMIZERS.check(self.optimizer)
         require(0 <= self.tau_base <= 1, f"tau_base is {self.tau_base}; give a number from 0 to 1")
         require(0 < self.trust < math.inf, f"trust is {self.trust}; give a trust coefficient of LARS above 0")
         require(0 <= self.momentum < 1, f"momentum is {self.momentum}; give a number from 0 up to, not including, 1")

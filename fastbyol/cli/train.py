@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import math
 import sys
 from collections.abc import Callable, Sequence
@@ -12,13 +13,16 @@ from typing import NoReturn
 from fastbyol import registry
 from fastbyol.budget import Stopwatch, parse_budget, parse_duration, process_age_s
 from fastbyol.cli.recipes import format_recipes
-from fastbyol.config import CROPS, ENGINES, METHODS, ON_ERROR, PRECISIONS, TARGET_STATISTICS
-from fastbyol.errors import ConfigError
+from fastbyol.cli.settings import format_settings
+from fastbyol.config import CROPS, ENGINES, METHODS, ON_ERROR, PRECISIONS, TARGET_STATISTICS, Config
+from fastbyol.errors import ConfigError, require
 from fastbyol.recipe import CHANNELS
 from fastbyol.recipes import named
+from fastbyol.recipes.config_file import read
 from fastbyol.system.command_line import (
     ANY_SOURCE,
     BAD_INPUT,
+    DONE,
     THREADS,
     WORKERS,
     Parser,
@@ -46,11 +50,12 @@ def build_parser() -> Parser:
     """Build the parser; names and meanings of flags are a contract (see CHANGELOG.md)."""
     parser = Parser(
         prog="fastbyol-train",
-        usage="fastbyol-train RECIPE [options]",
+        usage="fastbyol-train RECIPE [options]\n       fastbyol-train --config FILE [options]",
         description="Train a BYOL encoder within a budget.",
     )
     parser.add_argument(
         "recipe",
+        nargs="?",
         metavar="RECIPE",
         help="name of a recipe, see --recipes; NAME+setting=value+setting=value changes it",
     )
@@ -58,6 +63,12 @@ def build_parser() -> Parser:
     parser.add_argument(
         "--recipes", action=RecipesAction, nargs=0, default=argparse.SUPPRESS, help="print a table of recipes and exit"
     )
+    parser.add_argument(
+        "--settings",
+        action="store_true",
+        help="print every setting with its meaning, range and source, with RECIPE its values, and exit",
+    )
+    _add_config(parser)
     _add_data(parser)
     _add_length(parser)
     _add_run_folder(parser)
@@ -65,6 +76,28 @@ def build_parser() -> Parser:
     _add_machine(parser)
     _add_logging(parser)
     return parser
+
+
+def default(setting: str) -> str:
+    """Return the default of a setting of the run, as it stands in a help text; flags not given are None."""
+    value = next(field.default for field in dataclasses.fields(Config) if field.name == setting)
+    return f"(default: {value})"
+
+
+def _add_config(parser: Parser) -> None:
+    group = parser.add_argument_group("settings as a file")
+    group.add_argument(
+        "--config",
+        type=Path,
+        metavar="FILE",
+        help="settings from a .toml or .json file, such as a run's config.json; flags given here rule (default: none)",
+    )
+    group.add_argument(
+        "--save-config",
+        type=Path,
+        metavar="FILE",
+        help="write the settings of this command to a .toml or .json file, and exit (default: train)",
+    )
 
 
 def _add_data(parser: Parser) -> None:
@@ -88,17 +121,16 @@ def _add_data(parser: Parser) -> None:
     group.add_argument(
         "--loader",
         type=part_of(registry.LOADERS),
-        default="native",
         metavar="NAME",
-        help="native: threads; memory: decode each image once; ffcv, dali: these packages; or your module:attribute",
+        help="native: threads; memory: decode each image once; ffcv, dali: these packages; or your module:attribute "
+        f"{default('loader')}",
     )
     group.add_argument("--workers", type=int, metavar="N", help=WORKERS)
-    group.add_argument("--prefetch", type=int, default=2, metavar="N", help="batches decoded in advance")
+    group.add_argument("--prefetch", type=int, metavar="N", help=f"batches decoded in advance {default('prefetch')}")
     group.add_argument(
         "--on-error",
         choices=ON_ERROR,
-        default="fail",
-        help="an image of a .beton that does not decode: stop, or take the next",
+        help=f"an image of a .beton that does not decode: stop, or take the next {default('on_error')}",
     )
 
 
@@ -134,8 +166,7 @@ def _add_method(parser: Parser) -> None:
     group.add_argument(
         "--method",
         choices=METHODS,
-        default="recipe",
-        help="the recipe's own method, or the one that has won at the length of this run (default: recipe)",
+        help=f"the recipe's own method, or the one that has won at the length of this run {default('method')}",
     )
     group.add_argument("--batch-size", type=int, metavar="N", help=f"images in a step, over all ranks {OF_RECIPE}")
     group.add_argument("--base-lr", type=float, metavar="X", help=f"peak learning rate per 256 images {OF_RECIPE}")
@@ -158,7 +189,7 @@ def _add_method(parser: Parser) -> None:
         help="start from the weights of a run, a checkpoint or an encoder's file, torchvision:NAME or timm:NAME "
         "(default: drawn by the seed)",
     )
-    group.add_argument("--seed", type=seed, default=0, metavar="N", help="seed of weights, order and views")
+    group.add_argument("--seed", type=seed, metavar="N", help=f"seed of weights, order and views {default('seed')}")
     group.add_argument(
         "--optimizer",
         type=part_of(registry.OPTIMIZERS),
@@ -167,7 +198,7 @@ def _add_method(parser: Parser) -> None:
         f"{OF_RECIPE}",
     )
     group.add_argument(
-        "--crop", choices=CROPS, default="kernels", help="what crops the views: our kernels, or DALI, a little apart"
+        "--crop", choices=CROPS, help=f"what crops the views: our kernels, or DALI, a little apart {default('crop')}"
     )
     group.add_argument(
         "--crop-ramp", type=int, metavar="PX", help="begin with views of this side and grow them (default: full size)"
@@ -208,7 +239,8 @@ def _add_machine(parser: Parser) -> None:
     group.add_argument("--threads", type=int, metavar="N", help=THREADS)
     group.add_argument(
         "--deterministic",
-        action="store_true",
+        action="store_const",
+        const=True,
         help="the same bits on every run also on a GPU, where it is slower; what has no such form warns",
     )
     group.add_argument(
@@ -226,27 +258,38 @@ def _add_logging(parser: Parser) -> None:
     group.add_argument(
         "--knn-at",
         type=progress_points,
-        default=(),
         metavar="X,X",
         help="score on --val at these shares of the run, too: 0.25,0.5,0.75",
     )
     group.add_argument(
         "--quality-at",
         type=progress_points,
-        default=(),
         metavar="X,X",
         help="the same without labels, also without --val: RankMe, effective rank, alignment, uniformity",
     )
-    group.add_argument("--log-every", type=int, default=20, metavar="N", help="steps between rows of metrics.jsonl")
-    group.add_argument("--stop-on-collapse", action="store_true", help="end with status 3 when the embeddings collapse")
-    group.add_argument("--profile", action="store_true", help="write a trace of ten steps to the run folder")
-    group.add_argument("--no-tensorboard", action="store_true", help="write no TensorBoard events")
+    group.add_argument(
+        "--log-every", type=int, metavar="N", help=f"steps between rows of metrics.jsonl {default('log_every')}"
+    )
+    for flag, setting, value, text in (
+        ("--stop-on-collapse", "stop_on_collapse", True, "end with status 3 when the embeddings collapse"),
+        ("--profile", "profile", True, "write a trace of ten steps to the run folder"),
+        ("--no-tensorboard", "tensorboard", False, "write no TensorBoard events"),
+    ):
+        group.add_argument(flag, dest=setting, action="store_const", const=value, help=text)
     group.add_argument("--wandb", metavar="PROJECT", help="log to this project of Weights & Biases")
 
 
 def check_texts(args: argparse.Namespace) -> None:
-    """Raise ConfigError for a recipe, a budget or an interval that cannot be read."""
-    named(args.recipe)
+    """Read the recipe and the file of settings into `args`; raise ConfigError for a text that cannot be read."""
+    args.file = {} if args.config is None else read(args.config)
+    require(
+        args.recipe is None or "recipe" not in args.file,
+        f"recipe {args.recipe} is given, and {args.config} has one; give one of the two",
+    )
+    if args.recipe is not None:
+        args.file["recipe"] = named(args.recipe)
+    if "recipe" in args.file:
+        args.recipe = args.file["recipe"].name
     if args.budget not in (None, "slurm"):  # asking Slurm takes a process
         parse_budget(args.budget)
     if args.checkpoint_every is not None:
@@ -300,11 +343,17 @@ def _join_until(argv: Sequence[str]) -> list[str]:
 def main(argv: Sequence[str] | None = None) -> int:
     """Run fastbyol-train; return 0 when finished, 2 on bad usage or input, 3 when diverged, 75 when interrupted."""
     stopwatch, stop = Stopwatch(age_s=process_age_s()), StopSignal()
-    args = build_parser().parse_args(join_prep(_join_until(sys.argv[1:] if argv is None else argv)))
+    parser = build_parser()
+    args = parser.parse_args(join_prep(_join_until(sys.argv[1:] if argv is None else argv)))
     try:
         check_texts(args)
-    except ConfigError as error:
+    except (ConfigError, OSError) as error:
         return fail("fastbyol-train", error, status=BAD_INPUT)
+    if args.settings:
+        print(format_settings(args.file.get("recipe")))
+        return DONE
+    if args.recipe is None:
+        parser.error("the following arguments are required: RECIPE, or --config FILE with one")
     from fastbyol.cli.train_run import train  # noqa: PLC0415 - it imports torch, which takes seconds
 
     return train(args, stopwatch=stopwatch, stop=stop)

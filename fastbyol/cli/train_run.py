@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import shlex
 import subprocess
 import sys
 import time
@@ -11,27 +12,53 @@ from pathlib import Path
 from typing import Any
 
 from fastbyol.beton import BetonError
-from fastbyol.budget import Length, Stopwatch, parse_budget, parse_duration
+from fastbyol.budget import Stopwatch, parse_budget, parse_duration
 from fastbyol.cli.cache import Cache, folder_of, is_conversion_of, is_converted
 from fastbyol.cli.closing_line import closing_line
 from fastbyol.config import Config, CropRamp, Recipe
 from fastbyol.errors import ConfigError, require
-from fastbyol.loaders import default_workers
 from fastbyol.monitor.wandb_sink import require_wandb
 from fastbyol.monitor.watchdog import Diverged
-from fastbyol.recipes import named
+from fastbyol.recipes.config_file import formatted, replaced
 from fastbyol.recipes.overrides import with_peaks
+from fastbyol.storage import files
 from fastbyol.storage.checkpoint import CheckpointError
 from fastbyol.storage.run_folder import RunFolder, check_free
 from fastbyol.system.command_line import BAD_INPUT, DIVERGED, DONE, INTERRUPTED, RANK_LOST, fail
 from fastbyol.system.device import choose_device
-from fastbyol.system.distributed import RankLost, local_ranks, rank, ranks
-from fastbyol.system.limits import available_cores
+from fastbyol.system.distributed import RankLost, rank, ranks
 from fastbyol.system.signals import StopSignal
 from fastbyol.train import memory
 from fastbyol.train.runner import run as run_training
 from fastbyol.weights import check_source
 
+SAME_NAME = (  # flags that are settings of the run
+    "data",
+    "val",
+    "labelled",
+    "init",
+    "epochs",
+    "seed",
+    "device",
+    "engine",
+    "precision",
+    "method",
+    "loader",
+    "crop",
+    "workers",
+    "threads",
+    "prefetch",
+    "on_error",
+    "micro_batches",
+    "deterministic",
+    "log_every",
+    "knn_at",
+    "quality_at",
+    "stop_on_collapse",
+    "profile",
+    "tensorboard",
+    "wandb",
+)
 RECALIBRATE = 50  # batches of batch-norm recalibration after a crop ramp
 
 
@@ -39,6 +66,9 @@ def train(args: argparse.Namespace, *, stopwatch: Stopwatch, stop: StopSignal) -
     """Train, or print the memory plan, as the flags say; return the exit status, see fastbyol.cli.train.main."""
     folder = RunFolder(args.out or Path("runs") / args.recipe)
     try:
+        if args.save_config is not None:
+            print(save_config(args))
+            return DONE
         if args.plan is not None:
             print(memory_plan(args))
             return DONE
@@ -48,7 +78,7 @@ def train(args: argparse.Namespace, *, stopwatch: Stopwatch, stop: StopSignal) -
                 check_free(folder, overwrite=args.overwrite)
             if rank() == 0:
                 say_choices(args, config)
-            if args.data is None:
+            if config.data == str(folder.demo_train):
                 draw_demo_set(config)
             else:
                 config = convert_sources(args, config, folder, stopwatch=stopwatch)
@@ -134,7 +164,7 @@ def memory_plan(args: argparse.Namespace) -> str:
         precision=args.precision or "bfloat16",
         usable_bytes=memory.usable_bytes(free),
         only_parts=parts,
-        can_split=args.crop == "kernels",
+        can_split=args.crop in (None, "kernels"),
         can_recompute=args.engine != "compile",
         ranks=world_size,
     )
@@ -143,7 +173,7 @@ def memory_plan(args: argparse.Namespace) -> str:
 
 def recipe_of(args: argparse.Namespace) -> Recipe:
     """Build the recipe with the command line's changes; a peak rate given there applies to runs of any length."""
-    recipe = named(args.recipe)
+    recipe: Recipe = args.file["recipe"]
     given = {
         name: getattr(args, name) for name in ("base_lr", "tau_base", "weight_decay", "warmup_epochs", "optimizer")
     }
@@ -159,57 +189,42 @@ def recipe_of(args: argparse.Namespace) -> Recipe:
     return replace(recipe, optim=replace(recipe.optim, **optim_changes), **changes)
 
 
+def settings_of(args: argparse.Namespace) -> dict[str, Any]:
+    """Return the arguments of Config that the file and, above it, the flags give."""
+    given = {name: getattr(args, name) for name in SAME_NAME}
+    changes = {name: value for name, value in given.items() if value is not None} | {"recipe": recipe_of(args)}
+    if args.checkpoint_every is not None:
+        changes["checkpoint_s"] = parse_duration(args.checkpoint_every, flag="--checkpoint-every")
+    if args.budget is not None:
+        changes |= parse_budget(args.budget)._asdict()
+    return replaced(args.file, changes)
+
+
 def config_of(args: argparse.Namespace, folder: RunFolder) -> Config:
-    """Build the configuration from the command line; recipe demo without --data uses files in the run folder."""
-    recipe = recipe_of(args)
-    data, val = args.data, args.val
-    if data is None:
-        if args.recipe.partition("+")[0] != "demo" or val is not None or args.labelled is not None or ranks() > 1:
+    """Build the configuration from file and flags; recipe demo without images uses files in the run folder."""
+    settings = settings_of(args)
+    if "data" not in settings:
+        if args.recipe.partition("+")[0] != "demo" or settings.keys() & {"val", "labelled"} or ranks() > 1:
             raise ConfigError(
                 f"recipe {args.recipe} needs images; give --data FOLDER, or a .beton written by fastbyol-prep write"
             )
-        data, val = folder.demo_train, folder.demo_val
-    length = Length() if args.budget is None else parse_budget(args.budget)
-    device = choose_device(args.device)
-    runs_graph = device == "cuda" and ranks() == 1
-    every, workers = args.checkpoint_every, args.workers
-    if workers is None:
-        workers = default_workers(device, cores=available_cores(), local_ranks=local_ranks())
-    if args.wandb is not None:
+        settings |= {"data": str(folder.demo_train), "val": str(folder.demo_val)}
+    config = Config(**settings)
+    choose_device(config.device)
+    if config.wandb is not None:
         require_wandb()
-    if args.init is not None and not (args.resume and folder.config.exists()):
-        check_source(args.init)
-    return Config(
-        recipe=recipe,
-        data=str(data),
-        val=None if val is None else str(val),
-        labelled=args.labelled,
-        init=args.init,
-        budget_s=length.budget_s,
-        deadline=length.deadline,
-        epochs=recipe.epochs if args.epochs is None and args.budget is None else args.epochs,
-        seed=args.seed,
-        device=device,
-        engine=args.engine or ("graph" if runs_graph else "eager"),
-        precision=args.precision or ("bfloat16" if device == "cuda" else "float32"),
-        method=args.method,
-        loader=args.loader,
-        crop=args.crop,
-        workers=workers,
-        threads=args.threads,
-        prefetch=args.prefetch,
-        on_error=args.on_error,
-        micro_batches=args.micro_batches,
-        deterministic=args.deterministic,
-        log_every=args.log_every,
-        knn_at=args.knn_at,
-        quality_at=args.quality_at,
-        checkpoint_s=None if every is None else parse_duration(every, flag="--checkpoint-every"),
-        stop_on_collapse=args.stop_on_collapse,
-        profile=args.profile,
-        tensorboard=not args.no_tensorboard,
-        wandb=args.wandb,
-    )
+    if config.init is not None and not (args.resume and folder.config.exists()):
+        check_source(config.init)
+    return config
+
+
+def save_config(args: argparse.Namespace) -> str:
+    """Write the settings of a command line to its --save-config, and return a line that says so."""
+    settings, path = settings_of(args), args.save_config
+    Config(**{"data": "", **settings})  # which checks them
+    require(args.overwrite or not path.exists(), f"{path} exists; give another --save-config, or --overwrite")
+    files.write(path, formatted(path, settings))
+    return f"wrote {path}; fastbyol-train --config {shlex.quote(str(path))} trains by it"
 
 
 def draw_demo_set(config: Config) -> None:

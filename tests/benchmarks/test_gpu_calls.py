@@ -195,6 +195,7 @@ def test_what_a_gpu_is_asked_is_understood(tmp_path: Path) -> None:
                 args = train.build_parser().parse_args(command[command.index("--") + 1 :])
                 args.device, args.engine = "cpu", None  # a GPU is not here to be chosen
                 args.val = "val.beton"  # which training.py adds
+                train.check_texts(args)
                 trained.add(config_of(args, RunFolder(tmp_path)).recipe.name.partition("+")[0])
     assert trained == {"cifar10_rn18", "imagenet_rn50", "imagenette_rn18"}
 

@@ -94,5 +94,6 @@ def test_train_decodes_with_what_a_control_group_leaves_each_rank(
     asked = ["demo", f"--data={betons.train}", "--device=cpu", "--epochs=1"]
     for more, wanted in (((), workers), (("--workers=5",), 5)):
         args = train.build_parser().parse_args([*asked, *more])
+        train.check_texts(args)
         assert train_run.config_of(args, RunFolder(tmp_path)).workers == wanted
     assert cli.build_parser().parse_args(["verify", "f.beton"]).workers == 3
