@@ -8,8 +8,7 @@ from typing import Any
 
 from fastbyol.config import Config
 from fastbyol.storage.run_folder import RunFolder
-
-BASELINES = ("random init", "at start", "raw pixels")  # of kNN; "at start": of weights that the run started from
+from fastbyol.train.scoring import BASELINES
 
 
 def closing_line(folder: RunFolder) -> str:

@@ -249,7 +249,7 @@ def _add_machine(parser: Parser) -> None:
         type=gib,
         const=0.0,
         metavar="GIB",
-        help="only say how much GPU memory a step needs and how it would be split: on the GPU here, or on one of GIB",
+        help="train nothing, and say what would happen: measure for some seconds here; of a GPU of GIB, predict memory",
     )
 
 

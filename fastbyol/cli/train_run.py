@@ -24,11 +24,12 @@ from fastbyol.recipes.overrides import with_peaks
 from fastbyol.storage import files
 from fastbyol.storage.checkpoint import CheckpointError
 from fastbyol.storage.run_folder import RunFolder, check_free
-from fastbyol.system.command_line import BAD_INPUT, DIVERGED, DONE, INTERRUPTED, RANK_LOST, fail
+from fastbyol.system.command_line import BAD_INPUT, DIVERGED, DONE, INTERRUPTED, RANK_LOST, fail, format_list
 from fastbyol.system.device import choose_device
 from fastbyol.system.distributed import RankLost, rank, ranks
 from fastbyol.system.signals import StopSignal
 from fastbyol.train import memory
+from fastbyol.train.forecast import forecast
 from fastbyol.train.runner import run as run_training
 from fastbyol.weights import check_source
 
@@ -69,19 +70,24 @@ def train(args: argparse.Namespace, *, stopwatch: Stopwatch, stop: StopSignal) -
         if args.save_config is not None:
             print(save_config(args))
             return DONE
-        if args.plan is not None:
-            print(memory_plan(args))
+        if args.plan:
+            print(memory_plan(args, gib=args.plan))
             return DONE
         with stop.catch():
             config = config_of(args, folder)
             if not args.resume:
                 check_free(folder, overwrite=args.overwrite)
-            if rank() == 0:
-                say_choices(args, config)
+            say_choices(args, config)
             if config.data == str(folder.demo_train):
                 draw_demo_set(config)
             else:
                 config = convert_sources(args, config, folder, stopwatch=stopwatch)
+            if args.plan is not None:
+                lines = forecast(
+                    config, folder, stopwatch=stopwatch, stop=stop, resume=args.resume, overwrite=args.overwrite
+                )
+                print_plan(args.recipe, lines)
+                return DONE
             has_finished = run_training(
                 config, folder, stopwatch=stopwatch, stop=stop, resume=args.resume, overwrite=args.overwrite
             )
@@ -104,8 +110,10 @@ def train(args: argparse.Namespace, *, stopwatch: Stopwatch, stop: StopSignal) -
 
 
 def say_choices(args: argparse.Namespace, config: Config) -> None:
-    """Print what the recipe chose that is not the usual: an optimiser, gray images."""
+    """Print on rank 0 what the recipe chose that is not the usual: an optimiser, gray images."""
     recipe = config.recipe
+    if rank() != 0:
+        return
     if args.optimizer is None and recipe.optim.optimizer != "lars":
         print(
             f"recipe {recipe.name} trains by {recipe.optim.optimizer}, not by LARS; --optimizer chooses another",
@@ -146,12 +154,16 @@ def convert_sources(args: argparse.Namespace, config: Config, folder: RunFolder,
     return replace(config, data=cache.beton(config.data), val=val, labelled=labelled)
 
 
-def memory_plan(args: argparse.Namespace) -> str:
+def print_plan(name: str, lines: dict[str, str]) -> None:
+    """Print what a run would be, on rank 0."""
+    if rank() == 0:
+        print(f"{name} as planned; nothing was trained:\n{format_list(lines)}")
+
+
+def memory_plan(args: argparse.Namespace, *, gib: float) -> str:
     """Return a line on how a step of the recipe would use a GPU's memory; raise ConfigError where it cannot fit."""
     recipe, world_size = recipe_of(args), ranks()
-    if not args.plan:
-        choose_device("cuda")
-    free = memory.free_bytes() if not args.plan else round((args.plan - memory.CONTEXT_GIB) * memory.GIB)
+    free = round((gib - memory.CONTEXT_GIB) * memory.GIB)
     images, parts = recipe.batch_size // world_size, args.micro_batches
     if parts is not None and (parts < 1 or images % parts or images < 2 * parts):
         raise ConfigError(

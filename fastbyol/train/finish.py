@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from functools import partial
 from itertools import islice
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -32,12 +33,13 @@ class Closing:
     """The closing work of a run and its rehearsal; `seconds` holds what each piece took last.
 
     scored: the labelled images by which kNN scores, its bank and those that are classified, if there are any. measures:
-    those without labels of the last score.
+    those without labels of the last score. bytes: of what the rehearsal wrote, by its name in the run folder.
     """
 
     def __init__(self, config: Config, folder: RunFolder, *, train: Reader, scored: Files | None, loop: Loop) -> None:
         self.config, self.folder, self.train, self.scored, self.loop = config, folder, train, scored, loop
         self.seconds: dict[str, float] = {}
+        self.bytes: dict[str, int] = {}
         self.measures: dict[str, float] = {}
         self.scorer = Scorer(
             config,
@@ -84,6 +86,7 @@ class Closing:
             result = {"images_per_s": 1.0, "epochs": 1.0, "train_s": 1.0, **scores, **loop.notes}
             self.report(result, folder=rehearsal, rows=rows)
             self._write_result(rehearsal, result)
+            self.bytes = {path.name: _bytes(path) for path in rehearsal.path.iterdir()}
         finally:
             shutil.rmtree(rehearsal.path, ignore_errors=True)
 
@@ -188,3 +191,9 @@ class Closing:
         if deadline_s is not None:
             result["overrun_s"] = max(elapsed_s - deadline_s, 0.0)
         self._write_result(self.folder, result)
+
+
+def _bytes(path: Path) -> int:
+    """Return the size of a file, or of all files in a folder."""
+    paths = path.rglob("*") if path.is_dir() else [path]
+    return sum(each.stat().st_size for each in paths if each.is_file())

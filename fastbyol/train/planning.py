@@ -18,6 +18,7 @@ from fastbyol.train.loop import Loop
 from fastbyol.train.plan import ClockPlan, Plan, Reserve, StepPlan
 
 SCORES_SHARE_MAX = 0.5  # of the training time at most goes into scores
+MEASURED_S = 120.0  # the time to train for which a step of a run by epochs is measured
 RECALIBRATION_STEPS = 0.5  # the time of one batch, in steps: loading, views and one forward
 
 
@@ -56,7 +57,7 @@ class Planner:
         plan = ClockPlan(deadline_s, Reserve(dict(self.closing.seconds)), in_flight)
         if not self._has_time(plan, step_s=0.0):
             return None
-        step_s = self._step_s(plan)
+        step_s = self._step_s(plan.end_s - self.stopwatch.elapsed_s())
         plan.reserve.rehearsed_step = (recipe.crop_px, step_s)
         plan.reserve.fastest_s[recipe.crop_px] = step_s
         plan.reserve.closing_s["recalibrate"] = RECALIBRATION_STEPS * step_s * recipe.recalibrate
@@ -83,9 +84,13 @@ class Planner:
             print(_plan_summary(self.loop.notes["plan"], schedules), file=sys.stderr)
         return plan, schedules
 
-    def _step_s(self, plan: ClockPlan) -> float:
-        """Measure the seconds of a step at full crop size, on every rank."""
-        loop, left_s = self.loop, plan.end_s - self.stopwatch.elapsed_s()
+    def measure(self) -> float:
+        """Measure the seconds of a step of a run by epochs, in about as long as for a short budget."""
+        return self._step_s(MEASURED_S)
+
+    def _step_s(self, left_s: float) -> float:
+        """Measure the seconds of a step at full crop size, on every rank; left_s: the time to train, a part of it."""
+        loop = self.loop
         recipe = self.config.recipe
         intervals, schedules = Intervals(), schedule.build(recipe, epochs=recipe.epochs, warmup_max=WARMUP_MAX)
         on_gpu = self.config.device == "cuda"

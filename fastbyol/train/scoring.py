@@ -25,6 +25,7 @@ SHOWN_QUERIES, SHOWN_NEIGHBOURS = 8, 5  # in the report
 RAW_QUERIES = 2000  # their vectors are ten times as long as an encoder's, and so is the search for neighbours
 PER_FEATURE, MEASURED_MIN, MEASURED_MAX = 4, 512, 2048  # images for the measures without labels
 PAIRS = 256  # images in two crops for the alignment; all are at most the forwards of 320 images of a step
+BASELINES = ("random init", "at start", "raw pixels")  # of kNN; "at start": of weights that the run started from
 MEASURES = ("rankme", "effective_rank", "alignment", "uniformity")  # of Quality, in a row of metrics.jsonl
 
 Stop = Callable[[], bool]
