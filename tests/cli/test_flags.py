@@ -7,10 +7,10 @@ import argparse
 import pytest
 
 from fastbyol import __main__ as everything
-from fastbyol.cli import embed, train
+from fastbyol.cli import completion, embed
 from fastbyol.cli import eval as evaluation
 from fastbyol.config import ENGINES, PRECISIONS
-from fastbyol.data_prep import cli
+from fastbyol.data_prep import cli as prep
 from fastbyol.embed import formats as vector_formats
 from fastbyol.embed import layout, vectors
 from fastbyol.export import formats
@@ -41,7 +41,7 @@ CONTRACT = {
     "fastbyol-prep verify": "FILE --help --workers",
     "fastbyol-prep info": "FILE --duplicates --help --json",
     "fastbyol-prep demo": "DIR --help --overwrite --seed",
-    "fastbyol": "--help --version",
+    "fastbyol": "--completion --help --version",
     "fastbyol-train": "RECIPE --base-lr --batch-size --budget --cache --channels --checkpoint-every --config --crop "
     "--crop-ramp --data --deterministic --device --engine --epochs --help --init --knn-at --labelled --lagged-target "
     "--loader --log-every --method --micro-batches --no-tensorboard --on-error --optimizer --out --overwrite --plan "
@@ -67,16 +67,7 @@ CONTRACT = {
 
 def parsers() -> dict[str, argparse.ArgumentParser]:
     """Build the parser of every command and subcommand, by its name."""
-    found: dict[str, argparse.ArgumentParser] = {"fastbyol": everything.build_parser()}
-    found |= {"fastbyol-train": train.build_parser(), "fastbyol-eval": evaluation.build_parser()}
-    found["fastbyol-embed"] = embed.build_parser()
-    for name in (*PROTOCOLS, *evaluation.COMMANDS):
-        protocol = None if name in evaluation.COMMANDS else evaluation.find_protocol(name)
-        parser = evaluation.build_command_parser(name, protocol)
-        found[parser.prog] = parser
-    prep = cli.build_parser()
-    (children,) = (action for action in prep._actions if isinstance(action, argparse._SubParsersAction))
-    return found | {parser.prog: parser for parser in (prep, *children.choices.values())}
+    return {"fastbyol": everything.build_parser(), **completion.parsers(prep.build_parser())}
 
 
 def words(parser: argparse.ArgumentParser) -> set[str]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import pytest
@@ -17,7 +18,7 @@ NAMES = ["length", "speed", "batch", "memory", "rates", "views", "disk", "reserv
 def said(capsys: pytest.CaptureFixture[str]) -> dict[str, str]:
     """Read a plan's lines by name."""
     lines = capsys.readouterr().out.splitlines()[1:]
-    return dict(line.strip().split("  ", 1) for line in lines)
+    return dict(re.split(" {2,}", line.strip(), maxsplit=1) for line in lines)
 
 
 @pytest.mark.parametrize("length", ["--budget=60s", "--epochs=3"])
