@@ -19,6 +19,7 @@ from torch.distributed.distributed_c10d import PrefixStore, Store
 from torch.distributed.rendezvous import rendezvous
 
 from fastbyol.errors import ConfigError
+from fastbyol.system.launch import Launch, launch
 
 HOST_TIMEOUT = timedelta(days=1)  # rank timeout: hosts wait for rank 0's evaluation; a dead rank is detected at once
 DEVICE_TIMEOUT = timedelta(minutes=10)  # rank timeout: devices only wait for steps, of which compilation is longest
@@ -86,18 +87,18 @@ class World:
 
 
 def ranks(environment: Mapping[str, str] = os.environ) -> int:
-    """Return the number of ranks that torchrun started, 1 without it."""
-    return int(environment.get("WORLD_SIZE", "1"))
+    """Return the number of ranks that torchrun or srun started, 1 without them."""
+    return launch(environment).ranks
 
 
 def rank(environment: Mapping[str, str] = os.environ) -> int:
-    """Return the rank of this process, 0 without torchrun."""
-    return int(environment.get("RANK", "0"))
+    """Return the rank of this process, 0 without torchrun or srun."""
+    return launch(environment).rank
 
 
 def local_ranks(environment: Mapping[str, str] = os.environ) -> int:
-    """Return the number of ranks that torchrun started on this machine, 1 without it."""
-    return int(environment.get("LOCAL_WORLD_SIZE", "1"))
+    """Return the number of ranks that torchrun or srun started on this machine, 1 without them."""
+    return launch(environment).local_ranks
 
 
 def _rendezvous_prefix(store: Store, rank: int, ranks: int) -> str:
@@ -146,31 +147,38 @@ def _close_connections() -> None:
         )
 
 
+def _gpu_of(started: Launch, gpus: int) -> int:
+    """Return the number of a rank's GPU among those that it sees; srun may show each task its own alone."""
+    if gpus == 1 and started.meeting != "env://":
+        return 0
+    if started.local_rank >= gpus:
+        raise ConfigError(
+            f"local rank {started.local_rank} needs a GPU of its own, but this machine has {gpus}; give torchrun "
+            "--nproc-per-node, or srun --ntasks-per-node, that number"
+        )
+    return started.local_rank
+
+
 @contextmanager
 def join_ranks(device: str, environment: Mapping[str, str] = os.environ) -> Iterator[World]:
-    """Join the ranks that torchrun started, as its environment variables say; without them, yield a single process.
+    """Join the ranks that torchrun or srun started, as the environment tells; without them, yield a single process.
 
     With device "cuda" each rank uses the GPU of its local rank. Raises ConfigError where the machine has fewer GPUs.
     """
-    if ranks(environment) == 1:
+    started = launch(environment)
+    if started.ranks == 1:
         yield World()
         return
     if device == "cuda":
-        local = int(environment["LOCAL_RANK"])
-        if local >= torch.cuda.device_count():
-            raise ConfigError(
-                f"local rank {local} needs a GPU of its own, but this machine has {torch.cuda.device_count()}; "
-                "give torchrun --nproc-per-node that number"
-            )
-        torch.cuda.set_device(local)
-    store, own_rank, world_size = next(rendezvous("env://"))
+        torch.cuda.set_device(_gpu_of(started, torch.cuda.device_count()))
+    store, own_rank, world_size = next(rendezvous(started.meeting))
     store = PrefixStore(_rendezvous_prefix(store, own_rank, world_size), store)
     backend = "nccl" if device == "cuda" else "gloo"
     dist.init_process_group(backend, store=store, rank=own_rank, world_size=world_size, timeout=DEVICE_TIMEOUT)
     world = World(
         own_rank,
         world_size,
-        local_ranks(environment),
+        started.local_ranks,
         dist.group.WORLD,
         dist.new_group(backend="gloo", timeout=HOST_TIMEOUT),
     )

@@ -164,7 +164,7 @@ def check_data(config: Config, train: Reader, scored: Files | None, world: World
         )
     if config.engine == "graph" and world.ranks > 1:
         raise ConfigError(
-            f"engine graph under torchrun with {world.ranks} ranks; a CUDA graph holds a step of one rank only; "
+            f"engine graph with {world.ranks} ranks; a CUDA graph holds a step of one rank only; "
             "give --engine eager or compile"
         )
     if scored is not None:

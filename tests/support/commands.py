@@ -99,9 +99,11 @@ def start_ranks(folder: Path, ranks: int, *asked: str) -> list[Fork]:
     ]
 
 
-def torchrun(ranks: int, *asked: str, restarts: int = 0) -> subprocess.Popen[str]:
+def torchrun(
+    ranks: int, *asked: str, restarts: int = 0, module: str = "torch.distributed.run"
+) -> subprocess.Popen[str]:
     """Start fastbyol-train as ranks on this machine."""
-    launcher = (sys.executable, "-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={ranks}")
+    launcher = (sys.executable, "-m", module, "--standalone", f"--nproc-per-node={ranks}")
     return start(*launcher, f"--max-restarts={restarts}", "--no-python", *TRAIN, *asked)
 
 

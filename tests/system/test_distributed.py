@@ -15,6 +15,7 @@ import pytest
 import torch.distributed as dist
 from torch.distributed import HashStore
 
+from fastbyol.cli.torchrun import main as run_torchrun
 from fastbyol.cli.train import main
 from fastbyol.monitor.metrics import read_metrics
 from fastbyol.storage import checkpoint
@@ -23,7 +24,7 @@ from fastbyol.system import distributed
 from fastbyol.system.distributed import World, _rendezvous_prefix, join_ranks
 from tests.conftest import Betons
 from tests.support import tolerances
-from tests.support.commands import PATIENCE_S, arguments, start_ranks, torchrun, wait_until
+from tests.support.commands import PATIENCE_S, Fork, arguments, start_ranks, torchrun, wait_until
 
 EPOCHS = "--epochs=6"  # of 160 images: 20 steps of 48
 
@@ -60,6 +61,41 @@ def test_three_ranks_reach_the_loss_curve_of_one_process(betons: Betons, alone: 
     result = json.loads(RunFolder(out).result.read_text())
     assert (result["steps"], result["images"]) == (20, 960)
     assert [row["step"] for row in read_metrics(RunFolder(out).metrics) if "knn_top1" in row] == [10]
+
+
+@pytest.mark.slow
+def test_srun_tells_ranks_without_torchrun(betons: Betons, alone: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    job = {"SLURM_JOB_ID": str(os.getpid()), "SLURM_STEP_ID": "0", "SLURM_STEP_NUM_TASKS": "2", "SLURM_NODEID": "0"}
+    step = {**job, "SLURM_STEP_TASKS_PER_NODE": "2", "SLURM_STEP_NODELIST": "localhost"}
+    asked = arguments(betons, out, EPOCHS)
+    tasks = [
+        Fork(tmp_path / f"task{task}", *asked, SLURM_PROCID=str(task), SLURM_LOCALID=str(task), **step)
+        for task in range(2)
+    ]
+    for process in tasks:
+        _, said = process.communicate()
+        assert process.returncode == 0, said
+    assert losses(out) == pytest.approx(losses(alone), rel=tolerances.RANKS_LOSS)
+
+
+@pytest.mark.slow
+def test_a_signal_to_torchrun_ends_in_the_ranks_status_without_a_traceback(betons: Betons, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    process = torchrun(2, *arguments(betons, out, "--epochs=600"), module="fastbyol.cli.torchrun")
+    wait_until(lambda: len(losses(out)) >= 5, process)
+    process.send_signal(signal.SIGTERM)
+    _, said = process.communicate(timeout=PATIENCE_S)
+    assert process.returncode == 75, said
+    assert "Traceback" not in said
+    assert "SIGTERM ended the ranks" in said
+    assert checkpoint.load_newest(RunFolder(out).checkpoints)[0]["step"] >= 5
+
+
+def test_torchrun_ends_with_the_status_of_a_rank(capfd: pytest.CaptureFixture[str]) -> None:
+    command = ["--standalone", "--nproc-per-node=2", "--no-python", "bash", "-c", "exit 3"]
+    assert run_torchrun(command) == 3
+    assert "ended with status 3" in capfd.readouterr().err
 
 
 @pytest.mark.slow
