@@ -1,5 +1,5 @@
 #!/usr/bin/env bash
-# Two nodes of eight GPUs, 20 hours of training in slots of 8: srun starts a process for each GPU, and fastbyol-train finds
+# Two nodes of eight GPUs, 20 hours of training in slots of 8: srun starts a process for each GPU, and each finds
 # its rank in Slurm's variables. A minute before a slot ends, or when the job is preempted, the ranks write a checkpoint and
 # end with status 75, and the job is queued again; --resume begins the run the first time and continues it afterwards.
 # What ends by itself, a divergence say, is not queued again. One node: --nodes=1. The betons, the environment and the run

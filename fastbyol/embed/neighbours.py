@@ -11,11 +11,11 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
 
 from fastbyol.embed import tables
 from fastbyol.embed.vectors import Vectors
 from fastbyol.errors import ConfigError
+from fastbyol.system.progress import Progress
 from fastbyol.system.threads import NO_TUNING, ThreadTuner
 
 QUERIES = 2048  # vectors that are compared at a time,
@@ -67,7 +67,7 @@ def compare(
     nearest = Nearest(np.empty((count, k), np.int64), np.empty((count, k), np.float32))
     pairs: list[tuple[NDArray[np.int64], NDArray[np.float32]]] = []
     pair_count = 0
-    with tqdm(total=count, desc="compare", unit="images", delay=2, leave=False, disable=None) as bar:
+    with Progress(total=count, desc="compare", unit="images") as bar:
         for query in range(0, count, QUERIES):
             queries = unit_block(vectors, query, query + QUERIES, device)
             best = queries.new_empty(len(queries), 0), torch.empty(len(queries), 0, dtype=torch.int64, device=device)

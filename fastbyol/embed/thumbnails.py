@@ -9,10 +9,10 @@ from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
-from tqdm import tqdm
 
 from fastbyol import jpeg
 from fastbyol.beton import JPEG, Reader
+from fastbyol.system.progress import Progress
 
 SIDES = (192, 128, 96, 64, 48, 32)  # multiples of 16: no block of a JPEG has pixels of two thumbnails
 SHEET_PX = 1024
@@ -49,7 +49,7 @@ def draw(reader: Reader, samples: NDArray[np.int64], px: int, *, budget: float, 
     taken, count = 0, 0
     with (
         ThreadPoolExecutor(workers) as pool,
-        tqdm(total=len(samples), desc="thumbnails", unit="images", delay=2, leave=False, disable=None) as bar,
+        Progress(total=len(samples), desc="thumbnails", unit="images") as bar,
     ):
         for part in _parts(samples, per_row * per_row):
             pixels = np.stack(list(pool.map(lambda sample: thumbnail(reader, sample, px), part.tolist())))

@@ -9,12 +9,12 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
 
 from fastbyol.beton import UNLABELLED, Reader
 from fastbyol.errors import ConfigError, require
 from fastbyol.evaluate.images import InputSettings, center_views
 from fastbyol.parts import Encoder
+from fastbyol.system.progress import Progress
 
 CLASSES_MAX = 65_536  # a larger label is a mistake, and would cost much memory
 LISTED_MAX = 5  # classes that a message lists
@@ -178,7 +178,7 @@ def stream(
     before each batch; when it returns True, OutOfTime is raised.
     """
     was_training, total = encoder.training, len(indices)
-    bar = tqdm(total=total, initial=done, desc=reader.path.name, unit="images", delay=2, leave=False, disable=None)
+    bar = Progress(total=total, initial=done, desc=reader.path.name, unit="images")
     encoder.eval()
     try:
         with bar, inputs.precision():

@@ -13,7 +13,6 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from fastbyol.beton import Reader
 from fastbyol.errors import require
@@ -26,6 +25,7 @@ from fastbyol.evaluate.splits import Split, hold_out
 from fastbyol.parts import Encoder
 from fastbyol.storage.scores import Scores
 from fastbyol.system.command_line import nonnegative_number, whole_number
+from fastbyol.system.progress import Progress
 
 MOMENTUM = 0.9
 BATCH = 256
@@ -96,7 +96,7 @@ def run_sgd(
     optimizer = torch.optim.SGD(
         network.parameters(), lr=hparams.lr, momentum=MOMENTUM, nesterov=True, weight_decay=hparams.weight_decay
     )
-    bar = tqdm(batches, total=hparams.steps, desc=label, unit="steps", delay=2, leave=False, disable=None)
+    bar = Progress(batches, total=hparams.steps, desc=label, unit="steps")
     for step, (images, wanted) in enumerate(inputs.threads.units(bar, ("tune", hparams.batch))):
         for group in optimizer.param_groups:
             group["lr"] = hparams.lr * (1 + math.cos(math.pi * step / hparams.steps)) / 2
@@ -145,14 +145,11 @@ def predict(
 ) -> tuple[Tensor, Tensor]:
     """Return logits [N, classes] and labels [N], on the CPU, of the centre views of the images at `indices`."""
     parts = []
-    bar = tqdm(
+    bar = Progress(
         center_views(reader, indices, inputs),
         total=math.ceil(len(indices) / BATCH_CENTRED),
         desc=reader.path.name,
         unit="batches",
-        delay=2,
-        leave=False,
-        disable=None,
     )
     for images, here in inputs.threads.units(bar, "predict"):
         with inputs.precision():

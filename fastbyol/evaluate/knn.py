@@ -11,7 +11,6 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm import tqdm
 
 from fastbyol.errors import require
 from fastbyol.evaluate.features import Features, represent_both
@@ -20,6 +19,7 @@ from fastbyol.evaluate.protocol import Files, Job, Protocol
 from fastbyol.parts import Encoder
 from fastbyol.storage.scores import Scores
 from fastbyol.system.command_line import whole_number
+from fastbyol.system.progress import Progress
 
 K = 20
 TEMPERATURE = 0.07
@@ -52,7 +52,7 @@ def nearest(bank: Tensor, queries: Tensor, k: int, *, device: str = "cpu") -> tu
     check_settings(k, len(bank), temperature=TEMPERATURE)
     rows = max(SIMILARITIES // min(BANK_CHUNK, len(bank)), 1)
     best = torch.empty(len(queries), 0), torch.empty(len(queries), 0, dtype=torch.int64)
-    bar = tqdm(total=len(bank), desc="neighbours", unit="keys", delay=2, leave=False, disable=None)
+    bar = Progress(total=len(bank), desc="neighbours", unit="keys")
     with bar:
         for first in range(0, len(bank), BANK_CHUNK):
             keys = F.normalize(bank[first : first + BANK_CHUNK].to(device), dim=1).T

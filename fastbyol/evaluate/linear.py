@@ -10,7 +10,6 @@ from typing import NamedTuple
 import numpy as np
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
 from fastbyol.beton import Reader
 from fastbyol.evaluate import metrics
@@ -23,6 +22,7 @@ from fastbyol.parts import Encoder
 from fastbyol.recipe import scale_lr
 from fastbyol.storage.scores import Scores
 from fastbyol.system.command_line import whole_number
+from fastbyol.system.progress import Progress
 from fastbyol.system.threads import NO_TUNING, ThreadTuner
 
 BASE_LRS = (0.4, 0.3, 0.2, 0.1, 0.05)  # paper, appendix C.1; times batch / 256, cosine to 0: the authors' code
@@ -99,7 +99,7 @@ def fit(
     """
     rates = [scale_lr(lr, batch_size=batch) for lr in base_lrs] * (2 if len(base_lrs) > 1 else 1)
     heads: Heads | None = None
-    bar = tqdm(train_batches, total=steps, desc=label, unit="steps", delay=2, leave=False, disable=None)
+    bar = Progress(train_batches, total=steps, desc=label, unit="steps")
     for step, (values, labels, held) in enumerate(threads.units(bar, label)):
         if heads is None:
             places = torch.arange(len(rates), device=values.device)

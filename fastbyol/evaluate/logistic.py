@@ -15,10 +15,10 @@ from typing import NamedTuple
 import torch
 import torch.nn.functional as F
 from torch import Tensor
-from tqdm import tqdm
 
 from fastbyol.errors import require
 from fastbyol.evaluate.features import Features
+from fastbyol.system.progress import Progress
 from fastbyol.system.threads import NO_TUNING, ThreadTuner
 
 L2_PATH = tuple(
@@ -123,7 +123,7 @@ def fit_path(
 ) -> Iterator[tuple[float, Model]]:
     """Yield (l2, model) for every penalty from the largest down, each fit starting from the solution before it."""
     problem = Problem(train, classes=classes, device=device, threads=threads)
-    bar = tqdm(sorted(l2s, reverse=True), desc=label, unit="l2", delay=2, leave=False, disable=None)
+    bar = Progress(sorted(l2s, reverse=True), total=len(l2s), desc=label, unit="l2")
     for l2 in bar:
         yield l2, problem.fit(l2)
 

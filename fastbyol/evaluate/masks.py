@@ -13,13 +13,13 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
 
 from fastbyol import philox
 from fastbyol.errors import ConfigError, require
 from fastbyol.jpeg import PILLOW_ERRORS
 from fastbyol.kernels.reference import IMAGENET_MEAN, IMAGENET_STD
 from fastbyol.order import global_batch
+from fastbyol.system.progress import Progress
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -100,7 +100,7 @@ def find_classes(found: Sequence[Pair]) -> NDArray[np.int64]:
     Every pair is decoded, so that a bad file is reported before training starts.
     """
     seen = np.zeros(256, dtype=np.bool_)
-    for pair in tqdm(found, desc="masks", unit="pairs", delay=2, leave=False, disable=None):
+    for pair in Progress(found, total=len(found), desc="masks", unit="pairs"):
         seen[np.unique(_decode(pair)[1])] = True
     numbers = np.flatnonzero(seen[:IGNORED])
     require(len(numbers) > 0, f"the masks in {found[0].mask.parent} hold only {IGNORED}; give masks with class numbers")

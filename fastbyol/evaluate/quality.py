@@ -12,7 +12,6 @@ import torch
 import torch.nn.functional as F
 from numpy.typing import NDArray
 from torch import Tensor
-from tqdm import tqdm
 
 from fastbyol.beton import Reader
 from fastbyol.errors import require
@@ -23,6 +22,7 @@ from fastbyol.order import Rows
 from fastbyol.parts import Encoder
 from fastbyol.storage.scores import Scores
 from fastbyol.system.command_line import whole_number
+from fastbyol.system.progress import Progress
 
 IMAGES = 25_600  # RankMe's number: its appendix G finds the estimate settled there
 RANKME_EPS = 1e-7  # added to each share of the singular values; RankMe, equation 1
@@ -136,7 +136,7 @@ def _represent(
 ) -> Tensor:
     """Compute the representations [count, F] of batches of views, float32 on the inputs' device; stop: see stream."""
     values, done = torch.empty(count, encoder.features, device=inputs.device), 0
-    bar = tqdm(views, total=math.ceil(count / BATCH), desc=label, unit="batches", delay=2, leave=False, disable=None)
+    bar = Progress(views, total=math.ceil(count / BATCH), desc=label, unit="batches")
     for images, here in inputs.threads.units(bar, "represent"):
         if stop is not None and stop():
             raise OutOfTime(f"time ran out after {done} of {count} images")

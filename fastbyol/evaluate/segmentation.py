@@ -12,7 +12,6 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from tqdm import tqdm
 
 from fastbyol.encoder import BasicBlock, Bottleneck, ResNet, init_
 from fastbyol.errors import ConfigError, require
@@ -23,6 +22,7 @@ from fastbyol.evaluate.protocol import Job, Protocol, add_from_scratch, add_seed
 from fastbyol.parts import Encoder
 from fastbyol.storage.scores import Scores
 from fastbyol.system.command_line import nonnegative_number, positive_number, whole_number
+from fastbyol.system.progress import Progress
 
 STEPS = 30_000  # these constants: He et al. 2020 (MoCo), appendix; docs/numerics.md has the paper's
 LR = 3e-3
@@ -101,7 +101,7 @@ def mean_iou(confusion: Tensor) -> float:
 def confusion_matrix(network: Segmenter, found: Sequence[Pair], *, classes: int, inputs: InputSettings) -> Tensor:
     """Count the pixels of whole images by true and predicted class: int64 [C, C], without the ignored pixels."""
     counts = torch.zeros(classes * classes, dtype=torch.int64)
-    bar = tqdm(found, desc="segment val", unit="images", delay=2, leave=False, disable=None)
+    bar = Progress(found, total=len(found), desc="segment val", unit="images")
     for pair in inputs.threads.units(bar, "segment val"):
         image, mask = read_pair(pair)
         with inputs.precision():
