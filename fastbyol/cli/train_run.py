@@ -216,7 +216,7 @@ def config_of(args: argparse.Namespace, folder: RunFolder) -> Config:
     """Build the configuration from file and flags; recipe demo without images uses files in the run folder."""
     settings = settings_of(args)
     if "data" not in settings:
-        if args.recipe.partition("+")[0] != "demo" or settings.keys() & {"val", "labelled"} or ranks() > 1:
+        if args.recipe.partition("+")[0] != "demo" or _scores_others(settings) or ranks() > 1:
             raise ConfigError(
                 f"recipe {args.recipe} needs images; give --data FOLDER, or a .beton written by fastbyol-prep write"
             )
@@ -230,10 +230,15 @@ def config_of(args: argparse.Namespace, folder: RunFolder) -> Config:
     return config
 
 
+def _scores_others(settings: dict[str, Any]) -> bool:
+    """Tell whether settings name images to score on, which belong to other images than the demo's."""
+    return any(settings.get(name) is not None for name in ("val", "labelled"))
+
+
 def save_config(args: argparse.Namespace) -> str:
     """Write the settings of a command line to its --save-config, and return a line that says so."""
     settings, path = settings_of(args), args.save_config
-    Config(**{"data": "", **settings})  # which checks them
+    Config(**{"data": "", **settings, "device": "cpu"})  # which checks them; the GPU may be elsewhere
     require(args.overwrite or not path.exists(), f"{path} exists; give another --save-config, or --overwrite")
     files.write(path, formatted(path, settings))
     return f"wrote {path}; fastbyol-train --config {shlex.quote(str(path))} trains by it"

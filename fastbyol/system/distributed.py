@@ -97,7 +97,7 @@ def rank(environment: Mapping[str, str] = os.environ) -> int:
 
 
 def local_ranks(environment: Mapping[str, str] = os.environ) -> int:
-    """Return the number of ranks that torchrun or srun started on this machine, 1 without them."""
+    """Return the number of ranks that share this machine's cores, 1 without torchrun or srun."""
     return launch(environment).local_ranks
 
 

@@ -7,13 +7,16 @@ import re
 from collections.abc import Mapping
 from typing import NamedTuple
 
+from fastbyol.system.limits import available_cores
+
 PORTS = range(20_000, 30_000)  # below those that Linux hands out by itself
 
 
 class Launch(NamedTuple):
-    """The rank of this process, the number of ranks, both also on this machine, and where rank 0 is met.
+    """The rank of this process and the number of ranks, both also on this machine, and where rank 0 is met.
 
-    meeting: an address for torch's rendezvous.
+    local_ranks: those that share this process's cores; srun may give each task its own. meeting: an address for torch's
+    rendezvous.
     """
 
     rank: int = 0
@@ -44,7 +47,9 @@ def _srun(environment: Mapping[str, str]) -> Launch:
     step = int(environment["SLURM_JOB_ID"]) * 31 + int(environment.get("SLURM_STEP_ID", "0"))
     port = environment.get("MASTER_PORT") or PORTS[step % len(PORTS)]  # another for each step of a machine
     local, node = int(environment["SLURM_LOCALID"]), int(environment["SLURM_NODEID"])
-    return Launch(rank, ranks, local, tasks[node], f"tcp://{host}:{port}?rank={rank}&world_size={ranks}")
+    has_own_cores = available_cores() <= int(environment.get("SLURM_CPUS_PER_TASK", "0"))
+    sharing = 1 if has_own_cores else tasks[node]
+    return Launch(rank, ranks, local, sharing, f"tcp://{host}:{port}?rank={rank}&world_size={ranks}")
 
 
 def tasks_of_nodes(text: str) -> list[int]:

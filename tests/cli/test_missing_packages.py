@@ -38,7 +38,7 @@ NAMES = {
 }  # a distribution's, where its import differs
 DOCUMENTATION = {"mkdocs", "mkdocs-material", "mkdocstrings-python"}  # of make docs
 TOOLS = {"pytest", "build", "setuptools", "ruff", "mypy", "pre-commit", "types-tqdm"}  # nothing of ours imports them
-NEEDED = {"torch", "jinja2", "triton", "numpy", "pillow", "tqdm", "safetensors"}
+NEEDED = {"torch", "jinja2", "triton", "numpy", "pillow", "tqdm", "safetensors", "tomli"}  # tomli by Python 3.10
 NEEDING = {  # modules that exist for one package
     "fastbyol.loaders.ffcv": ("ffcv", "numba"),
     "fastbyol.loaders.dali": ("nvidia.dali",),

@@ -42,6 +42,7 @@ def test_a_step_of_srun_places_its_tasks() -> None:
     assert launch({**STEP, "SLURM_STEP_ID": "2"}).meeting != place.meeting
     met = launch({**STEP, "MASTER_ADDR": "10.0.0.1", "MASTER_PORT": "29500"}).meeting
     assert met.startswith("tcp://10.0.0.1:29500?")
+    assert launch({**STEP, "SLURM_CPUS_PER_TASK": "99999"}).local_ranks == 1  # this task's own cores
 
 
 @pytest.mark.parametrize(
