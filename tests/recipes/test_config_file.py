@@ -224,3 +224,10 @@ def test_the_list_of_settings_shows_a_recipes_values() -> None:
     assert said.count("[[recipe.views]]") == 2
     assert all(place.rpartition(".")[2] in format_settings(None) for place in SETTINGS)
     assert str(asdict(named("cifar10_tiny"))["optim"]["base_lr"]).rstrip("0.") in said
+
+
+def test_the_file_in_the_documentation_is_one(tmp_path: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "training.md").read_text()
+    config = Config.from_file(written(tmp_path, page.partition("```toml\n")[2].partition("```")[0]))
+    assert (config.budget_s, config.recipe.batch_size, config.recipe.optim.base_lr) == (8 * 3600, 1024, 0.3)
+    assert {view.hue for view in config.recipe.views} == {0.05}
