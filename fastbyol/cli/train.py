@@ -227,7 +227,8 @@ def _add_machine(parser: Parser) -> None:
     group.add_argument(
         "--precision",
         choices=PRECISIONS,
-        help="number format of the networks (default: bfloat16 on cuda, float32 on a CPU)",
+        help="number format of the networks (default: bfloat16 on cuda and on a CPU with AVX512-BF16 or AMX, else "
+        "float32; with --resume, the run's)",
     )
     group.add_argument(
         "--micro-batches",

@@ -221,11 +221,14 @@ def config_of(args: argparse.Namespace, folder: RunFolder) -> Config:
                 f"recipe {args.recipe} needs images; give --data FOLDER, or a .beton written by fastbyol-prep write"
             )
         settings |= {"data": str(folder.demo_train), "val": str(folder.demo_val)}
+    goes_on = args.resume and folder.config.exists()
+    if goes_on and settings.get("precision") is None:  # another machine's default may differ
+        settings["precision"] = folder.read_config().precision
     config = Config(**settings)
     choose_device(config.device)
     if config.wandb is not None:
         require_wandb()
-    if config.init is not None and not (args.resume and folder.config.exists()):
+    if config.init is not None and not goes_on:
         check_source(config.init)
     return config
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from fastbyol.loaders import default_workers
-from fastbyol.system.device import choose_device
+from fastbyol.system.device import choose_device, default_precision
 from fastbyol.system.distributed import local_ranks, ranks
 from fastbyol.system.limits import available_cores
 
@@ -18,6 +18,6 @@ def suggest(device: str | None) -> dict[str, str | int]:
     return {
         "device": chosen,
         "engine": "graph" if is_gpu and ranks() == 1 else "eager",
-        "precision": "bfloat16" if is_gpu else "float32",
+        "precision": default_precision(chosen),
         "workers": default_workers(chosen, cores=available_cores(), local_ranks=local_ranks()),
     }

@@ -13,13 +13,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from fastbyol.cli.settings import format_settings
-from fastbyol.cli.train import main
-from fastbyol.config import Config, CropRamp, EncoderConfig, Preset, Recipe, to_json
+from fastbyol.cli.train import build_parser, check_texts, main
+from fastbyol.cli.train_run import config_of
+from fastbyol.config import PRECISIONS, Config, CropRamp, EncoderConfig, Preset, Recipe, to_json
 from fastbyol.errors import ConfigError
 from fastbyol.recipe import HeadConfig, ObjectiveConfig, OptimConfig, ViewConfig
 from fastbyol.recipes import RECIPES, named
 from fastbyol.recipes.config_file import formatted, read
 from fastbyol.recipes.settings import SETTINGS
+from fastbyol.storage.run_folder import RunFolder
+from fastbyol.system.device import default_precision
 
 SHORT = 'data = "d.beton"\nrecipe = "cifar10_tiny"\n'
 KINDS: dict[str, tuple[Any, dict[str, Any]]] = {  # of a table: its class, and what that needs
@@ -162,7 +165,7 @@ def test_python_takes_a_recipes_name_and_what_the_machine_has() -> None:
     config = Config("cifar10_tiny", data="d.beton", epochs=5.0)
     assert config.recipe == named("cifar10_tiny")
     assert (config.device, config.engine, config.precision) in {
-        ("cpu", "eager", "float32"),
+        ("cpu", "eager", default_precision("cpu")),
         ("cuda", "graph", "bfloat16"),
     }
     assert config.workers >= 1
@@ -170,6 +173,22 @@ def test_python_takes_a_recipes_name_and_what_the_machine_has() -> None:
         Config("cifar10_tyni", data="d.beton", epochs=5.0)
     with pytest.raises(ConfigError, match="recipe is 3; give a Recipe"):
         Config(3, data="d.beton", epochs=5.0)  # type: ignore[arg-type]
+
+
+def test_a_resumed_run_keeps_its_precision_unless_another_is_given(tmp_path: Path) -> None:
+    folder = RunFolder(tmp_path)
+
+    def precision_of(*more: str) -> str:
+        args = build_parser().parse_args(["demo", "--data=t.beton", "--epochs=12", "--device=cpu", *more])
+        check_texts(args)
+        return config_of(args, folder).precision
+
+    assert precision_of("--resume") == default_precision("cpu")  # there is no run yet
+    for precision in PRECISIONS:
+        folder.config.write_text(to_json(replace(whole(), precision=precision)))
+        assert precision_of("--resume") == precision
+        assert precision_of() == default_precision("cpu")
+        assert [precision_of("--resume", f"--precision={given}") for given in PRECISIONS] == [*PRECISIONS]
 
 
 def places(kind: Any, path: str) -> set[str]:

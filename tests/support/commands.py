@@ -32,8 +32,9 @@ class Process(Protocol):
 
 
 def arguments(betons: Betons, out: Path, *more: str) -> list[str]:
-    """Give the arguments of a small run; `more` come last."""
-    given = (f"--data={betons.train}", f"--out={out}", "--batch-size=48", "--device=cpu", "--workers=1")
+    """Give the arguments of a small run, in the same precision on any CPU; `more` come last."""
+    machine = ("--device=cpu", "--precision=float32", "--workers=1")
+    given = (f"--data={betons.train}", f"--out={out}", "--batch-size=48", *machine)
     return ["demo", *given, "--log-every=1", "--warmup-epochs=0.5", "--no-tensorboard", *more]
 
 

@@ -14,8 +14,9 @@ from tests.conftest import Betons
 
 
 def arguments(betons: Betons, out: Path, *more: str) -> list[str]:
-    """Give the arguments of a small run; `more` come last."""
-    return ["demo", f"--data={betons.train}", f"--out={out}", "--batch-size=32", "--log-every=1", "--device=cpu", *more]
+    """Give the arguments of a small run, in the same precision on any CPU; `more` come last."""
+    machine = ("--device=cpu", "--precision=float32")
+    return ["demo", f"--data={betons.train}", f"--out={out}", "--batch-size=32", "--log-every=1", *machine, *more]
 
 
 def encoders_are_equal(a: Path, b: Path) -> bool:
