@@ -27,7 +27,7 @@ $(INSTALLED): pyproject.toml setup.py constraints.txt
 demo: $(INSTALLED)
 	$(BIN)/fastbyol-prep demo runs/demo-data --overwrite
 	$(BIN)/fastbyol-train demo --data runs/demo-data/train.beton --val runs/demo-data/val.beton \
-		--budget 90s --device cpu --out runs/demo --overwrite
+		--budget 90s --method auto --device cpu --out runs/demo --overwrite
 	$(BIN)/fastbyol-eval knn runs/demo --train runs/demo-data/train.beton --val runs/demo-data/val.beton
 
 test: $(INSTALLED)

@@ -1,0 +1,61 @@
+"""Laws of --method auto: what it may choose, when, and the measured scores that say so."""
+
+from __future__ import annotations
+
+import json
+import statistics
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from fastbyol.errors import ConfigError
+from fastbyol.recipes import named
+from fastbyol.recipes.methods import CHOICES, Choice, choose, variants
+
+ROWS = Path(__file__).parents[2] / "benchmarks" / "results" / "quality" / "rows.jsonl"
+ALL = [(name, choice) for name, choices in CHOICES.items() for choice in choices]
+
+
+@pytest.mark.parametrize("choice", [choice for _, choice in ALL])
+def test_a_choice_has_won_at_every_length_up_to_its_end(choice: Choice) -> None:
+    lengths = [each.epochs for each in choice.evidence]
+    assert lengths == sorted(lengths)
+    assert lengths[-1] <= choice.until <= 2.1 * lengths[-1]
+    assert all(each.chosen > each.own for each in choice.evidence)
+
+
+@pytest.mark.parametrize(("name", "choice"), ALL)
+def test_evidence_is_the_mean_of_the_rows_of_the_grid(name: str, choice: Choice) -> None:
+    rows = [json.loads(line) for line in ROWS.read_text().splitlines()]
+
+    def scores(change: str, budget: float) -> list[float]:
+        found = [row for row in rows if (row["shape"], row["change"], row["split"]) == (name, change, "held out")]
+        return [row["knn_top1"] for row in found if row["budget_cpu_s"] == budget]
+
+    own = {row["budget_cpu_s"]: row["epochs"] for row in rows if row["shape"] == name and row["change"] == ""}
+    for each in choice.evidence:
+        (budget,) = [budget for budget, epochs in own.items() if epochs == pytest.approx(each.epochs, rel=0.01)]
+        assert statistics.fmean(scores("", budget)) == pytest.approx(each.own, abs=0.06)
+        assert statistics.fmean(scores(choice.change, budget)) == pytest.approx(each.chosen, abs=0.06)
+
+
+@pytest.mark.parametrize("name", CHOICES)
+def test_beyond_what_was_measured_the_recipe_keeps_its_method(name: str) -> None:
+    recipe, first = named(name), CHOICES[name][0]
+    assert choose(recipe, epochs=first.until / 2) == first
+    assert choose(recipe, epochs=2 * CHOICES[name][-1].until) is None
+    assert choose(named("imagenet_rn50"), epochs=1) is None
+
+
+def test_a_setting_of_the_user_is_not_overwritten() -> None:
+    with pytest.raises(ConfigError, match="sets base_lr, and so do you; leave that out, or --method auto"):
+        choose(named("cifar10_tiny+base_lr=0.5"), epochs=1)
+    assert choose(named("cifar10_tiny+batch_size=32"), epochs=1) is not None
+
+
+def test_all_variants_are_whole_recipes_and_the_own_comes_last() -> None:
+    for name in CHOICES:
+        recipe = replace(named(name), batch_size=32)
+        assert variants(recipe)[-1] == recipe
+        assert {each.batch_size for each in variants(recipe)} == {32}

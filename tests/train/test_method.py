@@ -1,0 +1,38 @@
+"""Laws of --method auto in a run: the recipe it chose is the run's own, also when it is resumed."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from fastbyol.cli.train import main
+from fastbyol.recipes import named
+from fastbyol.recipes.methods import variants
+from fastbyol.storage.run_folder import RunFolder
+from fastbyol.train.method import adopt, step_s
+from tests.conftest import Betons
+from tests.support.runs import arguments
+
+
+def test_auto_trains_by_what_it_chose_and_resumes_it(
+    betons: Betons, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = arguments(betons, tmp_path / "run", "--epochs=1", "--warmup-epochs=0", "--method=auto")
+    assert main(asked) == 0
+    config = RunFolder(tmp_path / "run").read_config()
+    assert config.recipe.objective.beta == 1
+    assert f"the same as recipe {config.recipe.name}" in capsys.readouterr().err
+    assert main([*asked, "--resume"]) == 0
+    assert main([*asked, "--resume", "--seed=1"]) == 2
+    assert main([argument for argument in asked if argument != "--method=auto"] + ["--resume"]) == 2
+
+
+def test_only_a_variant_of_the_same_recipe_is_adopted(betons: Betons, tmp_path: Path) -> None:
+    assert main(arguments(betons, tmp_path / "run", "--epochs=1", "--warmup-epochs=0")) == 0
+    config = replace(RunFolder(tmp_path / "run").read_config(), method="auto")
+    for variant in variants(config.recipe):
+        assert adopt(config, replace(config, recipe=variant)).recipe == variant
+    assert adopt(config, replace(config, recipe=named("cifar10_tiny"))) == config
+    assert step_s(config, images=8) > 0
