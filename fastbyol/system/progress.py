@@ -20,7 +20,8 @@ class Progress(tqdm):  # type: ignore[type-arg]  # of any items
         self, items: Iterable[Any] | None = None, *, total: int, desc: str, unit: str, initial: int = 0
     ) -> None:
         self._has_terminal = sys.stderr.isatty()
-        lines = {} if self._has_terminal else {"bar_format": LINE, "mininterval": LINE_EVERY_S}
+        # miniters 1: tqdm's monitor, which draws a bar anew, leaves a line alone
+        lines = {} if self._has_terminal else {"bar_format": LINE, "mininterval": LINE_EVERY_S, "miniters": 1}
         settings: dict[str, Any] = {"delay": SHOWN_AFTER_S, "leave": False, "file": sys.stderr, **lines}
         super().__init__(items, total=total, desc=desc, unit=unit, initial=initial, **settings)
         if not self._has_terminal:
