@@ -118,6 +118,7 @@ LOADERS = Registry(
         "memory": "fastbyol.loaders.memory:load",
         "ffcv": "fastbyol.loaders.ffcv:load",
         "dali": "fastbyol.loaders.dali:load",
+        "nvjpeg": "fastbyol.loaders.nvjpeg:load",
     },
 )
 PROTOCOLS = Registry(
