@@ -60,10 +60,14 @@ def _prepare_jpeg(data: bytes, settings: Settings, notes: list[str]) -> beton.St
 
 
 def _pass_through(data: bytes, settings: Settings) -> beton.StoredImage | None:
-    """Return a whole JPEG as it is, if the settings and the loaders allow that: small, baseline, 8 bit, in colour."""
+    """Return a whole JPEG as it is, if the settings and the loaders allow that: small, baseline, 8 bit, in colour.
+
+    It is left without what keeps hardware from decoding it.
+    """
     if settings.mode not in ("passthrough", "auto"):
         return None
     try:
+        data = jpegs.without_makers_data(data)
         header = jpegs.read_header(data)
         largest = max(header.width, header.height)
         if largest > settings.max_side or len(data) > settings.page_bytes or not settings.is_small(largest):

@@ -20,6 +20,14 @@ TABLES = (0xC4, 0xCC, 0xDB, 0xDD)  # Huffman and arithmetic coding, quantisation
 ADOBE_YCC = 1  # colour transform of three components
 PIXELS_PER_BYTE_MAX = 256  # the least a scan can take is 12 bits for 16 x 16 pixels
 SCALES = (1, 2, 4, 8)  # by which libjpeg can divide the sides while it decodes
+COMMON_DATA = {  # application data that every decoder passes over, by marker and how it begins
+    APP0: (b"JFIF\0", b"JFXX\0"),
+    0xE1: (b"Exif\0", b"http://ns.adobe.com/"),
+    0xE2: (b"ICC_PROFILE\0",),
+    0xEC: (b"Ducky",),
+    0xED: (b"Photoshop ", b"Adobe_"),
+    APP14: (b"Adobe",),
+}
 
 
 class TooLarge(ImageError):
@@ -105,6 +113,25 @@ def repair(data: bytes, *, cut_padding: bool) -> bytes | None:
             frame = marker
             parts.append(segment)
     return None
+
+
+def without_makers_data(data: bytes) -> bytes:
+    """Leave out the application data of makers of cameras and drones, and then also what follows the image.
+
+    A file without such data is returned as it is. Hardware decoders refuse files for it (MrNeRF/LichtFeld-Studio#1120);
+    among it are whole further images. Raises ImageError for a broken header.
+    """
+    parts, begin = list[bytes](), 0
+    for marker, place, length in _segments(data, is_strict=True):
+        if 0xE0 <= marker <= 0xEF and not data.startswith(COMMON_DATA.get(marker, ()), place + 4):
+            parts.append(data[begin:place])
+            begin = place + 2 + length
+        if marker == SOS:
+            if not parts:
+                return data
+            end = data.find(EOI, place + 2 + length)
+            return b"".join([*parts, data[begin : end + len(EOI)]]) if end >= 0 else data
+    return data
 
 
 def _components(data: bytes) -> int:

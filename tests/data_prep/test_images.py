@@ -219,6 +219,19 @@ def test_passthrough_keeps_plain_jpegs_byte_for_byte(subsampling: int) -> None:
     assert prepare(data + b"trailing bytes", PASS).data == data + b"trailing bytes"
 
 
+def test_passthrough_leaves_out_the_data_of_makers_and_the_images_behind_it() -> None:
+    exif = Image.Exif()
+    exif[0x0112] = 1
+    plain = save(smooth(), "JPEG", exif=exif, icc_profile=b"profile", comment=b"kept")
+    preview = save(smooth(8, 8), "JPEG")
+    start = plain.index(b"\xff\xdb")
+    for marker, body in ((0xE2, b"MPF\0" + preview), (0xE4, preview), (0xE7, b"DJI"), (0xEF, b"")):
+        segment = bytes([0xFF, marker]) + (len(body) + 2).to_bytes(2, "big") + body
+        for made in (plain[:start] + segment + plain[start:], plain[:2] + segment * 2 + plain[2:]):
+            assert prepare(made, PASS).data == plain
+            assert prepare(made + preview, PASS).data == plain
+
+
 def not_plain() -> dict[str, bytes]:
     exif = Image.Exif()
     exif[0x0112] = 6
