@@ -60,11 +60,11 @@ $(REHEARSAL)/installed: Makefile
 		torch==2.11.0 triton==3.6.0 "numpy<2.4" pillow tqdm safetensors pytest pytest-xdist hypothesis setuptools
 	touch $@
 
-# ffcv, DALI, torchvision, lightly, timm and W&B as oracles; ffcv is built from source. Their environment finds torch,
+# ffcv, DALI, nvJPEG, torchvision, lightly, timm and W&B as oracles; ffcv is built from source. Their environment finds torch,
 # Triton and pytest in the tests' own, so that these 2 GB are on the disk once.
 test-peers: $(PEERS)/installed
 	$(PEERS)/bin/python -c 'import ffcv, nvidia.dali, wandb'  # their tests skip themselves where they are missing
-	$(PEERS)/bin/pip show --quiet torchvision lightly timm  # which import only beside the torch they were built for
+	$(PEERS)/bin/pip show --quiet torchvision lightly timm nvidia-nvjpeg  # of which three import only beside their torch
 	timeout 900 $(PEERS)/bin/python -m pytest -m peers tests/loaders/test_contract.py tests/peers
 
 $(PEERS)/installed: $(INSTALLED) constraints-peers.txt
@@ -79,7 +79,7 @@ $(PEERS)/installed: $(INSTALLED) constraints-peers.txt
 	packages='import sysconfig; print(sysconfig.get_path("purelib"))'; \
 		$(BIN)/python -c "$$packages" > "$$($(PEERS)/bin/python -c "$$packages")/tests.pth"
 	$(PEERS)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -c constraints-peers.txt \
-		-e '.[ffcv,dali,wandb,tensorboard]'
+		-e '.[ffcv,dali,nvjpeg,wandb,tensorboard]'
 	$(PEERS)/bin/pip install --quiet --disable-pip-version-check --no-deps -c constraints-peers.txt \
 		torchvision lightly lightning-utilities timm
 	touch $@

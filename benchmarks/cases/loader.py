@@ -26,11 +26,12 @@ from fastbyol.beton import Reader
 from fastbyol.errors import ConfigError
 from fastbyol.kernels.view_params import ViewParams
 from fastbyol.loaders.batch import Batch
+from fastbyol.loaders.libnvjpeg import NvJpegError
 from fastbyol.order import Rows
 from fastbyol.recipes import PAPER_VIEWS
 from fastbyol.system.device import queue_copy
 
-LEVELS_APART = 3.0  # on average: ffcv asks for libjpeg-turbo's fast DCT
+LEVELS_APART = 4.0  # on average: ffcv asks for libjpeg-turbo's fast DCT, and nvJPEG may repeat chroma
 MANY, FEW = 8, 1  # batches a run and a thread (torch's DataLoader gives a batch to one of its processes)
 FFCV_COLORS = "ffcv: decode and crop twice, flip, jitter without hue"
 FFCV_COLORS_SIZES = ("500 px", "as stored")  # ffcv takes up to 40 s to compile it, for every file anew
@@ -39,7 +40,9 @@ OURS = {
     "fastbyol memory: look up, decoded before": "memory",
     "fastbyol ffcv: decode": "ffcv",
     "fastbyol dali: decode": "dali",
+    "fastbyol nvjpeg: decode on the GPU": "nvjpeg",
 }
+ENDLESS = ("memory", "nvjpeg")  # memory has decoded before; nvJPEG's start would be most of a run
 THEIRS: dict[str, tuple[Callable[[Job], Callable[[], TwoViews]], int]] = {
     "ffcv: decode and crop twice": (rivals.ffcv_crops, MANY),
     FFCV_COLORS: (rivals.ffcv_colors, FEW),
@@ -69,7 +72,8 @@ def cases(source: Path | None, *, name: str | None, device: str, batch_size: int
 def _implementations(device: str) -> Iterator[tuple[str, int, Callable[[Job], Ready]]]:
     """List the loaders: name, batches of a run, function that prepares it."""
     for name, loader in OURS.items():
-        yield name, MANY, partial(_ours, loader, has_views=False)
+        if loader != "nvjpeg" or device == "cuda":
+            yield name, MANY, partial(_ours, loader, has_views=False)
     if device == "cpu":
         yield "fastbyol native: decode, both views in plain torch", FEW, partial(_ours, "native", has_views=True)
     else:
@@ -82,7 +86,7 @@ def _implementations(device: str) -> Iterator[tuple[str, int, Callable[[Job], Re
 def _ours(name: str, job: Job, *, has_views: bool) -> Ready:
     """Prepare one of our loaders; each run is one of its own, so that nothing is decoded ahead for the next.
 
-    Loader memory decodes here, once, as it does in the first epoch of a training run.
+    Loaders of ENDLESS go on from run to run, and see an epoch here, in which memory decodes.
     """
     reader = job.reader()
 
@@ -91,19 +95,19 @@ def _ours(name: str, job: Job, *, has_views: bool) -> Ready:
             return loaders.load(name, reader, batches, workers=job.threads, device=job.device)
 
     try:
-        endless = load(job.stream() if name == "memory" else [])
+        endless = load(job.stream() if name in ENDLESS else [])
     except (ConfigError, ImportError) as error:
-        if isinstance(error, ConfigError) and not isinstance(error.__cause__, ImportError):
+        if isinstance(error, ConfigError) and not isinstance(error.__cause__, ImportError | NvJpegError):
             raise
         raise Absent(str(error)) from error
-    if name == "memory":
+    if name in ENDLESS:
         for _ in itertools.islice(endless, -(-len(reader) // job.batch_size)):
             pass
 
     def run() -> None:
         with _torch_threads(job.threads):
             seen = 0
-            for batch in itertools.islice(endless, job.batches) if name == "memory" else load(job.rows()):
+            for batch in itertools.islice(endless, job.batches) if name in ENDLESS else load(job.rows()):
                 seen += len(batch.indices)
                 if has_views:
                     _apply_views(batch, job)

@@ -65,6 +65,7 @@ def load(
         )
     library = libnvjpeg.open_library()
     with torch.cuda.device(target):
+        torch.cuda.synchronize()  # makes the GPU this thread's for nvJPEG too, which has a CUDA runtime of its own
         decoder = Decoder(library, target)
     stand_ins = StandIns(reader, on_error=on_error)
     return prefetch_in_thread(assemble(reader, batches, stand_ins, decoder), prefetch=prefetch, device=target)

@@ -62,7 +62,7 @@ def fault_of_header(payload: memoryview, height: int, width: int) -> str:
     if payload[-2:] != EOI:
         return "it does not end with an end marker"
     place, frame, is_rgb = 2, b"", False
-    while place + 4 <= len(payload) and payload[place] == 0xFF:
+    while place + 4 < len(payload) and payload[place] == 0xFF:
         marker, length = payload[place + 1], payload[place + 2] << 8 | payload[place + 3]
         if marker == SOS:
             return _fault_of_frame(frame, height, width, is_rgb=is_rgb, scanned=payload[place + 4])

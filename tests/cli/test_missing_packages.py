@@ -21,6 +21,7 @@ NAMED = (
     "aiohttp",
     "ffcv",
     "nvidia.dali",
+    "nvidia.cu13",
     "tensorboard",
     "wandb",
     "onnxscript",
@@ -31,6 +32,7 @@ OTHERS = ("onnx", "hypothesis", "psutil", "sklearn", "numba", "xdist", "torchvis
 OPTIONAL = (*NAMED, *OTHERS)  # as imported
 NAMES = {
     "nvidia-dali-cuda130": "nvidia.dali",
+    "nvidia-nvjpeg": "nvidia.cu13",
     "scikit-learn": "sklearn",
     "pillow-heif": "pillow_heif",
     "pillow-jxl-plugin": "pillow_jxl",

@@ -27,7 +27,7 @@ from tests.conftest import Betons
 @pytest.mark.parametrize(
     ("name", "settings", "message"),
     [
-        ("nativ", {}, "no loader 'nativ'; choose one of native, memory, ffcv, dali"),
+        ("nativ", {}, "no loader 'nativ'; choose one of native, memory, ffcv, dali, nvjpeg"),
         ("native", {"workers": 0}, "workers is 0; give at least 1"),
         ("native", {"prefetch": 0}, "prefetch is 0; give at least 1"),
         ("memory", {"processes": 0}, "processes is 0; give at least 1"),

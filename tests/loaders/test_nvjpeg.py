@@ -221,6 +221,16 @@ def test_only_whole_baseline_jpegs_of_ycbcr_are_for_the_hardware() -> None:
             assert bool(reason) == bool(found), found
 
 
+def test_no_header_is_too_broken_to_be_read() -> None:
+    data, random = payload(0), np.random.default_rng(0)
+    for size in range(len(data)):
+        assert fault_of_header(memoryview(data[:size] + b"\xff\xd9"), 8, 8)
+    for _ in range(300):
+        broken = np.frombuffer(data, np.uint8).copy()
+        broken[random.integers(2, 400, 4)] = random.choice([0, 1, 0xC0, 0xDA, 0xFF], 4)
+        fault_of_header(memoryview(broken.tobytes()), 8, 8)
+
+
 def test_without_a_gpu_or_the_library_one_line_says_what_to_do(betons: Betons, monkeypatch: pytest.MonkeyPatch) -> None:
     with Reader(betons.train) as reader, pytest.raises(ConfigError, match="the device is cpu; give --loader native"):
         loaders.load("nvjpeg", reader, [], workers=1)
