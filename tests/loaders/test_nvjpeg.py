@@ -163,7 +163,8 @@ def test_a_bad_sample_is_named_and_no_warning_says_that_libjpeg_decodes_it(
     library: HostNvJpeg, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     other_size = jpeg(picture(2)[:-1].copy())
-    for index, data in ((1, bytes(500)), (2, other_size), (7, payload(7)[:-40])):
+    cut, closed = payload(7)[:-40], payload(8)[:-40] + b"\xff\xd9"  # the last only decoding tells
+    for index, data in ((1, bytes(500)), (2, other_size), (7, cut), (8, closed)):
         path = write(tmp_path / f"{index}.beton", {index: data})
         rows = Rows(np.array([0, index, 5]), np.zeros(3, np.int64))
         with Reader(path) as reader, pytest.raises(BetonError, match=f"sample {index} .*write the file anew"):

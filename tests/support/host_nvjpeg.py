@@ -1,7 +1,7 @@
 """A stand-in for NVIDIA's library nvJPEG that decodes on the host, by libjpeg, into memory of the host.
 
 Its functions are C function pointers with the declared types, so that every call goes through ctypes as one of the real
-library does. Like the hardware it decodes baseline JPEGs alone, and writes rows at the pitch it is given.
+library does. It writes rows at the pitch it is given, and a batch with a damaged image fails as a whole.
 """
 
 from __future__ import annotations
@@ -102,7 +102,10 @@ class HostNvJpeg:
             return self.decode_status
         for payload, image in zip(payloads, (Image * count).from_address(images), strict=True):
             if payload != self.skipped:
-                pixels = simplejpeg.decode_jpeg(payload, "RGB")
+                try:
+                    pixels = simplejpeg.decode_jpeg(payload, "RGB")
+                except ValueError:
+                    return Status.BAD_JPEG
                 for row, line in enumerate(pixels):
                     ctypes.memmove(image.channel[0] + row * image.pitch[0], line.ctypes.data, line.nbytes)
         return Status.SUCCESS
