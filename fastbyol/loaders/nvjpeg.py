@@ -54,9 +54,8 @@ def load(
 
     Pixels are near those of loader native; see docs/numerics.md. Images that the hardware does not decode are decoded
     by libjpeg in the same thread, and the first of each kind is named in a warning. Damaged data that the hardware
-    decodes without an error, with wrong pixels, is not noticed. Beside the batches, memory of the GPU holds IN_FLIGHT
-    more and nvJPEG's own. Raises ConfigError for another device than a GPU, and where nvJPEG is missing or finds no
-    decoder.
+    decodes without an error, with wrong pixels, is not noticed. Memory of the GPU: see batches_on_gpu(). Raises
+    ConfigError for another device than a GPU, and where nvJPEG is missing or finds no decoder.
     """
     target = torch.device(device)
     if target.type != "cuda":
@@ -74,6 +73,14 @@ def load(
 def decoding_threads(reader: Reader, *, workers: int) -> int | None:  # noqa: ARG001
     """Return None: one thread prepares what the GPU decodes, and more are not used."""
     return None
+
+
+def batches_on_gpu(*, prefetch: int) -> int:
+    """Count the batches for which load() needs memory of the GPU beside the one that it handed on.
+
+    For each in flight nvJPEG has as much again, at most: its planes.
+    """
+    return prefetch + 2 * IN_FLIGHT
 
 
 def assemble(

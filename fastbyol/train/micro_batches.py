@@ -11,6 +11,7 @@ import torch
 from fastbyol.beton import Reader
 from fastbyol.config import Config
 from fastbyol.errors import ConfigError
+from fastbyol.loaders import nvjpeg
 from fastbyol.loaders.memory import GPU_SHARE
 from fastbyol.order import global_batch, rows_of_rank
 from fastbyol.system.distributed import World
@@ -59,6 +60,8 @@ def _predict_fit(config: Config, train: Reader, world: World, recorded: Config |
     pixel_bytes, dataset_bytes = int(QUEUED_BATCHES * images * image_bytes), len(train) * image_bytes
     if config.loader == "memory" and dataset_bytes <= GPU_SHARE * free:
         pixel_bytes = dataset_bytes
+    elif config.loader == "nvjpeg":
+        pixel_bytes += nvjpeg.batches_on_gpu(prefetch=config.prefetch) * images * image_bytes
     try:
         fit = memory.fit(
             config.recipe,
