@@ -17,7 +17,7 @@ log = logging.getLogger(__name__)
 
 
 class Headers:
-    """What tells which JPEGs the hardware may be given, and those that it refused; a warning names one of each kind."""
+    """What tells which JPEGs the hardware may be given, and those that it refused, each named in the log."""
 
     def __init__(self, library: Library, handle: c_void_p, resources: ExitStack) -> None:
         self._library, self._handle, self._stream = library, handle, c_void_p()
@@ -25,7 +25,7 @@ class Headers:
         resources.callback(library.nvjpegJpegStreamDestroy, self._stream)
         self._width, self._height, self._is_refused = c_uint(), c_uint(), c_int()
         self._refused: dict[int, str] = {}
-        self._warned: set[str] = set()
+        self._reasons: set[str] = set()
 
     def fault(self, index: int, payload: memoryview, address: int, *, height: int, width: int) -> str:
         """Tell why the hardware does not decode a sample's bytes, which lie at `address`; "" if it should.
@@ -46,15 +46,18 @@ class Headers:
         return "not supported by the hardware" if self._is_refused.value else ""
 
     def refuse(self, reader: Reader, index: int, reason: str) -> None:
-        """Note that libjpeg decoded a sample; warn of the first with this reason."""
+        """Note, and log, that libjpeg decoded a sample: a warning for the first with this reason, else information."""
+        if index in self._refused:
+            return
+        level = logging.INFO if reason in self._reasons else logging.WARNING
+        self._reasons.add(reason)
         self._refused[index] = reason
-        if reason not in self._warned:
-            self._warned.add(reason)
-            log.warning(
-                "%s: %s is decoded by libjpeg, in one thread, and so are others for the same reason: %s; where they "
-                "are many, give --loader native, or write the file anew with fastbyol-prep --mode jpeg",
-                *(reader.path, reader.describe(index), reason),
-            )
+        log.log(
+            level,
+            "%s: %s is decoded by libjpeg, in one thread, as is each that has this fault: %s; where they are many, "
+            "give --loader native, or write the file anew with fastbyol-prep --mode jpeg",
+            *(reader.path, reader.describe(index), reason),
+        )
 
 
 def fault_of_header(payload: memoryview, height: int, width: int) -> str:

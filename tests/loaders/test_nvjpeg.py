@@ -126,14 +126,18 @@ def test_a_resumed_order_gives_the_same_pixels(library: HostNvJpeg, mixed: Path,
     assert all(np.array_equal(a, b) for a, b in zip(images(walked), images(late), strict=True))
 
 
-def test_each_kind_of_refused_image_is_named_once(
-    library: HostNvJpeg, mixed: Path, caplog: pytest.LogCaptureFixture
+def test_each_refused_image_is_named_once_and_the_first_of_a_kind_in_a_warning(
+    library: HostNvJpeg, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
-    with Reader(mixed) as reader, caplog.at_level(logging.WARNING):
+    progressive = {1: jpeg(picture(1), progressive=True)}
+    path = write(tmp_path / "two.beton", progressive)
+    with Reader(path) as reader, caplog.at_level(logging.INFO):
         for _ in loaded(library, reader, asked(0, 9)):
             pass
-    lines = [record.getMessage() for record in caplog.records]
-    assert len(lines) == 3
+    named = [record for record in caplog.records if "decoded by libjpeg" in record.getMessage()]
+    assert sorted(record.levelno for record in named) == [logging.INFO, *3 * [logging.WARNING]]
+    lines = [record.getMessage() for record in named]
+    assert any("sample 1 is" in line for line in lines)
     for index, reason in ((GRAY, "three components"), (PROGRESSIVE, "progressive"), (LONGER, "end marker")):
         assert any(f"sample {index} is decoded by libjpeg" in line and reason in line for line in lines)
 
