@@ -122,8 +122,8 @@ def _add_data(parser: Parser) -> None:
         "--loader",
         type=part_of(registry.LOADERS),
         metavar="NAME",
-        help="native: threads; memory: decode each image once; ffcv, dali: these packages; nvjpeg: decode on the GPU; or "
-        f"your module:attribute {default('loader')}",
+        help="native: threads; memory: decode each image once; ffcv, dali: these packages; nvjpeg: decode on the GPU; "
+        f"or your module:attribute {default('loader')}",
     )
     group.add_argument("--workers", type=int, metavar="N", help=WORKERS)
     group.add_argument("--prefetch", type=int, metavar="N", help=f"batches decoded in advance {default('prefetch')}")
