@@ -25,11 +25,12 @@ from fastbyol.batchnorm import BatchNormAct2d, BatchNormAddReLU2d, joins
 from fastbyol.config import EncoderConfig
 from fastbyol.encoder import BasicBlock, Bottleneck, ResNet
 
-BATCH = 512  # images, over which a weight is read once
+BATCH = 512  # images, over whose views a weight is read once
 VIEWS = 2
 WIDTH = 2  # bytes of a bf16
 MASK = 1 / 16  # of a tensor's bytes: a bit an element
-FOLDED = 16 / 3  # of an image's bytes: kernels/stem.py makes 64 channels of 3, at half the side
+FOLDED = 64  # channels that kernels/stem.py makes of an image's 3, at half the side and MARGIN rows more
+MARGIN = 3
 INDEX = 8  # bytes of an index that torch's max-pool keeps an output element
 BEGIN, END = "<!-- predictions: python benchmarks/roofline.py --write -->", "<!-- end of predictions -->"
 NETWORKS = (
@@ -84,11 +85,30 @@ class Part(NamedTuple):
 
 @dataclass(frozen=True)
 class Network:
-    """The units of an encoder, the bytes of its block inputs, and those around its max-pool."""
+    """The units of an encoder, and the bytes of its block inputs, of folded images and around its max-pool."""
 
     units: list[Unit]
     block_inputs: list[float]
+    folded: float
     pool: tuple[float, float] | None
+
+
+class Switches(NamedTuple):
+    """What a step can do otherwise; the defaults are today's.
+
+    joins: most 1x1 convolutions compute the statistics after them; pools: the stem's batch norm pools; folds_stem: its
+    convolution takes folded images; recomputes: see Encoder.set_recompute; target: its batch norm takes the statistics
+    of the batch ("batch") or "running" ones, or lies within its convolutions ("folded").
+    """
+
+    joins: bool = True
+    pools: bool = True
+    folds_stem: bool = True
+    recomputes: bool = False
+    target: str = "batch"
+
+
+TODAY = Switches()
 
 
 def trace(arch: str, stem: str, side: int) -> Network:
@@ -106,7 +126,8 @@ def trace(arch: str, stem: str, side: int) -> Network:
             positions = result.numel() / len(result) / module.out_channels
             weight = module.weight.numel()
             is_stem = module is encoder.conv1
-            sizes = per_image(given[0]), per_image(result), weight * WIDTH / BATCH, 2 * weight * positions
+            share = weight * WIDTH / (BATCH * VIEWS)
+            sizes = per_image(given[0]), per_image(result), share, 2 * weight * positions
             units.append(Unit(*sizes, is_stem, joins(module, given[0])))
         elif isinstance(module, BatchNormAddReLU2d):
             units[-1].has_residual = True
@@ -120,58 +141,83 @@ def trace(arch: str, stem: str, side: int) -> Network:
     with torch.no_grad():
         encoder(torch.empty(2, 3, side, side, device="meta"))
     pool = (units[0].written, block_inputs[0]) if isinstance(encoder.maxpool, nn.MaxPool2d) else None
-    return Network(units, block_inputs, pool)
+    folded = FOLDED * (side // 2 + MARGIN) * (side // 2) * WIDTH
+    return Network(units, block_inputs, folded, pool)
 
 
-def convolution(unit: Unit, *, backward: bool) -> Iterator[Part]:
+def convolution(unit: Unit, role: str) -> Iterator[Part]:
     """Yield forward, or the gradients of the weight and, but for the stem, of the input."""
     moved = unit.read + unit.written + unit.weight
-    for _ in range(2 - unit.is_stem if backward else 1):
+    for _ in range(2 - unit.is_stem if role == "backward" else 1):
         yield Part(unit.flops, moved)
 
 
-def eager(network: Network, *, backward: bool) -> Iterator[Part]:
-    """Yield the passes of plain torch: every operation reads and writes its tensors."""
+def eager(network: Network, role: str) -> Iterator[Part]:
+    """Yield the passes of plain torch: every operation reads and writes its tensors.
+
+    role: of the "online" network's forward or its "backward", or of the "target".
+    """
+    is_backward = role == "backward"
     for unit in network.units:
-        yield from convolution(unit, backward=backward)
-        passes = (5 + 3 * unit.has_relu) if backward else (3 + 3 * unit.has_residual + 2 * unit.has_relu)
+        yield from convolution(unit, role)
+        passes = (5 + 3 * unit.has_relu) if is_backward else (3 + 3 * unit.has_residual + 2 * unit.has_relu)
         yield Part(0, passes * unit.written)
-    if backward:
+    if is_backward:
         yield Part(0, 3 * sum(network.block_inputs))  # autograd adds the gradients of two consumers
-    yield from pooling(network)
+    if network.pool is not None:  # with the index it keeps for the backward; both directions move the same
+        read, written = network.pool
+        yield Part(0, read + written * (1 + INDEX / WIDTH))
 
 
-def fused(network: Network, *, backward: bool) -> Iterator[Part]:
-    """Yield the passes of kernels/batchnorm.py: statistics, then all else at once; backward sums, then the rest.
+def fused(network: Network, role: str, switches: Switches = TODAY) -> Iterator[Part]:
+    """Yield the passes of our kernels: statistics, then all else at once; backward sums, then the rest.
 
-    The statistics after most 1x1 convolutions cost no pass, see kernels/pointwise.py.
+    role: as in eager.
     """
     for unit in network.units:
         if unit.is_stem and network.pool is not None:
-            folded = replace(unit, read=FOLDED * unit.read)
-            yield from convolution(folded, backward=backward)
-            yield Part(0, 0.0 if backward else unit.read + folded.read)  # the folding
-            yield Part(0, _stem(*network.pool, backward=backward))
-            continue
-        yield from convolution(unit, backward=backward)
-        masks = 2 * MASK * unit.has_residual if backward else 0  # what the online forward writes, and its reading
-        passes = 5 + 2 * unit.has_residual if backward else 3 - unit.is_joined + unit.has_residual
-        yield Part(0, (passes + masks) * unit.written)
-    if backward and network.pool is None:
+            yield from _stem(network, role, switches)
+        elif role == "target" and switches.target == "folded":  # sum and ReLU are the convolution's
+            (alone,) = convolution(unit, role)
+            yield Part(alone.flops, alone.moved + unit.has_residual * unit.written)
+        else:
+            yield from convolution(unit, role)
+            yield Part(0, normalization(unit, role, switches))
+    if role == "backward" and network.pool is None:
         yield Part(0, 3 * network.block_inputs[0])  # the first block's input comes from no kernel that adds gradients
 
 
-def _stem(read: float, written: float, *, backward: bool) -> float:
-    """Count the bytes of kernels/batchnorm_pool.py, which keeps a byte for each element of its result."""
-    places = written / WIDTH
-    return 3 * read + 4 * written + 2 * places if backward else 2 * read + written + places
+def normalization(unit: Unit, role: str, switches: Switches) -> float:
+    """Count the bytes of kernels/batchnorm.py after a convolution; some inputs of convolutions are computed again."""
+    if role == "backward":
+        is_computed_again = switches.recomputes and unit.has_relu and not (unit.has_residual or unit.is_stem)
+        return (5 + (2 + MASK) * unit.has_residual + 2 * is_computed_again) * unit.written
+    masks = MASK if role == "online" else 0
+    passes = 2 + (1 + masks) * unit.has_residual
+    return (passes + _takes_statistics(unit, role, switches)) * unit.written
 
 
-def pooling(network: Network) -> Iterator[Part]:
-    """Yield plain torch's max-pool, with the index it keeps for the backward; both directions move the same."""
-    if network.pool is not None:
-        read, written = network.pool
-        yield Part(0, read + written * (1 + INDEX / WIDTH))
+def _takes_statistics(unit: Unit, role: str, switches: Switches) -> bool:
+    """Return whether a forward reads a convolution's output for its statistics alone."""
+    return (role != "target" or switches.target == "batch") and not (unit.is_joined and switches.joins)
+
+
+def _stem(network: Network, role: str, switches: Switches) -> Iterator[Part]:
+    """Yield the convolution of an ImageNet stem, its batch norm and its pooling, which keeps a byte an element."""
+    unit, is_backward = network.units[0], role == "backward"
+    assert network.pool is not None
+    read, written = network.pool
+    places = written / WIDTH if role != "target" else 0.0
+    yield from convolution(replace(unit, read=network.folded) if switches.folds_stem else unit, role)
+    if switches.folds_stem and (not is_backward or switches.recomputes):
+        yield Part(0, unit.read + network.folded)
+    if not switches.pools:
+        yield Part(0, normalization(unit, role, switches))
+        yield Part(0, read + (1 + is_backward) * written + places)
+    elif is_backward:
+        yield Part(0, 3 * read + 4 * written + 2 * places)
+    else:
+        yield Part(0, (1 + _takes_statistics(unit, role, switches)) * read + written + places)
 
 
 class Prediction(NamedTuple):
@@ -182,10 +228,9 @@ class Prediction(NamedTuple):
     images_per_s: float
 
 
-def predict(network: Network, passes: Callable[..., Iterator[Part]], card: Card) -> Prediction:
+def predict(network: Network, passes: Callable[[Network, str], Iterator[Part]], card: Card) -> Prediction:
     """Add up the online network's forward and backward and the target's forward, for both views."""
-    online = [*passes(network, backward=False), *passes(network, backward=True)]
-    parts = [*online, *passes(network, backward=False)]
+    parts = [part for role in ("online", "backward", "target") for part in passes(network, role)]
     flops, moved, seconds = (
         VIEWS * sum(values) for values in zip(*((*p, p.seconds(card)) for p in parts), strict=True)
     )

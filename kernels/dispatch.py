@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar
 from typing import Any
@@ -36,14 +36,17 @@ def autocast_dtype(x: Tensor) -> torch.dtype:
 
 
 @contextmanager
-def allocate_only() -> Iterator[None]:
+def allocate_only(seen: Callable[[Any, tuple[Any, ...], dict[str, Any]], None] | None = None) -> Iterator[None]:
     """Make the kernels' wrappers allocate as on a GPU but launch nothing, for any tensor, in the with-block.
 
-    Used with fake tensors to measure memory (fastbyol.train.memory); the values of the results are arbitrary.
+    Used with fake tensors to measure memory (fastbyol.train.memory); the values of the results are arbitrary. seen:
+    called with the kernel and the arguments, by place and by name, of each launch that would have been.
     """
     token, run = _allocates_only.set(True), JITFunction.run
 
-    def launch_nothing(*_: Any, **__: Any) -> None: ...
+    def launch_nothing(kernel: Any, *args: Any, **kwargs: Any) -> None:
+        if seen is not None:
+            seen(kernel, args, kwargs)
 
     JITFunction.run = launch_nothing
     try:
