@@ -170,7 +170,7 @@ def test_the_calls_fit_their_time_and_the_first_knows_what_it_needs(tmp_path: Pa
         assert all(len(stage) == len({part.name for part in stage}) for stage in stages)
     assert calls.DEADLINES_S[1] + calls.DEADLINES_S[2] <= 760  # of 15 minutes, two starts of 60 to 70 s being in them
     assert calls.DEADLINES_S[3] < 600
-    assert calls.DEADLINES_S[4] < 300
+    assert calls.DEADLINES_S[4] < 420  # of which cuDNN's graphs take 120 at most
     assert calls.DEADLINES_S[5] < 600
     benchmarks = [
         p.command for stages in asked.values() for s in stages for p in s if "benchmarks/bench.py" in p.command
