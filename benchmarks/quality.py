@@ -39,6 +39,7 @@ LOG_EVERY = 20
 ROWS = Path(__file__).parent / "results" / "quality" / "rows.jsonl"
 FLAGS = (
     "--device=cpu",
+    "--precision=float32",  # alike on every CPU
     "--threads=1",
     "--workers=1",
     "--loader=memory",

@@ -66,6 +66,8 @@ class AdamW(torch.optim.AdamW):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Restore the state that state_dict returned, in the memory order of the parameters, as the kernel wants it."""
         super().load_state_dict(state_dict)
+        for group in self.param_groups:
+            group["capturable"] = self._on_gpu  # the state may be of another device
         for parameter, state in self.state.items():
             for name in ("exp_avg", "exp_avg_sq"):
                 state[name] = torch.empty_like(parameter).copy_(state[name])

@@ -165,7 +165,8 @@ class BYOL(nn.Module):
             [buffer for buffer in branch.buffers() if buffer.is_floating_point()]
             for branch in (self.target, self.online)
         )
-        reference.ema_(targets, sources, tau=tau)
+        if targets:  # an encoder may have no batch norm
+            reference.ema_(targets, sources, tau=tau)
 
     def target_of(self) -> dict[nn.Parameter, Tensor]:
         """Map each online parameter to the target parameter that follows it; {} where the target does not move."""

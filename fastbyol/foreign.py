@@ -53,6 +53,12 @@ class Foreign(Encoder, TakesViews):
                 f"encoder {self.config.arch} takes images of {px} px alone, and these are {images.shape[2]} x "
                 f"{images.shape[3]}; give +crop_px={px}+eval_px={px}, or a network that takes other sizes"
             )
+        patch = patch_px(self.network)
+        if patch is not None and (images.shape[2] % patch or images.shape[3] % patch):
+            raise ConfigError(
+                f"encoder {self.config.arch} cuts images into patches of {patch} px, and these are {images.shape[2]} x "
+                f"{images.shape[3]}; give multiples of {patch} as +crop_px=PX+eval_px=PX, --crop-ramp and --px"
+            )
         if self.each_view and self.training and self.views > 1:
             return torch.cat([self._represent(view) for view in images.chunk(self.views)])
         return self._represent(images)
@@ -97,6 +103,13 @@ def fixed_px(network: nn.Module) -> int | None:
         return None if size is None else int(size[0])
     px = getattr(network, "image_size", None)
     return px if isinstance(px, int) else None
+
+
+def patch_px(network: nn.Module) -> int | None:
+    """Return the side of a timm network's patches where it refuses images that they do not divide, else None."""
+    patches = getattr(network, "patch_embed", None)
+    size: Any = getattr(patches, "patch_size", None)
+    return None if size is None or getattr(patches, "dynamic_img_pad", False) else int(size[0])
 
 
 def adapt(network: nn.Module, config: EncoderConfig, *, views: int) -> Foreign:

@@ -24,7 +24,10 @@ def build_timm(config: EncoderConfig, *, seed: int | None, views: int) -> nn.Mod
     base = name.partition(".")[0]
     _require_known(base, timm.list_models(), config)
     given: dict[str, Any] = {"num_classes": 0, "in_chans": config.channels}
-    network: nn.Module = timm.create_model(name, pretrained=False, **given)
+    try:
+        network: nn.Module = timm.create_model(name, pretrained=False, **given)
+    except RuntimeError as error:  # of a tag that the network does not have
+        raise ConfigError(f"encoder {config.arch} cannot be built ({error}); give timm:{base}") from error
     taken = inspect.signature(type(network)).parameters
     more = {argument: value for argument, value in ANY_SIZE.items() if argument in taken}
     return timm.create_model(name, pretrained=False, **given, **more) if more else network
@@ -73,9 +76,9 @@ def _import(package: str, config: EncoderConfig) -> ModuleType:
 def _name(config: EncoderConfig) -> str:
     """Return the network's name in its library; raise ConfigError for settings of fastbyol's ResNets."""
     require(
-        config.width == 1 and config.stem == "imagenet",
-        f"encoder {config.arch} with width {config.width:g} and stem {config.stem}, which are settings of fastbyol's "
-        f"ResNets; give RECIPE+encoder={config.arch}, which leaves them out",
+        (config.width, config.stem, config.padding) == (1, "imagenet", "symmetric"),
+        f"encoder {config.arch} with width {config.width:g}, stem {config.stem} and padding {config.padding}, which "
+        f"are settings of fastbyol's ResNets; give RECIPE+encoder={config.arch}, which leaves them out",
     )
     return config.arch.partition(":")[2]
 

@@ -113,3 +113,12 @@ def test_a_restored_state_goes_on_bit_equal() -> None:
     other.step()
     assert all(torch.equal(p, q) for p, q in zip(network.parameters(), again.parameters(), strict=True))
     assert all(torch.isfinite(target).all() for target in targets.parameters())
+
+
+def test_a_state_of_another_device_does_not_bring_its_way_of_computing() -> None:
+    optimizer, _ = with_targets(Tokens())
+    state = optimizer.state_dict()
+    for group in state["param_groups"]:
+        group["capturable"] = True  # as a GPU saved it
+    optimizer.load_state_dict(state)
+    assert not any(group["capturable"] for group in optimizer.param_groups)

@@ -6,6 +6,7 @@ import copy
 import signal
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -177,6 +178,9 @@ def test_what_a_network_gives_and_takes_is_told_where_it_does_not_fit() -> None:
         build_encoder(EncoderConfig("mine:Map"), seed=0)(torch.zeros(2, 3, 9, 9))
     with pytest.raises(ConfigError, match=r"takes images of 32 px alone, and these are 9 x 9; give \+crop_px=32"):
         adapt(type("Net32", (Net,), {"image_size": 32})(), CONFIG, views=1)(torch.zeros(2, 3, 9, 9))
+    patches = SimpleNamespace(patch_size=(16, 16))
+    with pytest.raises(ConfigError, match="patches of 16 px, and these are 40 x 40; give multiples of 16"):
+        adapt(type("Net16", (Net,), {"patch_embed": patches})(), CONFIG, views=1)(torch.zeros(2, 3, 40, 40))
 
 
 @pytest.mark.parametrize("library", ["timm", "torchvision"])
@@ -197,7 +201,7 @@ def test_a_library_that_is_missing_is_named_in_one_line(
 
 
 def test_settings_of_a_resnet_are_none_of_a_librarys() -> None:
-    with pytest.raises(ConfigError, match=r"width 0\.5 and stem cifar_stride2.* give RECIPE\+encoder=timm:resnet18"):
+    with pytest.raises(ConfigError, match=r"width 0\.5, stem cifar_stride2 .* give RECIPE\+encoder=timm:resnet18"):
         build_timm(named("demo+arch=timm:resnet18").encoder, seed=0, views=1)
 
 

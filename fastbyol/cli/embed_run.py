@@ -126,8 +126,7 @@ def _open_encoder(args: argparse.Namespace) -> tuple[Encoder, InputSettings, Pat
     tuner = threads.make_tuner(args.threads, device, notify=_notify)
     workers = args.workers or default_workers(device, cores=available_cores())
     inputs = InputSettings(px, args.margin or named.margin, workers, device, args.on_error, threads=tuner)
-    path = Path(args.encoder)
-    return named.encoder, inputs, path if path.exists() else named.folder.path
+    return named.encoder, inputs, named.folder.path
 
 
 def _key(args: argparse.Namespace, encoder: Encoder, reader: Reader, inputs: InputSettings) -> str:

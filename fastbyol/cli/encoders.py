@@ -18,6 +18,7 @@ from fastbyol.registry import ENCODERS
 from fastbyol.storage.run_folder import RunFolder
 from fastbyol.weights import Weights, read
 from fastbyol.weights.match import match, recognize
+from fastbyol.weights.packages import PACKAGES
 
 DRAWN = "random"
 USUAL_PX, USUAL_MARGIN = 224, 0.875  # of networks that others trained on ImageNet, DeepMind's among them
@@ -74,7 +75,7 @@ def settle_px(text: str, found: Named, px: int | None) -> int:
 
 def _built(weights: Weights) -> Encoder:
     """Build the encoder of weights; a file's own, which names code, is refused."""
-    config = weights.config or recognize(weights.encoder, source=weights.source)
+    config = weights.config or _recognized(weights)
     require(
         config.arch in ENCODERS or weights.run is not None,
         f"{weights.source} wants code of its own, {config.arch!r}, which could do anything; give the folder of its run",
@@ -82,6 +83,16 @@ def _built(weights: Weights) -> Encoder:
     encoder = build_encoder(config, seed=None)
     encoder.load_state_dict(match(weights.encoder, encoder.state_dict(), source=weights.source)[0])
     return encoder.eval()
+
+
+def _recognized(weights: Weights) -> EncoderConfig:
+    """Return the ResNet of ours that weights are of, else the package's network of the name they came by."""
+    try:
+        return recognize(weights.encoder, source=weights.source)
+    except ConfigError:
+        if weights.source.partition(":")[0] not in PACKAGES:
+            raise
+        return EncoderConfig(weights.source)
 
 
 def _drawn(text: str) -> Named:

@@ -19,7 +19,7 @@ from fastbyol.config import Config, CropRamp, Recipe
 from fastbyol.errors import ConfigError, require
 from fastbyol.monitor.wandb_sink import require_wandb
 from fastbyol.monitor.watchdog import Diverged
-from fastbyol.recipes.config_file import formatted, replaced
+from fastbyol.recipes.config_file import LENGTHS, formatted, replaced
 from fastbyol.recipes.overrides import with_peaks
 from fastbyol.storage import files
 from fastbyol.storage.checkpoint import CheckpointError
@@ -133,7 +133,7 @@ def convert_sources(args: argparse.Namespace, config: Config, folder: RunFolder,
             config = replace(config, val=before.val)
         if config.labelled is not None and is_conversion_of(before.labelled, config.labelled):
             config = replace(config, labelled=before.labelled)
-    end_s = config.budget_s if config.deadline is None else stopwatch.elapsed_at(config.deadline)
+    end_s = config.end_s(stopwatch.elapsed_at)
     cache = Cache(
         folder_of(folder.path, args.cache),
         tuple(args.prep),
@@ -222,8 +222,13 @@ def config_of(args: argparse.Namespace, folder: RunFolder) -> Config:
             )
         settings |= {"data": str(folder.demo_train), "val": str(folder.demo_val)}
     goes_on = args.resume and folder.config.exists()
-    if goes_on and settings.get("precision") is None:  # another machine's default may differ
-        settings["precision"] = folder.read_config().precision
+    if goes_on:
+        recorded = folder.read_config()
+        if settings.get("precision") is None:  # another machine's default may differ
+            settings["precision"] = recorded.precision
+        in_file = any(args.file.get(name) is not None for name in LENGTHS)
+        if args.budget is None and args.epochs is None and not in_file:
+            settings |= {name: getattr(recorded, name) for name in LENGTHS}
     config = Config(**settings)
     choose_device(config.device)
     if config.wandb is not None:

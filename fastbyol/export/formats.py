@@ -24,7 +24,8 @@ from fastbyol.config import EncoderConfig
 from fastbyol.errors import ConfigError, require
 from fastbyol.export import save_encoder
 from fastbyol.export.target import MARK
-from fastbyol.kernels.reference import IMAGENET_MEAN, IMAGENET_STD
+from fastbyol.foreign import fixed_px
+from fastbyol.kernels.reference import IMAGENET_MEAN, IMAGENET_STD, LUMA
 from fastbyol.parts import Encoder
 from fastbyol.storage import files
 
@@ -60,6 +61,8 @@ def _tensors(encoder: Encoder) -> dict[str, Tensor]:
 def name_in(library: str, config: EncoderConfig) -> str | None:
     """Return the name by which "timm" or "torchvision" builds the network; None where it cannot by a name alone."""
     prefix, colon, name = config.arch.partition(":")
+    if config.channels != 3 and library == "torchvision":
+        return None
     if colon:
         return name if prefix == library else None
     is_usual = (config.width, config.stem, config.padding) == (1, "imagenet", "symmetric")
@@ -71,9 +74,9 @@ def _require_name(config: EncoderConfig, kind: str) -> str:
     name = name_in("torchvision" if kind == "detectron2" else kind, config)
     require(
         name in STANDARD or (kind == "timm" and name is not None),
-        f"the encoder is a {config.arch} of width {config.width:g} with stem {config.stem} and padding "
-        f"{config.padding}; {kind} only has ResNets of width 1 with the ImageNet stem and symmetric padding; give "
-        "--format safetensors, pth or onnx",
+        f"the encoder is a {config.arch} of width {config.width:g} with stem {config.stem}, padding {config.padding} "
+        f"and {config.channels} channels; {kind} only has ResNets of width 1 with the ImageNet stem, symmetric padding "
+        "and, but for timm, 3 channels; give --format safetensors, pth or onnx",
     )
     return str(name)
 
@@ -99,6 +102,12 @@ def write_timm(path: Path, encoder: Encoder, config: EncoderConfig, view: EvalVi
     name = _require_name(config, "timm")
     (write_safetensors if path.suffix == ".safetensors" else write_pth)(path, encoder, config, view)
     layers = {"first_conv": "conv1", "classifier": "fc"} if config.arch in STANDARD else {}  # else timm's own
+    mean, std = list(IMAGENET_MEAN), list(IMAGENET_STD)
+    if config.channels == 1:  # as Encoder.take_channels makes gray images
+        mean, std = (
+            [float(sum(weight * value for weight, value in zip(LUMA, each, strict=True)))]
+            for each in (IMAGENET_MEAN, IMAGENET_STD)
+        )
     model_config: dict[str, Any] = {
         "architecture": name,
         "num_classes": 0,
@@ -108,8 +117,8 @@ def write_timm(path: Path, encoder: Encoder, config: EncoderConfig, view: EvalVi
         "pretrained_cfg": {
             "input_size": [config.channels, view.px, view.px],
             "crop_pct": view.margin,
-            "mean": IMAGENET_MEAN,
-            "std": IMAGENET_STD,
+            "mean": mean,
+            "std": std,
             "interpolation": "bicubic",
             **layers,
         },
@@ -147,7 +156,8 @@ def _mute_logging() -> Iterator[None]:
 
 
 def write_onnx(path: Path, encoder: Encoder, config: EncoderConfig, view: EvalView) -> None:
-    """Write an ONNX graph from float32 images [N, 3, H, W] to representations [N, features], with N, H and W dynamic.
+    """Write an ONNX graph from float32 images [N, 3, H, W] to representations [N, features], with N, H and W dynamic,
+    or N alone where the network takes images of one size.
 
     Raises ConfigError where the package onnxscript is missing.
     """
@@ -157,6 +167,7 @@ def write_onnx(path: Path, encoder: Encoder, config: EncoderConfig, view: EvalVi
         "--format onnx needs the package onnxscript; pip install 'fastbyol[onnx]', or choose another --format",
     )
     images = torch.zeros(2, 3, view.px, view.px, device=next(encoder.parameters()).device)
+    moving = (0, 2, 3) if fixed_px(getattr(encoder, "network", encoder)) is None else (0,)
     with warnings.catch_warnings(), _mute_logging():
         warnings.simplefilter("ignore")  # torch warns of its own exporter and of a missing torchvision
         program: Any = torch.onnx.export(
@@ -165,7 +176,7 @@ def write_onnx(path: Path, encoder: Encoder, config: EncoderConfig, view: EvalVi
             dynamo=True,
             input_names=["images"],
             output_names=["representations"],
-            dynamic_shapes=(dict.fromkeys((0, 2, 3), torch.export.Dim.DYNAMIC),),
+            dynamic_shapes=(dict.fromkeys(moving, torch.export.Dim.DYNAMIC),),
             opset_version=OPSET,
             verbose=False,
         )

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 
 from fastbyol.budget import format_duration
-from fastbyol.config import Config, to_json
+from fastbyol.config import Config, EncoderConfig, ObjectiveConfig, to_json
 from fastbyol.export.formats import name_in
 from fastbyol.export.target import MARK
 
@@ -28,11 +28,9 @@ LOADING = {
 
 FOLDER_LOADING = """timm.create_model("local-dir:{folder}", pretrained=True)
 timm.create_model("hf-hub:OWNER/NAME", pretrained=True)  # once it is there
-encoder = fastbyol.load_encoder("{folder}/{name}")  # without timm"""
+encoder = fastbyol.load_encoder("{folder}/{name}")"""
 
-STATE_DICT_LOADING = (
-    'state = torch.load("{name}", weights_only=True)  # torchvision\'s names, though it has no such network'
-)
+STATE_DICT_LOADING = 'state = torch.load("{name}", weights_only=True)  # a state dict with the names of {library}'
 
 
 def render(
@@ -52,17 +50,19 @@ def render(
     the "progress" of a checkpoint; scores: the score files of fastbyol-eval; features: length of a representation.
     """
     encoder = config.recipe.encoder
+    colours = "RGB" if encoder.channels == 3 else "gray"
     length = f"{result['epochs']:.4g} epochs, {result['images']} images, {format_duration(result['elapsed_s'])}"
     if unfinished is not None:
         length += f"; **not finished**: step {unfinished['step']}, {unfinished['progress']:.0%} of the run"
     rows = {
-        "network": f"{encoder.arch}, width {encoder.width:g}, stem {encoder.stem}; images to {features} features",
-        "method": f"BYOL (arXiv 2006.07733), recipe {config.recipe.name}, no labels used",
+        "network": f"{_network(encoder)}; images to {features} features",
+        "method": _method(config),
+        **({} if config.init is None else {"started from": _source(config.init)}),
         "data": f"{Path(config.data).name}",
         "budget": _budget(config),
         "trained for": length,
         "seed": str(config.seed),
-        "input": f"RGB, float32, ImageNet mean and std; evaluated at {config.recipe.eval_px} px",
+        "input": f"{colours}, float32, ImageNet mean and std; evaluated at {config.recipe.eval_px} px",
         "versions": f"fastbyol {_version()}, torch {torch.__version__}, Python {platform.python_version()}",
     }
     table = "\n".join(f"| {key} | {value} |" for key, value in rows.items())
@@ -97,7 +97,27 @@ Written by {MARK}.
 def _without_places(config: Config) -> Config:
     """Leave out where the data lies: a folder may be put on a hub, where paths of a machine have no place."""
     val, labelled = (None if place is None else Path(place).name for place in (config.val, config.labelled))
-    return dataclasses.replace(config, data=Path(config.data).name, val=val, labelled=labelled)
+    init = None if config.init is None else _source(config.init)
+    return dataclasses.replace(config, data=Path(config.data).name, val=val, labelled=labelled, init=init)
+
+
+def _source(init: str) -> str:
+    """Return what --init named without the place of a file."""
+    return init if init.partition(":")[0] in ("torchvision", "timm") else Path(init).name
+
+
+def _network(encoder: EncoderConfig) -> str:
+    if ":" in encoder.arch:
+        return encoder.arch
+    return f"{encoder.arch}, width {encoder.width:g}, stem {encoder.stem}"
+
+
+def _method(config: Config) -> str:
+    """Describe the method, and say that no labels were used where that is sure."""
+    objective = config.recipe.objective
+    is_byol = objective == ObjectiveConfig() and config.recipe.head.predictor_depth > 0
+    name = "BYOL (arXiv 2006.07733), recipe" if is_byol else "recipe"
+    return f"{name} {config.recipe.name}" + (", no labels used" if config.init is None else "")
 
 
 def _hub_facts(kind: str) -> str:
@@ -108,14 +128,18 @@ def _hub_facts(kind: str) -> str:
 
 
 def _loading(config: Config, *, kind: str, name: str, folder: str | None) -> str:
-    arch = name_in("timm" if kind == "timm" else "torchvision", config.recipe.encoder)
+    encoder = config.recipe.encoder
+    arch = name_in("timm" if kind == "timm" else "torchvision", encoder)
+    library = encoder.arch.partition(":")[0] if ":" in encoder.arch else "torchvision"
     if kind == "pth" and arch is None:
         line = STATE_DICT_LOADING
     elif kind == "timm" and folder:
         line = FOLDER_LOADING
     else:
         line = LOADING[kind]
-    return line.format(name=name, arch=arch, folder=folder)
+    if kind == "timm" and encoder.channels != 3:
+        line = line.replace("num_classes=0", f"num_classes=0, in_chans={encoder.channels}")
+    return line.format(name=name, arch=arch, folder=folder, library=library)
 
 
 def _budget(config: Config) -> str:

@@ -7,7 +7,7 @@ from dataclasses import asdict
 from typing import Any
 
 from fastbyol import tables
-from fastbyol.config import Recipe
+from fastbyol.config import OptimConfig, Recipe
 from fastbyol.errors import ConfigError, require
 from fastbyol.recipes import named
 from fastbyol.recipes.overrides import with_peaks
@@ -42,6 +42,7 @@ def _changed(base: Recipe, changes: dict[str, Any]) -> Recipe:
     whole["views"] = [tables.merge(view, changed) for view, changed in zip(whole["views"], each, strict=True)]
     optim = changes.get("optim", {})
     if "presets" not in changes and isinstance(optim, Mapping):
-        peaks = {name: optim.get(name) for name in ("base_lr", "tau_base")}
+        given = tables.some_values(OptimConfig, optim, path="recipe.optim.")
+        peaks = {name: given.get(name) for name in ("base_lr", "tau_base")}
         whole["presets"] = [asdict(preset) for preset in with_peaks(base.presets, **peaks)]
     return tables.build(Recipe, tables.merge(whole, changes), path="recipe.")

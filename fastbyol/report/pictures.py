@@ -59,9 +59,8 @@ def sample_views(config: Config, train: Reader) -> list[list[Picture]]:
     rows = global_batch(0, batch_size=min(SHOWN_IMAGES, len(train)), count=len(train), seed=config.seed)
     batch = _decode(train, rows)
     place = (batch.pixels, batch.offsets, batch.sizes)
-    drawn = views.draw(
-        config.recipe.views, seed=config.seed, epochs=batch.epochs, indices=batch.indices, sizes=batch.sizes.numpy()
-    )
+    kinds, sizes = config.recipe.drawn_views, batch.sizes.numpy()
+    drawn = views.draw(kinds, seed=config.seed, epochs=batch.epochs, indices=batch.indices, sizes=sizes)
     px = config.recipe.crop_px
     whole = views.center_view(*place, crop_px=px, margin=1.0)
     images = _to_pixels(torch.cat([whole, views.apply(*place, drawn, crop_px=px)]))

@@ -62,6 +62,10 @@ def _departures(config: Config) -> dict[str, str]:
     recipe, goal = config.recipe, config.recipe.objective
     departures = {
         "starts from": config.init or "",
+        "method": "chosen by the length of the run" if config.method == "auto" else "",
+        "channels": "1, gray" if recipe.encoder.channels == 1 else "",
+        "padding": recipe.encoder.padding if recipe.encoder.padding != "symmetric" else "",
+        "frozen": recipe.encoder.frozen,
         "loss": goal.loss if goal.loss != "byol" else "",
         "targets": goal.target if goal.target != "ema" else "",
         "normalisation": goal.normalization if goal.normalization != "l2" else "",
@@ -80,7 +84,9 @@ def _negatives(goal: ObjectiveConfig) -> str:
     if not goal.beta:
         return ""
     queue = f", queue of {goal.queue}" if goal.queue else ""
-    return f"β {goal.beta:g}, temperature {goal.temperature:g}{queue}"
+    fade = f", to {goal.beta_end:g} over {goal.fade:.0%} of the run" if goal.fade else ""
+    decoupled = ", decoupled" if goal.decoupled else ""
+    return f"β {goal.beta:g}{fade}, temperature {goal.temperature:g}{queue}{decoupled}"
 
 
 def _ramp(recipe: Recipe) -> str:

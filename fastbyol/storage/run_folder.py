@@ -45,6 +45,7 @@ FREE_ON_RESUME = {  # settings that change no weight of a step
     "tensorboard",
     "wandb",
 }
+CLOCKS_DIFFER_S = 1.0  # by which a deadline may seem to have moved
 FREE_IN_RECIPE = {"eval_px", "eval_margin"}  # the same, among the recipe's settings
 
 
@@ -229,8 +230,9 @@ def is_longer(config: Config, recorded: Config) -> bool:
     Both continue the same run, see check_resumable.
     """
     now, before = ((c.epochs, c.budget_s, c.deadline) for c in (config, recorded))
-    pairs = list(zip(now, before, strict=True))
-    return any(new is not None and (old is None or new > old) for new, old in pairs)
+    slack = (0.0, 0.0, CLOCKS_DIFFER_S)
+    pairs = zip(now, before, slack, strict=True)
+    return any(new is not None and (old is None or new > old + differ) for new, old, differ in pairs)
 
 
 def _changes(settings: Mapping[str, tuple[Any, Any]]) -> list[str]:

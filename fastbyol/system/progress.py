@@ -24,7 +24,7 @@ class Progress(tqdm):  # type: ignore[type-arg]  # of any items
         lines = {} if self._has_terminal else {"bar_format": LINE, "mininterval": LINE_EVERY_S, "miniters": 1}
         settings: dict[str, Any] = {"delay": SHOWN_AFTER_S, "leave": False, "file": sys.stderr, **lines}
         super().__init__(items, total=total, desc=desc, unit=unit, initial=initial, **settings)
-        if not self._has_terminal:
+        if not self._has_terminal and not self.disable:  # as TQDM_DISABLE does
             self.last_print_t -= LINE_EVERY_S - FIRST_LINE_S
 
     def display(self, msg: str | None = None, pos: int | None = None) -> bool:  # type: ignore[override]  # as tqdm does

@@ -130,7 +130,7 @@ def _views(full_px: int, ramp: CropRamp | None) -> str:
 
 def _disk(run: Run) -> str:
     """Describe what the run folder will hold, from the files of the rehearsal."""
-    sizes = run.closing.bytes
+    sizes = run.world.from_main(run.closing.bytes)  # rank 0 has rehearsed
     total = KEPT * sizes["checkpoints"] + sum(size for name, size in sizes.items() if name != "checkpoints")
     free = shutil.disk_usage(run.folder.path).free
     return (

@@ -16,10 +16,10 @@ from fastbyol import schedule
 from fastbyol.budget import format_duration
 from fastbyol.config import Config
 from fastbyol.schedule import Rejoin, Schedule
+from fastbyol.storage.run_folder import CLOCKS_DIFFER_S
 from fastbyol.train.loop import Loop
 
 NOTE = "lengthened"  # in the notes of a run: each time, with its step
-CLOCKS_DIFFER_S = 1.0  # by which a deadline may seem to have moved
 WARMUP_MAX = 0.25  # of a run by the clock; the paper's shortest preset warms up for 10 of 40 epochs
 
 

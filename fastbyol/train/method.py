@@ -51,7 +51,7 @@ def _choice(
     if recorded is not None:
         return recorded.recipe, f"as chosen, {recorded.recipe.name}"
     if not choices(recipe):
-        return recipe, f"nothing was measured for {recipe.name}; its own stays"
+        return recipe, f"no other was measured for {recipe.name}, which stays"
     if epochs is None:
         end_s = config.end_s(stopwatch.elapsed_at)
         assert end_s is not None

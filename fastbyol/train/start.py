@@ -19,7 +19,7 @@ def settle(config: Config, recorded: Config | None) -> tuple[str | None, str | N
     Raises ConfigError where others are given.
     """
     if recorded is None:
-        return config.init, config.init_digest
+        return config.init, None  # a digest in a file of settings is that of another run's start
     if config.init is not None and config.init != recorded.init and read(config.init).digest != recorded.init_digest:
         began = "the run began with drawn weights" if recorded.init is None else f"the run began with {recorded.init}"
         raise ConfigError(f"--init {config.init} is given, but {began}; leave --init out, or give another --out")

@@ -12,7 +12,14 @@ from fastbyol.config import EncoderConfig
 from fastbyol.encoder import ARCHS, Bottleneck
 from fastbyol.errors import ConfigError, require
 
-CLASSIFIER = ("fc.", "head.", "classifier.")  # of torchvision's and timm's networks
+CLASSIFIER = (
+    "fc.",
+    "head.",
+    "heads.",
+    "head_dist.",
+    "last_linear.",
+    "classifier.",
+)  # of torchvision's and timm's networks
 COUNTER = "num_batches_tracked"  # of a batch norm: some libraries do not keep it, and nothing here uses it
 SHOWN = 4  # names in a message
 

@@ -90,6 +90,7 @@ def test_train_decodes_with_what_a_control_group_leaves_each_rank(
     quota.write_text("300000 100000\n")
     monkeypatch.setattr(limits, "groups", lambda controller: iter([(tmp_path, 2)]))
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(16)))
+    monkeypatch.setenv("WORLD_SIZE", local_ranks)
     monkeypatch.setenv("LOCAL_WORLD_SIZE", local_ranks)
     asked = ["demo", f"--data={betons.train}", "--device=cpu", "--epochs=1"]
     for more, wanted in (((), workers), (("--workers=5",), 5)):

@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from fastbyol.cli.settings import format_settings
 from fastbyol.cli.train import build_parser, check_texts, main
 from fastbyol.cli.train_run import config_of
-from fastbyol.config import PRECISIONS, Config, CropRamp, EncoderConfig, Preset, Recipe, to_json
+from fastbyol.config import PRECISIONS, Config, CropRamp, EncoderConfig, Preset, Recipe, from_json, to_json
 from fastbyol.errors import ConfigError
 from fastbyol.recipe import HeadConfig, ObjectiveConfig, OptimConfig, ViewConfig
 from fastbyol.recipes import RECIPES, named
@@ -70,6 +70,16 @@ def test_any_text_and_number_survives_toml(text: str, number: float, tmp_path_fa
 def test_the_configuration_of_any_run_is_taken(tmp_path: Path) -> None:
     written(tmp_path, to_json(whole()), "config.json")
     assert Config.from_file(tmp_path) == Config.from_file(tmp_path / "config.json") == whole()
+
+
+def test_an_optimiser_beside_the_recipe_is_that_of_the_recipe(tmp_path: Path) -> None:
+    settings = json.loads(to_json(whole()))
+    del settings["recipe"]["optim"]["optimizer"]
+    text = json.dumps({**settings, "optimizer": "sgd"})  # as version 0.1 wrote it
+    written(tmp_path, text, "config.json")
+    recipe = whole().recipe
+    wanted = replace(whole(), recipe=replace(recipe, optim=replace(recipe.optim, optimizer="sgd")))
+    assert from_json(text) == Config.from_file(tmp_path) == wanted
 
 
 def test_a_file_may_name_a_recipe_and_change_it(tmp_path: Path) -> None:
@@ -250,3 +260,10 @@ def test_the_file_in_the_documentation_is_one(tmp_path: Path) -> None:
     config = Config.from_file(written(tmp_path, page.partition("```toml\n")[2].partition("```")[0]))
     assert (config.budget_s, config.recipe.batch_size, config.recipe.optim.base_lr) == (8 * 3600, 1024, 0.3)
     assert {view.hue for view in config.recipe.views} == {0.05}
+
+
+def test_a_wrong_type_beside_a_base_is_named(tmp_path: Path) -> None:
+    text = 'data = "d.beton"\n[recipe]\nbase = "imagenet_rn50"\n[recipe.optim]\nbase_lr = "0.2"\n'
+    written(tmp_path, text)
+    with pytest.raises(ConfigError, match=r"recipe\.optim\.base_lr"):
+        Config.from_file(tmp_path / "run.toml")

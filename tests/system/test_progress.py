@@ -30,3 +30,12 @@ def test_a_log_file_gets_lines_with_the_time_to_go(
 def test_short_work_says_nothing(capsys: pytest.CaptureFixture[str]) -> None:
     assert list(Progress(iter(range(5)), total=5, desc="knn", unit="images")) == list(range(5))
     assert capsys.readouterr().err == ""
+
+
+def test_progress_that_the_environment_turns_off_is_off(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("TQDM_DISABLE", "1")
+    monkeypatch.setattr(progress, "FIRST_LINE_S", 0.0)
+    assert list(Progress(range(3), total=3, desc="knn", unit="images")) == [0, 1, 2]
+    assert capsys.readouterr().err == ""

@@ -22,7 +22,7 @@ def planned(said: str) -> dict[str, str]:
     return dict(re.split(" {2,}", line.strip(), maxsplit=1) for line in lines)
 
 
-@pytest.mark.parametrize("length", ["--budget=60s", "--epochs=3"])
+@pytest.mark.parametrize("length", ["--budget=1h", "--epochs=3"])
 def test_a_plan_says_all_that_would_happen_and_trains_nothing(length: str, betons: Betons, tmp_path: Path) -> None:
     asked = [f"--val={betons.val}", "--warmup-epochs=1", "--crop-ramp=16", "--threads=1", length, "--plan"]
     process = Fork(tmp_path / "said", *arguments(betons, tmp_path / "run", *asked), COLUMNS="400")
@@ -37,7 +37,7 @@ def test_a_plan_says_all_that_would_happen_and_trains_nothing(length: str, beton
         assert "3 epochs of 160 images, 15 steps" in lines["length"]
         assert "warm-up 33.3% of the run" in lines["rates"]
     else:
-        assert lines["length"].endswith("in 1m")
+        assert lines["length"].endswith("in 1h")
         assert "s of the budget: " in lines["reserve"]
     assert [path.name for path in tmp_path.iterdir()] == ["said"]
 

@@ -157,3 +157,14 @@ def test_the_second_warm_up_is_a_line_from_the_old_rate_to_the_schedules() -> No
     for progress in (0.0, 0.49, 0.6, 0.9, 1.0):
         assert rejoin.learning_rate(progress, plain.learning_rate(progress)) == plain.learning_rate(progress)
     assert Rejoin(0.5, 0.01, 0.0).learning_rate(0.5, 0.3) == 0.3
+
+
+def test_without_a_length_a_run_keeps_its_own(
+    betons: Betons, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = shutil.copytree(finished, tmp_path / "run")
+    before = RunFolder(out).read_config()
+    assert before.epochs != before.recipe.epochs
+    assert main([*arguments(betons, out, f"--val={betons.val}", "--warmup-epochs=1", "--threads=1"), "--resume"]) == 0
+    assert "has already finished" in capsys.readouterr().err
+    assert RunFolder(out).read_config() == before

@@ -6,6 +6,7 @@ import json
 import shutil
 import signal
 import sys
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -177,3 +178,8 @@ def test_other_weights_do_not_continue_a_run(
     status, said = resume()
     assert status == 2
     assert f"{weights} holds other weights than the run began with" in said
+
+
+def test_the_digest_in_a_file_of_settings_is_not_that_of_a_new_start(finished: Path) -> None:
+    config = replace(RunFolder(finished).read_config(), init="other.pth", init_digest="of earlier weights")
+    assert start.settle(config, None) == ("other.pth", None)
