@@ -48,7 +48,7 @@ def test_a_folder_is_trained_on_and_scored_and_converted_once(
     assert main(["demo", *files, f"--out={out}", *TRAIN, "--epochs=1"]) == 0
     said = capfd.readouterr().err
     assert re.search(
-        r"^fastbyol-train: .*/runs/cache/train-[0-9a-f]{12}\.beton: 8 images, 3 classes \(a to c\), ", said
+        r"(?m)^fastbyol-train: .*/runs/cache/train-[0-9a-f]{12}\.beton: 8 images, 3 classes \(a to c\), ", said
     )
     assert re.search(r"val-[0-9a-f]{12}\.beton: 4 images, 3 classes \(a to c\), ", said)
     written = {path: path.stat().st_mtime_ns for path in (tmp_path / "runs" / "cache").glob("*.beton")}

@@ -27,7 +27,7 @@ from tests.conftest import Betons
 @pytest.mark.parametrize(
     ("name", "settings", "message"),
     [
-        ("nativ", {}, "no loader 'nativ'; choose one of native, memory, ffcv, dali, nvjpeg"),
+        ("nativ", {}, "no loader 'nativ'; choose one of native, memory, ffcv, dali"),
         ("native", {"workers": 0}, "workers is 0; give at least 1"),
         ("native", {"prefetch": 0}, "prefetch is 0; give at least 1"),
         ("memory", {"processes": 0}, "processes is 0; give at least 1"),
@@ -90,8 +90,8 @@ def test_train_decodes_with_what_a_control_group_leaves_each_rank(
     quota.write_text("300000 100000\n")
     monkeypatch.setattr(limits, "groups", lambda controller: iter([(tmp_path, 2)]))
     monkeypatch.setattr(os, "sched_getaffinity", lambda process: set(range(16)))
-    monkeypatch.setenv("WORLD_SIZE", local_ranks)
-    monkeypatch.setenv("LOCAL_WORLD_SIZE", local_ranks)
+    for name in ("WORLD_SIZE", "LOCAL_WORLD_SIZE"):
+        monkeypatch.setenv(name, local_ranks)
     asked = ["demo", f"--data={betons.train}", "--device=cpu", "--epochs=1"]
     for more, wanted in (((), workers), (("--workers=5",), 5)):
         args = train.build_parser().parse_args([*asked, *more])
