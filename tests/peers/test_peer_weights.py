@@ -35,7 +35,7 @@ def test_torchvisions_weights_start_a_run(
     assert line == "starts from torchvision:resnet18: encoder; fc.weight, fc.bias are not used"
     peer.fc = torch.nn.Identity()
     images = torch.randn(2, 3, 64, 96)
-    found = open_encoder("torchvision:resnet18")
+    found = open_encoder("torchvision:resnet18", notify=print)
     assert (found.config, found.px, found.margin) == (EncoderConfig("resnet18"), 224, 0.875)
     assert model.target is not None
     with torch.inference_mode():
@@ -58,7 +58,7 @@ def test_timms_weights_are_its_own(
     (tmp_path / REPOSITORY / "refs").mkdir()
     (tmp_path / REPOSITORY / "refs" / "main").write_text(commit)
     save_file(peer.state_dict(), snapshot / "model.safetensors")
-    found = open_encoder("timm:resnet18")
+    found = open_encoder("timm:resnet18", notify=print)
     assert (found.config, found.px, found.margin) == (EncoderConfig("resnet18"), 224, 0.875)
     state = found.encoder.state_dict()
     assert all(torch.equal(value, peer.state_dict()[name]) for name, value in state.items())
