@@ -112,7 +112,7 @@ def test_a_dilated_encoder_keeps_its_padding() -> None:
 def test_what_has_no_such_padding_refuses_it(tmp_path: Path) -> None:
     config = EncoderConfig("resnet18", padding="same")
     encoder = build(config, seed=0).eval()
-    with pytest.raises(ConfigError, match="padding same; timm only has"):
+    with pytest.raises(ConfigError, match="padding same for images of 3 channels; timm only has"):
         formats.write("timm", tmp_path / "e.pth", encoder, config, px=64)
     with pytest.raises(ConfigError, match="folded_target with padding same"):
         FoldedResNet(encoder)

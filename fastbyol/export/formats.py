@@ -75,8 +75,8 @@ def _require_name(config: EncoderConfig, kind: str) -> str:
     require(
         name in STANDARD or (kind == "timm" and name is not None),
         f"the encoder is a {config.arch} of width {config.width:g} with stem {config.stem}, padding {config.padding} "
-        f"and {config.channels} channels; {kind} only has ResNets of width 1 with the ImageNet stem, symmetric padding "
-        "and, but for timm, 3 channels; give --format safetensors, pth or onnx",
+        f"for images of {config.channels} channels; {kind} only has ResNets of width 1 with the ImageNet stem and "
+        f"symmetric padding{'' if kind == 'timm' else ' for RGB'}; give --format safetensors, pth or onnx",
     )
     return str(name)
 
