@@ -359,3 +359,11 @@ def test_a_long_runs_report_takes_under_a_second_of_cpu_time(parts: Parts) -> No
     began = time.process_time()
     page(parts, rows, RESULT, plan=PLAN)
     assert time.process_time() - began < 1.0
+
+
+def test_the_changes_of_a_recipe_stand_below_its_name(parts: Parts) -> None:
+    config = parts.config
+    changed = replace(config, recipe=replace(config.recipe, name="demo+beta=1+optimizer=sgd"))
+    text = page(parts._replace(config=changed), [row(1)])
+    assert "<h1>demo</h1>" in text
+    assert "<code>+beta=1+optimizer=sgd</code>" in text
