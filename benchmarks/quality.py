@@ -26,6 +26,7 @@ from fastbyol.ablations import paper
 from fastbyol.ablations.runs import Job, read_result, train_run
 from fastbyol.beton import Reader, StoredImage
 from fastbyol.data_prep.writer import Writer
+from fastbyol.errors import require
 from fastbyol.evaluate import splits
 from fastbyol.monitor.metrics import read_metrics
 from fastbyol.order import permutation
@@ -88,7 +89,8 @@ def hold_out(train: Path, folder: Path, *, per_class: int = HELD_PER_CLASS) -> t
         return learn, held
     folder.mkdir(parents=True, exist_ok=True)
     with Reader(train) as reader:
-        assert reader.labels is not None, f"{train} has no labels"
+        require(reader.labels is not None, f"{train} has no labels, and scores need them; give a labelled .beton")
+        assert reader.labels is not None
         chosen = np.zeros(len(reader), bool)
         for number, label in enumerate(np.unique(reader.labels)):
             members = np.flatnonzero(reader.labels == label)
@@ -180,7 +182,7 @@ def row_of(cell: Cell, job: Job, method: Method, *, epochs: float) -> rows.Row:
 
 
 def summary(grid: Sequence[rows.Row], *, recipe: str, split: str) -> dict[str, dict[float, list[rows.Row]]]:
-    """Group the rows of a recipe by method and compute, both in ascending order of their scores and seconds."""
+    """Group the rows of a recipe by method, by name, and by compute, ascending; runs that diverged are left out."""
     found: dict[str, dict[float, list[rows.Row]]] = {}
     for row in grid:
         if (row["shape"], row["split"]) == (recipe, split) and row["knn_top1"] is not None:
@@ -207,7 +209,7 @@ def _shown(runs: Sequence[rows.Row]) -> str:
 
 def plot(found: dict[str, dict[float, list[rows.Row]]], path: Path) -> None:
     """Draw the mean score over compute, a line a method, with the runs as dots."""
-    from matplotlib.figure import Figure  # noqa: PLC0415 - an extra that only this needs
+    from matplotlib.figure import Figure  # noqa: PLC0415 - slow to import, and only this needs it
 
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()

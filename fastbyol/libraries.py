@@ -20,7 +20,7 @@ ANY_SIZE: dict[str, Any] = {"dynamic_img_size": True, "strict_img_size": False}
 
 def build_timm(config: EncoderConfig, *, seed: int | None, views: int) -> nn.Module:  # noqa: ARG001 - of every builder
     """Build timm:NAME without its classifier, for images of any size where timm's network takes them."""
-    name, timm = _name(config), _import("timm", config)
+    name, timm = _name(config), import_library("timm", claim=f"encoder {config.arch} needs timm")
     base = name.partition(".")[0]
     _require_known(base, timm.list_models(), config)
     given: dict[str, Any] = {"num_classes": 0, "in_chans": config.channels}
@@ -35,7 +35,7 @@ def build_timm(config: EncoderConfig, *, seed: int | None, views: int) -> nn.Mod
 
 def build_torchvision(config: EncoderConfig, *, seed: int | None, views: int) -> nn.Module:  # noqa: ARG001 - of every builder
     """Build torchvision:NAME, one of its classifiers, with the identity in the place of the last linear layer."""
-    name, models = _name(config), _import("torchvision", config).models
+    name, models = _name(config), import_library("torchvision", claim=f"encoder {config.arch} needs torchvision").models
     _require_known(name, models.list_models(module=models), config)
     network: nn.Module = models.get_model(name, weights=None)
     linear = [path for path, layer in network.named_modules() if isinstance(layer, nn.Linear)]
@@ -62,15 +62,13 @@ def _take_channels_(network: nn.Module, channels: int) -> None:
     network.set_submodule(path, made)
 
 
-def _import(package: str, config: EncoderConfig) -> ModuleType:
-    """Import timm or torchvision; raise ConfigError that says what to install."""
+def import_library(package: str, *, claim: str) -> ModuleType:
+    """Import timm or torchvision; raise ConfigError that begins with `claim`, on what needs it, where that fails."""
     try:
         return importlib.import_module(package)
     except (ImportError, RuntimeError) as error:  # the latter from a torchvision that another torch was built for
-        raise ConfigError(
-            f"encoder {config.arch} needs {package}, which cannot be imported ({error}); "
-            f"pip install 'fastbyol[{package}]'"
-        ) from error
+        reason = str(error).partition("\n")[0]
+        raise ConfigError(f"{claim}, which cannot be imported ({reason}); pip install 'fastbyol[{package}]'") from error
 
 
 def _name(config: EncoderConfig) -> str:

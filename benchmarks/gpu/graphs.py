@@ -96,7 +96,7 @@ def verdict(
         graphs.plan(sketch)
     except cudnn.cudnnGraphNotSupportedError as refusal:
         if NEEDS_DRIVER in str(refusal):
-            return "not told: engines that are compiled at run time want a driver, others refuse"
+            return "unknown: engines that are compiled at run time need a driver, others refuse"
         return "refused"
     except RuntimeError as error:
         if "cuda_get_device" not in str(error):

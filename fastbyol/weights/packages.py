@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-import importlib
-from types import ModuleType
 from typing import Any
 from urllib.error import URLError
 
 from torch import Tensor
 
 from fastbyol.errors import ConfigError
+from fastbyol.libraries import import_library
 
 PACKAGES = ("torchvision", "timm")
+NEEDED = "weights of {} need the package"
 
 
 def pretrained(package: str, name: str) -> dict[str, Tensor]:
@@ -33,20 +33,9 @@ def pretrained(package: str, name: str) -> dict[str, Tensor]:
     return tensors
 
 
-def _import(package: str, module: str) -> ModuleType:
-    try:
-        return importlib.import_module(module)
-    except (ImportError, RuntimeError) as error:  # torchvision built for another torch raises RuntimeError
-        reason = str(error).partition("\n")[0]
-        raise ConfigError(
-            f"weights of {package} need the package, which cannot be imported ({reason}); pip install {package}, or "
-            "give a file of the weights"
-        ) from error
-
-
 def _torchvision(name: str) -> Any:
-    return _import("torchvision", "torchvision.models").get_model(name, weights="DEFAULT")
+    return import_library("torchvision", claim=NEEDED.format("torchvision")).models.get_model(name, weights="DEFAULT")
 
 
 def _timm(name: str) -> Any:
-    return _import("timm", "timm").create_model(name, pretrained=True)
+    return import_library("timm", claim=NEEDED.format("timm")).create_model(name, pretrained=True)

@@ -1,0 +1,43 @@
+"""Laws of the grid of methods: a division that leaves nothing out, methods as text, and a table of means."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from benchmarks import quality
+from fastbyol.beton import Reader
+from fastbyol.errors import ConfigError
+from tests.conftest import Betons
+
+
+def test_held_out_images_are_alike_in_number_and_none_is_lost(betons: Betons, tmp_path: Path) -> None:
+    learn, held = quality.hold_out(betons.train, tmp_path, per_class=3)
+    with Reader(betons.train) as whole, Reader(learn) as first, Reader(held) as second:
+        assert second.labels is not None
+        assert set(np.unique(second.labels, return_counts=True)[1]) == {3}
+        parts = [bytes(part.payload(index)) for part in (first, second) for index in range(len(part))]
+        assert sorted(parts) == sorted(bytes(whole.payload(index)) for index in range(len(whole)))
+
+
+def test_images_without_labels_cannot_be_held_out(betons: Betons, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="has no labels, and scores need them"):
+        quality.hold_out(betons.unlabelled, tmp_path)
+
+
+def test_a_method_is_a_change_and_flags() -> None:
+    assert quality.parse_method("A b: beta=1+queue=0 --precision=bfloat16") == (
+        "A b",
+        "beta=1+queue=0",
+        ("--precision=bfloat16",),
+    )
+    assert quality.parse_method("BYOL:").recipe("demo") == "demo"
+
+
+def test_the_table_has_means_and_half_the_range() -> None:
+    cell = {"shape": "demo", "implementation": "A", "split": "held out", "budget_cpu_s": 60.0, "epochs": 2.5}
+    runs = [{**cell, "knn_top1": score} for score in (40.0, 44.0, None)]
+    found = quality.summary(runs, recipe="demo", split="held out")
+    assert "| A | 42.0 ± 2.0 (2.5 ep.) |" in quality.table(found)
