@@ -128,3 +128,21 @@ class Stopwatch:
     def elapsed_at(self, unix_time: float) -> float:
         """Return the seconds the run will have used at a Unix time."""
         return self.elapsed_s() + unix_time - time.time()
+
+
+class TimeLimit:
+    """Asked before each piece of a work, returns True when that piece, if as long as the last, would end too late.
+
+    until_s: the latest end in seconds of the run; the first piece is taken to be as long as the time before it.
+    """
+
+    def __init__(self, stopwatch: Stopwatch, until_s: float) -> None:
+        self._stopwatch, self._until_s = stopwatch, until_s
+        self._last_s = stopwatch.elapsed_s()
+        self.was_reached = False
+
+    def __call__(self) -> bool:
+        now_s = self._stopwatch.elapsed_s()
+        self.was_reached = 2 * now_s - self._last_s > self._until_s
+        self._last_s = now_s
+        return self.was_reached

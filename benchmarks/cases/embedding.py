@@ -28,7 +28,7 @@ from fastbyol.data_prep.writer import Writer
 from fastbyol.embed import vectors
 from fastbyol.embed.vectors import Partial
 from fastbyol.evaluate.features import represent_unlabelled
-from fastbyol.evaluate.images import BATCH, InputSettings
+from fastbyol.evaluate.images import BATCH_GPU, InputSettings
 from fastbyol.export.network import ordinary
 from fastbyol.kernels.reference import IMAGENET_MEAN, IMAGENET_STD
 from fastbyol.parts import Encoder, build_encoder
@@ -93,7 +93,8 @@ def _plain(folder: tempfile.TemporaryDirectory[str], device: str, workers: int) 
     """Prepare a loop as one writes it."""
     del folder
     encoder = ordinary(build_encoder(ENCODER, seed=0)).to(device).eval()
-    loader = DataLoader(_Files(_jpegs()), batch_size=BATCH, num_workers=workers, multiprocessing_context="forkserver")
+    files = _Files(_jpegs())
+    loader = DataLoader(files, batch_size=BATCH_GPU, num_workers=workers, multiprocessing_context="forkserver")
 
     @torch.inference_mode()
     def run() -> Tensor:

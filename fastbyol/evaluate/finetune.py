@@ -18,7 +18,6 @@ from fastbyol.beton import Reader
 from fastbyol.errors import require
 from fastbyol.evaluate import metrics
 from fastbyol.evaluate.features import labels_of
-from fastbyol.evaluate.images import BATCH as BATCH_CENTRED
 from fastbyol.evaluate.images import InputSettings, center_views, random_crops, shuffled_batches
 from fastbyol.evaluate.protocol import Files, Job, Protocol, add_from_scratch, add_lrs, add_seed
 from fastbyol.evaluate.splits import Split, hold_out
@@ -147,7 +146,7 @@ def predict(
     parts = []
     bar = Progress(
         center_views(reader, indices, inputs),
-        total=math.ceil(len(indices) / BATCH_CENTRED),
+        total=math.ceil(len(indices) / inputs.batch),
         desc=reader.path.name,
         unit="batches",
     )

@@ -19,7 +19,7 @@ from fastbyol.order import Rows, global_batch
 from fastbyol.system.threads import NO_TUNING, ThreadTuner
 from fastbyol.views import apply, center_view, draw
 
-BATCH = 256  # images in a forward pass without a backward pass
+BATCH_GPU, BATCH_CPU = 256, 64  # images in a forward pass without a backward pass; a CPU's caches hold few
 CROP = ViewConfig(jitter=0, grayscale=0, blur=0, solarize=0)  # random crop and flip only: paper, appendix C.1
 ViewBatches = Generator[tuple[Tensor, NDArray[np.int64]], None, None]
 
@@ -39,19 +39,23 @@ class InputSettings:
     on_error: str = "fail"
     threads: ThreadTuner = NO_TUNING
 
+    @property
+    def batch(self) -> int:
+        """The number of images in a forward pass."""
+        return BATCH_CPU if self.device == "cpu" else BATCH_GPU
+
     def precision(self) -> AbstractContextManager[None]:
         """Return the context in which networks run: bfloat16 autocast on a GPU, float32 elsewhere."""
         return torch.autocast(self.device, dtype=torch.bfloat16, enabled=self.device == "cuda")
 
 
-def center_views(
-    reader: Reader, indices: NDArray[np.int64], inputs: InputSettings, *, batch: int = BATCH
-) -> ViewBatches:
+def center_views(reader: Reader, indices: NDArray[np.int64], inputs: InputSettings) -> ViewBatches:
     """Yield (centre views [m, 3, px, px], indices [n] of the first n of them), in the order of `indices`.
 
-    On a CPU m = n. On a GPU m is always `batch`, because every new batch size costs a search for algorithms; the caller
-    drops the views beyond n in the last batch.
+    On a CPU m = n. On a GPU m is always `inputs.batch`, because every new batch size costs a search for algorithms; the
+    caller drops the views beyond n in the last batch.
     """
+    batch = inputs.batch
     parts = [indices[first : first + batch] for first in range(0, len(indices), batch)]
     rows = [
         Rows(part, np.zeros_like(part)) for part in (parts if inputs.device == "cpu" else pad_to_length(parts, batch))

@@ -16,7 +16,7 @@ from torch import Tensor
 from fastbyol.beton import Reader
 from fastbyol.errors import require
 from fastbyol.evaluate.features import Features, OutOfTime, check_features, evenly_spaced
-from fastbyol.evaluate.images import BATCH, InputSettings, ViewBatches, center_views, random_crops
+from fastbyol.evaluate.images import InputSettings, ViewBatches, center_views, random_crops
 from fastbyol.evaluate.protocol import Files, Job, Protocol, add_seed
 from fastbyol.order import Rows
 from fastbyol.parts import Encoder
@@ -136,7 +136,7 @@ def _represent(
 ) -> Tensor:
     """Compute the representations [count, F] of batches of views, float32 on the inputs' device; stop: see stream."""
     values, done = torch.empty(count, encoder.features, device=inputs.device), 0
-    bar = Progress(views, total=math.ceil(count / BATCH), desc=label, unit="batches")
+    bar = Progress(views, total=math.ceil(count / inputs.batch), desc=label, unit="batches")
     for images, here in inputs.threads.units(bar, "represent"):
         if stop is not None and stop():
             raise OutOfTime(f"time ran out after {done} of {count} images")
@@ -163,15 +163,15 @@ def represent_pairs(
     was_training = encoder.training
     encoder.eval()
     try:
-        crops = [random_crops(reader, _rows(indices, epoch=n), inputs, seed=seed) for n in range(2)]
+        crops = [random_crops(reader, _rows(indices, epoch=n, batch=inputs.batch), inputs, seed=seed) for n in range(2)]
         first, second = (_represent(encoder, views, len(indices), inputs, label=label, stop=stop) for views in crops)
     finally:
         encoder.train(was_training)
     return first, second
 
 
-def _rows(indices: NDArray[np.int64], *, epoch: int) -> list[Rows]:
-    parts = (indices[first : first + BATCH] for first in range(0, len(indices), BATCH))
+def _rows(indices: NDArray[np.int64], *, epoch: int, batch: int) -> list[Rows]:
+    parts = (indices[first : first + batch] for first in range(0, len(indices), batch))
     return [Rows(part, np.full_like(part, epoch)) for part in parts]
 
 

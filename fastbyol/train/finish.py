@@ -6,7 +6,6 @@ import shutil
 import time
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from functools import partial
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ import torch
 from fastbyol import report
 from fastbyol.batchnorm import recalibrate_
 from fastbyol.beton import Reader
+from fastbyol.budget import TimeLimit
 from fastbyol.config import Config
 from fastbyol.evaluate.protocol import Files
 from fastbyol.export import save_encoder
@@ -154,16 +154,14 @@ class Closing:
             )
             recalibrate_(loop.model.online.encoder, views, autocast=loop.engine.autocast())
 
-    def _is_past(self, time_s: float) -> bool:
-        return self.loop.stopwatch.elapsed_s() > time_s
-
     def finish(self, *, deadline_s: float | None, score_until_s: float) -> None:
-        """Export and score the encoder, write report and result.json; give up the score after `score_until_s`."""
+        """Export and score the encoder, write report and result.json; give up a score that would end too late."""
         loop, at = self.loop, self.loop.position
         self.recalibrate()
         self._export(self.folder)
-        scores = self.score(partial(self._is_past, score_until_s))
-        if not self.measures and self._is_past(score_until_s):
+        limit = TimeLimit(loop.stopwatch, score_until_s)
+        scores = self.score(limit)
+        if limit.was_reached:
             is_known, protocol = bool(scores), "knn" if self.scored and not scores else "quality"
             what = "measure the encoder without labels" if is_known else "score the encoder"
             loop.logger.warn(f"no time was left to {what}; fastbyol-eval {protocol} does")

@@ -13,7 +13,7 @@ from fastbyol.beton import Reader
 from fastbyol.config import Config
 from fastbyol.evaluate import features, knn, neighbours, quality
 from fastbyol.evaluate.features import Features, OutOfTime, evenly_spaced
-from fastbyol.evaluate.images import BATCH, InputSettings
+from fastbyol.evaluate.images import InputSettings
 from fastbyol.evaluate.neighbours import Neighbours
 from fastbyol.evaluate.protocol import Files
 from fastbyol.evaluate.quality import Quality
@@ -66,7 +66,8 @@ class Scorer:
     def warm_up(self) -> None:
         """Evaluate one batch and measure: the first compiles and chooses algorithms, which later ones do not."""
         queries = self.files[1]
-        features.represent_unlabelled(self.encoder, queries, evenly_spaced(len(queries), BATCH), self.inputs)
+        some = evenly_spaced(len(queries), self.inputs.batch)
+        features.represent_unlabelled(self.encoder, queries, some, self.inputs)
         small = torch.eye(4, device=self.config.device)
         quality.measure(small, (small, small), spectrum=quality.roots_of_gram)
 

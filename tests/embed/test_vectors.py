@@ -90,7 +90,7 @@ def test_a_stop_after_any_batch_changes_no_bit(encoder: Encoder, many: Path, tmp
     with (tmp_path / "w").open("ab") as file:
         file.write(b"half a record")  # of a command that was killed
     with Partial(tmp_path / "w", "key", width=encoder.features, dtype="float32") as partial:
-        assert partial.done == 256 * batches
+        assert partial.done == INPUTS.batch * batches
     assert np.array_equal(whole(computed(encoder, many, tmp_path / "w")), undisturbed)
 
 

@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import time
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -52,6 +54,25 @@ def test_what_only_the_first_batch_takes_is_not_reserved(betons: Betons, tmp_pat
         run.closing.rehearse()
         assert seen
         assert run.closing.seconds["evaluate"] < 2.0
+
+
+def test_a_score_ends_before_a_batch_that_would_end_too_late(betons: Betons, tmp_path: Path) -> None:
+    with begun(betons, tmp_path / "run") as run:
+        run.folder.path.mkdir()
+        run.loop.position = replace(run.loop.position, train_s=1.0)
+        batches: list[int] = []
+
+        def be_slow(_: Any, views: tuple[Any]) -> None:
+            batches.append(len(views[0]))
+            time.sleep(0.5)
+
+        run.loop.model.online.encoder.register_forward_pre_hook(be_slow)
+        began_s = run.stopwatch.elapsed_s()
+        run.closing.finish(deadline_s=began_s + 60, score_until_s=began_s + 1.3)
+        assert len(batches) in {1, 2}  # a third would end after 1.5 s
+        result = json.loads(run.folder.result.read_text())
+        assert result["knn_top1"] is None
+        assert any("no time was left" in line for line in run.loop.logger.pending_warnings)
 
 
 def test_batches_of_a_gpu_have_one_size() -> None:
