@@ -70,7 +70,7 @@ def _cases_of_group(group: str, args: argparse.Namespace, where: str) -> Iterato
     elif group == "embed":
         from benchmarks.cases import embedding
 
-        yield from embedding.cases(where, workers=args.workers)
+        yield from embedding.cases(where, workers=args.workers, images=args.images)
     else:
         from benchmarks.cases import prep
 
@@ -104,6 +104,7 @@ def parser() -> argparse.ArgumentParser:
         "--name", metavar="TEXT", help="what the rows call the images; their file's name if not given"
     )
     described.add_argument("--batch-size", type=int, default=50, metavar="N", help="for loader")
+    described.add_argument("--images", type=int, default=1000, metavar="N", help="in a round of embed")
     described.add_argument(
         "--workers", type=int, default=2, metavar="N", help="for loader, beside 1, for prep and embed"
     )

@@ -33,29 +33,29 @@ from fastbyol.export.network import ordinary
 from fastbyol.kernels.reference import IMAGENET_MEAN, IMAGENET_STD
 from fastbyol.parts import Encoder, build_encoder
 
-IMAGES, DRAWN = 1000, 50  # of a round
+DRAWN = 50  # images, which come again and again
 STORED_PX, PX = (320, 240), 96
 ENCODER = EncoderConfig("resnet18")
 CHECKED, COSINE = 8, 0.98  # images, and the least cosine of the vectors of one image, whose two ways of resizing differ
 
 
-def cases(device: str, *, workers: int) -> Iterator[Case]:
-    """Time both on `device`, with this many decoding threads or processes."""
-    shape = f"{IMAGES} drawn JPEGs of {STORED_PX[0]} x {STORED_PX[1]}, ResNet-18 at {PX} px, {workers} workers"
+def cases(device: str, *, workers: int, images: int) -> Iterator[Case]:
+    """Time both on `device`, with this many decoding threads or processes and images in a round."""
+    shape = f"{images} drawn JPEGs of {STORED_PX[0]} x {STORED_PX[1]}, ResNet-18 at {PX} px, {workers} workers"
     folder = tempfile.TemporaryDirectory()
     for name, prepare in (("fastbyol", _ours), ("torch DataLoader, Pillow", _plain)):
-        yield Case("embed", shape, name, partial(prepare, folder, device, workers), images=IMAGES)
+        yield Case("embed", shape, name, partial(prepare, folder, device, workers, images), images=images)
 
 
 def _jpegs() -> list[bytes]:
     return [draw(seed, *STORED_PX) for seed in range(DRAWN)]
 
 
-def _ours(folder: tempfile.TemporaryDirectory[str], device: str, workers: int) -> Ready:
+def _ours(folder: tempfile.TemporaryDirectory[str], device: str, workers: int, images: int) -> Ready:
     """Prepare the path of fastbyol-embed from a .beton to the file of vectors."""
     beton, jpegs = Path(folder.name) / "images.beton", _jpegs()
-    with Writer(beton, capacity=IMAGES, class_names=None) as writer:
-        for number in range(IMAGES):
+    with Writer(beton, capacity=images, class_names=None) as writer:
+        for number in range(images):
             writer.append(StoredImage(JPEG, *STORED_PX, jpegs[number % DRAWN]), label=None)
     reader, encoder = Reader(beton), build_encoder(ENCODER, seed=0).to(device).eval()
     inputs = InputSettings(PX, 1.0, workers, device)
@@ -65,7 +65,7 @@ def _ours(folder: tempfile.TemporaryDirectory[str], device: str, workers: int) -
         out.unlink(missing_ok=True)
         with Partial(out, "bench", width=encoder.features, dtype="float32") as partial_file:
             vectors.compute(encoder, reader, inputs, partial_file, has_unit_length=False, stop=lambda: False)
-            return torch.from_numpy(partial_file.vectors().block(0, IMAGES))
+            return torch.from_numpy(partial_file.vectors().block(0, images))
 
     return Ready(run, partial(_check, encoder, reader, inputs))
 
@@ -73,12 +73,12 @@ def _ours(folder: tempfile.TemporaryDirectory[str], device: str, workers: int) -
 class _Files(Dataset[Tensor]):
     """The images as Pillow reads them: the centre square, resized and normalised."""
 
-    def __init__(self, jpegs: list[bytes]) -> None:
-        self._jpegs = jpegs
+    def __init__(self, jpegs: list[bytes], images: int) -> None:
+        self._jpegs, self._images = jpegs, images
         self._mean, self._std = (torch.tensor(each).view(3, 1, 1) for each in (IMAGENET_MEAN, IMAGENET_STD))
 
     def __len__(self) -> int:
-        return IMAGES
+        return self._images
 
     def __getitem__(self, index: int) -> Tensor:
         image = Image.open(io.BytesIO(self._jpegs[index % DRAWN])).convert("RGB")
@@ -89,11 +89,11 @@ class _Files(Dataset[Tensor]):
         return (torch.from_numpy(pixels).permute(2, 0, 1).float() / 255 - self._mean) / self._std
 
 
-def _plain(folder: tempfile.TemporaryDirectory[str], device: str, workers: int) -> Ready:
+def _plain(folder: tempfile.TemporaryDirectory[str], device: str, workers: int, images: int) -> Ready:
     """Prepare a loop as one writes it."""
     del folder
     encoder = ordinary(build_encoder(ENCODER, seed=0)).to(device).eval()
-    files = _Files(_jpegs())
+    files = _Files(_jpegs(), images)
     loader = DataLoader(files, batch_size=BATCH_GPU, num_workers=workers, multiprocessing_context="forkserver")
 
     @torch.inference_mode()
@@ -105,7 +105,7 @@ def _plain(folder: tempfile.TemporaryDirectory[str], device: str, workers: int) 
 
 def _check(encoder: Encoder, reader: Reader, inputs: InputSettings) -> None:
     """Raise WrongResult unless the first images have about the vectors that the plain loop gives them."""
-    files = _Files(_jpegs())
+    files = _Files(_jpegs(), CHECKED)
     found = represent_unlabelled(encoder, reader, np.arange(CHECKED), inputs)
     with torch.inference_mode():
         images = torch.stack([files[number] for number in range(CHECKED)])
