@@ -24,6 +24,7 @@ class AdamW(torch.optim.AdamW):
 
     is_capturable = True
     skips_bad_steps = True
+    moments = 2  # of the gradient and of its square
 
     def __init__(self, module: nn.Module, target_of: Mapping[nn.Parameter, Tensor], config: OptimConfig) -> None:
         groups = parameter_groups(module, weight_decay=config.weight_decay, trust=config.trust)

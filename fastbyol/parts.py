@@ -16,7 +16,7 @@ from fastbyol.errors import ConfigError
 from fastbyol.foreign import adapt, draw_weights
 from fastbyol.registry import ENCODERS, OBJECTIVES, OPTIMIZERS
 
-__all__ = ["Encoder", "Optimizer", "build_encoder", "build_objective", "build_optimizer"]
+__all__ = ["Encoder", "Optimizer", "build_encoder", "build_objective", "build_optimizer", "count_moments"]
 
 OURS = "fastbyol.encoder:build"  # draws from a generator of its own, on any device
 
@@ -25,7 +25,8 @@ class Optimizer(Protocol):
     """An optimiser of the online network whose step also moves the targets by the EMA.
 
     `skipped`: steps left out because of inf or NaN in a gradient, in all and in a row up to now, int32 [2] on the
-    parameters' device. `tau`: the EMA rate, a scalar there.
+    parameters' device. `tau`: the EMA rate, a scalar there. One that keeps more than one tensor of its size for a
+    parameter says how many as `moments`, see count_moments.
     """
 
     is_capturable: bool  # a CUDA graph can hold step()
@@ -116,3 +117,12 @@ def build_optimizer(
             "fastbyol.parts.Optimizer"
         )
     return optimizer
+
+
+def count_moments(optimizer: object) -> int:
+    """Return how many tensors of its size an optimiser, or the class or function of one, keeps for a parameter.
+
+    It is their attribute `moments`, or 1 where they have none. Memory and checkpoints are predicted by it.
+    """
+    found: int = getattr(optimizer, "moments", 1)
+    return found

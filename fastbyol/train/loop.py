@@ -31,7 +31,7 @@ from fastbyol.train.inputs import Pipeline
 from fastbyol.train.plan import Plan
 from fastbyol.train.probe import build_probe
 from fastbyol.train.rows import RowWriter
-from fastbyol.train.saving import Checkpoints
+from fastbyol.train.saving import Checkpoints, moments_to_come
 from fastbyol.train.session import Position, ScoreFunction, Session
 from fastbyol.train.step import Eager
 
@@ -87,13 +87,14 @@ class Loop:
     def state(self, *, with_momenta: bool = False) -> dict[str, Any]:
         """Return all that a resumed run needs, as tensors and plain values.
 
-        with_momenta: include the parameters in place of momenta that the optimiser does not have yet, so that the state
+        with_momenta: include parameters in place of the moments that the optimisers do not have yet, so that the state
         is as large as after the first step.
         """
-        is_fresh = with_momenta and not self.optimizer.state
-        trainable = [parameter.detach() for parameter in self.model.parameters() if parameter.requires_grad]
+        to_come = moments_to_come(self.model, self.optimizer) if with_momenta else []
+        if with_momenta and self.probe is not None:
+            to_come += moments_to_come(self.probe.classifier, self.probe.optimizer)
         return {
-            **({"momenta to come": trainable} if is_fresh else {}),
+            **({"momenta to come": to_come} if to_come else {}),
             "images": len(self.reader),
             "data": list(self.data),
             "elapsed_s": self.stopwatch.elapsed_s(),

@@ -24,6 +24,8 @@ from fastbyol.byol import BYOL, VIEWS
 from fastbyol.config import Recipe
 from fastbyol.errors import ConfigError
 from fastbyol.kernels.dispatch import allocate_only
+from fastbyol.parts import count_moments
+from fastbyol.registry import OPTIMIZERS
 from fastbyol.train.step import PRECISIONS
 
 GIB = 2**30
@@ -94,9 +96,9 @@ def step_bytes(
 ) -> int:
     """Predict the peak memory in bytes of a step of `images` images in `parts` equal micro-batches.
 
-    Includes weights, target, gradients and momenta. precision: of the activations, bfloat16 or float32. recomputes: see
-    Encoder.set_recompute. ranks: with more than one, each holds a second copy of its gradients, in buckets. Takes a
-    second or two for a ResNet-50.
+    Includes weights, target, gradients and the optimiser's moments. precision: of the activations, bfloat16 or float32.
+    recomputes: see Encoder.set_recompute. ranks: with more than one, each holds a second copy of its gradients, in
+    buckets. Takes a second or two for a ResNet-50.
     """
     with torch.device("meta"):
         model = BYOL(
@@ -117,7 +119,8 @@ def step_bytes(
         output.loss.backward()
     # gradients stay allocated during the next part's forward, and DistributedDataParallel copies them into buckets
     gradient_bytes: int = trainable_bytes * ((parts > 1) + (ranks > 1))
-    needed: int = tracker.peak_bytes + trainable_bytes + gradient_bytes + round(VIEW_COPIES * views.nbytes)
+    moment_bytes = trainable_bytes * count_moments(OPTIMIZERS.find(recipe.optim.optimizer))
+    needed: int = tracker.peak_bytes + moment_bytes + gradient_bytes + round(VIEW_COPIES * views.nbytes)
     return needed
 
 

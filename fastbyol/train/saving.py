@@ -7,9 +7,19 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
+from torch import Tensor, nn
+
 from fastbyol.byol import Output
-from fastbyol.parts import Optimizer
+from fastbyol.parts import Optimizer, count_moments
 from fastbyol.storage.checkpoint import Saver
+
+
+def moments_to_come(module: nn.Module, optimizer: Optimizer) -> list[Tensor]:
+    """Return tensors of the sizes of those that the first step adds to an optimiser's state; none after it."""
+    if optimizer.state:
+        return []
+    trained = [parameter.detach() for parameter in module.parameters() if parameter.requires_grad]
+    return trained * count_moments(optimizer)
 
 
 class Checkpoints:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from fastbyol import batchnorm
-from fastbyol.byol import Output
+from fastbyol.byol import BYOL, Output
 from fastbyol.cli.train import main
 from fastbyol.config import Recipe
 from fastbyol.errors import ConfigError
@@ -39,6 +39,18 @@ def test_a_resnet50_step_at_224_px_needs_what_its_tensors_are() -> None:
 def test_recomputing_brings_it_under_40_gib() -> None:
     needed = memory.step_bytes(named("imagenet_rn50"), images=512, precision="bfloat16", recomputes=True) / memory.GIB
     assert needed < 40
+
+
+@pytest.mark.parametrize("parts", [1, 2])
+def test_adamw_needs_a_second_moment_of_every_trainable_parameter(parts: int) -> None:
+    of_lars, of_sgd, of_adamw = (
+        memory.step_bytes(named(f"demo+optimizer={name}"), images=64, parts=parts, precision="float32")
+        for name in ("lars", "sgd", "adamw")
+    )
+    recipe = named("demo")
+    model = BYOL(recipe.encoder, recipe.head, seed=0)
+    assert of_lars == of_sgd
+    assert of_adamw - of_lars == sum(p.nbytes for p in model.parameters() if p.requires_grad)
 
 
 def test_convolutions_that_compute_statistics_keep_no_more(monkeypatch: pytest.MonkeyPatch) -> None:
