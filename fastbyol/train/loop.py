@@ -239,22 +239,30 @@ class Loop:
     def _take_score(self, session: Session, due: set[float]) -> dict[str, float]:
         """Score the model on rank 0 for the shares that are due; return the row's entries.
 
-        The score is given up after half of the time left; after a signal it is left to the resumed run.
+        The score is given up after half of the time left. One that a signal cuts short is left to the resumed run,
+        also where a part of it is known.
         """
         until_s = (session.now_s + session.plan.end_s) / 2
         scores: dict[str, float] = {}
+        is_cut = False
+
+        def cut() -> bool:
+            nonlocal is_cut
+            is_cut = self.stop.has_arrived or self.stopwatch.elapsed_s() > until_s
+            return is_cut
+
         if self.world.is_main:
             with self.stop.on_stall(lambda: self.checkpoints.save_while_stalled(self.position.step)):
-                scores = session.score(lambda: self.stop.has_arrived or self.stopwatch.elapsed_s() > until_s)
+                scores = session.score(cut)
         # the other ranks wait here, as long as it takes, and not in the next step
-        if self.world.from_main(bool(scores) or not self.stop.has_arrived):
+        if self.world.from_main(not (is_cut and self.stop.has_arrived)):
             self.scored_at |= due
         seconds = self.stopwatch.elapsed_s() - session.now_s
-        if not scores:
-            if not self.stop.has_arrived and self.stopwatch.elapsed_s() > until_s:
-                self.logger.warn(f"no time was left for the score at {max(due):g} of the run")
-            return {"score_s": seconds}
-        session.plan.record_piece("evaluate", seconds)
+        if not is_cut:
+            session.plan.record_piece("evaluate", seconds)
+        elif not self.stop.has_arrived:
+            what = "measures without labels" if scores else "score"
+            self.logger.warn(f"no time was left for the {what} at {max(due):g} of the run")
         return {**scores, "score_s": seconds}
 
     def _save_if_due(self, session: Session, output: Output) -> None:

@@ -17,11 +17,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from torch import Tensor
 
 from fastbyol.beton import Reader
 from fastbyol.cli import eval as evaluation
 from fastbyol.cli.train import main
-from fastbyol.evaluate import features
+from fastbyol.evaluate import features, quality
 from fastbyol.loaders import native
 from fastbyol.loaders.batch import Batch
 from fastbyol.monitor.metrics import read_metrics
@@ -29,6 +30,7 @@ from fastbyol.storage import checkpoint
 from fastbyol.storage.run_folder import RunFolder
 from fastbyol.system import signals
 from fastbyol.train.inputs import Pipeline
+from fastbyol.train.scoring import MEASURES
 from tests.conftest import Betons, write_beton
 from tests.support import soak
 from tests.support.commands import Fork, wait_until
@@ -74,6 +76,29 @@ def test_a_score_that_a_signal_cut_short_is_taken_by_the_resumed_run(
     assert main([*asked, "--resume"]) == 0
     rows = read_metrics(RunFolder(tmp_path / "run").metrics)
     assert [row["step"] for row in rows if "knn_top1" in row] == [10, 15]
+    assert encoders_are_equal(finished, tmp_path / "run")
+
+
+def test_the_measures_that_a_signal_cut_off_after_knn_are_taken_by_the_resumed_run(
+    betons: Betons, finished: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = arguments(betons, tmp_path / "run", f"--val={betons.val}", "--epochs=3", "--warmup-epochs=1")
+    represent_pairs, calls = quality.represent_pairs, []
+
+    def interrupted(*given: Any, **how: Any) -> tuple[Tensor, Tensor]:
+        calls.append(given)
+        if len(calls) == 2:  # the first is of the rehearsal
+            signal.raise_signal(signal.SIGTERM)
+        return represent_pairs(*given, **how)
+
+    monkeypatch.setattr(quality, "represent_pairs", interrupted)
+    asked += ["--knn-at=0.5"]
+    assert main(asked) == 75
+    rows = read_metrics(RunFolder(tmp_path / "run").metrics)
+    assert [row["step"] for row in rows if "knn_top1" in row] == [8]
+    assert main([*asked, "--resume"]) == 0
+    rows = read_metrics(RunFolder(tmp_path / "run").metrics)
+    assert [row["step"] for row in rows if set(MEASURES) <= row.keys()] == [10, 15]
     assert encoders_are_equal(finished, tmp_path / "run")
 
 
