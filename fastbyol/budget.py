@@ -56,6 +56,12 @@ def parse_budget(text: str, environment: Mapping[str, str] = os.environ) -> Leng
         raise ConfigError(f"{error}; or 'until 2026-12-01T08:00', or slurm") from None
 
 
+def check_budget(text: str) -> None:
+    """Raise ConfigError for a text that parse_budget never takes; Slurm is not asked, which may take a process."""
+    if text.strip() != "slurm":
+        parse_budget(text)
+
+
 def _unix_time(text: str) -> float:
     try:
         return datetime.fromisoformat(text).timestamp()

@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import NoReturn
 
 from fastbyol import registry
-from fastbyol.budget import Stopwatch, parse_budget, parse_duration, process_age_s
+from fastbyol.budget import Stopwatch, check_budget, parse_duration, process_age_s
 from fastbyol.cli.recipes import format_recipes
 from fastbyol.cli.settings import format_settings
 from fastbyol.config import CROPS, ENGINES, METHODS, ON_ERROR, PRECISIONS, TARGET_STATISTICS, Config
@@ -291,8 +291,8 @@ def check_texts(args: argparse.Namespace) -> None:
         args.file["recipe"] = named(args.recipe)
     if "recipe" in args.file:
         args.recipe = args.file["recipe"].name
-    if args.budget not in (None, "slurm"):  # asking Slurm takes a process
-        parse_budget(args.budget)
+    if args.budget is not None:
+        check_budget(args.budget)
     if args.checkpoint_every is not None:
         parse_duration(args.checkpoint_every, flag="--checkpoint-every")
 

@@ -12,14 +12,14 @@ from pathlib import Path
 from typing import Any
 
 from fastbyol.beton import BetonError
-from fastbyol.budget import Stopwatch, parse_budget, parse_duration
+from fastbyol.budget import Stopwatch, parse_duration
 from fastbyol.cli.cache import Cache, folder_of, is_conversion_of, is_converted
 from fastbyol.cli.closing_line import closing_line
 from fastbyol.config import Config, CropRamp, Recipe
 from fastbyol.errors import ConfigError, require
 from fastbyol.monitor.wandb_sink import require_wandb
 from fastbyol.monitor.watchdog import Diverged
-from fastbyol.recipes.config_file import LENGTHS, formatted, replaced
+from fastbyol.recipes.config_file import LENGTHS, formatted, has_length, replaced, timed
 from fastbyol.recipes.overrides import with_peaks
 from fastbyol.storage import files
 from fastbyol.storage.checkpoint import CheckpointError
@@ -202,13 +202,13 @@ def recipe_of(args: argparse.Namespace) -> Recipe:
 
 
 def settings_of(args: argparse.Namespace) -> dict[str, Any]:
-    """Return the arguments of Config that the file and, above it, the flags give."""
+    """Return the settings that the file and, above it, the flags give; `timed` makes arguments of Config of them."""
     given = {name: getattr(args, name) for name in SAME_NAME}
     changes = {name: value for name, value in given.items() if value is not None} | {"recipe": recipe_of(args)}
     if args.checkpoint_every is not None:
         changes["checkpoint_s"] = parse_duration(args.checkpoint_every, flag="--checkpoint-every")
     if args.budget is not None:
-        changes |= parse_budget(args.budget)._asdict()
+        changes["budget"] = args.budget
     return replaced(args.file, changes)
 
 
@@ -226,10 +226,9 @@ def config_of(args: argparse.Namespace, folder: RunFolder) -> Config:
         recorded = folder.read_config()
         if settings.get("precision") is None:  # another machine's default may differ
             settings["precision"] = recorded.precision
-        in_file = any(args.file.get(name) is not None for name in LENGTHS)
-        if args.budget is None and args.epochs is None and not in_file:
+        if args.budget is None and args.epochs is None and not has_length(args.file):
             settings |= {name: getattr(recorded, name) for name in LENGTHS}
-    config = Config(**settings)
+    config = Config(**timed(settings))
     choose_device(config.device)
     if config.wandb is not None:
         require_wandb()
@@ -246,7 +245,8 @@ def _scores_others(settings: dict[str, Any]) -> bool:
 def save_config(args: argparse.Namespace) -> str:
     """Write the settings of a command line to its --save-config, and return a line that says so."""
     settings, path = settings_of(args), args.save_config
-    Config(**{"data": "", **settings, "device": "cpu"})  # which checks them; the GPU may be elsewhere
+    length = {"budget": "1h"} if "budget" in settings else {}  # Slurm may be elsewhere, as the GPU may
+    Config(**timed({"data": "", **settings, **length, "device": "cpu"}))  # which checks them
     require(args.overwrite or not path.exists(), f"{path} exists; give another --save-config, or --overwrite")
     files.write(path, formatted(path, settings))
     return f"wrote {path}; fastbyol-train --config {shlex.quote(str(path))} trains by it"

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from fastbyol import tables
-from fastbyol.budget import parse_budget
+from fastbyol.budget import check_budget, parse_budget
 from fastbyol.config import Config, Recipe, in_place
 from fastbyol.errors import ConfigError, require
 from fastbyol.recipes.settings import SETTINGS
@@ -21,7 +21,8 @@ if sys.version_info >= (3, 11):
 else:
     import tomli as tomllib
 
-LENGTHS = ("budget_s", "deadline", "epochs")
+LENGTHS = ("budget_s", "deadline", "epochs")  # of Config, of which a run has one
+LENGTHS_OF_FILE = ("budget", *LENGTHS)
 RUN_FOLDER = "config.json"
 
 
@@ -30,25 +31,42 @@ def load(path: Path, changes: Mapping[str, Any]) -> Config:
     settings = replaced(read(path), changes)
     for name in ("recipe", "data"):
         require(name in settings, f"{path} has no {name}; give it there, or among the changes")
-    return Config(**settings)
+    return Config(**timed(settings))
+
+
+def timed(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Return settings as arguments of Config: `budget` becomes a length, for which "slurm" asks Slurm now."""
+    check_length(settings)
+    given = {name: value for name, value in settings.items() if name != "budget"}
+    return given if settings.get("budget") is None else given | parse_budget(settings["budget"])._asdict()
 
 
 def replaced(settings: Mapping[str, Any], changes: Mapping[str, Any]) -> dict[str, Any]:
     """Replace settings by others: a length replaces any other, and without one the recipe's own holds."""
-    has_length = any(changes.get(name) is not None for name in LENGTHS)
-    kept = {name: value for name, value in settings.items() if not (has_length and name in LENGTHS)}
+    kept = {name: value for name, value in settings.items() if not (has_length(changes) and name in LENGTHS_OF_FILE)}
     whole = {**kept, **changes}
-    if "recipe" in whole and all(whole.get(name) is None for name in LENGTHS):
+    if "recipe" in whole and not has_length(whole):
         recipe = whole["recipe"]
         whole["epochs"] = (recipe if isinstance(recipe, Recipe) else recipe_of(recipe)).epochs
     return whole
 
 
+def has_length(settings: Mapping[str, Any]) -> bool:
+    """Tell whether settings say how long a run is."""
+    return any(settings.get(name) is not None for name in LENGTHS_OF_FILE)
+
+
+def check_length(settings: Mapping[str, Any]) -> None:
+    """Raise ConfigError where settings say more than once how long a run is."""
+    given = [name for name in LENGTHS_OF_FILE if settings.get(name) is not None]
+    require(len(given) <= 1, f"{' and '.join(given)} each say how long the run is; give one of them")
+
+
 def read(path: Path) -> dict[str, Any]:
     """Read the settings of a file, or of a run's folder, as arguments of Config, which may lack some.
 
-    The recipe is built; `budget`, written as on the command line, becomes a length. Raises ConfigError, which names
-    the file and the setting; OSError.
+    The recipe is built; `budget` stays the text of the command line, for `timed`. Raises ConfigError, which names the
+    file and the setting; OSError.
     """
     if path.is_dir():
         path = path / RUN_FOLDER
@@ -74,8 +92,9 @@ def _arguments(table: Mapping[str, Any]) -> dict[str, Any]:
         settings["recipe"] = recipe_of(table["recipe"])
     if "budget" in table:
         require(isinstance(table["budget"], str), f'budget is {table["budget"]!r}; give a text, such as "8h"')
-        length = parse_budget(table["budget"])
-        settings |= {"budget_s": length.budget_s, "deadline": length.deadline}
+        check_budget(table["budget"])
+        settings["budget"] = table["budget"]
+    check_length(settings)
     return settings
 
 

@@ -12,6 +12,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from fastbyol.budget import SLURM_MARGIN_S
 from fastbyol.cli.settings import format_settings
 from fastbyol.cli.train import build_parser, check_texts, main
 from fastbyol.cli.train_run import config_of
@@ -139,6 +140,11 @@ def test_a_file_without_a_length_has_the_recipes(tmp_path: Path) -> None:
         ("seed = 1.5", "seed is 1.5; give a whole number"),
         ("budget = 8", "budget is 8; give a text"),
         ('budget = "8"', "'8' is not a duration"),
+        ('budget = "until noon"', "'noon' is not a date"),
+        ('budget = "8h"\nbudget_s = 60.0', "budget and budget_s each say how long the run is; give one of them"),
+        ('budget = "8h"\ndeadline = 5e9', "budget and deadline each say how long the run is"),
+        ('budget = "slurm"\nepochs = 9', "budget and epochs each say how long the run is"),
+        ("budget_s = 60.0\nepochs = 9", "budget_s and epochs each say how long the run is"),
         ("seed = ", "Invalid value"),
     ],
 )
@@ -160,6 +166,34 @@ def test_flags_rule_over_the_file(tmp_path: Path, capsys: pytest.CaptureFixture[
     assert main(["--config", str(path), "--save-config", str(out)]) == 2
     assert main(["demo", "--config", str(path)]) == 2
     assert "recipe demo is given, and" in capsys.readouterr().err
+
+
+def test_slurm_is_asked_when_the_run_begins(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    for name in ("SLURM_JOB_ID", "SLURM_JOB_END_TIME"):
+        monkeypatch.delenv(name, raising=False)
+    path, out = written(tmp_path, f'{SHORT}budget = "slurm"\n'), tmp_path / "b.toml"
+    folder = RunFolder(tmp_path / "run")
+    assert main(["--config", str(path), "--settings"]) == 0  # outside of a job
+    assert main(["--config", str(path), "--plan", "80"]) == 0
+    assert main(["--config", str(path), "--save-config", str(out)]) == 0
+    assert main(["demo", "--budget=slurm", "--save-config", str(tmp_path / "c.toml")]) == 0
+    assert read(out)["budget"] == read(tmp_path / "c.toml")["budget"] == "slurm"
+    assert Config.from_file(out, {"epochs": 40.0}).epochs == 40
+    assert Config.from_file(out, {"budget": "90s"}).budget_s == 90
+    with pytest.raises(ConfigError, match="budget and epochs each"):
+        Config.from_file(out, {"budget": "90s", "epochs": 40.0})
+    args = build_parser().parse_args(["--config", str(out), "--device=cpu"])
+    check_texts(args)
+    monkeypatch.setenv("SLURM_JOB_ID", "7")
+    for end in ("5000000000", "6000000000"):  # of a job and of the one that took its place
+        monkeypatch.setenv("SLURM_JOB_END_TIME", end)
+        assert config_of(args, folder).deadline == Config.from_file(out).deadline == float(end) - SLURM_MARGIN_S
+    monkeypatch.delenv("SLURM_JOB_ID")
+    with pytest.raises(ConfigError, match="outside a Slurm job"):
+        config_of(args, folder)
+    capsys.readouterr()
 
 
 def test_what_the_machine_chose_is_not_written(tmp_path: Path) -> None:
