@@ -72,6 +72,7 @@ def run(
                 attempt = Run(chosen, opened, stopwatch=stopwatch, stop=stop)
                 if has_started:
                     attempt.resume(used_before_s)
+                    attempt.drop_damaged()
                     if opened.world.is_main and folder.result.exists():  # it had finished, and is longer now
                         set_aside(folder, step=attempt.loop.position.step)
                     if opened.world.is_main and folder.read_config() != chosen:  # the images are known to be the same
@@ -224,6 +225,7 @@ class Run:
         self.epochs: float | None = None  # for which an earlier process built the schedules
         self.used_before_s = 0.0  # by earlier processes
         self.has_started = False  # the folder belongs to this run
+        self.has_damaged = False  # checkpoints, which resume() passed over; known on rank 0
 
     def begin(self) -> None:
         """Load the weights that the run starts from, if it does not start from drawn ones; rank 0 reads them."""
@@ -237,6 +239,8 @@ class Run:
 
     def resume(self, used_before_s: float | None = None) -> None:
         """Restore the newest readable checkpoint and make the run longer if it is; without a checkpoint, begin.
+
+        Nothing in the folder changes.
 
         Rank 0 reads it for all ranks. The stopwatch adds the seconds that earlier processes are known to have used, up
         to that checkpoint or the last row. used_before_s: those seconds, if the stopwatch has counted them already.
@@ -262,8 +266,7 @@ class Run:
             self.begin()
         for line in damaged:
             self.loop.logger.warn(line)
-        if damaged:
-            checkpoint.drop_after(self.folder.checkpoints, self.loop.position.step)
+        self.has_damaged = bool(damaged)
         self.has_started = True
         self.used_before_s = max(used_s, default=0.0) if used_before_s is None else used_before_s
         if used_before_s is None:
@@ -271,6 +274,11 @@ class Run:
         deadline_s = self.world.from_main(self.config.end_s(self.stopwatch.elapsed_at))
         if state is not None and lengthen(self.loop, epochs=self.epochs, deadline_s=deadline_s):
             self.epochs = None
+
+    def drop_damaged(self) -> None:
+        """Remove the checkpoints that did not load: they would count against the good one before them."""
+        if self.has_damaged:
+            checkpoint.drop_after(self.folder.checkpoints, self.loop.position.step)
 
     def record_micro_batches(self, line: str) -> None:
         """Warn how a step is computed since memory ran out, and record from which step on in the result."""

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import re
+import shutil
 from pathlib import Path
 
 import pytest
 
 from fastbyol.cli.train import main
+from fastbyol.storage import checkpoint
 from fastbyol.storage.run_folder import RunFolder
 from tests.conftest import Betons
 from tests.support.commands import Fork
@@ -55,3 +57,20 @@ def test_a_plan_leaves_a_run_as_it_is(
     assert {path: path.stat().st_mtime_ns for path in RunFolder(finished).path.rglob("*")} == before
     assert main(arguments(betons, finished, *asked, "--plan")) == 2
     assert "already holds a run" in capsys.readouterr().err
+
+
+def test_a_plan_leaves_damaged_checkpoints_to_the_run_that_goes_on(
+    betons: Betons, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = RunFolder(shutil.copytree(finished, tmp_path / "run"))
+    folder.result.unlink()  # as if it had been stopped
+    (folder.checkpoints / "step-000000018.pt").write_bytes(b"cut short")
+    asked = arguments(betons, folder.path, f"--val={betons.val}", "--warmup-epochs=1", "--epochs=4", "--resume")
+    before = {path: path.read_bytes() for path in folder.path.rglob("*") if path.is_file()}
+    assert main([*asked, "--plan", "--threads=1"]) == 0
+    assert "step-000000018.pt does not load" in capsys.readouterr().err
+    assert {path: path.read_bytes() for path in folder.path.rglob("*") if path.is_file()} == before
+    assert main(asked) == 0
+    assert {path.name for path in folder.checkpoints.iterdir()} == {"step-000000015.pt", "step-000000020.pt"}
+    state, damaged = checkpoint.load_newest(folder.checkpoints)
+    assert (state["step"], damaged) == (20, [])
