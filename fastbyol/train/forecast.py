@@ -19,9 +19,10 @@ from fastbyol.schedule import Schedule
 from fastbyol.storage.run_folder import RunFolder
 from fastbyol.system.signals import StopSignal
 from fastbyol.train import memory
+from fastbyol.train.opening import open_run
 from fastbyol.train.plan import Reserve
 from fastbyol.train.planning import Planner
-from fastbyol.train.runner import Run, open_run
+from fastbyol.train.runner import Run
 from fastbyol.train.scoring import BASELINES
 
 KEPT = 3  # checkpoints on disk at most: the two newest, and the one that is written

@@ -25,7 +25,8 @@ from fastbyol.storage.checkpoint import copy_to_host
 from fastbyol.storage.run_folder import RunFolder
 from fastbyol.system.distributed import join_ranks
 from fastbyol.system.signals import StopSignal
-from fastbyol.train.runner import OpenRun, Run
+from fastbyol.train.opening import OpenRun
+from fastbyol.train.runner import Run
 from tests.conftest import Betons
 
 
