@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import difflib
 import importlib
-import inspect
-from collections.abc import Collection
+from collections.abc import Callable, Collection, Sequence
+from contextlib import suppress
+from functools import partial
 from types import ModuleType
 from typing import Any
 
@@ -14,8 +15,13 @@ from torch import nn
 from fastbyol.config import EncoderConfig
 from fastbyol.errors import ConfigError, require
 
-# arguments with which timm's networks take images of any size, where they have them
-ANY_SIZE: dict[str, Any] = {"dynamic_img_size": True, "strict_img_size": False}
+# arguments with which timm's networks take images of any size; which a name takes is known only of the class it builds
+ANY_SIZE: tuple[dict[str, Any], ...] = (
+    {"dynamic_img_size": True, "strict_img_size": False},
+    {"dynamic_img_size": True},
+    {"strict_img_size": False},
+    {},
+)
 
 
 def build_timm(config: EncoderConfig, *, seed: int | None, views: int) -> nn.Module:  # noqa: ARG001 - of every builder
@@ -25,12 +31,17 @@ def build_timm(config: EncoderConfig, *, seed: int | None, views: int) -> nn.Mod
     _require_known(base, timm.list_models(), config)
     given: dict[str, Any] = {"num_classes": 0, "in_chans": config.channels}
     try:
-        network: nn.Module = timm.create_model(name, pretrained=False, **given)
+        return _first_taken(partial(timm.create_model, name, pretrained=False, **given), ANY_SIZE)
     except RuntimeError as error:  # of a tag that the network does not have
         raise ConfigError(f"encoder {config.arch} cannot be built ({error}); give timm:{base}") from error
-    taken = inspect.signature(type(network)).parameters
-    more = {argument: value for argument, value in ANY_SIZE.items() if argument in taken}
-    return timm.create_model(name, pretrained=False, **given, **more) if more else network
+
+
+def _first_taken(build: Callable[..., nn.Module], choices: Sequence[dict[str, Any]]) -> nn.Module:
+    """Build a network with the first arguments that it takes; others are refused before anything is built."""
+    for arguments in choices[:-1]:
+        with suppress(TypeError):  # as Python, or timm itself, says that an argument is not known
+            return build(**arguments)
+    return build(**choices[-1])
 
 
 def build_torchvision(config: EncoderConfig, *, seed: int | None, views: int) -> nn.Module:  # noqa: ARG001 - of every builder

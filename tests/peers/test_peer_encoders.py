@@ -19,6 +19,7 @@ from fastbyol.cli.train import main
 from fastbyol.config import EncoderConfig, HeadConfig
 from fastbyol.errors import ConfigError
 from fastbyol.export import formats, load_encoder
+from fastbyol.foreign import draw_weights
 from fastbyol.monitor.metrics import read_metrics
 from fastbyol.parts import build_encoder
 from fastbyol.recipes import RECIPES, named
@@ -89,6 +90,27 @@ def test_weights_follow_the_seed_and_load_strictly_where_they_come_from(
     assert not unexpected
     assert {each.rpartition(".")[2] for each in missing} == {"weight", "bias"}  # of the classifier
     assert len(missing) == 2
+
+
+@pytest.mark.parametrize(
+    ("name", "more"),
+    [
+        ("resnet18", {}),
+        ("vit_tiny_patch16_224", {"dynamic_img_size": True}),
+        ("deit_tiny_distilled_patch16_224", {"dynamic_img_size": True}),
+        ("swin_tiny_patch4_window7_224", {"dynamic_img_size": True, "strict_img_size": False}),
+        ("hrnet_w18_small", {}),
+    ],
+)
+def test_a_network_is_built_once_for_any_size(name: str, more: dict[str, bool], timm: ModuleType) -> None:
+    with draw_weights(1):
+        wanted = timm.create_model(name, num_classes=0, **more).state_dict()
+    encoder = build_encoder(EncoderConfig(f"timm:{name}"), seed=1).eval()
+    found = encoder.state_dict()  # drawn for the first time: a second network would have other weights
+    assert found.keys() == wanted.keys()
+    assert all(torch.equal(found[each], wanted[each]) for each in wanted)
+    with torch.no_grad():
+        assert encoder(torch.zeros(1, 3, 96, 96)).shape == (1, encoder.features)
 
 
 @pytest.mark.usefixtures("timm")
