@@ -86,8 +86,10 @@ def load_plugin(name: str) -> None:
     module, extra = _EXTRAS[name]
     try:
         plugin = importlib.import_module(module)
-    except ImportError as error:
+    except ModuleNotFoundError as error:
         raise ImageError(f"{name} needs a package ({error}); pip install 'fastbyol[{extra}]'") from error
+    except ImportError as error:
+        raise ImageError(f"{name} needs {module}, which is installed: mend what its import lacks ({error})") from error
     if name == "HEIF":
         plugin.register_heif_opener()
 

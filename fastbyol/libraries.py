@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import difflib
 import importlib
+import re
 from collections.abc import Callable, Collection, Sequence
 from contextlib import suppress
 from functools import partial
 from types import ModuleType
 from typing import Any
 
+import torch
 from torch import nn
 
 from fastbyol.config import EncoderConfig
@@ -22,6 +24,7 @@ ANY_SIZE: tuple[dict[str, Any], ...] = (
     {"strict_img_size": False},
     {},
 )
+BUILD = re.compile(r"cpu|cu\d+")  # in a version of torch, after the +: what its packages at pytorch.org are named for
 
 
 def build_timm(config: EncoderConfig, *, seed: int | None, views: int) -> nn.Module:  # noqa: ARG001 - of every builder
@@ -79,7 +82,23 @@ def import_library(package: str, *, claim: str) -> ModuleType:
         return importlib.import_module(package)
     except (ImportError, RuntimeError) as error:  # the latter from a torchvision that another torch was built for
         reason = str(error).partition("\n")[0]
-        raise ConfigError(f"{claim}, which cannot be imported ({reason}); pip install 'fastbyol[{package}]'") from error
+        raise ConfigError(f"{claim}, which cannot be imported ({reason}); {_remedy(package, error)}") from error
+
+
+def _remedy(package: str, error: Exception) -> str:
+    """Say what to do where the import of timm or torchvision, which timm imports, failed."""
+    if isinstance(error, ModuleNotFoundError):
+        return f"pip install 'fastbyol[{package}]'"
+    if package != "torchvision" and "torchvision" not in str(error):
+        return f"{package} is installed, and something that it imports does not fit it; pip check may name that"
+    advice = f"install the build of torchvision for torch {torch.__version__}, which is installed"
+    build = torch.__version__.partition("+")[2]
+    if not BUILD.fullmatch(build):
+        return advice
+    return (
+        f"{advice}: pip uninstall torchvision; pip install torchvision torch=={torch.__version__} "
+        f"--index-url https://download.pytorch.org/whl/{build}"
+    )
 
 
 def _name(config: EncoderConfig) -> str:

@@ -128,10 +128,15 @@ def _refuse(path: Path, kind: str, flags: dict[str, str | None]) -> None:
 
 
 def _tables(path: Path) -> ModuleType:
-    """Return the module that reads tables; raise SourceError if pyarrow is not installed."""
+    """Return the module that reads tables; raise SourceError if pyarrow is not installed, or cannot be imported."""
     try:
         from fastbyol.data_prep.sources import tables  # noqa: PLC0415 - an extra
     except ImportError as error:
-        wanted = "install pyarrow: pip install 'fastbyol[parquet]'"
+        is_missing = isinstance(error, ModuleNotFoundError)
+        wanted = (
+            "install pyarrow: pip install 'fastbyol[parquet]'"
+            if is_missing
+            else "pyarrow is installed: mend what its import lacks"
+        )
         raise SourceError(f"{path}: tables cannot be read here ({error}); {wanted}") from error
     return tables

@@ -166,9 +166,11 @@ def _need(package: str | None, *, extra: str, flag: str) -> Iterator[None]:
     except ImportError as error:
         if package is None or (error.name or "").partition(".")[0] == "fastbyol":
             raise
+        is_missing = isinstance(error, ModuleNotFoundError)
+        remedy = f"pip install 'fastbyol[{extra}]'" if is_missing else "it is installed: mend what its import lacks"
         raise ConfigError(
             f"{flag} {extra} needs the package {package}, which cannot be imported ({error}); "
-            f"pip install 'fastbyol[{extra}]', or choose another {flag}"
+            f"{remedy}, or choose another {flag}"
         ) from error
 
 

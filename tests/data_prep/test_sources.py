@@ -18,6 +18,7 @@ from fastbyol.data_prep.sources.base import SourceError
 from fastbyol.data_prep.sources.tar import LINK_OR_HIDDEN
 from tests.support.layouts import contents, lay_out, link, pack
 
+ROOT = Path(__file__).parents[2]
 FILES = {
     "cat/b.JPEG": b"cat b",
     "cat/a.jpg": b"cat a",
@@ -205,3 +206,22 @@ def test_an_archive_that_changes_after_listing_is_refused(tmp_path: Path) -> Non
     with pytest.raises(SourceError, match="3 images were listed but 2 were read"):
         convert(source, tmp_path / "out.beton", Settings(mode="passthrough"), workers=1)
     assert not (tmp_path / "out.beton").exists()
+
+
+@pytest.mark.parametrize(
+    ("package", "use"),
+    [
+        ("pyarrow", "from fastbyol.data_prep.sources import open_source; open_source(Path('a.parquet'))"),
+        ("pillow_heif", "from fastbyol.data_prep.formats import load_plugin; load_plugin('HEIF')"),
+    ],
+)
+def test_a_package_that_is_there_and_fails_is_not_to_be_installed(package: str, use: str, tmp_path: Path) -> None:
+    (tmp_path / f"{package}.py").write_text("raise ImportError('numpy.core.multiarray failed to import')")
+    (tmp_path / "a.parquet").write_bytes(b"PAR1")
+    command = [sys.executable, "-c", f"import sys; sys.path[1:1] = [{str(ROOT)!r}]; from pathlib import Path; {use}"]
+    ran = subprocess.run(command, check=False, capture_output=True, text=True, cwd=tmp_path)
+    said = ran.stderr.strip().splitlines()[-1]
+    assert f"{package}" in said
+    assert "numpy.core.multiarray failed to import" in said
+    assert "mend what its import lacks" in said
+    assert "pip install" not in said

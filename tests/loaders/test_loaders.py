@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,21 @@ def test_a_missing_package_is_named_with_how_to_install_it(betons: Betons, name:
         pytest.skip(f"{package} is installed")
     with Reader(betons.train) as reader, pytest.raises(ConfigError, match=rf"pip install 'fastbyol\[{name}\]'"):
         loaders.load(name, reader, [], workers=1)
+
+
+@pytest.mark.parametrize(("name", "package"), [("ffcv", "numba"), ("dali", "nvidia")])
+def test_a_package_that_is_there_and_fails_is_not_to_be_installed(
+    betons: Betons, name: str, package: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for module in [module for module in sys.modules if module.partition(".")[0] == package]:
+        monkeypatch.delitem(sys.modules, module)
+    (tmp_path / f"{package}.py").write_text("raise ImportError('libtbb.so: cannot open shared object file')")
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, f"fastbyol.loaders.{name}", raising=False)
+    with Reader(betons.train) as reader, pytest.raises(ConfigError) as raised:
+        loaders.load(name, reader, [], workers=1)
+    assert "libtbb.so: cannot open" in str(raised.value)
+    assert str(raised.value).endswith("it is installed: mend what its import lacks, or choose another --loader")
 
 
 def test_one_thread_decodes_small_images_and_none_once_all_are_there(betons: Betons, tmp_path: Path) -> None:
