@@ -18,6 +18,7 @@ recipe = named("demo")
 model = BYOL(recipe.encoder, recipe.head, seed=0)
 lars = optim.build(model, model.target_of(), recipe.optim)  # its step also moves the target
 with Reader(path) as reader:
+    schedules = schedule.build(recipe, epochs=steps * recipe.batch_size / len(reader), warmup_max=0.1)
     rows = stream(0, batch_size=recipe.batch_size, count=len(reader), seed=0)
     batches = load("native", reader, rows, workers=2)  # decodes each image once, ahead of the step
     for step, batch in enumerate(islice(batches, steps)):
@@ -27,10 +28,7 @@ with Reader(path) as reader:
         lars.zero_grad()
         loss.backward()
         progress = step / steps
-        lars.set_rates(
-            lr=schedule.learning_rate(progress, peak=recipe.peak_lr, warmup=0.1),
-            tau=schedule.ema_rate(progress, base=recipe.optim.tau_base),
-        )
+        lars.set_rates(lr=schedules.learning_rate(progress), tau=schedules.tau(progress))
         lars.step()
         if step % 5 == 0:
             print(f"step {step}: loss {loss.item():.3f}")

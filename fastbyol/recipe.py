@@ -167,6 +167,11 @@ class ObjectiveConfig:
         """Tell whether there is a target network besides the online network."""
         return self.target in ("ema", "constant")
 
+    @property
+    def moves_target(self) -> bool:
+        """Tell whether the target network is a moving average of the online one, at the rate tau."""
+        return self.target == "ema"
+
 
 @dataclass(frozen=True)
 class OptimConfig:
@@ -305,8 +310,3 @@ class Recipe:
             return self.views
         first, second = (replace(view, saturation=0.0, hue=0.0, grayscale=0.0) for view in self.views)
         return first, second
-
-    @property
-    def peak_lr(self) -> float:
-        """The peak learning rate of the recipe's own batch size."""
-        return scale_lr(self.optim.base_lr, batch_size=self.batch_size)

@@ -13,6 +13,7 @@ from fastbyol import schedule
 from fastbyol.config import Config, HeadConfig, ObjectiveConfig, OptimConfig, ViewConfig, from_json, to_json
 from fastbyol.encoder import ARCHS, ResNet
 from fastbyol.errors import ConfigError
+from fastbyol.recipe import scale_lr
 from fastbyol.recipes import PAPER_VIEWS, RECIPES, named
 
 
@@ -28,7 +29,8 @@ def test_recipes_build_and_end_at_zero_and_one(name: str) -> None:
         with torch.device("meta"):
             assert ResNet(recipe.encoder).features > 0
     made = schedule.build(recipe, epochs=recipe.epochs)
-    assert made.learning_rate(made.warmup) == pytest.approx(recipe.peak_lr)
+    peak_lr = scale_lr(recipe.optim.base_lr, batch_size=recipe.batch_size)
+    assert made.learning_rate(made.warmup) == pytest.approx(peak_lr)
     assert made.learning_rate(1.0) == 0
     assert made.tau(0.0) == pytest.approx(recipe.optim.tau_base)
     assert made.tau(1.0) == (1 if recipe.optim.tau_rises else recipe.optim.tau_base)
@@ -36,7 +38,7 @@ def test_recipes_build_and_end_at_zero_and_one(name: str) -> None:
 
 def test_imagenet_recipe_is_the_papers() -> None:
     recipe = named("imagenet_rn50")
-    assert recipe.peak_lr == pytest.approx(0.45 * 4096 / 256)
+    assert schedule.build(recipe, epochs=recipe.epochs).peak_lr == pytest.approx(0.45 * 4096 / 256)
     assert (recipe.head.hidden, recipe.head.out) == (4096, 256)
     assert (recipe.optim.momentum, recipe.optim.trust, recipe.optim.weight_decay) == (0.9, 1e-3, 1e-6)
     assert recipe.optim.tau_base == 0.99

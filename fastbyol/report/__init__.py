@@ -81,7 +81,7 @@ def write(  # noqa: PLR0913 - everything that a page shows
         scores=_scores(result or {}),
         measures=_measures(measures or {}),
         numbers=_numbers(config, last, result or {}, plan or {}),
-        **_budget(rows, result, plan),
+        **_budget(rows, result, plan if config.recipe.objective.moves_target else _without_rate(plan)),
         figures=_figures(config, rows, result),
         events=_events(rows, warnings),
         strip_names=pictures.STRIP,
@@ -157,6 +157,11 @@ def _numbers(config: Config, last: dict[str, Any], result: dict[str, Any], plan:
     return {label: value for label, value in found.items() if value is not None}
 
 
+def _without_rate(plan: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Return a plan without the rate of a target that moves, for a run that has none."""
+    return plan and {name: value for name, value in plan.items() if name != "tau_base"}
+
+
 def _budget(
     rows: Sequence[dict[str, Any]], result: dict[str, Any] | None, plan: dict[str, Any] | None
 ) -> dict[str, Any]:
@@ -184,7 +189,13 @@ def _budget(
 
 def _figures(config: Config, rows: Sequence[dict[str, Any]], result: dict[str, Any] | None) -> list[curves.Figure]:
     loss_note = "both directions, 0 to 8" if settings.loss_ends_at_8(config) else ""
-    return curves.figures(rows, result, healthy_std=config.recipe.head.out**-0.5, loss_note=loss_note)
+    return curves.figures(
+        rows,
+        result,
+        healthy_std=config.recipe.head.out**-0.5,
+        loss_note=loss_note,
+        moves_target=config.recipe.objective.moves_target,
+    )
 
 
 def _events(rows: Sequence[dict[str, Any]], warnings: Sequence[str]) -> list[tuple[float, str]] | None:

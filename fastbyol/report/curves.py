@@ -84,18 +84,20 @@ class Figure:
     legend: dict[str, str] = field(default_factory=dict)  # name -> colour
 
 
-def figures(rows: Rows, result: dict[str, Any] | None, *, healthy_std: float, loss_note: str) -> list[Figure]:
-    """Draw every chart that the rows have values for; healthy_std is 1/sqrt(D)."""
+def figures(
+    rows: Rows, result: dict[str, Any] | None, *, healthy_std: float, loss_note: str, moves_target: bool
+) -> list[Figure]:
+    """Draw every chart that the rows have values for; healthy_std is 1/sqrt(D). Tau is drawn where a target moves."""
     timed = [row for row in rows if isinstance(row.get("elapsed_s"), int | float)]
     if not timed:
         return []
     rows, scores = thin_rows(timed), _scores(timed, result or {})
     waiting, sizes, stds = _waiting(rows), values(rows, "crop_px"), values(rows, "embedding_std")
-    probed = values(rows, "probe_top1")
+    probed, taus = values(rows, "probe_top1"), values(rows, "tau") if moves_target else []
     drawn = (
         _draw(_Curve("Loss", loss_note), rows, values(rows, "loss")),
         _draw(_Curve("Learning rate", is_exact=True), rows, values(rows, "lr")),
-        _draw(_Curve("Target rate τ", colour="b", low=None, is_exact=True), rows, values(rows, "tau")),
+        _draw(_Curve("Target rate τ", colour="b", low=None, is_exact=True), rows, taus),
         _draw(_Curve("View size", unit=" px", colour="b", is_exact=True), rows, sizes) if len(set(sizes)) > 1 else None,
         _draw(
             _Curve(

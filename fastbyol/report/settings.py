@@ -53,7 +53,7 @@ def _heads(head: HeadConfig) -> str:
 
 def _rate(optim: OptimConfig, objective: ObjectiveConfig, tau_base: float) -> dict[str, str]:
     """Describe the EMA rate; empty if the target is not a moving average."""
-    if objective.target != "ema":
+    if not objective.moves_target:
         return {}
     return {"τ at the start": f"{tau_base:.4g}"} if optim.tau_rises else {"τ": f"{tau_base:.4g} throughout"}
 

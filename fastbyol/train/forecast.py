@@ -116,10 +116,10 @@ def _memory(config: Config) -> str:
 
 
 def _rates(schedules: Schedule) -> str:
-    tau = f"{schedules.tau_base:.4g} to 1" if schedules.tau_rises else f"{schedules.tau_base:.4g}"
+    tau = f", tau {schedules.tau_base:.4g}{' to 1' if schedules.tau_rises else ''}"
     return (
         f"learning rate up to {schedules.peak_lr:.3g} (base {schedules.base_lr:.3g}), warm-up "
-        f"{schedules.warmup:.1%} of the run, tau {tau}"
+        f"{schedules.warmup:.1%} of the run{tau if schedules.objective.moves_target else ''}"
     )
 
 

@@ -156,8 +156,9 @@ class Planner:
 
 
 def _plan_summary(plan: dict[str, Any], schedules: Schedule) -> str:
+    tau = f"tau {schedules.tau_base:.4g}, " if schedules.objective.moves_target else ""
     return (
         f"fits {plan['epochs_that_fit']:.3g} epochs at {1000 * plan['step_s']:.3g} ms a step; "
-        f"base lr {schedules.base_lr:.3g}, tau {schedules.tau_base:.4g}, warm-up {schedules.warmup:.1%} of the run; "
+        f"base lr {schedules.base_lr:.3g}, {tau}warm-up {schedules.warmup:.1%} of the run; "
         f"{plan['reserve_s']:.1f} s reserved to evaluate and save"
     )

@@ -18,6 +18,7 @@ from fastbyol import report
 from fastbyol.beton import Reader
 from fastbyol.config import Config, CropRamp
 from fastbyol.evaluate.neighbours import Neighbours
+from fastbyol.recipe import TARGETS
 from fastbyol.recipes import named
 from fastbyol.report import chart, curves, pictures, settings, timeline
 from fastbyol.storage.run_folder import RunFolder
@@ -198,6 +199,14 @@ def test_whatever_is_missing_is_left_out(
 ) -> None:
     text = page(parts, rows, result, plan=plan)
     assert ("This run has not finished" in text) == (result is None)
+
+
+@pytest.mark.parametrize("target", TARGETS)
+def test_the_rate_of_the_target_is_shown_where_one_moves(target: str, parts: Parts) -> None:
+    config = replace(parts.config, recipe=named(f"demo+target={target}"))
+    text = page(parts._replace(config=config), [row(1), row(2)], RESULT, plan=PLAN)
+    assert "epochs that fit" in text
+    assert ("τ" in text) == ("Target rate τ" in names(text)) == (target == "ema")
 
 
 def test_rows_of_older_runs_show_their_waiting(parts: Parts) -> None:

@@ -59,6 +59,16 @@ def test_a_plan_leaves_a_run_as_it_is(
     assert "already holds a run" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize("length", ["--budget=1h", "--epochs=3"])
+def test_a_plan_names_no_rate_of_a_target_that_does_not_move(length: str, betons: Betons, tmp_path: Path) -> None:
+    words = arguments(betons, tmp_path / "run", "--threads=1", length, "--plan")[1:]
+    process = Fork(tmp_path / "said", "demo+target=online+beta=1+predictor_depth=0", *words, COLUMNS="400")
+    _, said = process.communicate()
+    assert process.returncode == 0, said
+    assert planned(said)["rates"].startswith("learning rate up to")
+    assert "tau" not in said
+
+
 def test_a_plan_leaves_damaged_checkpoints_to_the_run_that_goes_on(
     betons: Betons, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
