@@ -12,8 +12,7 @@ from fastbyol.export import load_fused
 from fastbyol.parts import Encoder, build_encoder
 from fastbyol.storage import checkpoint
 from fastbyol.storage.run_folder import RunFolder
-
-PREFIX = "online.encoder."  # of the encoder's tensors in a checkpoint
+from fastbyol.weights import online_encoder
 
 
 class Trained(NamedTuple):
@@ -63,10 +62,7 @@ def open_run(folder: RunFolder, *, notify: Callable[[str], None]) -> Trained:
 def _encoder_of(state: dict[str, Any], config: Config, folder: RunFolder) -> Encoder:
     encoder = build_encoder(config.recipe.encoder, seed=None)
     try:
-        tensors = {
-            name.removeprefix(PREFIX): value for name, value in state["model"].items() if name.startswith(PREFIX)
-        }
-        encoder.load_state_dict(tensors)
+        encoder.load_state_dict(online_encoder(state))
     except (KeyError, RuntimeError) as error:
         reason = str(error).partition("\n")[0]
         raise ConfigError(

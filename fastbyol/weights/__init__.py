@@ -14,6 +14,7 @@ from __future__ import annotations
 import hashlib
 import json
 import pickle
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -32,6 +33,7 @@ from fastbyol.weights import deepmind, packages
 FORMS = "give a run folder, a checkpoint, a .safetensors or .pth of an encoder, torchvision:NAME or timm:NAME"
 WRAPPERS = ("state_dict", "model")  # the entry of a training checkpoint that holds the weights
 HEADS = ("projector.", "predictor.")
+PREFIX = "online.encoder."  # of the encoder's tensors in a checkpoint
 
 
 @dataclass(frozen=True)
@@ -103,12 +105,17 @@ def _of_run(folder: RunFolder) -> Weights:
 def _of_state(source: str, state: dict[str, Any], folder: RunFolder) -> Weights:
     """Take the online network out of the state of a run."""
     require("model" in state, f"{source} holds no state of a run; {FORMS}")
-    tensors, prefix = state["model"], "online.encoder."
-    encoder = {name.removeprefix(prefix): value for name, value in tensors.items() if name.startswith(prefix)}
+    tensors = state["model"]
     inner = {name.removeprefix("online."): value for name, value in tensors.items() if not name.startswith("target.")}
     heads = {name: value for name, value in inner.items() if name.startswith(HEADS)}
     run = folder.read_config()
-    return Weights(source, encoder, heads, run.recipe.encoder, run)
+    return Weights(source, online_encoder(state), heads, run.recipe.encoder, run)
+
+
+def online_encoder(state: Mapping[str, Any]) -> dict[str, Tensor]:
+    """Return the online encoder's tensors by its own names, from the state of a run; raise KeyError if that is none."""
+    named: dict[str, Tensor] = state["model"]
+    return {name.removeprefix(PREFIX): value for name, value in named.items() if name.startswith(PREFIX)}
 
 
 def _of_safetensors(path: Path) -> Weights:
