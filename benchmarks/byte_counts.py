@@ -1,7 +1,8 @@
 """The bytes of a ResNet-50's step, counted in the code as it runs, beside those of roofline.py's formula.
 
 `python benchmarks/byte_counts.py` prints a table of ways of running a step; --write puts it into docs/performance.md.
-How bytes are counted: traffic.py. Views and optimiser are left out of both, heads and loss of the formula.
+How bytes are counted: traffic.py. Views are left out of both, heads and loss of the formula; a step's weights alone,
+with their casts and LARS, are a comparison of their own.
 """
 
 from __future__ import annotations
@@ -9,9 +10,10 @@ from __future__ import annotations
 import argparse
 import sys
 from collections import Counter
+from collections.abc import Callable, Iterable
 from functools import partial
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a script, from a checkout
 
@@ -22,6 +24,7 @@ from benchmarks import roofline, traffic
 from benchmarks.cases import plain
 from benchmarks.document import DOCUMENT, put
 from benchmarks.roofline import BATCH, CARDS, TODAY, VIEWS, Switches
+from fastbyol import optim
 from fastbyol.batchnorm import join_convolutions_
 from fastbyol.byol import BYOL
 from fastbyol.config import EncoderConfig, HeadConfig
@@ -30,10 +33,13 @@ from fastbyol.kernels.convolution import Epilogue
 from fastbyol.kernels.dispatch import allocate_only
 from fastbyol.kernels.fold_norms import fold_norms
 from fastbyol.kernels.max_pool import max_pool
+from fastbyol.recipes import named
+from fastbyol.shadows import ShadowedForward
 from fastbyol.train.memory import _make_fake
 
 BEGIN, END = "<!-- byte counts: python benchmarks/byte_counts.py --write -->", "<!-- end of byte counts -->"
 WITHIN = 0.03  # of each other
+COPIES = Switches(copies=True)
 COMBINATIONS: dict[str, Switches | None] = {
     "plain torch": None,
     "today": TODAY,
@@ -46,7 +52,11 @@ COMBINATIONS: dict[str, Switches | None] = {
     "target folded into its convolutions": Switches(target="folded"),
     "target folded, statistics apart": Switches(joins=False, target="folded"),
     "target folded, activations recomputed": Switches(recomputes=True, target="folded"),
+    "weights' copies written by LARS": COPIES,
 }
+WEIGHTS = {"today": TODAY, "copies written by LARS": COPIES}
+CASTS_PX = 64  # of views whose size does not matter
+OPTIM = named("imagenet_rn50").optim
 CONVOLUTIONS = ("pointwise_kernel", "aten::convolution", "aten::convolution_backward", "epilogue")
 NORMS = ("apply_kernel", "stats_kernel", "backward_sums_kernel", "backward_apply_kernel")
 
@@ -117,13 +127,46 @@ def count(arch: str, stem: str, side: int, switches: Switches | None) -> traffic
             _make_fake(branch)
         if folded is not None:
             folded.epilogue = _CountedEpilogue(counts)
-        run = plain.PerView(model) if switches is None else model
+        run: Callable[..., Any] = plain.PerView(model) if switches is None else model
+        if switches is not None and switches.copies:
+            run = ShadowedForward(model, optim.build(model, model.target_of(), OPTIM))
+            run.shadows.mark_fresh()  # as after a step
         shape = (VIEWS * BATCH, 3, side, side)
         views = torch.empty(shape, dtype=torch.bfloat16, memory_format=torch.channels_last)
         with torch.autocast("cpu", torch.bfloat16):
             output = run(views)
         output.loss.backward()
     return counts
+
+
+def count_weights(arch: str, stem: str, switches: Switches) -> float:
+    """Count the bytes of a step for its weights alone: their casts, and LARS, which takes addresses of real memory."""
+    casts = count(arch, stem, CASTS_PX, switches)["aten::_to_copy"]
+    model = model_for(arch, stem, switches).to_empty(device="cpu")
+    for parameter in model.parameters():
+        parameter.grad = torch.empty_like(parameter) if parameter.requires_grad else None
+    lars = optim.build(model, model.target_of(), OPTIM)
+    if switches.copies:
+        lars.keep_shadows().mark_fresh()
+    with traffic.launches() as counts:
+        lars.step()
+    return casts + sum(counts.values())
+
+
+def weights_of(arch: str, stem: str) -> roofline.Weights:
+    """Count the parameters of a model; those of convolutions and linear layers are cast."""
+    model = model_for(arch, stem, TODAY)
+
+    def elements(parameters: Iterable[Tensor]) -> int:
+        return sum(p.numel() for p in parameters)
+
+    def cast(*branches: nn.Module) -> int:
+        layers = (layer for branch in branches for layer in branch.modules())
+        return sum(elements(x.parameters()) for x in layers if isinstance(x, nn.Conv2d | nn.Linear))
+
+    trained = elements(p for p in model.parameters() if p.requires_grad)
+    casts = cast(model.online, model.predictor), cast(model.target)
+    return roofline.Weights(trained, elements(model.target_of()), *casts)
 
 
 class Comparison(NamedTuple):
@@ -157,11 +200,21 @@ def line(name: str, found: Comparison) -> str:
     return f"| {name} | {found.formula:.0f} | {found.counted:.0f} | {found.difference:+.1%} | {parts} |"
 
 
+def weights_line(name: str, arch: str, stem: str, switches: Switches) -> tuple[str, float]:
+    """Format the bytes of a step's weights, and return by which share of them the formula is above the count."""
+    formula, counted = roofline.kept(weights_of(arch, stem), switches), count_weights(arch, stem, switches)
+    difference = formula / counted - 1
+    return f"| {name} | {formula / 1e6:.0f} | {counted / 1e6:.0f} | {difference:+.1%} |", difference
+
+
 def markdown() -> str:
-    """Format the comparison of every way of running a ResNet-50's step at 224 px."""
+    """Format the comparison of every way of running a ResNet-50's step at 224 px, and of its weights alone."""
     head = "| a step | MB/image, formula | MB/image, counted | apart by | convolutions | batch norm | all else |"
     found = {name: compare("resnet50", "imagenet", 224, switches) for name, switches in COMBINATIONS.items()}
-    return "\n".join([head, "|---" * 7 + "|", *(line(name, each) for name, each in found.items())])
+    lines = [head, "|---" * 7 + "|", *(line(name, each) for name, each in found.items()), ""]
+    lines += ["| LARS and casts of weights | MB a step, formula | MB a step, counted | apart by |", "|---" * 4 + "|"]
+    lines += [weights_line(name, "resnet50", "imagenet", switches)[0] for name, switches in WEIGHTS.items()]
+    return "\n".join(lines)
 
 
 def main() -> None:

@@ -98,7 +98,8 @@ class Switches(NamedTuple):
 
     joins: most 1x1 convolutions compute the statistics after them; pools: the stem's batch norm pools; folds_stem: its
     convolution takes folded images; recomputes: see Encoder.set_recompute; target: its batch norm takes the statistics
-    of the batch ("batch") or "running" ones, or lies within its convolutions ("folded").
+    of the batch ("batch") or "running" ones, or lies within its convolutions ("folded"); copies: LARS writes weights
+    and targets in bfloat16, too, and no step casts them.
     """
 
     joins: bool = True
@@ -106,6 +107,7 @@ class Switches(NamedTuple):
     folds_stem: bool = True
     recomputes: bool = False
     target: str = "batch"
+    copies: bool = False
 
 
 TODAY = Switches()
@@ -218,6 +220,27 @@ def _stem(network: Network, role: str, switches: Switches) -> Iterator[Part]:
         yield Part(0, 3 * read + 4 * written + 2 * places)
     else:
         yield Part(0, (1 + _takes_statistics(unit, role, switches)) * read + written + places)
+
+
+class Weights(NamedTuple):
+    """How many parameters are trained, followed by a target, and, of each of the two, cast to bfloat16 in a step."""
+
+    trained: int
+    followed: int
+    cast: int
+    cast_followed: int
+
+
+def kept(weights: Weights, switches: Switches = TODAY) -> float:
+    """Count a step's bytes of its weights alone: LARS with EMA, casts of weights, of targets and of gradients.
+
+    A cast reads float32 and writes bfloat16, or the reverse. The norms of LARS read two numbers, its sweep reads three
+    and writes two, and reads and writes a target.
+    """
+    cast, copy = 4 + WIDTH, WIDTH * switches.copies
+    lars = (7 * 4 + copy) * weights.trained + (2 * 4 + copy) * weights.followed
+    casts = 0 if switches.copies else weights.cast + weights.cast_followed
+    return lars + cast * (casts + weights.cast)
 
 
 class Prediction(NamedTuple):

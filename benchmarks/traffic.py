@@ -27,6 +27,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from fastbyol.kernels.dispatch import allocate_only
 from fastbyol.kernels.fold_norms import fold_norms_kernel
+from fastbyol.kernels.segments import NUMEL, TARGET
 
 aten = torch.ops.aten
 REPLACING = (aten.copy_.default, aten.fill_.Scalar, aten.zero_.default)  # do not read what they write over
@@ -34,6 +35,7 @@ READ_TWICE = {  # so many of the first tensors: for sums over them, then for the
     aten.native_batch_norm.default: 1,
     aten.native_batch_norm_backward.default: 2,
 }
+BY_TABLE = ("lars_norms_kernel", "lars_sweep_kernel")  # find their tensors by the table of segments.py
 
 Counts = Counter[str]  # bytes, by the name of a kernel or an operation
 
@@ -89,7 +91,22 @@ def launched(function: FunctionType, args: Sequence[Any], kwargs: Mapping[str, A
     moved = sum(size(given[name]) for names in effects(function) for name in names)
     if function is fold_norms_kernel.fn:  # finds its weights, float32, by a table of addresses
         moved += given["folded_ptr"].numel() * torch.float32.itemsize
+    if function.__name__ in BY_TABLE:
+        moved += swept(given)
     return moved
+
+
+def swept(given: Mapping[str, Any]) -> int:
+    """Return the bytes of parameters, gradients, momenta, targets, float32, and copies that a LARS kernel finds itself.
+
+    Norms read parameters and gradients; the sweep reads momenta, too, and writes all but gradients.
+    """
+    table = given["segments_ptr"]
+    parameters, targets = (int(table[rows, NUMEL.value].sum()) for rows in (slice(None), table[:, TARGET.value] != 0))
+    if "skipped_ptr" not in given:
+        return 2 * 4 * parameters
+    copies = 0 if given["shadows_ptr"] is None else given["shadows_ptr"].element_size()
+    return (5 * 4 + copies) * parameters + (2 * 4 + copies) * targets
 
 
 def convolved(args: tuple[Any, ...], result: Any) -> int:
@@ -139,12 +156,19 @@ class _Operations(TorchDispatchMode):  # type: ignore[no-untyped-call]
 
 
 @contextmanager
-def counted() -> Iterator[Counts]:
-    """Count what the block's launches and operations move; in it, tensors that are made have no numbers."""
+def launches() -> Iterator[Counts]:
+    """Count what the block's launches move; none is launched."""
     counts: Counts = Counter()
 
     def seen(kernel: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
         counts[kernel.fn.__name__] += launched(kernel.fn, args, kwargs)
 
-    with allocate_only(seen), FakeTensorMode(allow_non_fake_inputs=True), _Operations(counts):
+    with allocate_only(seen):
+        yield counts
+
+
+@contextmanager
+def counted() -> Iterator[Counts]:
+    """Count what the block's launches and operations move; in it, tensors that are made have no numbers."""
+    with launches() as counts, FakeTensorMode(allow_non_fake_inputs=True), _Operations(counts):
         yield counts

@@ -16,31 +16,40 @@ from benchmarks.harness import Case, Ready
 from fastbyol.batchnorm import join_convolutions_
 from fastbyol.config import Recipe
 from fastbyol.recipes import named
+from fastbyol.shadows import ShadowedForward
 
 DEFAULT = 10  # algorithms that cuDNN tries for each convolution, as torch sets it
 LIMITS = {f"{DEFAULT} (today)": DEFAULT, "0: every algorithm": 0}
 WORSE = 1.5  # times the error of the unfolded target: as many roundings, of other numbers
 SLACK = 1e-5  # of the projections' norm, for float32: its rounding through a network
+LOSS_RTOL = 1e-2  # of two forwards by the same weights, for which cuDNN may choose different algorithms
 
 Views = Callable[[], Tensor]
 
 
 def cases(device: str) -> Iterator[Case]:
-    """Compare each candidate's forms; `bench.py candidates --only NAME` takes one."""
+    """Compare each candidate's forms; `bench.py candidates --only NAME` takes one.
+
+    What promises most comes first, and cuDNN's search among all algorithms, which takes longest, last.
+    """
     recipe_name, batch_size = step.RECIPES[device][0]
     recipe = named(recipe_name)
     views = cache(partial(step._views, batch_size, recipe.crop_px, device))
     engine = "graph" if device == "cuda" else "eager"
     today = partial(step._fastbyol, recipe, device, engine=engine)
     forms = {
+        ("folded target", name): partial(prepare, views, device, engine)
+        for name, prepare in _target_forms(recipe, searches=device == "cuda").items()
+    }
+    forms |= {
+        ("weights in bfloat16", name): partial(_rounded, partial(today, precision="bfloat16"), views, copies)
+        for name, copies in (("cast in the step (today)", False), ("copies by LARS", True))
+    }
+    forms |= {
         ("statistics in 1x1 convolutions", name): partial(
             step._prepare, partial(_joining, today, joins), recipe, views, device, is_checked=joins
         )
         for name, joins in (("apart", False), ("joined (today)", True))
-    }
-    forms |= {
-        ("folded target", name): partial(prepare, views, device, engine)
-        for name, prepare in _target_forms(recipe, searches=device == "cuda").items()
     }
     forms |= {
         ("cudnn_benchmark_limit", name): partial(_limited, limit, today, recipe, views, device)
@@ -53,9 +62,35 @@ def cases(device: str) -> Iterator[Case]:
             f"fastbyol, {engine}, {name}",
             prepare,
             images=batch_size,
-            dtype=step.PRECISION[device],
+            dtype="bfloat16" if candidate == "weights in bfloat16" else step.PRECISION[device],
             is_alone=device == "cuda",
         )
+
+
+def _rounded(make: Callable[[], step.Engine], views: Views, copies: bool) -> Ready:
+    """Prepare a step in bfloat16 whose weights are cast, or are copies that LARS writes, which are compared first."""
+    made = make()
+    if copies:
+        made.forward = ShadowedForward(made.model, made.optimizer)
+
+    def run() -> object:
+        return made(views(), **step.RATES)
+
+    for _ in range(step.WARM_UP):
+        run()
+    if copies:
+        _check_copies(made, views()[: 2 * step.CHECK_IMAGES])
+    return Ready(run)
+
+
+def _check_copies(made: step.Engine, views: Tensor) -> None:
+    """Raise WrongResult unless the copies are the rounded weights, and give the loss that cast weights give."""
+    if not all(torch.equal(copied, x.bfloat16()) for x, copied in made.forward.shadows.of.items()):
+        raise WrongResult("the copies that LARS wrote are not its weights, rounded")
+    with torch.no_grad(), made.autocast():
+        ours, expected = (forward(views).loss.item() for forward in (made.forward, made.model))
+    if not abs(ours - expected) <= LOSS_RTOL * abs(expected):  # NaN fails too
+        raise WrongResult(f"a loss of {ours} by copies of weights, of {expected} by autocast's casts")
 
 
 def _joining(today: Callable[[], step.Engine], joins: bool) -> step.Engine:
