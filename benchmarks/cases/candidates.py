@@ -15,6 +15,7 @@ from benchmarks.cases.compare import WrongResult
 from benchmarks.harness import Case, Ready
 from fastbyol.batchnorm import join_convolutions_
 from fastbyol.config import Recipe
+from fastbyol.kernels import batchnorm_statistics
 from fastbyol.recipes import named
 from fastbyol.shadows import ShadowedForward
 
@@ -44,6 +45,10 @@ def cases(device: str) -> Iterator[Case]:
     forms |= {
         ("weights in bfloat16", name): partial(_rounded, partial(today, precision="bfloat16"), views, copies)
         for name, copies in (("cast in the step (today)", False), ("copies by LARS", True))
+    }
+    forms |= {
+        ("serpentine", name): partial(_walking, from_tail, today, recipe, views, device)
+        for name, from_tail in (("sums from the first row (today)", False), ("sums from the last row", True))
     }
     forms |= {
         ("statistics in 1x1 convolutions", name): partial(
@@ -98,6 +103,16 @@ def _joining(today: Callable[[], step.Engine], joins: bool) -> step.Engine:
     made = today()
     join_convolutions_(made.model, joins)
     return made
+
+
+def _walking(from_tail: bool, make: Callable[[], step.Engine], *where: object) -> Ready:
+    """Prepare a step whose batch norms sum in this order, as its graph then does; without a graph all sum as today."""
+    recipe, views, device = where
+    batchnorm_statistics.FROM_TAIL = from_tail
+    try:
+        return step._prepare(make, recipe, views, device, is_checked=False)  # type: ignore[arg-type]
+    finally:
+        batchnorm_statistics.FROM_TAIL = False  # for what is measured next
 
 
 def _limited(limit: int, make: Callable[[], step.Engine], *where: object) -> Ready:

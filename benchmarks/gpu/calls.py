@@ -32,7 +32,7 @@ CANDIDATES_TESTS = (
     "tests/gpu",
     *(
         f"tests/kernels/test_{name}.py"
-        for name in ("pointwise", "fold_norms", "batchnorm_pool", "stem", "max_pool", "shadows")
+        for name in ("pointwise", "fold_norms", "batchnorm_order", "batchnorm_pool", "stem", "max_pool", "shadows")
     ),
 )
 KNN = "knn --k 20 200 --temperature 0.07 0.1"  # ours, and lightly's
