@@ -70,6 +70,7 @@ class Config:
     it is measured without labels alone. `micro_batches` None: the GPU's memory decides
     in how many parts a rank's batch is computed, and whether activations are recomputed (`recomputes`, which does not
     change the result); on a CPU it means 1. `deterministic`: the same bits again on the same GPU, more slowly.
+    `memory_side`: pixels of the short side at most with which loader memory keeps images, None as in the file.
     `workers`: decoding threads per rank. `threads` None: the number of
     compute threads on a CPU is chosen by measuring.
     """
@@ -89,6 +90,7 @@ class Config:
     precision: str = None  # type: ignore[assignment]
     method: str = "recipe"
     loader: str = "native"
+    memory_side: int | None = None
     crop: str = "kernels"
     workers: int = None  # type: ignore[assignment]
     threads: int | None = None
@@ -128,6 +130,15 @@ class Config:
         require(self.on_error in ON_ERROR, f"on_error is {self.on_error!r}; give one of {', '.join(ON_ERROR)}")
         require(self.method in METHODS, f"method is {self.method!r}; give one of {', '.join(METHODS)}")
         LOADERS.check(self.loader)
+        require(
+            self.memory_side is None or self.loader == "memory",
+            f"memory_side is for images that loader memory keeps, and the loader is {self.loader}; give --loader "
+            "memory, or no --memory-side",
+        )
+        require(
+            self.memory_side is None or self.memory_side >= 8,
+            f"memory_side is {self.memory_side}; give at least 8 pixels",
+        )
         require(self.crop in CROPS, f"crop is {self.crop!r}; give one of {', '.join(CROPS)}")
         require(
             self.crop == "kernels" or (self.recipe.crop_ramp is None and self.parts == 1),

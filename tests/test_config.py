@@ -83,6 +83,8 @@ def test_a_foreign_configuration_is_refused(text: str) -> None:
         {"workers": 0},
         {"log_every": 0},
         {"checkpoint_s": 0.0},
+        {"memory_side": 160},
+        {"memory_side": 7, "loader": "memory"},
         {"recipe": replace(named("demo"), optim=OptimConfig(1.0, 0.0, 0.9, warmup_epochs=50))},
     ],
 )

@@ -11,6 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from functools import partial
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -27,6 +28,7 @@ from fastbyol.errors import ConfigError
 from fastbyol.kernels.view_params import ViewParams
 from fastbyol.loaders.batch import Batch
 from fastbyol.loaders.libnvjpeg import NvJpegError
+from fastbyol.loaders.resized import at_side
 from fastbyol.order import Rows
 from fastbyol.recipes import PAPER_VIEWS
 from fastbyol.system.device import queue_copy
@@ -35,12 +37,24 @@ LEVELS_APART = 4.0  # on average: ffcv asks for libjpeg-turbo's fast DCT, and nv
 MANY, FEW = 8, 1  # batches a run and a thread (torch's DataLoader gives a batch to one of its processes)
 FFCV_COLORS = "ffcv: decode and crop twice, flip, jitter without hue"
 FFCV_COLORS_SIZES = ("500 px", "as stored")  # ffcv takes up to 40 s to compile it, for every file anew
+SIDE_PX = 160  # of the short sides of images that loader memory keeps small
+
+
+class Ours(NamedTuple):
+    """A loader of ours, and the short side at most of its images in pixels; None as in the file."""
+
+    loader: str
+    side: int | None = None
+
+
 OURS = {
-    "fastbyol native: decode": "native",
-    "fastbyol memory: look up, decoded before": "memory",
-    "fastbyol ffcv: decode": "ffcv",
-    "fastbyol dali: decode": "dali",
-    "fastbyol nvjpeg: decode on the GPU": "nvjpeg",
+    "fastbyol native: decode": Ours("native"),
+    f"fastbyol native: decode, resize to {SIDE_PX} px": Ours("native", SIDE_PX),
+    "fastbyol memory: look up, decoded before": Ours("memory"),
+    f"fastbyol memory: look up, {SIDE_PX} px, decoded before": Ours("memory", SIDE_PX),
+    "fastbyol ffcv: decode": Ours("ffcv"),
+    "fastbyol dali: decode": Ours("dali"),
+    "fastbyol nvjpeg: decode on the GPU": Ours("nvjpeg"),
 }
 ENDLESS = ("memory", "nvjpeg")  # memory has decoded before; nvJPEG's start would be most of a run
 THEIRS: dict[str, tuple[Callable[[Job], Callable[[], TwoViews]], int]] = {
@@ -71,24 +85,24 @@ def cases(source: Path | None, *, name: str | None, device: str, batch_size: int
 
 def _implementations(device: str) -> Iterator[tuple[str, int, Callable[[Job], Ready]]]:
     """List the loaders: name, batches of a run, function that prepares it."""
-    for name, loader in OURS.items():
-        if loader != "nvjpeg" or device == "cuda":
-            yield name, MANY, partial(_ours, loader, has_views=False)
+    for name, ours in OURS.items():
+        if ours.loader != "nvjpeg" or device == "cuda":
+            yield name, MANY, partial(_ours, ours, has_views=False)
     if device == "cpu":
-        yield "fastbyol native: decode, both views in plain torch", FEW, partial(_ours, "native", has_views=True)
+        yield "fastbyol native: decode, both views in plain torch", FEW, partial(_ours, Ours("native"), has_views=True)
     else:
-        for name, loader in OURS.items():
-            yield f"{name}, both views on the GPU", MANY, partial(_ours, loader, has_views=True)
+        for name, ours in OURS.items():
+            yield f"{name}, both views on the GPU", MANY, partial(_ours, ours, has_views=True)
     for name, (prepare, batches) in THEIRS.items():
         yield name, batches, partial(_theirs, prepare)
 
 
-def _ours(name: str, job: Job, *, has_views: bool) -> Ready:
+def _ours(ours: Ours, job: Job, *, has_views: bool) -> Ready:
     """Prepare one of our loaders; each run is one of its own, so that nothing is decoded ahead for the next.
 
     Loaders of ENDLESS go on from run to run, and see an epoch here, in which memory decodes.
     """
-    reader = job.reader()
+    name, reader = ours.loader, at_side(job.reader(), ours.side)
 
     def load(batches: Iterable[Rows]) -> Iterator[Batch]:
         with _torch_threads(job.threads):
@@ -113,7 +127,7 @@ def _ours(name: str, job: Job, *, has_views: bool) -> Ready:
                     _apply_views(batch, job)
             _require(seen == job.images, f"{seen} of {job.images} images came")
 
-    return Ready(run, partial(_check, load, job))
+    return Ready(run, partial(_check, load, job, ours.side))
 
 
 def _apply_views(batch: Batch, job: Job) -> Tensor:
@@ -125,12 +139,12 @@ def _apply_views(batch: Batch, job: Job) -> Tensor:
     return views.apply(pixels, offsets, sizes, ViewParams(packed), crop_px=CROP_PX, dtype=dtype)
 
 
-def _check(load: Callable[[Iterable[Rows]], Iterator[Batch]], job: Job) -> None:
+def _check(load: Callable[[Iterable[Rows]], Iterator[Batch]], job: Job, side: int | None) -> None:
     """Raise WrongResult unless the first batch shows the right samples, with about the pixels native decodes."""
     rows = job.rows()[0]
     (batch,) = load([rows])
     _require((batch.indices == rows.indices).all(), "the samples are not those asked for")
-    wanted = _decoded(job.reader(), rows)
+    wanted = _decoded(at_side(job.reader(), side), rows)
     for place, (height, width) in enumerate(batch.sizes.tolist()):
         image, other = (each.pixels[each.offsets[place] :][: height * width * 3].float() for each in (batch, wanted))
         difference = (image.cpu() - other).abs().mean().item()

@@ -21,6 +21,7 @@ from fastbyol.config import Recipe
 from fastbyol.errors import ConfigError
 from fastbyol.kernels.view_params import ViewParams
 from fastbyol.loaders.batch import Batch
+from fastbyol.loaders.resized import at_side
 from fastbyol.recipes import named
 from fastbyol.system.device import queue_copy
 from fastbyol.train import step
@@ -31,16 +32,20 @@ RATES = {"lr": 0.1, "tau": 0.99}
 Train = Callable[[Batch], object]
 
 
-def cases(photographs: Photographs, names: Sequence[str], *, workers: int) -> Iterator[Case]:
-    """Compare the loaders of these names behind the ResNet-50 of imagenet_rn50 on a GPU, at each size."""
+def cases(photographs: Photographs, chosen: Sequence[tuple[str, int | None]], *, workers: int) -> Iterator[Case]:
+    """Compare loaders behind the ResNet-50 of imagenet_rn50 on a GPU, at each size.
+
+    chosen: the loaders by name, each with the short side at most of its images in pixels, None as in the file.
+    """
     recipe = named("imagenet_rn50")
     for size in photographs.sizes:
         job = Job(photographs, size, workers, BATCH, STEPS, "cuda")
         shape = f"ResNet-50, batch {BATCH}, {photographs.name}, {size}, {workers} threads"
         yield Case("waiting", shape, "no loader: views, step", partial(idle, recipe, job), job.images, "bfloat16")
-        for name in names:
-            prepare = partial(behind, name, recipe, job)
-            yield Case("waiting", shape, f"fastbyol {name}: load, views, step", prepare, job.images, "bfloat16")
+        for name, side in chosen:
+            prepare = partial(behind, name, side, recipe, job)
+            implementation = f"fastbyol {name}{'' if side is None else f', {side} px'}: load, views, step"
+            yield Case("waiting", shape, implementation, prepare, job.images, "bfloat16")
 
 
 def idle(recipe: Recipe, job: Job) -> Ready:
@@ -50,9 +55,9 @@ def idle(recipe: Recipe, job: Job) -> Ready:
     return Ready(partial(_run, train, cycle([batch]), job))
 
 
-def behind(name: str, recipe: Recipe, job: Job) -> Ready:
+def behind(name: str, side: int | None, recipe: Recipe, job: Job) -> Ready:
     """Prepare steps behind a loader, which goes on decoding between the runs; loader memory has seen every sample."""
-    train, reader = _train(recipe, job.device), job.reader()
+    train, reader = _train(recipe, job.device), at_side(job.reader(), side)
     try:
         batches = loaders.load(name, reader, job.stream(), workers=job.threads, device=job.device)
     except ConfigError as error:

@@ -125,6 +125,12 @@ def _add_data(parser: Parser) -> None:
         help="native: threads; memory: decode each image once; ffcv, dali: these packages; nvjpeg: decode on the GPU; "
         f"or your module:attribute {default('loader')}",
     )
+    group.add_argument(
+        "--memory-side",
+        type=int,
+        metavar="PX",
+        help="loader memory: keep images with a short side of at most PX pixels (default: as in the file)",
+    )
     group.add_argument("--workers", type=int, metavar="N", help=WORKERS)
     group.add_argument("--prefetch", type=int, metavar="N", help=f"batches decoded in advance {default('prefetch')}")
     group.add_argument(

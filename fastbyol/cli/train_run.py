@@ -45,6 +45,7 @@ SAME_NAME = (  # flags that are settings of the run
     "precision",
     "method",
     "loader",
+    "memory_side",
     "crop",
     "workers",
     "threads",

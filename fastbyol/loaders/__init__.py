@@ -13,14 +13,16 @@ import torch
 
 from fastbyol.beton import Reader
 from fastbyol.config import ON_ERROR
-from fastbyol.errors import ConfigError
+from fastbyol.errors import ConfigError, require
 from fastbyol.kernels.view_params import ViewParams
 from fastbyol.loaders.batch import PREFETCH, Batch
+from fastbyol.loaders.resized import ResizedReader
 from fastbyol.order import Rows
 from fastbyol.registry import LOADERS
 
 __all__ = ["PREFETCH", "Batch", "Loader", "crop_by_dali", "decoding_threads", "default_workers", "load"]
 PACKAGES = {"ffcv": "ffcv", "dali": "nvidia.dali"}  # that a loader of ours needs beside fastbyol's own
+RESIZING = ("native", "memory")  # loaders that decode a ResizedReader's images at its sizes
 OTHER_THREADS = 2  # of a rank beside its decoders: one launches the GPU's work, one copies to the GPU
 FEW_WORKERS = 2  # enough on a CPU, where a step takes many times as long as decoding its batch
 
@@ -62,11 +64,16 @@ def load(
 
     `workers` threads decode up to `prefetch` batches in advance. A sample that does not decode raises BetonError with
     its index when its batch is due (on_error "fail"), or is replaced by the next sample of the file that does ("skip").
-    name: of LOADERS, or "module:attribute" of a Loader. processes: the number of processes on this machine that load at
-    the same time; loader memory holds the decoded file in each. Closing the generator ends the threads. Raises
-    ConfigError for settings that cannot be used and for a missing package, before anything is decoded.
+    name: of LOADERS, or "module:attribute" of a Loader. reader: of a file; also a ResizedReader for the loaders of
+    RESIZING. processes: the number of processes on this machine that load at the same time; loader memory holds the
+    decoded file in each. Closing the generator ends the threads. Raises ConfigError for settings that cannot be used
+    and for a missing package, before anything is decoded.
     """
     _check_settings(name, workers=workers, prefetch=prefetch, on_error=on_error, processes=processes)
+    require(
+        name in RESIZING or not isinstance(reader, ResizedReader),
+        f"loader {name} decodes images in the size of the file; give loader {' or '.join(RESIZING)} to resize them",
+    )
     target, loader = _with_index(device), _find(name)
     settings = {"workers": workers, "prefetch": prefetch, "processes": processes}
     if name in LOADERS:

@@ -1,4 +1,4 @@
-"""Decoding of one stored image: raw bytes are copied, a JPEG is decoded by libjpeg-turbo."""
+"""Decoding of one stored image: raw bytes are copied, a JPEG is decoded by libjpeg-turbo, and either may be resized."""
 
 from __future__ import annotations
 
@@ -9,10 +9,14 @@ from torch import Tensor
 
 from fastbyol import jpeg
 from fastbyol.beton import RAW, BetonError, Reader
+from fastbyol.loaders.resized import ResizedReader, resize
 
 
 def decode_into(out: NDArray[np.uint8], reader: Reader, index: int) -> None:
     """Write the pixels of a sample to out [height * width * 3]; raise BetonError naming it where it does not decode."""
+    if isinstance(reader, ResizedReader):
+        _decode_resized(out, reader, index)
+        return
     payload = reader.payload(index)
     if reader.modes[index] == RAW:
         out[:] = np.frombuffer(payload, np.uint8)
@@ -23,6 +27,18 @@ def decode_into(out: NDArray[np.uint8], reader: Reader, index: int) -> None:
         raise unreadable_jpeg(reader, index, str(error)) from error
     if (height, width) != (reader.heights[index], reader.widths[index]):
         raise size_mismatch(reader, index, height=height, width=width)
+
+
+def _decode_resized(out: NDArray[np.uint8], reader: ResizedReader, index: int) -> None:
+    """Decode a sample in its stored size, and resize it to out."""
+    stored = reader.stored
+    wanted, size = ((int(each.heights[index]), int(each.widths[index]), 3) for each in (reader, stored))
+    if wanted == size:
+        decode_into(out, stored, index)
+        return
+    whole = np.empty(size, np.uint8)
+    decode_into(whole.reshape(-1), stored, index)
+    resize(whole, out.reshape(wanted))
 
 
 def decode_to_tensor(out: Tensor, reader: Reader, index: int) -> None:

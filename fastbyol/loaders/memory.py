@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import logging
+from bisect import bisect_left
 from collections import deque
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable, Iterator
 from contextlib import closing
 from itertools import chain
 from weakref import WeakKeyDictionary
@@ -18,12 +19,14 @@ from fastbyol.beton import Reader
 from fastbyol.errors import ConfigError
 from fastbyol.loaders import native
 from fastbyol.loaders.batch import PREFETCH, Batch, Packing, max_batch_bytes, pack
+from fastbyol.loaders.resized import ResizedReader, stored_in_file
 from fastbyol.order import Rows
 from fastbyol.system.limits import available_bytes
 
 RAM_SHARE = 0.9  # of what is available
 GPU_SHARE = 0.5  # of what is free before training, which needs the rest
 GATHERED = 2  # batches in pinned buffers, where the file does not fit on the GPU: the one in use, and the next
+SIDE_MIN = 32  # pixels, the least that is proposed
 GIB = 2**30
 
 log = logging.getLogger(__name__)
@@ -43,8 +46,9 @@ def load(
 
     The pixels stay on `device` if they fit there; a batch is then the whole buffer with the offsets of its images, and
     nothing is copied. Otherwise they stay in RAM, and a batch for a GPU is gathered into a pinned buffer. They stay as
-    long as the reader lives, for every later load with the same reader. Raises ConfigError at once, before anything is
-    decoded, where the samples fit neither on the device nor in RAM; processes: the number that hold as much RAM each.
+    long as the reader lives, for every later load with the same reader. A ResizedReader's images are held at its sizes.
+    Raises ConfigError at once, before anything is decoded, where the samples fit neither on the device nor in RAM, with
+    the side that would fit; processes: the number that hold as much RAM each.
     """
     source = iter(batches)
     first = next(source, None)
@@ -57,6 +61,17 @@ def load(
         by_device = DECODED_FILES.setdefault(reader, by_device)
         by_device[target] = decoded
     return _serve(by_device[target], reader, iter(rows), workers=workers, prefetch=prefetch, on_error=on_error)
+
+
+def side_that_fits(reader: Reader, fits: Callable[[Reader], bool]) -> int | None:
+    """Return the longest short side, in pixels, at which a file's images fit; None where SIDE_MIN does not.
+
+    fits: tells whether the images of a reader fit; where they do, smaller ones must, too.
+    """
+    stored = stored_in_file(reader)
+    sides = range(SIDE_MIN, int(np.minimum(stored.heights, stored.widths).max()) + 1)
+    fitting = bisect_left(sides, True, key=lambda side: not fits(ResizedReader(stored, side)))
+    return sides[fitting - 1] if fitting else None
 
 
 def decoding_threads(reader: Reader, *, workers: int) -> int | None:  # noqa: ARG001
@@ -100,9 +115,8 @@ class _DecodedFile:
 
     def __init__(self, reader: Reader, device: torch.device) -> None:
         self.device, self.place = device, device
-        everything = np.arange(len(reader), dtype=np.int64)
-        self.packing = pack(reader, Rows(everything, np.zeros_like(everything)))
-        self.sources = everything.copy()
+        self.packing = _pack_all(reader)
+        self.sources = self.packing.rows.indices.copy()
         self.is_decoded = np.zeros(len(reader), bool)
         self.has_one_size = bool((self.packing.sizes == self.packing.sizes[0]).all())
 
@@ -115,20 +129,26 @@ class _DecodedFile:
                 self.pixels = torch.empty(size, dtype=torch.uint8, device=self.device)
                 return
             log.warning(
-                "%s decoded takes %.1f GiB, more than %.0f %% of the %.1f GiB free on %s: it stays in RAM",
-                *(reader.path, size / GIB, 100 * GPU_SHARE, free / GIB, self.device),
+                "%s decoded takes %.1f GiB, more than %.0f %% of the %.1f GiB free on %s: it stays in RAM%s",
+                *(reader.path, size / GIB, 100 * GPU_SHARE, free / GIB, self.device, gpu_advice(reader, free=free)),
             )
             self.place = torch.device("cpu")
-        beside = min(native.max_load_bytes(reader, batch_size=batch_size, prefetch=prefetch), size)  # each image once
-        if self.place != self.device:
-            beside += GATHERED * max_batch_bytes(reader, batch_size=batch_size)
-        available = available_bytes()
-        if processes * (size + beside) > RAM_SHARE * available:
-            each = "" if processes == 1 else f" in each of {processes} processes"
+        is_gathered, available = self.place != self.device, available_bytes()
+
+        def beside(reader: Reader) -> int:
+            return _bytes_beside(reader, batch_size=batch_size, prefetch=prefetch, is_gathered=is_gathered)
+
+        def fits(reader: Reader) -> bool:
+            return processes * (_pack_all(reader).buffer_bytes() + beside(reader)) <= RAM_SHARE * available
+
+        if not fits(reader):
+            each, side = "" if processes == 1 else f" in each of {processes} processes", side_that_fits(reader, fits)
             raise ConfigError(
-                f"{reader.path} decoded takes {size / GIB:.1f} GiB, and decoding it up to {beside / GIB:.1f} GiB more"
-                f"{each}; loader memory uses up to {RAM_SHARE:.0%} of the {available / GIB:.1f} GiB of RAM that are "
-                "available; give --loader native, or write smaller images"
+                f"{reader.path} decoded takes {size / GIB:.1f} GiB, and decoding it up to {beside(reader) / GIB:.1f} "
+                f"GiB more{each}; loader memory uses up to {RAM_SHARE:.0%} of the {available / GIB:.1f} GiB of RAM "
+                "that are available; give --loader native, "
+                + ("" if side is None else f"or --memory-side {side}, at which it fits, ")
+                + "or write smaller images"
             )
         self.pixels = self.packing.empty()
 
@@ -165,6 +185,25 @@ class _DecodedFile:
         gather = _gather_equal if self.has_one_size else _gather
         gather(self.pixels, whole, part, buffer)
         return part.batch(reader, buffer, skipped=skipped)
+
+
+def gpu_advice(reader: Reader, *, free: int) -> str:
+    """Return what to give so that a file's images fit on a GPU of so many free bytes, "" where nothing helps."""
+    side = side_that_fits(reader, lambda each: _pack_all(each).buffer_bytes() <= GPU_SHARE * free)
+    return "" if side is None else f"; with --memory-side {side} it would fit"
+
+
+def _pack_all(reader: Reader) -> Packing:
+    """Lay out every sample, in the order of the file."""
+    everything = np.arange(len(reader), dtype=np.int64)
+    return pack(reader, Rows(everything, np.zeros_like(everything)))
+
+
+def _bytes_beside(reader: Reader, *, batch_size: int, prefetch: int, is_gathered: bool) -> int:
+    """Return the most bytes that decoding takes beside the decoded samples, of which each is decoded once."""
+    size = _pack_all(reader).buffer_bytes()
+    decoding = min(native.max_load_bytes(reader, batch_size=batch_size, prefetch=prefetch), size)
+    return decoding + (GATHERED * max_batch_bytes(reader, batch_size=batch_size) if is_gathered else 0)
 
 
 def _gather_equal(pixels: Tensor, whole: Packing, part: Packing, out: Tensor) -> None:

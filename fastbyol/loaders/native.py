@@ -16,6 +16,7 @@ from torch import Tensor
 from fastbyol.beton import BetonError, Reader
 from fastbyol.loaders.batch import PREFETCH, Batch, Packing, max_batch_bytes, pack
 from fastbyol.loaders.decode import decode_into
+from fastbyol.loaders.resized import stored_in_file
 from fastbyol.loaders.stand_ins import BadSamples, StandIns
 from fastbyol.order import Rows
 
@@ -45,8 +46,8 @@ def load(
     """Yield the decoded batches in the given order, while `workers` threads decode up to `prefetch` in advance.
 
     Beside the batches that the caller still holds, memory holds at most the last one yielded and `prefetch` more,
-    max_load_bytes(), for any number of threads and also while bad samples are replaced. An error is raised when its
-    batch is due.
+    max_load_bytes(), for any number of threads and also while bad samples are replaced; of a ResizedReader also one
+    image a thread in its stored size. An error is raised when its batch is due.
     """
     source = iter(batches)
     count = decoding_threads(reader, workers=workers) or 1
@@ -83,7 +84,8 @@ def load(
 
 def decoding_threads(reader: Reader, *, workers: int) -> int | None:
     """Return the number of decoding threads; None where it is one for any `workers`, since the images are small."""
-    return None if np.mean(reader.heights * reader.widths) < SMALL_PIXELS else workers
+    stored = stored_in_file(reader)
+    return None if np.mean(stored.heights * stored.widths) < SMALL_PIXELS else workers
 
 
 def max_load_bytes(reader: Reader, *, batch_size: int, prefetch: int) -> int:

@@ -53,6 +53,7 @@ RUN = {
     "precision": About("number format of the networks", _one_of(PRECISIONS)),
     "method": About("the recipe's own method, or the one that has won at the run's length", _one_of(METHODS)),
     "loader": About("what decodes", _parts(LOADERS)),
+    "memory_side": About("short side at most with which loader memory keeps images, in pixels", "8 or more"),
     "crop": About("what crops the views", _one_of(CROPS)),
     "workers": About("decoding threads of a rank", FROM_ONE),
     "threads": About("threads that compute, on a CPU", FROM_ONE),

@@ -20,6 +20,7 @@ from fastbyol.evaluate.neighbours import Neighbours
 from fastbyol.kernels.reference import IMAGENET_MEAN, IMAGENET_STD
 from fastbyol.loaders.batch import Batch
 from fastbyol.loaders.native import load
+from fastbyol.loaders.resized import at_side
 from fastbyol.order import Rows, global_batch
 
 SHOWN_IMAGES = 10
@@ -57,7 +58,7 @@ class Cell:
 def sample_views(config: Config, train: Reader) -> list[list[Picture]]:
     """Return images of the first batch, each with its first and its second view, in the order of STRIP."""
     rows = global_batch(0, batch_size=min(SHOWN_IMAGES, len(train)), count=len(train), seed=config.seed)
-    batch = _decode(train, rows)
+    batch = _decode(at_side(train, config.memory_side), rows)
     place = (batch.pixels, batch.offsets, batch.sizes)
     kinds, sizes = config.recipe.drawn_views, batch.sizes.numpy()
     drawn = views.draw(kinds, seed=config.seed, epochs=batch.epochs, indices=batch.indices, sizes=sizes)

@@ -72,6 +72,7 @@ def _departures(config: Config) -> dict[str, str]:
         "negatives": _negatives(goal),
         "target statistics": recipe.target_statistics if recipe.target_statistics != "batch" else "",
         "target": "lags one step" if recipe.lagged_target else "",
+        "images kept": f"with a short side of at most {config.memory_side} px" if config.memory_side else "",
         "crop ramp": _ramp(recipe),
         "crop": f"by {config.crop}" if config.crop != "kernels" else "",
         "micro-batches": str(config.micro_batches) if config.parts > 1 else "",

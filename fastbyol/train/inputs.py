@@ -14,6 +14,7 @@ from fastbyol.config import Config
 from fastbyol.kernels.view_params import ViewParams
 from fastbyol.loaders import crop_by_dali, load
 from fastbyol.loaders.batch import Batch
+from fastbyol.loaders.resized import at_side
 from fastbyol.monitor.metrics import Intervals
 from fastbyol.order import stream
 from fastbyol.system.device import queue_copy
@@ -24,7 +25,8 @@ class Pipeline:
     """The input pipeline of one run on one rank; views have dtype `precision`."""
 
     def __init__(self, config: Config, reader: Reader, world: World, *, precision: torch.dtype) -> None:
-        self.config, self.reader, self.world, self.precision = config, reader, world, precision
+        self.config, self.world, self.precision = config, world, precision
+        self.reader = at_side(reader, config.memory_side)  # one for all loads: loader memory keeps its images
 
     def batches(self, start: int, *, repeated: int | None = None) -> Generator[Batch, None, None]:
         """Load this rank's rows of global batches start, start + 1, ... without end; repeated: so many, in turn."""

@@ -13,6 +13,7 @@ from fastbyol.config import Config
 from fastbyol.errors import ConfigError
 from fastbyol.loaders import nvjpeg
 from fastbyol.loaders.memory import GPU_SHARE
+from fastbyol.loaders.resized import at_side
 from fastbyol.order import global_batch, rows_of_rank
 from fastbyol.system.distributed import World
 from fastbyol.train import memory
@@ -56,18 +57,12 @@ def can_recompute(config: Config) -> bool:
 def _predict_fit(config: Config, train: Reader, world: World, recorded: Config | None) -> tuple[memory.Fit | None, str]:
     """Predict how a step fits, with a message; None if the user's number of micro-batches is predicted not to fit."""
     images, free = images_of_rank(config, train, world), memory.free_bytes()
-    image_bytes = 3 * int((train.heights * train.widths).mean())
-    pixel_bytes, dataset_bytes = int(QUEUED_BATCHES * images * image_bytes), len(train) * image_bytes
-    if config.loader == "memory" and dataset_bytes <= GPU_SHARE * free:
-        pixel_bytes = dataset_bytes
-    elif config.loader == "nvjpeg":
-        pixel_bytes += nvjpeg.batches_on_gpu(prefetch=config.prefetch) * images * image_bytes
     try:
         fit = memory.fit(
             config.recipe,
             images=images,
             precision=config.precision,
-            usable_bytes=max(memory.usable_bytes(free) - pixel_bytes, 0),
+            usable_bytes=max(memory.usable_bytes(free) - pixel_bytes(config, train, images=images, free=free), 0),
             least_parts=1 if recorded is None else recorded.parts,
             only_parts=config.micro_batches,
             can_split=can_split(config),
@@ -79,6 +74,18 @@ def _predict_fit(config: Config, train: Reader, world: World, recorded: Config |
             raise
         return None, f"{error}; trying it anyway, with some activations recomputed in the backward"
     return fit, str(fit)
+
+
+def pixel_bytes(config: Config, train: Reader, *, images: int, free: int) -> int:
+    """Estimate the bytes of decoded images on a GPU of so many free bytes: of some batches, or of the whole file."""
+    kept = at_side(train, config.memory_side)
+    image_bytes = 3 * int((kept.heights * kept.widths).mean())
+    queued, dataset_bytes = int(QUEUED_BATCHES * images * image_bytes), len(train) * image_bytes
+    if config.loader == "memory" and dataset_bytes <= GPU_SHARE * free:
+        return dataset_bytes
+    if config.loader == "nvjpeg":
+        return queued + nvjpeg.batches_on_gpu(prefetch=config.prefetch) * images * image_bytes
+    return queued
 
 
 def split_further(requested: Config, chosen: Config, *, images: int, ranks: int, failure: str) -> tuple[Config, str]:

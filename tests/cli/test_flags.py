@@ -44,9 +44,9 @@ CONTRACT = {
     "fastbyol": "--completion --help --version",
     "fastbyol-train": "RECIPE --base-lr --batch-size --budget --cache --channels --checkpoint-every --config --crop "
     "--crop-ramp --data --deterministic --device --engine --epochs --help --init --knn-at --labelled --lagged-target "
-    "--loader --log-every --method --micro-batches --no-tensorboard --on-error --optimizer --out --overwrite --plan "
-    "--precision --prefetch --prep --profile --quality-at --recipes --resume --save-config --seed --settings "
-    "--stop-on-collapse --tau-base --target-statistics --threads --val --version --wandb --warmup-epochs "
+    "--loader --log-every --memory-side --method --micro-batches --no-tensorboard --on-error --optimizer --out "
+    "--overwrite --plan --precision --prefetch --prep --profile --quality-at --recipes --resume --save-config --seed "
+    "--settings --stop-on-collapse --tau-base --target-statistics --threads --val --version --wandb --warmup-epochs "
     "--weight-decay --workers",
     "fastbyol-eval": "--help --version",
     "fastbyol-eval knn": f"{COMMON_EVAL} --bank --k --temperature",

@@ -280,6 +280,7 @@ def test_settings_tell_the_peaks_that_were_used(parts: Parts) -> None:
         ("demo+tau_rises=false", {}, "throughout"),
         ("demo", {"micro_batches": 4}, "micro-batches 4"),
         ("demo", {"crop": "dali"}, "crop by dali"),
+        ("demo", {"loader": "memory", "memory_side": 24}, "images kept with a short side of at most 24 px"),
     ],
 )
 def test_settings_tell_departures_and_nothing_usual(parts: Parts, text: str, more: dict[str, Any], said: str) -> None:

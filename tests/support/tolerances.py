@@ -107,3 +107,7 @@ RANKS_LOSS = 5e-3
 # has been asked yet.
 NVJPEG_LEVELS = 4
 NVJPEG_MEAN_LEVELS = 4.0
+
+# A uint8 image resized by torch against float64 with a rounding between the two passes: half a level for the last
+# rounding, and a level where weights of 16 bits round the first pass to the other side.
+RESIZED_LEVELS = 2.0

@@ -5,20 +5,22 @@ from __future__ import annotations
 import json
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
 
 from fastbyol import batchnorm
+from fastbyol.beton import Reader
 from fastbyol.byol import BYOL, Output
 from fastbyol.cli.train import main
-from fastbyol.config import Recipe
+from fastbyol.config import Config, Recipe
 from fastbyol.errors import ConfigError
 from fastbyol.monitor.metrics import read_metrics
 from fastbyol.recipes import named
 from fastbyol.storage.run_folder import RunFolder
-from fastbyol.train import memory, step
+from fastbyol.train import memory, micro_batches, step
 from tests.conftest import Betons
 from tests.support.commands import arguments
 
@@ -60,6 +62,25 @@ def test_convolutions_that_compute_statistics_keep_no_more(monkeypatch: pytest.M
         monkeypatch.setattr(batchnorm.BatchNormAddReLU2d, "joins_convolution", joins)
         needed.append(memory.step_bytes(named("imagenet_rn50"), images=8, precision="bfloat16"))
     assert needed[0] == needed[1]
+
+
+@pytest.mark.parametrize(
+    ("settings", "images", "side"),
+    [
+        ({}, 2 * 32, 32),
+        ({"loader": "memory"}, 160, 32),
+        ({"loader": "memory", "memory_side": 20}, 160, 20),
+        ({"loader": "nvjpeg"}, (2 + 6) * 32, 32),
+    ],
+)
+def test_decoded_images_on_the_gpu_are_counted_in_the_size_they_are_kept(
+    betons: Betons, settings: dict[str, Any], images: int, side: int
+) -> None:
+    config = Config(small(), data=str(betons.train), epochs=300, device="cpu", **settings)
+    with Reader(betons.train) as train:
+        assert micro_batches.pixel_bytes(config, train, images=32, free=80 * memory.GIB) == images * 3 * side**2
+        crowded = replace(config, loader="memory", memory_side=20)  # 192 kB, of which half of this is less
+        assert micro_batches.pixel_bytes(crowded, train, images=32, free=250_000) == 2 * 32 * 3 * 20**2
 
 
 def test_need_is_linear_in_images_and_halves_in_bfloat16() -> None:

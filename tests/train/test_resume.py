@@ -223,6 +223,42 @@ def test_images_that_went_bad_are_skipped_by_the_resumed_run(betons: Betons, sto
     assert evaluation.main([*scored, "--on-error=skip"]) == 0
 
 
+@pytest.mark.parametrize("stopped_at", [2, 7])
+def test_a_run_on_images_kept_small_resumes_bit_equal_in_its_first_epoch_and_later(
+    betons: Betons, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stopped_at: int
+) -> None:
+    """An epoch has five steps: the resumed run decodes again what the stopped one held."""
+    batches = Pipeline.batches
+    small = ("--loader=memory", "--memory-side=20", "--epochs=3", "--warmup-epochs=1")
+
+    def stopping(pipeline: Pipeline, start: int) -> Iterator[Batch]:
+        for number, batch in enumerate(batches(pipeline, start), start):
+            assert batch.sizes.tolist() == [[20, 20]] * 32
+            if number == stopped_at:
+                signal.raise_signal(signal.SIGTERM)
+            yield batch
+
+    assert main(arguments(betons, tmp_path / "whole", *small)) == 0
+    asked = arguments(betons, tmp_path / "parts", *small)
+    with monkeypatch.context() as patched:
+        patched.setattr(Pipeline, "batches", stopping)
+        assert main(asked) == 75
+    assert main([*asked, "--resume"]) == 0
+    assert encoders_are_equal(tmp_path / "whole", tmp_path / "parts")
+    assert learned(tmp_path / "whole") == learned(tmp_path / "parts")
+
+
+def test_a_resumed_run_keeps_the_side_of_its_images(
+    betons: Betons, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    out = tmp_path / "run"
+    shutil.copytree(finished, out)
+    RunFolder(out).result.unlink()
+    asked = arguments(betons, out, f"--val={betons.val}", "--epochs=3", "--warmup-epochs=1", "--resume")
+    assert main([*asked, "--loader=memory", "--memory-side=20"]) == 2
+    assert "memory_side was None, is 20; give the old settings" in capsys.readouterr().err
+
+
 def test_a_finished_run_is_not_run_again(betons: Betons, finished: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = RunFolder(finished).result.stat().st_mtime_ns
     asked = arguments(betons, finished, f"--val={betons.val}", "--epochs=3", "--warmup-epochs=1")
