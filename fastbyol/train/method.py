@@ -16,11 +16,14 @@ from fastbyol.config import Config, Recipe
 from fastbyol.parts import build_optimizer
 from fastbyol.recipes.methods import choices, choose, variants
 from fastbyol.recipes.overrides import apply_change
+from fastbyol.system import threads
 from fastbyol.system.distributed import World
+from fastbyol.system.threads import ThreadTuner
 from fastbyol.train import memory, step
 
 WARM_UP, TIMED = step.WARM_UP + 1, 3  # steps; a graph is captured after its engine's warm-up
 TRAINING_SHARE = 0.85  # of the time left goes into steps, the rest into planning, views and closing work
+MEASURED_SHARE = 0.05  # of the time left at most, to a step, goes into measuring on a CPU beside other programs
 
 
 def adopt(config: Config, recorded: Config) -> Config:
@@ -56,7 +59,9 @@ def _choice(
         end_s = config.end_s(stopwatch.elapsed_at)
         assert end_s is not None
         left_s = TRAINING_SHARE * max(end_s - stopwatch.elapsed_s(), 0.0)
-        each_s = step_s(config, images=recipe.batch_size // world.ranks)
+        print(f"method: measuring a step of {recipe.name}", file=sys.stderr)
+        tuner = threads.make_tuner(config.threads, config.device, processes=world.local_ranks)
+        each_s = step_s(config, tuner, images=recipe.batch_size // world.ranks, left_s=left_s)
         epochs = max(left_s / each_s, 1.0) * recipe.batch_size / len(train)
     choice = choose(recipe, epochs=epochs)
     if choice is None:
@@ -69,8 +74,11 @@ def _choice(
     )
 
 
-def step_s(config: Config, *, images: int) -> float:
-    """Measure the seconds of a step on this many random images, on a model of its own, in parts where memory ends."""
+def step_s(config: Config, tuner: ThreadTuner, *, images: int, left_s: float) -> float:
+    """Measure the seconds of a step on this many random images, on a model of its own, in parts where memory ends.
+
+    left_s: of the run. On a CPU, where the first steps are like all others, a small share of it ends the measurement.
+    """
     recipe = config.recipe
     try:
         model = BYOL(recipe.encoder, recipe.head, seed=config.seed, objective=recipe.objective).to(config.device)
@@ -78,15 +86,16 @@ def step_s(config: Config, *, images: int) -> float:
         engine = step.engine(config.engine, model, optimizer, precision=config.precision)
         size = (2 * images, recipe.encoder.channels, recipe.crop_px, recipe.crop_px)
         views = torch.rand(size, device=config.device).contiguous(memory_format=torch.channels_last)
-        taken = []
-        for _ in range(WARM_UP + TIMED):
+        taken: list[float] = []
+        while len(taken) < WARM_UP + TIMED and (config.device == "cuda" or sum(taken) < MEASURED_SHARE * left_s):
             began_s = time.monotonic()
-            engine(views, lr=0.0, tau=1.0)
+            with tuner.unit("step"):
+                engine(views, lr=0.0, tau=1.0)
             if config.device == "cuda":
                 torch.cuda.synchronize()
             taken.append(time.monotonic() - began_s)
-        return statistics.median(taken[WARM_UP:])
+        return statistics.median(taken[-TIMED:])
     except RuntimeError as error:
         if not memory.is_out_of_memory(error) or images < 4:
             raise
-    return 2 * step_s(config, images=images // 2)
+    return 2 * step_s(config, tuner, images=images // 2, left_s=left_s)

@@ -9,6 +9,7 @@ from fastbyol import schedule
 from fastbyol.budget import format_duration
 from fastbyol.errors import ConfigError
 from fastbyol.monitor.metrics import Intervals
+from fastbyol.recipes.purpose import CPU, PURPOSES
 from fastbyol.schedule import Schedule
 from fastbyol.system.device import STEPS_AHEAD
 from fastbyol.train import calibrate, step
@@ -55,7 +56,7 @@ class Planner:
         recipe = self.config.recipe
         in_flight = STEPS_AHEAD if self.config.device == "cuda" else 0
         plan = ClockPlan(deadline_s, Reserve(dict(self.closing.seconds)), in_flight)
-        if not self._has_time(plan, step_s=0.0):
+        if not self._has_time(plan):
             return None
         step_s = self._step_s(plan.end_s - self.stopwatch.elapsed_s())
         plan.reserve.rehearsed_step = (recipe.crop_px, step_s)
@@ -125,6 +126,13 @@ class Planner:
             )
         return measured.step_s
 
+    def _smaller(self) -> str:
+        """Name the recipes for a CPU where the run's is for GPUs, and there is none."""
+        purpose = PURPOSES.get(self.config.recipe.name.partition("+")[0])
+        if self.config.device != "cpu" or purpose is None or purpose.hardware == CPU:
+            return ""
+        return f", or a recipe for a CPU: {', '.join(name for name, each in PURPOSES.items() if each.hardware == CPU)}"
+
     def _scores_s(self, plan: ClockPlan) -> float:
         """Estimate the seconds of the scores during training; raise ConfigError if they are too many."""
         count = self.loop.remaining_scores()
@@ -139,17 +147,21 @@ class Planner:
         seconds: float = count * each_s
         return seconds
 
-    def _has_time(self, plan: ClockPlan, *, step_s: float) -> bool:
-        """Tell whether a step fits, by rank 0's clock; raise ConfigError if none fits in a run without any steps."""
+    def _has_time(self, plan: ClockPlan, *, step_s: float | None = None) -> bool:
+        """Tell whether a step fits, by rank 0's clock; raise ConfigError if none fits in a run without any steps.
+
+        step_s: None where no step was measured yet.
+        """
         elapsed_s, end_s = self.world.from_main((self.stopwatch.elapsed_s(), plan.end_s))
-        if elapsed_s + step_s < end_s:
+        if elapsed_s + (step_s or 0.0) < end_s:
             return True
         at = self.loop.position
         if at.step == 0:
             given, closing_s = format_duration(max(plan.deadline_s, 0)), plan.deadline_s - end_s
+            taken = "" if step_s is None else f"a step takes {step_s:.1f} s, "
             raise ConfigError(
-                f"a budget of {given} leaves no time to train: {elapsed_s:.0f} s are used, a step takes "
-                f"{step_s:.1f} s, and {closing_s:.0f} s are needed to evaluate and save; give a longer --budget"
+                f"a budget of {given} leaves no time to train: {elapsed_s:.0f} s are used, {taken}and "
+                f"{closing_s:.0f} s are needed to evaluate and save; give a longer --budget{self._smaller()}"
             )
         self.loop.logger.warn(f"no time is left to train; the run ends at {at.progress:.0%} of its progress")
         return False

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,6 +12,7 @@ from fastbyol.cli.train import main
 from fastbyol.recipes import named
 from fastbyol.recipes.methods import variants
 from fastbyol.storage.run_folder import RunFolder
+from fastbyol.system.threads import ThreadTuner
 from fastbyol.train.method import adopt, step_s
 from tests.conftest import Betons
 from tests.support.runs import arguments
@@ -35,4 +37,18 @@ def test_only_a_variant_of_the_same_recipe_is_adopted(betons: Betons, tmp_path: 
     for variant in variants(config.recipe):
         assert adopt(config, replace(config, recipe=variant)).recipe == variant
     assert adopt(config, replace(config, recipe=named("cifar10_tiny"))) == config
-    assert step_s(config, images=8) > 0
+
+
+def test_a_slow_step_ends_the_measurement(betons: Betons, tmp_path: Path) -> None:
+    assert main(arguments(betons, tmp_path / "run", "--epochs=1", "--warmup-epochs=0")) == 0
+    config, numbers = RunFolder(tmp_path / "run").read_config(), list[int]()
+
+    def measured_s(left_s: float) -> float:
+        tuner = ThreadTuner((1, 2), set_threads=numbers.append, other_cpu_s=lambda: 0.0, cores=2)
+        return step_s(config, tuner, images=8, left_s=left_s)
+
+    assert measured_s(math.inf) > 0
+    assert set(numbers) == {1, 2}  # numbers of threads are tried, as in training
+    numbers.clear()
+    assert measured_s(1e-9) > 0
+    assert numbers == [1]  # one step alone

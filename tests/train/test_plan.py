@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import math
+from pathlib import Path
 
 import pytest
 
+from fastbyol.cli.train import main
 from fastbyol.train.plan import EXIT_S, LEAVE_S, MARGIN, ClockPlan, Reserve, StepPlan
+from tests.conftest import Betons
 
 
 def test_step_plan_ends_at_exactly_one() -> None:
@@ -161,3 +164,16 @@ def test_a_long_budget_keeps_enough_for_a_score_beside_six_others() -> None:
         reserve.record_step(24, 0.25)
     plan = ClockPlan(300.0, reserve)
     assert plan.end_s + 5 * 2.5 < plan.score_until_s
+
+
+@pytest.mark.parametrize(("recipe", "names_others"), [("imagenette_rn18", True), ("cifar10_tiny", False)])
+def test_a_budget_that_is_used_up_names_no_step_and_on_a_cpu_its_recipes(
+    betons: Betons, tmp_path: Path, capsys: pytest.CaptureFixture[str], *, recipe: str, names_others: bool
+) -> None:
+    small = f"{recipe}+arch=resnet8+width=0.25+stem=cifar+crop_px=16+eval_px=16+hidden=32+batch_size=8"
+    given = [f"--data={betons.train}", f"--out={tmp_path / 'run'}", "--budget=1s", "--device=cpu", "--no-tensorboard"]
+    assert main([small, *given]) == 2
+    said = capsys.readouterr().err
+    assert "leaves no time to train" in said
+    assert "a step takes" not in said
+    assert ("a recipe for a CPU: " in said) == names_others
