@@ -78,10 +78,13 @@ def flags_of(parser: argparse.ArgumentParser) -> list[str]:
 
 
 def describe_unknown(words: Sequence[str], *, known: Sequence[str]) -> str:
-    """Describe words that a command does not take, and name the known flag nearest to the first."""
+    """Describe words that a command does not take: the known flag nearest to the first, and --prep if it is known."""
     flag = next((word.partition("=")[0] for word in words if word.startswith("--")), "")
     alike = difflib.get_close_matches(flag, known, n=1)
-    return f"unrecognized arguments: {' '.join(words)}" + (f"; the nearest flag is {alike[0]}" if alike else "")
+    given = " ".join(words)
+    nearest = f"; the nearest flag is {alike[0]}" if alike else ""
+    within = f"; a flag of fastbyol-prep write is given as --prep '{given}'" if flag and "--prep" in known else ""
+    return f"unrecognized arguments: {given}{nearest}{within}"
 
 
 class VersionAction(argparse.Action):

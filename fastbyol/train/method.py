@@ -63,7 +63,7 @@ def _choice(
         tuner = threads.make_tuner(config.threads, config.device, processes=world.local_ranks)
         each_s = step_s(config, tuner, images=recipe.batch_size // world.ranks, left_s=left_s)
         epochs = max(left_s / each_s, 1.0) * recipe.batch_size / len(train)
-    choice = choose(recipe, epochs=epochs)
+    choice = choose(recipe, epochs=epochs, images=len(train))
     if choice is None:
         return recipe, f"{recipe.name}'s own, which nothing has beaten in runs of {epochs:.2g} epochs (docs/quality.md)"
     evidence = choice.nearest(epochs)

@@ -43,31 +43,35 @@ def test_evidence_is_the_mean_of_the_rows_of_the_grid(name: str, choice: Choice)
 @pytest.mark.parametrize("name", CHOICES)
 def test_beyond_what_was_measured_the_recipe_keeps_its_method(name: str) -> None:
     recipe, first = named(name), CHOICES[name][0]
-    assert choose(recipe, epochs=first.until / 2) == first
-    assert choose(recipe, epochs=2 * CHOICES[name][-1].until) is None
-    assert choose(named("imagenet_rn50"), epochs=1) is None
+    assert choose(recipe, epochs=first.until / 2, images=1000) == first
+    assert choose(recipe, epochs=2 * CHOICES[name][-1].until, images=1000) is None
+    assert choose(named("imagenet_rn50"), epochs=1, images=1000) is None
 
 
 def test_a_setting_of_the_user_is_not_overwritten() -> None:
     with pytest.raises(ConfigError, match="sets base_lr, and so do you; leave that out, or --method auto"):
-        choose(named("cifar10_tiny+base_lr=0.5"), epochs=1)
-    assert choose(named("cifar10_tiny+batch_size=32"), epochs=1) is not None
+        choose(named("cifar10_tiny+base_lr=0.5"), epochs=1, images=1000)
+    assert choose(named("demo+batch_size=32"), epochs=1, images=1000) is not None
+
+
+def test_a_choice_of_more_images_a_step_than_there_are_is_none() -> None:
+    assert choose(named("cifar10_tiny"), epochs=1, images=256) is not None
+    assert choose(named("cifar10_tiny"), epochs=1, images=255) is None
 
 
 def test_all_variants_are_whole_recipes_and_the_own_comes_last() -> None:
     for name in CHOICES:
-        recipe = replace(named(name), batch_size=32)
-        assert variants(recipe)[-1] == recipe
-        assert {each.batch_size for each in variants(recipe)} == {32}
+        assert variants(named(name))[-1] == named(name)
+    assert {each.batch_size for each in variants(replace(named("demo"), batch_size=32))} == {32}
 
 
 def test_the_recipe_that_auto_made_is_kept_as_it_is() -> None:
     for name in CHOICES:
         made = variants(named(name))[0]
-        assert choose(made, epochs=1) is None
+        assert choose(made, epochs=1, images=1000) is None
         assert variants(made) == [made]
 
 
 def test_settings_that_no_choice_goes_with_are_refused_at_once() -> None:
     with pytest.raises(ConfigError, match="may choose SimCLR for demo, which does not go with its settings"):
-        choose(replace(named("demo"), lagged_target=True), epochs=1000)
+        choose(replace(named("demo"), lagged_target=True), epochs=1000, images=1000)
