@@ -13,7 +13,7 @@ from fastbyol.config import EncoderConfig, HeadConfig
 from fastbyol.recipes import named
 from tests.conftest import Betons
 
-LOADERS = ["native", "memory"]
+LOADERS = [("native", None), ("memory", None), ("memory", 16)]
 
 
 def test_cases_of_one_size_compete_with_steps_that_never_wait(betons: Betons) -> None:
@@ -23,6 +23,7 @@ def test_cases_of_one_size_compete_with_steps_that_never_wait(betons: Betons) ->
         "no loader: views, step",
         "fastbyol native: load, views, step",
         "fastbyol memory: load, views, step",
+        "fastbyol memory, 16 px: load, views, step",
     ]
     assert {case.images for case in cases} == {waiting.BATCH * waiting.STEPS}
 
@@ -32,7 +33,7 @@ def test_steps_behind_a_loader_train_the_images_asked_for(betons: Betons) -> Non
     recipe = replace(named("demo"), encoder=encoder, head=head, batch_size=4, crop_px=16)
     job = Job(Photographs(betons.unlabelled, None), "as stored", 1, 4, 2, "cpu")
     waiting.idle(recipe, job).run()
-    for name in LOADERS:
-        waiting.behind(name, recipe, job).run()
+    for name, side in LOADERS:
+        waiting.behind(name, side, recipe, job).run()
     with pytest.raises(WrongResult, match="0 of 8 images came"):
         waiting._run(lambda _: None, iter([]), job)
