@@ -34,8 +34,8 @@ from fastbyol.kernels.dispatch import allocate_only
 from fastbyol.kernels.fold_norms import fold_norms
 from fastbyol.kernels.max_pool import max_pool
 from fastbyol.recipes import named
-from fastbyol.shadows import ShadowedForward
 from fastbyol.train.memory import _make_fake
+from fastbyol.train.shadows import ShadowedForward
 
 BEGIN, END = "<!-- byte counts: python benchmarks/byte_counts.py --write -->", "<!-- end of byte counts -->"
 WITHIN = 0.03  # of each other

@@ -137,7 +137,7 @@ class Stopwatch:
 
 
 class TimeLimit:
-    """Asked before each piece of a work, returns True when that piece, if as long as the last, would end too late.
+    """Called before each piece of work, tells whether that piece, if as long as the last, would end too late.
 
     until_s: the latest end in seconds of the run; the first piece is taken to be as long as the time before it.
     """

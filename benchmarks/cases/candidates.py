@@ -17,7 +17,7 @@ from fastbyol.batchnorm import join_convolutions_
 from fastbyol.config import Recipe
 from fastbyol.kernels import batchnorm_statistics
 from fastbyol.recipes import named
-from fastbyol.shadows import ShadowedForward
+from fastbyol.train.shadows import ShadowedForward
 
 DEFAULT = 10  # algorithms that cuDNN tries for each convolution, as torch sets it
 LIMITS = {f"{DEFAULT} (today)": DEFAULT, "0: every algorithm": 0}

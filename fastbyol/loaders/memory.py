@@ -135,20 +135,23 @@ class _DecodedFile:
             self.place = torch.device("cpu")
         is_gathered, available = self.place != self.device, available_bytes()
 
-        def beside(reader: Reader) -> int:
-            return _bytes_beside(reader, batch_size=batch_size, prefetch=prefetch, is_gathered=is_gathered)
+        def beside(reader: Reader, size: int) -> int:
+            """Return the most bytes that decoding takes beside the decoded samples, of which each is decoded once."""
+            decoding = min(native.max_load_bytes(reader, batch_size=batch_size, prefetch=prefetch), size)
+            return decoding + (GATHERED * max_batch_bytes(reader, batch_size=batch_size) if is_gathered else 0)
 
         def fits(reader: Reader) -> bool:
-            return processes * (_pack_all(reader).buffer_bytes() + beside(reader)) <= RAM_SHARE * available
+            size = _pack_all(reader).buffer_bytes()
+            return processes * (size + beside(reader, size)) <= RAM_SHARE * available
 
         if not fits(reader):
             each, side = "" if processes == 1 else f" in each of {processes} processes", side_that_fits(reader, fits)
+            proposed = "" if side is None else f"or --memory-side {side}, at which it fits, "
             raise ConfigError(
-                f"{reader.path} decoded takes {size / GIB:.1f} GiB, and decoding it up to {beside(reader) / GIB:.1f} "
-                f"GiB more{each}; loader memory uses up to {RAM_SHARE:.0%} of the {available / GIB:.1f} GiB of RAM "
-                "that are available; give --loader native, "
-                + ("" if side is None else f"or --memory-side {side}, at which it fits, ")
-                + "or write smaller images"
+                f"{reader.path} decoded takes {size / GIB:.1f} GiB, and decoding it up to "
+                f"{beside(reader, size) / GIB:.1f} GiB more{each}; loader memory uses up to {RAM_SHARE:.0%} of the "
+                f"{available / GIB:.1f} GiB of RAM that are available; give --loader native, {proposed}or write "
+                "smaller images"
             )
         self.pixels = self.packing.empty()
 
@@ -197,13 +200,6 @@ def _pack_all(reader: Reader) -> Packing:
     """Lay out every sample, in the order of the file."""
     everything = np.arange(len(reader), dtype=np.int64)
     return pack(reader, Rows(everything, np.zeros_like(everything)))
-
-
-def _bytes_beside(reader: Reader, *, batch_size: int, prefetch: int, is_gathered: bool) -> int:
-    """Return the most bytes that decoding takes beside the decoded samples, of which each is decoded once."""
-    size = _pack_all(reader).buffer_bytes()
-    decoding = min(native.max_load_bytes(reader, batch_size=batch_size, prefetch=prefetch), size)
-    return decoding + (GATHERED * max_batch_bytes(reader, batch_size=batch_size) if is_gathered else 0)
 
 
 def _gather_equal(pixels: Tensor, whole: Packing, part: Packing, out: Tensor) -> None:

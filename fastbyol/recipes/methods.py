@@ -38,12 +38,11 @@ class Choice:
         return min(self.evidence, key=lambda each: abs(math.log(each.epochs / epochs)))
 
 
-# negatives of the batch alone, SGD at the rate of a cosine loss, and views without blur
-SIMCLR = "target=online+predictor_depth=0+beta=1+base_lr=1+weight_decay=0.0005+optimizer=sgd+views=no_blur"
-DECOUPLED = (  # the same without an image's other view among the negatives, and in larger batches, which cost less
-    "target=online+predictor_depth=0+beta=1+base_lr=1.4+weight_decay=0.0005+optimizer=sgd+views=no_blur"
-    "+decoupled=true+batch_size=256"
-)
+NEGATIVES = "target=online+predictor_depth=0+beta=1"  # of the batch alone
+SGD = "weight_decay=0.0005+optimizer=sgd+views=no_blur"
+SIMCLR = f"{NEGATIVES}+base_lr=1+{SGD}"
+# without an image's other view among the negatives, and in larger batches, which cost less an image
+DECOUPLED = f"{NEGATIVES}+base_lr=1.4+{SGD}+decoupled=true+batch_size=256"
 CHOICES: dict[str, tuple[Choice, ...]] = {
     "cifar10_tiny": (
         Choice("SimCLR", DECOUPLED, until=30, evidence=(Evidence(0.805, 35.7, 49.0), Evidence(4.03, 41.5, 57.8))),

@@ -22,6 +22,11 @@ DONE, RANK_LOST, BAD_INPUT, DIVERGED, INTERRUPTED = 0, 1, 2, 3, 75  # exit statu
 THREADS = (
     "threads that compute, on a CPU (default: OMP_NUM_THREADS, which torchrun sets; else the fastest, by measuring)"
 )
+# of fastbyol-prep write, which a command of images takes by way of --prep alone
+PREP_FLAGS = (
+    *("--classes-from", "--image-key", "--jpeg-share", "--label-column", "--labels", "--labels-from", "--limit"),
+    *("--max-pixels", "--max-side", "--mode", "--quality", "--stretch"),
+)
 ANY_SOURCE = "a .beton, or any SOURCE of fastbyol-prep write"
 WORKERS = "decoding threads (default: the cores of this rank less 2 on cuda, 2 on a CPU)"
 
@@ -78,13 +83,13 @@ def flags_of(parser: argparse.ArgumentParser) -> list[str]:
 
 
 def describe_unknown(words: Sequence[str], *, known: Sequence[str]) -> str:
-    """Describe words that a command does not take: the known flag nearest to the first, and --prep if it is known."""
+    """Describe words that a command does not take: how to give the first flag to fastbyol-prep, or the nearest one."""
     flag = next((word.partition("=")[0] for word in words if word.startswith("--")), "")
+    described = f"unrecognized arguments: {' '.join(words)}"
+    if flag in PREP_FLAGS and "--prep" in known:
+        return f"{described}; {flag} is a flag of fastbyol-prep write: give it as --prep '{' '.join(words)}'"
     alike = difflib.get_close_matches(flag, known, n=1)
-    given = " ".join(words)
-    nearest = f"; the nearest flag is {alike[0]}" if alike else ""
-    within = f"; a flag of fastbyol-prep write is given as --prep '{given}'" if flag and "--prep" in known else ""
-    return f"unrecognized arguments: {given}{nearest}{within}"
+    return described + (f"; the nearest flag is {alike[0]}" if alike else "")
 
 
 class VersionAction(argparse.Action):

@@ -23,7 +23,7 @@ from fastbyol.train import memory, step
 
 WARM_UP, TIMED = step.WARM_UP + 1, 3  # steps; a graph is captured after its engine's warm-up
 TRAINING_SHARE = 0.85  # of the time left goes into steps, the rest into planning, views and closing work
-MEASURED_SHARE = 0.05  # of the time left at most, to a step, goes into measuring on a CPU beside other programs
+MEASURED_SHARE = 0.05  # of the time left: on a CPU no step to measure begins after it
 
 
 def adopt(config: Config, recorded: Config) -> Config:
@@ -77,7 +77,8 @@ def _choice(
 def step_s(config: Config, tuner: ThreadTuner, *, images: int, left_s: float) -> float:
     """Measure the seconds of a step on this many random images, on a model of its own, in parts where memory ends.
 
-    left_s: of the run. On a CPU, where the first steps are like all others, a small share of it ends the measurement.
+    left_s: seconds of the run, 0 or more. On a CPU, whose first steps are like all others, a share of them ends the
+    measurement, after one step or more.
     """
     recipe = config.recipe
     try:
@@ -87,7 +88,9 @@ def step_s(config: Config, tuner: ThreadTuner, *, images: int, left_s: float) ->
         size = (2 * images, recipe.encoder.channels, recipe.crop_px, recipe.crop_px)
         views = torch.rand(size, device=config.device).contiguous(memory_format=torch.channels_last)
         taken: list[float] = []
-        while len(taken) < WARM_UP + TIMED and (config.device == "cuda" or sum(taken) < MEASURED_SHARE * left_s):
+        while len(taken) < WARM_UP + TIMED:
+            if config.device == "cpu" and taken and sum(taken) > MEASURED_SHARE * left_s:
+                break
             began_s = time.monotonic()
             with tuner.unit("step"):
                 engine(views, lr=0.0, tau=1.0)

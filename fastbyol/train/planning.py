@@ -126,8 +126,8 @@ class Planner:
             )
         return measured.step_s
 
-    def _smaller(self) -> str:
-        """Name the recipes for a CPU where the run's is for GPUs, and there is none."""
+    def _recipes_for_a_cpu(self) -> str:
+        """Name them where the run is on a CPU and its recipe is for GPUs; "" elsewhere."""
         purpose = PURPOSES.get(self.config.recipe.name.partition("+")[0])
         if self.config.device != "cpu" or purpose is None or purpose.hardware == CPU:
             return ""
@@ -161,7 +161,7 @@ class Planner:
             taken = "" if step_s is None else f"a step takes {step_s:.1f} s, "
             raise ConfigError(
                 f"a budget of {given} leaves no time to train: {elapsed_s:.0f} s are used, {taken}and "
-                f"{closing_s:.0f} s are needed to evaluate and save; give a longer --budget{self._smaller()}"
+                f"{closing_s:.0f} s are needed to evaluate and save; give a longer --budget{self._recipes_for_a_cpu()}"
             )
         self.loop.logger.warn(f"no time is left to train; the run ends at {at.progress:.0%} of its progress")
         return False

@@ -11,7 +11,6 @@ from fastbyol.errors import ConfigError
 from fastbyol.libraries import import_library
 
 PACKAGES = ("torchvision", "timm")
-NEEDED = "weights of {} need the package"
 
 
 def pretrained(package: str, name: str) -> dict[str, Tensor]:
@@ -34,8 +33,9 @@ def pretrained(package: str, name: str) -> dict[str, Tensor]:
 
 
 def _torchvision(name: str) -> Any:
-    return import_library("torchvision", claim=NEEDED.format("torchvision")).models.get_model(name, weights="DEFAULT")
+    torchvision = import_library("torchvision", claim="weights of torchvision need the package")
+    return torchvision.models.get_model(name, weights="DEFAULT")
 
 
 def _timm(name: str) -> Any:
-    return import_library("timm", claim=NEEDED.format("timm")).create_model(name, pretrained=True)
+    return import_library("timm", claim="weights of timm need the package").create_model(name, pretrained=True)

@@ -15,6 +15,7 @@ from fastbyol.embed import formats as vector_formats
 from fastbyol.embed import layout, vectors
 from fastbyol.export import formats
 from fastbyol.registry import PROTOCOL_SUMMARIES, PROTOCOLS
+from fastbyol.system.command_line import PREP_FLAGS
 from fastbyol.train import step
 
 COMMON_EVAL = "ENCODER --device --help --json --margin --px --threads --train --val --workers --cache --prep --on-error"
@@ -100,6 +101,11 @@ def test_help_fits_the_terminal(name: str, columns: int, monkeypatch: pytest.Mon
     monkeypatch.setenv("COLUMNS", str(columns))
     lines = [line.strip() for line in parsers()[name].format_help().splitlines() if len(line) > columns]
     assert not [line for line in lines if not (line.startswith("[--") and line.endswith("]"))]  # in usage: one flag
+
+
+def test_flags_that_go_to_prep_are_those_of_its_write_alone() -> None:
+    flags = {name: {word for word in words(parser) if word.startswith("--")} for name, parser in parsers().items()}
+    assert set(PREP_FLAGS) == flags["fastbyol-prep write"] - flags["fastbyol-train"]
 
 
 def test_defaults_of_several_values_are_shown_in_short() -> None:

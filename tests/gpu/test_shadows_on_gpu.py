@@ -10,9 +10,9 @@ import torch
 from fastbyol import optim
 from fastbyol.byol import BYOL
 from fastbyol.config import EncoderConfig, HeadConfig, OptimConfig
-from fastbyol.shadows import ShadowedForward
 from fastbyol.system.device import make_deterministic
 from fastbyol.train import step
+from fastbyol.train.shadows import ShadowedForward
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="no GPU")]
 HEAD = HeadConfig(hidden=64, out=32)

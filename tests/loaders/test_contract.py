@@ -24,6 +24,7 @@ from fastbyol.beton import JPEG, RAW, BetonError, Reader, StoredImage
 from fastbyol.config import ViewConfig
 from fastbyol.data_prep.writer import Writer
 from fastbyol.loaders.batch import Batch
+from fastbyol.loaders.resized import at_side
 from fastbyol.order import Rows, stream
 
 COUNT = 41  # a prime: no batch size divides it
@@ -292,11 +293,13 @@ def mappings(path: Path) -> int:
     return sum(str(path) in line for line in Path("/proc/self/maps").read_text().splitlines())
 
 
-def test_closing_leaves_neither_threads_nor_mappings(name: str, mixed: Path) -> None:
+def check_that_closing_leaves_nothing(name: str, path: Path, *, side: int | None = None) -> None:
+    """Assert that closed loads, of images resized to `side`, leave neither threads nor the file mapped."""
+
     def use(*, take: int) -> None:
-        with Reader(mixed) as reader:
+        with Reader(path) as reader:
             rows = stream(0, batch_size=5, count=COUNT, seed=0)
-            with closing(loaders.load(name, reader, rows, workers=3)) as batches:
+            with closing(loaders.load(name, at_side(reader, side), rows, workers=3)) as batches:
                 assert len(list(islice(batches, take))) == take
 
     use(take=20)  # libraries start pools of their own, once
@@ -304,9 +307,13 @@ def test_closing_leaves_neither_threads_nor_mappings(name: str, mixed: Path) -> 
     for take in (0, 1, 20):
         use(take=take)
         gc.collect()
-        assert mappings(mixed) == 0
+        assert mappings(path) == 0
     assert threading.active_count() == python
     assert tasks() <= before
+
+
+def test_closing_leaves_neither_threads_nor_mappings(name: str, mixed: Path) -> None:
+    check_that_closing_leaves_nothing(name, mixed)
 
 
 def test_torch_keeps_its_threads(name: str, mixed: Path) -> None:

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import gc
-import threading
 from contextlib import closing
 from dataclasses import replace
 from itertools import islice
@@ -25,7 +23,16 @@ from fastbyol.loaders import memory, native
 from fastbyol.loaders.batch import Batch
 from fastbyol.loaders.resized import ResizedReader, at_side, resize
 from fastbyol.order import Rows, stream
-from tests.loaders.test_contract import COUNT, STAND_INS, asked, expected, images, mappings, stored, tasks, write
+from tests.loaders.test_contract import (
+    COUNT,
+    STAND_INS,
+    asked,
+    check_that_closing_leaves_nothing,
+    expected,
+    images,
+    stored,
+    write,
+)
 from tests.support.tolerances import RESIZED_LEVELS
 
 SIDE = 24  # pixels; most images of the suite have longer short sides, some do not
@@ -182,20 +189,7 @@ def test_a_bad_sample_is_named_or_replaced_as_at_full_size(name: str, damaged: P
 
 
 def test_closing_leaves_neither_threads_nor_mappings(name: str, mixed: Path) -> None:
-    def use(*, take: int) -> None:
-        with Reader(mixed) as file:
-            rows = stream(0, batch_size=5, count=COUNT, seed=0)
-            with closing(loaders.load(name, at_side(file, SIDE), rows, workers=3)) as batches:
-                assert len(list(islice(batches, take))) == take
-
-    use(take=20)
-    before, python = tasks(), threading.active_count()
-    for take in (0, 1, 20):
-        use(take=take)
-        gc.collect()
-        assert mappings(mixed) == 0
-    assert threading.active_count() == python
-    assert tasks() <= before
+    check_that_closing_leaves_nothing(name, mixed, side=SIDE)
 
 
 def test_a_resized_reader_leaves_its_file_open(mixed: Path) -> None:

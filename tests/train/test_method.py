@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from fastbyol.cli.train import main
+from fastbyol.config import Config
 from fastbyol.recipes import named
 from fastbyol.recipes.methods import variants
 from fastbyol.storage.run_folder import RunFolder
@@ -39,9 +40,8 @@ def test_only_a_variant_of_the_same_recipe_is_adopted(betons: Betons, tmp_path: 
     assert adopt(config, replace(config, recipe=named("cifar10_tiny"))) == config
 
 
-def test_a_slow_step_ends_the_measurement(betons: Betons, tmp_path: Path) -> None:
-    assert main(arguments(betons, tmp_path / "run", "--epochs=1", "--warmup-epochs=0")) == 0
-    config, numbers = RunFolder(tmp_path / "run").read_config(), list[int]()
+def test_a_slow_step_ends_the_measurement(betons: Betons) -> None:
+    config, numbers = Config(named("demo"), data=str(betons.train), epochs=1.0, device="cpu"), list[int]()
 
     def measured_s(left_s: float) -> float:
         tuner = ThreadTuner((1, 2), set_threads=numbers.append, other_cpu_s=lambda: 0.0, cores=2)
@@ -49,6 +49,7 @@ def test_a_slow_step_ends_the_measurement(betons: Betons, tmp_path: Path) -> Non
 
     assert measured_s(math.inf) > 0
     assert set(numbers) == {1, 2}  # numbers of threads are tried, as in training
-    numbers.clear()
-    assert measured_s(1e-9) > 0
-    assert numbers == [1]  # one step alone
+    for left_s in (1e-9, 0.0):  # the latter where the budget is used up
+        numbers.clear()
+        assert measured_s(left_s) > 0
+        assert numbers == [1]  # one step alone

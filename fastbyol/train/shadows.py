@@ -36,7 +36,7 @@ class _Copied(torch.autograd.Function):
 class ShadowedForward:
     """BYOL's forward under autocast to bfloat16, with LARS's copies in the place of weights and their targets.
 
-    It stands for `forward` of the engines Eager and Graph (fastbyol/train/step.py) on one rank. What LARS does not
+    It stands for `forward` of the engines Eager and Graph (step.py) on one rank. What LARS does not
     move, such as frozen parameters, is cast by autocast. Raises ConfigError for an encoder that is not a ResNet of
     fastbyol, which may use its weights in other ways than in a convolution, and, when called, in another precision or
     for a lagged target, which follows the weights themselves.

@@ -16,8 +16,8 @@ from fastbyol.byol import BYOL
 from fastbyol.config import EncoderConfig, HeadConfig, ObjectiveConfig, OptimConfig
 from fastbyol.encoder import ResNet
 from fastbyol.errors import ConfigError
-from fastbyol.shadows import ShadowedForward
 from fastbyol.train import step
+from fastbyol.train.shadows import ShadowedForward
 
 TINY = EncoderConfig("resnet8", width=1 / 16, stem="cifar")
 HEAD = HeadConfig(hidden=16, out=8)
