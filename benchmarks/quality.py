@@ -1,8 +1,9 @@
 """python benchmarks/quality.py run SET ...: kNN scores of methods over equal compute, the referee of every default.
 
 Compute is counted in CPU-seconds of one thread, so that a busy machine changes little: the cost of a step is measured
-once for each method, and a budget fixes the number of epochs, of which the score is a function. Methods and recipes
-are compared on images held out of the training set; `--test` scores a choice that is made, on the test set.
+once for each method, and a budget fixes the number of epochs, of which the score is a function. A method that has rows
+keeps their cost, so that its budgets lie on one line. Methods and recipes are compared on images held out of the
+training set; `--test` scores a choice that is made, on the test set.
 """
 
 from __future__ import annotations
@@ -141,13 +142,17 @@ def run(args: argparse.Namespace) -> None:
     """Complete the grid, seed by seed, a row for each run; a run that has its row is not repeated."""
     train, val = (args.data, args.test) if args.test else hold_out(args.data, args.work)
     split = "test" if args.test else "held out"
-    known = {cell_of(row) for row in (rows.read(args.json) if args.json.exists() else [])}
+    grid = rows.read(args.json) if args.json.exists() else []
+    known = {cell_of(row) for row in grid}
     for seed, cpu_s, method in product(args.seeds, args.cpu_s, args.method):
         cell = Cell(args.recipe, method.name, split, cpu_s, seed)
         if cell in known:
             continue
-        cost_s = step_cost_s(method, args.work / split / method.name / "cost", base=args.recipe, train=train)
-        epochs = cpu_s / cost_s * named(method.recipe(args.recipe)).batch_size / _count(train)
+        pace = known_pace(grid, cell)
+        if pace is None:
+            cost_s = step_cost_s(method, args.work / split / method.name / "cost", base=args.recipe, train=train)
+            pace = named(method.recipe(args.recipe)).batch_size / _count(train) / cost_s
+        epochs = cpu_s * pace
         path = args.work / split / method.name / f"{cpu_s:g}s-{seed}"
         job = job_of(method, path, base=args.recipe, train=train, val=val, epochs=epochs, seed=seed)
         if read_result(job) is None:
@@ -156,6 +161,14 @@ def run(args: argparse.Namespace) -> None:
         rows.append(args.json, [row])
         score = "diverged" if row["knn_top1"] is None else f"kNN {row['knn_top1']:.1f}"
         print(f"{method.name}, {cpu_s:g} CPU-s, seed {seed}: {score} after {epochs:.3g} epochs", flush=True)
+
+
+def known_pace(grid: Sequence[rows.Row], cell: Cell) -> float | None:
+    """Return the epochs a CPU-second of a method in its longest run so far, on this kind of processor; None without."""
+    here = rows.place("cpu")["hardware"]
+    alike = [row for row in grid if cell_of(row)[:3] == cell[:3] and row["hardware"] == here]
+    longest = max(alike, key=lambda row: row["budget_cpu_s"], default=None)
+    return None if longest is None else longest["epochs"] / longest["budget_cpu_s"]
 
 
 def cell_of(row: rows.Row) -> Cell:

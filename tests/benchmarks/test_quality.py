@@ -7,7 +7,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from benchmarks import quality
+from benchmarks import quality, rows
 from fastbyol.beton import Reader
 from fastbyol.errors import ConfigError
 from tests.conftest import Betons
@@ -41,3 +41,17 @@ def test_the_table_has_means_and_half_the_range() -> None:
     runs = [{**cell, "knn_top1": score} for score in (40.0, 44.0, None)]
     found = quality.summary(runs, recipe="demo", split="held out")
     assert "| A | 42.0 ± 2.0 (2.5 ep.) |" in quality.table(found)
+
+
+def test_longer_budgets_of_a_method_keep_the_cost_that_its_rows_have() -> None:
+    here = rows.place("cpu")["hardware"]
+    row = {"shape": "demo", "implementation": "A", "split": "held out", "seed": 0}
+    grid = [
+        {**row, "budget_cpu_s": 60.0, "epochs": 3.0, "hardware": here},
+        {**row, "budget_cpu_s": 300.0, "epochs": 12.0, "hardware": here},
+        {**row, "budget_cpu_s": 900.0, "epochs": 1.0, "hardware": "another processor"},
+    ]
+    asked = quality.Cell("demo", "A", "held out", 1200.0, 7)
+    assert quality.known_pace(grid, asked) == 0.04
+    assert quality.known_pace(grid, asked._replace(implementation="B")) is None
+    assert quality.known_pace(grid, asked._replace(split="test")) is None
