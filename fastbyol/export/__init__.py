@@ -22,11 +22,27 @@ IN_FOLDER = "model.safetensors"  # the encoder's file in an exported folder: tim
 
 
 def save_encoder(path: Path, encoder: Encoder, config: EncoderConfig) -> None:
-    """Write weights and batch-norm buffers, with the architecture in the file's metadata; atomic."""
+    """Write weights and batch-norm buffers, with the architecture in the file's metadata; atomic.
+
+    Equal weights give equal bytes.
+    """
     tensors = {name: value.detach().cpu().contiguous() for name, value in encoder.state_dict().items()}
     metadata = {"format": "pt", "fastbyol": json.dumps(dataclasses.asdict(config))}
     with files.replacement(path) as file:
-        file.write(save(tensors, metadata=metadata))
+        file.write(_with_sorted_metadata(save(tensors, metadata=metadata)))
+
+
+def _with_sorted_metadata(content: bytes) -> bytes:
+    """Sort the metadata of a safetensors file, which the library writes in a random order.
+
+    Source: the format, https://huggingface.co/docs/safetensors: 8 bytes of size, the header as JSON, the tensors.
+    """
+    end = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:end])
+    header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+    text = json.dumps(header, ensure_ascii=False, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)  # tensors begin at a multiple of 8
+    return len(text).to_bytes(8, "little") + text + content[end:]
 
 
 def load_encoder(path: str | os.PathLike[str], *, trust: bool = False) -> Encoder:

@@ -27,6 +27,18 @@ def test_an_encoder_comes_back_as_it_was(tmp_path: Path) -> None:
     assert torch.equal(load_fused(tmp_path / "encoder.safetensors")(images), encoder(images))  # what protocols score
 
 
+def test_equal_weights_give_equal_bytes(tmp_path: Path) -> None:
+    config = EncoderConfig("resnet8", width=0.25, stem="cifar")
+    encoder = build(config, seed=0)
+    written = set()
+    for number in range(12):  # the library's order of two entries is one of two at random
+        path = tmp_path / f"{number}.safetensors"
+        save_encoder(path, encoder, config)
+        written.add(path.read_bytes())
+    assert len(written) == 1
+    assert encoder.state_dict().keys() == load_file(path).keys()
+
+
 def test_names_are_torchvisions(tmp_path: Path) -> None:
     config = EncoderConfig("resnet18", width=0.125)
     save_encoder(tmp_path / "e.safetensors", build(config, seed=0), config)
