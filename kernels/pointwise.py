@@ -160,20 +160,55 @@ def constants(tiles: Tiles, *, inputs: int, channels: int) -> dict[str, int]:
     return {"STEPS": triton.cdiv(inputs, bk), "WARP_ROWS": warp_rows, "BM": tiles.BM, "BN": bn, "BK": bk}
 
 
-def multiply(x: Tensor, weight: Tensor, shift: Tensor, *, groups: int, tiles: Tiles) -> tuple[Tensor, Tensor]:
-    """Return y [M, N] of x [M, K] and weight [N, K], and partial sums [2, G, S, N]; the M rows are G groups."""
-    (pixels, inputs), channels = x.shape, len(weight)
+def check_aligned(x: Tensor, weight: Tensor) -> None:
+    """Raise ValueError unless the copies can take rows of K inputs and N channels; weight is [N, K]."""
+    channels, inputs = weight.shape
     if inputs * x.element_size() % ALIGNMENT or channels * x.element_size() % ALIGNMENT:
         raise ValueError(
             f"a 1x1 convolution with statistics got {inputs} input and {channels} output channels of {x.dtype}; "
             f"give multiples of {ALIGNMENT // x.element_size()}, or use conv2d"
         )
+
+
+def split_rows(rows: int, others: int, tiles: Tiles) -> tuple[int, int]:
+    """Return the rows of a split, in whole blocks, and the number of splits of a group that keep the GPU busy.
+
+    others: programs of one split of every group.
+    """
+    wanted = max(MULTIPROCESSORS * tiles.blocks // others, 1)
+    rows_per_split = triton.cdiv(triton.cdiv(rows, wanted), tiles.BM) * tiles.BM
+    return rows_per_split, triton.cdiv(rows, rows_per_split)
+
+
+def flat(x: Tensor) -> Tensor:
+    """View x [N, C, H, W], in channels-last memory, as rows [N*H*W, C] of pixels."""
+    return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
+
+
+def unflat(rows: Tensor, like: Tensor) -> Tensor:
+    """View rows [N*H*W, C] of pixels as [N, C, H, W]; like: [N, any, H, W]."""
+    images, _, height, width = like.shape
+    return rows.view(images, height, width, -1).permute(0, 3, 1, 2)
+
+
+def gradients(
+    dy: Tensor, x: Tensor, weight: Tensor, *, of_x: bool, of_weight: bool
+) -> tuple[Tensor | None, Tensor | None]:
+    """Return torch's gradients of a 1x1 convolution's input and weight [N, K, 1, 1], those that are asked for."""
+    form = ((1, 1), (0, 0), (1, 1), False, (0, 0), 1)  # stride, padding, dilation, transposed, its padding, groups
+    needed = (of_x, of_weight, False)
+    dx, dweight, _ = torch.ops.aten.convolution_backward(channels_last(dy), x, weight, None, *form, needed)
+    return dx, dweight
+
+
+def multiply(x: Tensor, weight: Tensor, shift: Tensor, *, groups: int, tiles: Tiles) -> tuple[Tensor, Tensor]:
+    """Return y [M, N] of x [M, K] and weight [N, K], and partial sums [2, G, S, N]; the M rows are G groups."""
+    (pixels, inputs), channels = x.shape, len(weight)
+    check_aligned(x, weight)
     sizes = constants(tiles, inputs=inputs, channels=channels)
     bm, bn, bk = sizes["BM"], sizes["BN"], sizes["BK"]
     rows, columns = pixels // groups, triton.cdiv(channels, bn)
-    wanted = max(MULTIPROCESSORS * tiles.blocks // (columns * groups), 1)
-    rows_per_split = triton.cdiv(triton.cdiv(rows, wanted), bm) * bm
-    splits = triton.cdiv(rows, rows_per_split)
+    rows_per_split, splits = split_rows(rows, columns * groups, tiles)
     y = x.new_empty(pixels, channels)
     partial = x.new_empty((2, groups, splits, channels), dtype=torch.float32)
     pointwise_kernel[(columns, splits, groups)](
@@ -197,22 +232,20 @@ class _Pointwise(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, norm: NormParams, tiles: Tiles) -> tuple[Tensor, Tensor]:
-        images, inputs, height, width = x.shape
-        flat = x.permute(0, 2, 3, 1).reshape(-1, inputs)
-        y, partial = multiply(flat, weight.flatten(1), norm.running_mean, groups=norm.views, tiles=tiles)
-        statistics = finish(partial, len(flat) // norm.views, norm)
+        rows = flat(x)
+        y, partial = multiply(rows, weight.flatten(1), norm.running_mean, groups=norm.views, tiles=tiles)
+        statistics = finish(partial, len(rows) // norm.views, norm)
         ctx.save_for_backward(x, weight)
         ctx.mark_non_differentiable(statistics)
         ctx.set_materialize_grads(False)  # the statistics have none, and none is made
-        return y.view(images, height, width, -1).permute(0, 3, 1, 2), statistics
+        return unflat(y, x), statistics
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        needed = (*ctx.needs_input_grad[:2], False)
-        form = ((1, 1), (0, 0), (1, 1), False, (0, 0), 1)  # stride, padding, dilation, transposed, its padding, groups
-        dx, dweight, _ = torch.ops.aten.convolution_backward(channels_last(dy), x, weight, None, *form, needed)
+        of_x, of_weight, *_ = ctx.needs_input_grad
+        dx, dweight = gradients(dy, x, weight, of_x=of_x, of_weight=of_weight)
         return dx, dweight, None, None
 
 

@@ -20,6 +20,7 @@ from fastbyol.kernels.reference.batchnorm import (
     check_views,
     fold_norms,
     max_pool,
+    normed_pointwise,
     pointwise_statistics,
 )
 from fastbyol.kernels.reference.step import (
@@ -96,6 +97,7 @@ __all__ = [
     "max_pool",
     "normalize",
     "normalize_rows",
+    "normed_pointwise",
     "pointwise_statistics",
     "random_resized_crop",
     "saturation",
