@@ -13,12 +13,18 @@ from torch import Tensor
 from benchmarks.cases import step
 from benchmarks.cases.compare import WrongResult
 from benchmarks.harness import Case, Ready
-from fastbyol.batchnorm import join_convolutions_
+from fastbyol.batchnorm import enter_convolutions_, join_convolutions_, sum_with_gradients_
 from fastbyol.config import Recipe
 from fastbyol.kernels import batchnorm_statistics
 from fastbyol.recipes import named
 from fastbyol.train.shadows import ShadowedForward
 
+FUSIONS = {  # whether they normalise their input, and whether their gradients are summed
+    "apart (today)": (False, False),
+    "normalised on loading": (True, False),
+    "summed in gradients alone": (False, True),
+    "both": (True, True),
+}
 DEFAULT = 10  # algorithms that cuDNN tries for each convolution, as torch sets it
 LIMITS = {f"{DEFAULT} (today)": DEFAULT, "0: every algorithm": 0}
 WORSE = 1.5  # times the error of the unfolded target: as many roundings, of other numbers
@@ -41,6 +47,12 @@ def cases(device: str) -> Iterator[Case]:
     forms = {
         ("folded target", name): partial(prepare, views, device, engine)
         for name, prepare in _target_forms(recipe, searches=device == "cuda").items()
+    }
+    forms |= {
+        ("norms in 1x1 convolutions", name): partial(
+            step._prepare, partial(_fusing, today, *fused), recipe, views, device, is_checked=any(fused)
+        )
+        for name, fused in FUSIONS.items()
     }
     forms |= {
         ("weights in bfloat16", name): partial(_rounded, partial(today, precision="bfloat16"), views, copies)
@@ -102,6 +114,14 @@ def _joining(today: Callable[[], step.Engine], joins: bool) -> step.Engine:
     """Build a step whose 1x1 convolutions compute the statistics after them, or today's."""
     made = today()
     join_convolutions_(made.model, joins)
+    return made
+
+
+def _fusing(today: Callable[[], step.Engine], enters: bool, sums: bool) -> step.Engine:
+    """Build a step whose 1x1 convolutions normalise their input, and whose gradients are summed at once, or today's."""
+    made = today()
+    enter_convolutions_(made.model, enters)
+    sum_with_gradients_(made.model, sums)
     return made
 
 

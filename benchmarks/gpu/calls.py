@@ -25,14 +25,23 @@ SETS = ("imagenette", "cifar10")
 CONVERSION_S, SCORES_S, CLOSING_S = 20.0, 25.0, 8.0  # of call 3, beside the trainings
 STEP = "step, imagenet_rn50, batch 512"
 # in call 4 today's step is measured once, by its graph; statistics apart from 1x1 convolutions were measured before,
-# and cuDNN may take minutes to search among all epilogues
-TODAY = ("(today)", "lagged", f"{STEP}, fastbyol, eager", "searched", "apart")
+# what sums in gradients gain is what both fusions gain beside one, and cuDNN may take minutes to search all epilogues
+TODAY = ("(today)", "lagged", f"{STEP}, fastbyol, eager", "searched", "apart", "in gradients alone")
 STEP_REPEATS = 15  # of 0.2 s each, whose 20 and 80 % quantiles lay 0.1 ms apart with 26
 CANDIDATES_TESTS = (
     "tests/gpu",
     *(
         f"tests/kernels/test_{name}.py"
-        for name in ("pointwise", "fold_norms", "batchnorm_order", "batchnorm_pool", "stem", "max_pool", "shadows")
+        for name in (
+            "pointwise",
+            "normed_pointwise",
+            "fold_norms",
+            "batchnorm_order",
+            "batchnorm_pool",
+            "stem",
+            "max_pool",
+            "shadows",
+        )
     ),
 )
 KNN = "knn --k 20 200 --temperature 0.07 0.1"  # ours, and lightly's
@@ -168,7 +177,7 @@ def fourth(where: Where) -> list[Stage]:
                 "views step candidates", where, 140.0, "views", STEP, "candidate", without=TODAY, repeats=STEP_REPEATS
             ),
         ),
-        (_bench("kernels", where, 40.0, "1x1 convolution"),),
+        (_bench("kernels", where, 40.0, "normalised 1x1", "1x1 convolution and"),),
         (_script("graphs", "cuDNN's graphs", where, 120.0, "--limit", "105"),),
         (_training("imagenet-500px", where, 55.0, *length, *_data(photographs)),),
     ]
