@@ -17,8 +17,8 @@ class Encoder(nn.Module):
     """The base class of encoders: images [N, 3, H, W] to representations [N, features].
 
     Subclasses set `config` and `features`, the length of a representation, and define forward. A run builds one with
-    views=2: in train mode N is then 2*B, view-major, and each batch norm of fastbyol.batchnorm takes its statistics per
-    view. Otherwise a batch is one population, of any size.
+    views=2, or as many as its recipe has: in train mode N is then V*B, view-major, and each batch norm of
+    fastbyol.batchnorm takes its statistics per view. Otherwise a batch is one population, of any size.
     """
 
     config: EncoderConfig

@@ -20,7 +20,7 @@ from fastbyol.kernels.ema_loss import Workspace, ema_loss
 from fastbyol.objective import Objective
 from fastbyol.parts import Encoder, build_encoder, build_objective
 
-VIEWS = 2
+VIEWS = 2  # of an image, unless a recipe has more
 
 
 class MLP(nn.Sequential):
@@ -29,12 +29,12 @@ class MLP(nn.Sequential):
     Maps [N, inputs] to [N, out]; depth 0 is the identity.
     """
 
-    def __init__(self, inputs: int, config: HeadConfig, *, depth: int) -> None:
+    def __init__(self, inputs: int, config: HeadConfig, *, depth: int, views: int = VIEWS) -> None:
         layers: list[nn.Module] = []
         for _ in range(depth - 1):
             layers += [
                 nn.Linear(inputs, config.hidden),
-                BatchNormAct1d(config.hidden, views=VIEWS),
+                BatchNormAct1d(config.hidden, views=views),
                 nn.Identity(),  # stands for the ReLU, which the batch norm computes: layers keep their numbers
             ]
             inputs = config.hidden
@@ -60,7 +60,7 @@ class Branch(nn.Module):
 class Output(NamedTuple):
     """The result of one forward: the loss, a float32 scalar, and two detached tensors.
 
-    target_projections [2B, D]: what the predictions are compared with; representations [B, F]: the first view's.
+    target_projections [V*B, D]: what the predictions are compared with; representations [B, F]: the first view's.
     """
 
     loss: Tensor
@@ -74,7 +74,8 @@ class BYOL(nn.Module):
     The initial weights depend only on (encoder, head, seed). The optimiser computes the EMA that moves the target, or,
     with a lagged target, the loss does. With target_statistics "running" the target's batch norms are in evaluation
     mode, on statistics that update_target_statistics moves, and with folded_target those of its encoder are computed
-    as part of the convolutions before them. `target` is None for objectives without a target network.
+    as part of the convolutions before them. `target` is None for objectives without a target network. `views`: of an
+    image, V in all; each is a population of batch norm.
     """
 
     def __init__(
@@ -83,16 +84,17 @@ class BYOL(nn.Module):
         head: HeadConfig,
         *,
         seed: int,
+        views: int = VIEWS,
         target_statistics: str = "batch",
         folded_target: bool = False,
         objective: ObjectiveConfig = ObjectiveConfig(),  # noqa: B008 - frozen
     ) -> None:
         super().__init__()
-        self.target_statistics = target_statistics
-        backbone = build_encoder(encoder, seed=seed, views=VIEWS)
+        self.views, self.target_statistics = views, target_statistics
+        backbone = build_encoder(encoder, seed=seed, views=views)
         freeze_(backbone, encoder.frozen)
-        projector = MLP(backbone.features, head, depth=head.projector_depth)
-        predictor = MLP(head.out, head, depth=head.predictor_depth)
+        projector = MLP(backbone.features, head, depth=head.projector_depth, views=views)
+        predictor = MLP(head.out, head, depth=head.predictor_depth, views=views)
         generator = torch.Generator().manual_seed(seed + 1)
         init_(projector, generator)
         init_(predictor, generator)
@@ -105,11 +107,12 @@ class BYOL(nn.Module):
             self.folded_target = FoldedResNet(self.target.encoder)
         self.target_source = objective.target
         self.objective = build_objective(objective, dimensions=head.out, seed=seed + 2)
+        batchnorm.set_views_(self.objective, views)
         self._workspace = Workspace()  # for a lagged target
         self.train()  # a target on running statistics is in evaluation mode
 
     def forward(self, views: Tensor, *, tau: Tensor | None = None) -> Output:
-        """Compute the loss of views [2B, 3, H, W], view-major (paper, section 3.1 and eq. 2).
+        """Compute the loss of views [V*B, 3, H, W], view-major (paper, section 3.1 and eq. 2).
 
         With tau, a scalar on the views' device, the kernel launch that computes the loss also moves the target towards
         the parameters of this forward: one step later than in the paper.
@@ -121,7 +124,7 @@ class BYOL(nn.Module):
         predictions = self.predictor(projections)
         if targets is None:
             targets = projections if self.target_source == "online" else projections.detach()
-        first_view = representations.detach().chunk(VIEWS)[0]
+        first_view = representations.detach().chunk(self.views)[0]
         if tau is None:
             loss: Tensor = self.objective(predictions, targets)
             return Output(loss, targets.detach(), first_view)
@@ -131,7 +134,7 @@ class BYOL(nn.Module):
         return Output(loss, targets, first_view)
 
     def _project_by_target(self, views: Tensor) -> Tensor | None:
-        """Return the target network's projections of the views [2B, D], None without a target network."""
+        """Return the target network's projections of the views [V*B, D], None without a target network."""
         if self.target is None:
             return None
         with torch.no_grad():
@@ -188,10 +191,10 @@ def freeze_(encoder: Encoder, frozen: str) -> None:
             parameter.requires_grad_(False)
 
 
-def embedding_std(projections: Tensor) -> Tensor:
+def embedding_std(projections: Tensor, *, views: int = VIEWS) -> Tensor:
     """Return the std over images of one view's unit-length projections, averaged over D: a measure of collapse.
 
-    projections: [2B, D], view-major. About 1/sqrt(D) when healthy, 0 when every image maps to one point. No host sync.
+    projections: [V*B, D], view-major. About 1/sqrt(D) when healthy, 0 when every image maps to one point. No host sync.
     """
-    first = reference.normalize_rows(projections.chunk(VIEWS)[0].float())
+    first = reference.normalize_rows(projections.chunk(views)[0].float())
     return first.std(0, correction=0).mean()

@@ -1,4 +1,4 @@
-"""Training losses: BYOL's distance to the other view's projection, and a contrastive term for negatives."""
+"""Training losses: BYOL's distance to an image's other projections, and a contrastive term for negatives."""
 
 from __future__ import annotations
 
@@ -8,13 +8,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from fastbyol.batchnorm import TakesViews
 from fastbyol.config import ObjectiveConfig
 from fastbyol.kernels.byol_loss import byol_loss
 from fastbyol.kernels.reference import NORM_EPS, normalize_rows
 
 
-def normalize(x: Tensor, normalization: str) -> Tensor:
-    """Normalise rows [2B, D], view-major; all but "none" give a mean squared length of 1.
+def normalize(x: Tensor, normalization: str, *, views: int = 2) -> Tensor:
+    """Normalise rows [V*B, D], view-major; all but "none" give a mean squared length of 1.
 
     "l2": unit length; "layernorm": unit length after subtracting the row's mean; "batchnorm": mean 0 and variance 1 / D
     in each dimension over the B rows of a view in this process. Source: paper, appendix F.6.
@@ -24,22 +25,31 @@ def normalize(x: Tensor, normalization: str) -> Tensor:
     if normalization == "layernorm":
         return normalize_rows(x - x.mean(1, keepdim=True))
     if normalization == "batchnorm":
-        views = x.reshape(2, -1, x.shape[1])
-        centred = views - views.mean(1, keepdim=True)
+        by_view = x.reshape(views, -1, x.shape[1])
+        centred = by_view - by_view.mean(1, keepdim=True)
         variance = centred.square().mean(1, keepdim=True)
         return (centred * (variance.clamp_min(NORM_EPS) * x.shape[1]).rsqrt()).reshape(x.shape)
     return x
 
 
-def attraction(q: Tensor, z: Tensor, *, normalization: str = "l2") -> Tensor:
-    """Compute the squared distance of predictions q to the other view's projections z, both [2B, D], view-major.
+def attraction(q: Tensor, z: Tensor, *, views: int = 2, normalization: str = "l2") -> Tensor:
+    """Compute the squared distance of predictions q to the other views' projections z, both [V*B, D], view-major.
 
-    The sum of both directions, averaged over images, in float32 at least. With l2 and a z without gradient it equals
-    byol_loss. Gradients reach q and z. Source: paper, eq. 2 and appendix F.6.
+    A view's prediction is compared with the mean of the image's other projections, normalised each. Twice the mean over
+    views and images, in float32 at least: with two views the sum of both directions, which with l2 and a z without
+    gradient equals byol_loss. Gradients reach q and z. Source: paper, eq. 2 and appendix F.6; for more than two views
+    Pototzky et al. 2022.
     """
     wide = torch.promote_types(q.dtype, torch.float32)
-    other = torch.cat(normalize(z.to(wide), normalization).chunk(2)[::-1])
-    return (normalize(q.to(wide), normalization) - other).square().sum() / (q.shape[0] // 2)
+    other = mean_of_others(normalize(z.to(wide), normalization, views=views), views=views)
+    return (normalize(q.to(wide), normalization, views=views) - other).square().sum() / (len(q) / 2)
+
+
+def mean_of_others(rows: Tensor, *, views: int) -> Tensor:
+    """Return for each of the rows [V*B, D], view-major, the mean of those of the same image's other views, [V*B, D]."""
+    by_view = rows.reshape(views, -1, rows.shape[1])
+    # a mean of rolls, not a sum less the own row: with two views the other row to the bit
+    return torch.stack([by_view.roll(shift, 0) for shift in range(1, views)]).mean(0).flatten(0, 1)
 
 
 def repulsion(
@@ -109,10 +119,11 @@ def _all_gather(rows: Tensor, group: dist.ProcessGroup) -> Tensor:
     return gathered
 
 
-class Objective(nn.Module):
+class Objective(nn.Module, TakesViews):
     """The loss of an ObjectiveConfig: attraction + beta * repulsion, with the beta of the last set_beta.
 
-    Without negatives and with l2 it lies in [0, 8]. With beta 1 it is 4 + 4 * temperature times SimCLR's loss or, with
+    Without negatives and with l2 it lies in [0, 8], whatever the number of views, which is two unless set_views_ has
+    changed it; the negatives are of two views. With beta 1 it is 4 + 4 * temperature times SimCLR's loss or, with
     a queue, MoCo's. The queue [K, D] is part of the state: random unit rows from the seed at first, then the newest K
     target projections, gathered from all ranks if `group` is set.
     """
@@ -124,7 +135,7 @@ class Objective(nn.Module):
 
     def __init__(self, config: ObjectiveConfig, *, dimensions: int, seed: int) -> None:
         super().__init__()
-        self.config = config
+        self.config, self.views = config, 2
         self.group: dist.ProcessGroup | None = None
         self.register_buffer("_ticket", torch.zeros(1, dtype=torch.int32), persistent=False)  # for the loss kernel
         self.register_buffer("beta", torch.tensor(config.beta, dtype=torch.float64), persistent=False)
@@ -139,16 +150,16 @@ class Objective(nn.Module):
         self.beta.fill_(beta)
 
     def forward(self, q: Tensor, z: Tensor) -> Tensor:
-        """Compute the loss of predictions q and projections z [2B, D], view-major; in training enqueue z."""
+        """Compute the loss of predictions q and projections z [V*B, D], view-major; in training enqueue z."""
         config = self.config
-        is_attraction_fused = config.normalization == "l2" and config.target != "online"
+        is_attraction_fused = self.views == 2 and config.normalization == "l2" and config.target != "online"
         if is_attraction_fused and not config.beta:
             return byol_loss(q, z, ticket=self._ticket)
         with torch.autocast(q.device.type, enabled=False):  # bfloat16 would round cosines to hundredths
             if is_attraction_fused:
                 loss = byol_loss(q, z, ticket=self._ticket)
             else:
-                loss = attraction(q, z, normalization=config.normalization)
+                loss = attraction(q, z, views=self.views, normalization=config.normalization)
             if config.queue:
                 queue = self.queue.clone()  # the backward reads it after z is enqueued
                 loss = loss + self.beta.to(loss.dtype) * queue_repulsion(

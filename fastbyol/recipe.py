@@ -242,6 +242,9 @@ class CropRamp:
 @dataclass(frozen=True)
 class Recipe:
     """A training recipe: networks, views, loss, optimisation and their sizes.
+
+    `views`: how each view of an image is drawn, two or more. With more than two a view's prediction is compared with
+    the mean of the others' target projections.
     `epochs`: the length the constants were chosen for; `presets`: rates for other lengths. `crop_px`: side of a
     training view; `eval_px`: side of an evaluation view, the centre square whose side is `eval_margin` times the
     image's short side. Departures from the paper: with `target_statistics` "running" the target normalises by an EMA of
@@ -254,7 +257,7 @@ class Recipe:
     name: str
     encoder: EncoderConfig
     head: HeadConfig
-    views: tuple[ViewConfig, ViewConfig]
+    views: tuple[ViewConfig, ...]
     optim: OptimConfig
     crop_px: int
     batch_size: int
@@ -279,6 +282,7 @@ class Recipe:
             f"folded_target needs target_statistics running, not {self.target_statistics}: statistics of the batch are "
             "not known before its convolutions",
         )
+        self._check_views()
         require(self.batch_size >= 2, f"batch size is {self.batch_size}; batch norm needs at least 2 images")
         for name in ("crop_px", "eval_px"):
             value = getattr(self, name)
@@ -304,9 +308,26 @@ class Recipe:
         )
 
     @property
-    def drawn_views(self) -> tuple[ViewConfig, ViewConfig]:
+    def drawn_views(self) -> tuple[ViewConfig, ...]:
         """The views as they are drawn: without what needs RGB where the encoder takes gray images."""
         if self.encoder.channels == 3:
             return self.views
-        first, second = (replace(view, saturation=0.0, hue=0.0, grayscale=0.0) for view in self.views)
-        return first, second
+        return tuple(replace(view, saturation=0.0, hue=0.0, grayscale=0.0) for view in self.views)
+
+    def _check_views(self) -> None:
+        """Raise ConfigError for fewer than two views, and for more than two where the loss is defined for two alone."""
+        count, goal = len(self.views), self.objective
+        require(count >= 2, f"the recipe has {count} views; give two or more")
+        require(
+            count == 2 or goal.loss == "byol",
+            f"loss {goal.loss} with {count} views, but a loss of your own gets two; give loss byol, or two views",
+        )
+        require(
+            count == 2 or goal.beta == 0,
+            f"negatives (beta {goal.beta:g}) with {count} views, but they are defined for two, as in SimCLR and MoCo; "
+            "give beta 0, or two views",
+        )
+        require(
+            count == 2 or not self.lagged_target,
+            f"--lagged-target with {count} views, but its kernel compares two; leave it out, or give two views",
+        )

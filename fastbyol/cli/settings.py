@@ -22,7 +22,8 @@ KINDS = {
 }
 BEGINNING = """\
 Settings of a run, as a file for --config has them. P is the paper (arXiv 2006.07733v3), DM its authors' code.
-Those of the recipe and of its parts but views can be changed as RECIPE+setting=value, too."""
+Those of the recipe and of its parts but views can be changed as RECIPE+setting=value, too; RECIPE+global_views=4 has
+its views in turn, four in all."""
 ENDING = """\
 RECIPE --settings shows the values of a recipe; --save-config FILE writes a file to change."""
 
@@ -45,7 +46,7 @@ def _rows(table: Mapping[str, About], now: Mapping[str, Any]) -> dict[str, str]:
 
 
 def _values(path: str, recipe: Recipe | None) -> list[tuple[str, dict[str, Any]]]:
-    """Return the values of a table by name, each time with a note: both views of a recipe have their own."""
+    """Return the values of a table by name, each time with a note: each view of a recipe has its own."""
     if recipe is None or not path:
         kind = KINDS.get(path)
         known = [] if kind is None else [field for field in fields(kind) if field.default is not MISSING]
@@ -54,7 +55,7 @@ def _values(path: str, recipe: Recipe | None) -> list[tuple[str, dict[str, Any]]
     for name in path.split(".")[1:]:
         whole = whole[name]
     if path == "recipe.views":
-        return [(", first", whole[0]), (", second", whole[1])]
+        return [(f", view {number} of {len(whole)}", view) for number, view in enumerate(whole, start=1)]
     return [("", {} if whole is None or isinstance(whole, list | tuple) else whole)]
 
 

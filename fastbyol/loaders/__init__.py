@@ -116,7 +116,7 @@ def crop_by_dali(
     workers: int,
     device: torch.device | str,
 ) -> Generator[Batch, None, None]:
-    """Yield the batches with DALI's crops of both views in place of their images; see loaders.dali_crop.
+    """Yield the batches with DALI's crops of all views in place of their images; see loaders.dali_crop.
 
     Raises ConfigError where DALI is missing.
     """

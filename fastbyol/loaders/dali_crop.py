@@ -21,8 +21,6 @@ from fastbyol.kernels.view_params import ViewParams
 from fastbyol.loaders.batch import PREFETCH, Batch, host_tensor
 from fastbyol.loaders.prefetch import prefetch_in_thread
 
-VIEWS = 2
-
 Draw = Callable[[Batch], ViewParams]
 
 
@@ -35,11 +33,11 @@ def crop(
     device: torch.device | str,
     prefetch: int = PREFETCH,
 ) -> Generator[Batch, None, None]:
-    """Yield the batches with the crops of both views in place of their B images, up to `prefetch` made in advance.
+    """Yield the batches with the crops of their V views in place of their B images, up to `prefetch` made in advance.
 
     A thread makes them, on a GPU on a stream of its own, so that the thread waits for DALI and no step does. It also
-    calls `draw`, which returns the parameters of a batch's views. pixels: uint8 [2B * crop_px * crop_px * 3], view 0
-    first, not flipped; offsets: [2B]; sizes: [2B, 2]. views.params_of_crops() converts the same parameters to those
+    calls `draw`, which returns the parameters of a batch's views. pixels: uint8 [V*B * crop_px * crop_px * 3], view 0
+    first, not flipped; offsets: [V*B]; sizes: [V*B, 2]. views.params_of_crops() converts the same parameters to those
     that finish such a batch.
     """
     target = torch.device(device)
@@ -55,14 +53,15 @@ def _crop(
     stream = torch.cuda.Stream(device) if device.type == "cuda" else None  # type: ignore[no-untyped-call]
     with closing(batches), torch.cuda.stream(stream):  # no effect without a GPU
         for batch in batches:
-            count = len(batch.indices)
+            count, boxes = len(batch.indices), draw(batch).boxes.numpy()
             if count not in pipelines:
-                pipelines[count] = build(batch_size=count, crop_px=crop_px, workers=workers, device=device)
-            yield _with_crops(batch, _crops(pipelines[count], batch, draw(batch).boxes.numpy()), crop_px=crop_px)
+                size = {"batch_size": count, "views": len(boxes), "crop_px": crop_px}
+                pipelines[count] = build(**size, workers=workers, device=device)
+            yield _with_crops(batch, _crops(pipelines[count], batch, boxes), crop_px=crop_px)
 
 
 def _crops(pipeline: Pipeline, batch: Batch, boxes: NDArray[np.float32]) -> Tensor:
-    """Crop every image of a batch to its boxes [2, B, 4] (top, left, height, width); return uint8 [bytes]."""
+    """Crop every image of a batch to its boxes [V, B, 4] (top, left, height, width); return uint8 [bytes]."""
     pipeline.feed_input("images", _images(batch))
     for view, whole_px in enumerate(boxes.astype(np.int32)):
         pipeline.feed_input(f"starts of {view}", np.ascontiguousarray(whole_px[:, :2]))
@@ -89,7 +88,7 @@ def _with_crops(batch: Batch, crops: Tensor, *, crop_px: int) -> Batch:
     return replace(batch, pixels=crops, offsets=host_tensor(offsets, like=crops), sizes=host_tensor(sizes, like=crops))
 
 
-def build(*, batch_size: int, crop_px: int, workers: int, device: torch.device) -> Pipeline:
+def build(*, batch_size: int, views: int, crop_px: int, workers: int, device: torch.device) -> Pipeline:
     """Build the pipeline: slice, then resize with the same cubic as the kernels (a = -1/2, no antialias)."""
     is_gpu = device.type == "cuda"
     where = "gpu" if is_gpu else "cpu"
@@ -104,7 +103,7 @@ def build(*, batch_size: int, crop_px: int, workers: int, device: torch.device) 
     with pipeline:
         images = fn.external_source(name="images", dtype=types.UINT8, ndim=3, layout="HWC", device=where)
         crops = []
-        for view in range(VIEWS):
+        for view in range(views):
             start, shape = (
                 fn.external_source(name=f"{what} of {view}", dtype=types.INT32, ndim=1) for what in ("starts", "shapes")
             )

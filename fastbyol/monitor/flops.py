@@ -7,7 +7,7 @@ import re
 import torch
 from torch import nn
 
-from fastbyol.byol import BYOL, VIEWS
+from fastbyol.byol import BYOL
 from fastbyol.config import Recipe
 
 PASSES_ONLINE = 3  # the forward, and the backward's two products for each one of the forward
@@ -40,7 +40,7 @@ PEAKS_TFLOPS: dict[str, tuple[float | None, float]] = {
 
 
 def train_flops_per_image(recipe: Recipe, *, crop_px: int) -> float | None:
-    """Count the floating-point operations of a training step per image, for both views of crop_px pixels a side.
+    """Count the floating-point operations of a training step per image, for all its views of crop_px pixels a side.
 
     Convolutions and linear layers alone, a multiply-add as two: forward and backward of the online network and forward
     of the target, where there is one, for each view. The stem's gradient with respect to the images is counted, though
@@ -54,7 +54,7 @@ def train_flops_per_image(recipe: Recipe, *, crop_px: int) -> float | None:
     branch = encoder + head_multiply_adds(model.online.projector)
     predictor = head_multiply_adds(model.predictor)
     passes_target = PASSES_TARGET if recipe.objective.has_target else 0  # else the online projections are the targets
-    return 2 * VIEWS * (PASSES_ONLINE * (branch + predictor) + passes_target * branch)
+    return 2 * len(recipe.views) * (PASSES_ONLINE * (branch + predictor) + passes_target * branch)
 
 
 def head_multiply_adds(head: nn.Module) -> int:

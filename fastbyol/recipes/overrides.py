@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 from dataclasses import replace
+from itertools import cycle, islice
 from typing import Any, NamedTuple, get_type_hints
 
 from fastbyol.config import EncoderConfig, Preset, Recipe, ViewConfig
 from fastbyol.errors import ConfigError
 
-# What each named set of views omits from the first and from the second view. Source: paper, appendix F.3, table 17.
+# What each named set of views omits from the first and from the second view, and of more in turn. Source: paper,
+# appendix F.3, table 17.
 OMITTED: dict[str, tuple[str, str]] = {
     "no_flip": ("flip", "flip"),
     "no_blur": ("blur", "blur"),
@@ -24,34 +26,40 @@ OMITTED: dict[str, tuple[str, str]] = {
     "crop_color": ("flip blur solarize",) * 2,
     "crop_blur": ("flip jitter grayscale solarize",) * 2,
 }
-SYMMETRIC: dict[str, Any] = {"blur": 0.5, "solarize": 0.2}  # both views
+SYMMETRIC: dict[str, Any] = {"blur": 0.5, "solarize": 0.2}  # all views
 VIEWS = (*OMITTED, "symmetric")
+OTHERS = ("views", "global_views", "encoder")  # settings that are no field, see apply_change
 
 
 def apply_change(recipe: Recipe, change: str) -> Recipe:
     """Change settings of a recipe by text such as "target=constant+base_lr=0.1", which is appended to its name.
 
-    The settings are all fields of type bool, int, float or str of the recipe and its parts; views, one of VIEWS; and
-    encoder, which is arch with the default of every other setting of an encoder.
+    The settings are all fields of type bool, int, float or str of the recipe and its parts; views, one of VIEWS;
+    global_views, a number of views that are the recipe's in turn; and encoder, which is arch with the default of every
+    other setting of an encoder.
     Raises ConfigError for an unknown setting or a value of the wrong type.
     """
     own: dict[str, Any] = {"name": f"{recipe.name}+{change}"}
     parts: dict[str, dict[str, Any]] = {}
-    known = settings(recipe)
+    known, count = settings(recipe), len(recipe.views)
     for assignment in change.split("+"):
         name, equals, text = assignment.partition("=")
-        if not equals or name not in {*known, "views", "encoder"}:
+        if not equals or name not in {*known, *OTHERS}:
             raise ConfigError(
-                f"{assignment!r} is not a setting; give setting=value, with one of views, encoder, {', '.join(known)}"
+                f"{assignment!r} is not a setting; give setting=value, with one of {', '.join((*OTHERS, *known))}"
             )
         if name == "views":
             own["views"] = _views(recipe.views, text)
+            continue
+        if name == "global_views":
+            count = _value(name, text, Setting(None, len(recipe.views), int))
             continue
         if name == "encoder":
             own["encoder"] = EncoderConfig(text)
             continue
         part = known[name].part
         (own if part is None else parts.setdefault(part, {}))[name] = _value(name, text, known[name])
+    own["views"] = tuple(islice(cycle(own.get("views", recipe.views)), max(count, 0)))
     peaks = {name: value for name, value in parts.get("optim", {}).items() if name in ("base_lr", "tau_base")}
     own["presets"] = with_peaks(recipe.presets, **peaks)
     own |= {part: replace(own.get(part, getattr(recipe, part)), **values) for part, values in parts.items()}
@@ -98,13 +106,12 @@ def _value(name: str, text: str, setting: Setting) -> Any:
         raise ConfigError(f"{name} is {text!r}; give a {wanted}, such as {setting.value}") from error
 
 
-def _views(views: tuple[ViewConfig, ViewConfig], name: str) -> tuple[ViewConfig, ViewConfig]:
-    first, second = views
+def _views(views: tuple[ViewConfig, ...], name: str) -> tuple[ViewConfig, ...]:
     if name == "symmetric":
-        return replace(first, **SYMMETRIC), replace(second, **SYMMETRIC)
+        return tuple(replace(view, **SYMMETRIC) for view in views)
     if name not in OMITTED:
         raise ConfigError(f"views is {name!r}; give one of {', '.join(VIEWS)}")
-    return _without(first, OMITTED[name][0]), _without(second, OMITTED[name][1])
+    return tuple(_without(view, omitted) for view, omitted in zip(views, cycle(OMITTED[name])))
 
 
 def _without(view: ViewConfig, names: str) -> ViewConfig:

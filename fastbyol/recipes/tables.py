@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import asdict
+from itertools import cycle
 from typing import Any
 
 from fastbyol import tables
@@ -17,8 +18,8 @@ def recipe_of(table: object) -> Recipe:
     """Build a recipe from its name, NAME or NAME+setting=value, or from a table of its settings.
 
     A table with `base`, the name of a recipe, changes that one; without, it holds every setting that has no default.
-    Its `views` are a table for both views, or a list of a table for each. A peak rate that it changes holds for runs
-    of any length. Raises ConfigError.
+    Its `views` are a table for all views, or a list of a table for each; a longer list than the recipe's changes its
+    views in turn. A peak rate that it changes holds for runs of any length. Raises ConfigError.
     """
     if isinstance(table, str):
         return named(table)
@@ -34,12 +35,12 @@ def recipe_of(table: object) -> Recipe:
 def _changed(base: Recipe, changes: dict[str, Any]) -> Recipe:
     whole = asdict(base)
     views = changes.pop("views", {})
-    each = [views, views] if isinstance(views, Mapping) else views
+    each = [views] * len(base.views) if isinstance(views, Mapping) else views
     require(
-        isinstance(each, list) and len(each) == 2 and all(isinstance(view, Mapping) for view in each),
-        f"recipe.views is {views!r}; give a table of settings for both views, or a list of two",
+        isinstance(each, list) and len(each) >= 2 and all(isinstance(view, Mapping) for view in each),
+        f"recipe.views is {views!r}; give a table of settings for all views, or a list of two or more",
     )
-    whole["views"] = [tables.merge(view, changed) for view, changed in zip(whole["views"], each, strict=True)]
+    whole["views"] = [tables.merge(view, changed) for view, changed in zip(cycle(whole["views"]), each)]
     optim = changes.get("optim", {})
     if "presets" not in changes and isinstance(optim, Mapping):
         given = tables.some_values(OptimConfig, optim, path="recipe.optim.")

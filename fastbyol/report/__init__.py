@@ -84,7 +84,7 @@ def write(  # noqa: PLR0913 - everything that a page shows
         **_budget(rows, result, plan if config.recipe.objective.moves_target else _without_rate(plan)),
         figures=_figures(config, rows, result),
         events=_events(rows, warnings),
-        strip_names=pictures.STRIP,
+        strip_names=pictures.strip_names(config),
         strips=pictures.sample_views(config, train),
         neighbours=shown_neighbours,
         has_classes=any(cell.kind != "plain" for row in shown_neighbours for cell in row[1:]),
@@ -103,7 +103,7 @@ def _facts(config: Config, train: Reader) -> dict[str, str]:
         "images": f"{len(train):,}",
         "length": _length(config),
         "batch": str(recipe.batch_size),
-        "views": f"{recipe.crop_px} px",
+        "views": f"{len(recipe.views)} of {recipe.crop_px} px",
         "on": f"{config.device}, {config.precision}",
         "seed": str(config.seed),
     }

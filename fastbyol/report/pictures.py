@@ -24,7 +24,6 @@ from fastbyol.loaders.resized import at_side
 from fastbyol.order import Rows, global_batch
 
 SHOWN_IMAGES = 10
-STRIP = ("image", "first view", "second view")  # the pictures of a shown image, from above
 THUMBNAIL_PX = 96  # of a neighbour: its size on the page, on a high-resolution screen
 LOSSLESS_PX = 64  # smaller pictures are PNG; larger ones JPEG, at a tenth of the bytes
 
@@ -55,8 +54,14 @@ class Cell:
     kind: str
 
 
+def strip_names(config: Config) -> list[str]:
+    """Return the names of the pictures of a shown image, from above: the image and its views."""
+    views = ["first view", "second view", *(f"view {number}" for number in range(3, len(config.recipe.views) + 1))]
+    return ["image", *views]
+
+
 def sample_views(config: Config, train: Reader) -> list[list[Picture]]:
-    """Return images of the first batch, each with its first and its second view, in the order of STRIP."""
+    """Return images of the first batch, each with its views, in the order of strip_names."""
     rows = global_batch(0, batch_size=min(SHOWN_IMAGES, len(train)), count=len(train), seed=config.seed)
     batch = _decode(at_side(train, config.memory_side), rows)
     place = (batch.pixels, batch.offsets, batch.sizes)
@@ -65,9 +70,10 @@ def sample_views(config: Config, train: Reader) -> list[list[Picture]]:
     px = config.recipe.crop_px
     whole = views.center_view(*place, crop_px=px, margin=1.0)
     images = _to_pixels(torch.cat([whole, views.apply(*place, drawn, crop_px=px)]))
-    columns = images.reshape(3, -1, px, px, 3)
+    names = strip_names(config)
+    columns = images.reshape(len(names), -1, px, px, 3)
     return [
-        [_picture(pixels, f"{name} {number}") for pixels, name in zip(column, STRIP, strict=True)]
+        [_picture(pixels, f"{name} {number}") for pixels, name in zip(column, names, strict=True)]
         for number, column in enumerate(columns.swapaxes(0, 1), start=1)
     ]
 

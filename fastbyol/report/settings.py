@@ -36,8 +36,7 @@ def _usual(config: Config, plan: dict[str, Any]) -> dict[str, str]:
         "optimiser": optim.optimizer,
         "engine": config.engine,
         "loader": f"{config.loader}, {config.workers} workers",
-        "first view": _view(recipe.drawn_views[0]),
-        "second view": _view(recipe.drawn_views[1]),
+        **_views(recipe),
     }
 
 
@@ -96,6 +95,15 @@ def _ramp(recipe: Recipe) -> str:
         return ""
     sizes = ", ".join(str(px) for px in ramp.sizes_px)
     return f"{sizes} px up to {ramp.until:.0%} of the run, then {recipe.crop_px} px"
+
+
+def _views(recipe: Recipe) -> dict[str, str]:
+    """Describe the views by their names; of more than two those that are drawn alike together."""
+    views = recipe.drawn_views
+    if len(views) == 2:
+        return {name: _view(view) for name, view in zip(("first view", "second view"), views, strict=True)}
+    numbers = {view: [str(number) for number, each in enumerate(views, start=1) if each == view] for view in views}
+    return {f"views {', '.join(alike)}": _view(view) for view, alike in numbers.items()}
 
 
 def _view(view: ViewConfig) -> str:

@@ -78,7 +78,7 @@ def _describe(run: Run) -> dict[str, str]:
         "batch": _batch(run),
         "memory": _memory(run.config),
         "rates": _rates(schedules),
-        "views": _views(recipe.crop_px, recipe.crop_ramp),
+        "views": f"{len(recipe.views)} of {_sizes(recipe.crop_px, recipe.crop_ramp)}",
         "disk": _disk(run),
         "reserve": _reserve(closing_s, plan.get("reserve_s")),
         **_scores(run.loop.notes),
@@ -123,7 +123,7 @@ def _rates(schedules: Schedule) -> str:
     )
 
 
-def _views(full_px: int, ramp: CropRamp | None) -> str:
+def _sizes(full_px: int, ramp: CropRamp | None) -> str:
     if ramp is None:
         return f"{full_px} px"
     return f"{', '.join(map(str, ramp.sizes_px))} px up to {ramp.until:.0%} of the run, then {full_px} px"

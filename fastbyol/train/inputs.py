@@ -58,14 +58,14 @@ class Pipeline:
         )
 
     def _draw(self, batch: Batch) -> ViewParams:
-        """Draw both views of a batch's samples, from the sizes of the uncropped images."""
+        """Draw the views of a batch's samples, from the sizes of the uncropped images."""
         config, sizes = self.config, batch.sizes.numpy()[: len(batch.indices)]
         return views.draw(
             config.recipe.drawn_views, seed=config.seed, epochs=batch.epochs, indices=batch.indices, sizes=sizes
         )
 
     def views(self, batch: Batch, crop_px: int, intervals: Intervals) -> Iterator[Tensor]:
-        """Yield the views of a batch, one micro-batch [2B/n, 3, crop_px, crop_px] at a time."""
+        """Yield the views of a batch, one micro-batch [V*B/n, 3, crop_px, crop_px] at a time."""
         device, drawn = self.config.device, self._draw(batch)
         if self.config.crop == "dali":
             drawn = views.params_of_crops(drawn, crop_px=crop_px)

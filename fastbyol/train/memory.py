@@ -20,7 +20,7 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from fastbyol.byol import BYOL, VIEWS
+from fastbyol.byol import BYOL
 from fastbyol.config import Recipe
 from fastbyol.errors import ConfigError
 from fastbyol.kernels.dispatch import allocate_only
@@ -105,6 +105,7 @@ def step_bytes(
             recipe.encoder,
             recipe.head,
             seed=0,
+            views=len(recipe.views),
             target_statistics=recipe.target_statistics,
             objective=recipe.objective,
         )
@@ -112,7 +113,7 @@ def step_bytes(
     dtype, side = PRECISIONS[precision], recipe.crop_px
     with allocate_only(), FakeTensorMode(allow_non_fake_inputs=True), _PeakTracker() as tracker:
         trainable_bytes = _make_fake(model)
-        shape = (VIEWS * (images // parts), 3, side, side)
+        shape = (len(recipe.views) * (images // parts), 3, side, side)
         views = torch.empty(shape, dtype=dtype, memory_format=torch.channels_last)
         with torch.autocast("cpu", dtype, enabled=dtype == torch.bfloat16):
             output = model(views)

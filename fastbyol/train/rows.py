@@ -47,6 +47,7 @@ class RowWriter:
     ) -> None:
         self.optimizer, self.probe, self.watchdog, self.logger, self.world = optimizer, probe, watchdog, logger, world
         self._batch_size, self._images = config.recipe.batch_size, len(reader)
+        self._views = len(config.recipe.views)
         self._behind = STEPS_AHEAD if config.device == "cuda" else 0  # steps, after which a GPU has them: nothing waits
         self._rows: deque[_Row] = deque()
 
@@ -66,7 +67,7 @@ class RowWriter:
 
     def copy_numbers(self, output: Output) -> HostCopy:
         """Start copying the numbers of a row from the device."""
-        spread = embedding_std(output.target_projections)
+        spread = embedding_std(output.target_projections, views=self._views)
         probe = [] if self.probe is None else self.probe.take_sums().unbind()
         return HostCopy(
             torch.stack([x.detach().double() for x in (output.loss, spread, *self.optimizer.skipped, *probe)])

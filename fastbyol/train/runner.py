@@ -100,6 +100,7 @@ class Run:
             recipe.encoder,
             recipe.head,
             seed=config.seed,
+            views=len(recipe.views),
             target_statistics=recipe.target_statistics,
             folded_target=recipe.folded_target,
             objective=recipe.objective,

@@ -53,7 +53,7 @@ class ShadowedForward:
         self._names = [name for name in _cast_by_autocast(model) if model.get_parameter(name) in self.shadows.of]
 
     def __call__(self, views: Tensor, *, tau: Tensor | None = None) -> Output:
-        """Compute the loss of views [2B, 3, H, W]; see BYOL.forward."""
+        """Compute the loss of views [V*B, 3, H, W]; see BYOL.forward."""
         dtype = autocast_dtype(views)
         require(dtype == torch.bfloat16, f"copies of weights in bfloat16, and {dtype} to compute in; make them equal")
         require(tau is None, "copies of weights with a lagged target, which they do not move; leave one out")

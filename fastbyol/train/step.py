@@ -38,7 +38,7 @@ class Eager:
         self.forward: Callable[..., Output] = model
 
     def __call__(self, views: Tensor, *, lr: float, tau: float) -> Output:
-        """Take one step on views [2B, 3, H, W], view-major: update online, momenta, running statistics and target.
+        """Take one step on views [V*B, 3, H, W], view-major: update online, momenta, running statistics and target.
 
         Returns the detached loss from before the update, valid until the next step. No host sync.
         """
@@ -46,7 +46,7 @@ class Eager:
         return self._step(views)
 
     def accumulate(self, parts: Iterable[Tensor], *, count: int, lr: float, tau: float) -> Output:
-        """Take one step on a batch in `count` equal micro-batches, each [2B/count, 3, H, W]: one update, one EMA.
+        """Take one step on a batch in `count` equal micro-batches, each [V*B/count, 3, H, W]: one update, one EMA.
 
         Each micro-batch is a population of its own for batch norm. Returns the mean loss and the last micro-batch's
         projections. Not for a lagged target, which would move with every forward.

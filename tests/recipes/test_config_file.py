@@ -112,6 +112,20 @@ def test_views_are_changed_one_by_one_too(tmp_path: Path) -> None:
     assert (first.area, first.hue, second.area, second.hue) == ((0.5, 1), 0.1, (0.08, 1.0), 0)
 
 
+def test_a_list_of_more_views_changes_the_recipes_in_turn(tmp_path: Path) -> None:
+    text = '[recipe]\nbase = "demo"\n' + "".join(f"[[recipe.views]]\nhue = 0.{number}\n" for number in (1, 2, 3))
+    found = read(written(tmp_path, text))["recipe"].views
+    assert [view.hue for view in found] == [0.1, 0.2, 0.3]
+    assert [view.solarize for view in found] == [0.0, 0.2, 0.0]
+
+
+def test_more_views_of_a_recipe_survive_a_file(tmp_path: Path) -> None:
+    recipe = named("demo+global_views=3")
+    path = tmp_path / "run.toml"
+    path.write_text(formatted(path, {"recipe": recipe}))
+    assert read(path)["recipe"] == recipe
+
+
 def test_a_file_without_a_length_has_the_recipes(tmp_path: Path) -> None:
     path = written(tmp_path, SHORT)
     assert Config.from_file(path).epochs == named("cifar10_tiny").epochs

@@ -162,9 +162,29 @@ def test_views_lose_what_their_names_say() -> None:
     assert len(seen) == len(overrides.VIEWS)
 
 
+def test_global_views_are_the_recipes_in_turn() -> None:
+    first, second = named("demo").views
+    assert named("demo+global_views=5").views == (first, second, first, second, first)
+    assert named("demo+global_views=2").views == (first, second)
+    for text in ("global_views=4+views=no_second_blur", "views=no_second_blur+global_views=4"):
+        assert named(f"demo+{text}").views == (first, replace(second, blur=0.0)) * 2
+
+
+def test_targets_without_negatives_take_any_number_of_views() -> None:
+    for target in ("ema", "constant", "stop-gradient", "online"):
+        assert len(named(f"demo+global_views=3+target={target}+batch_size=33").views) == 3
+
+
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
+        ("demo+global_views=1", "has 1 views; give two or more"),
+        ("demo+global_views=-1", "has 0 views; give two or more"),
+        ("demo+global_views=many", "global_views is 'many'; give a whole number, such as 2"),
+        ("simclr_cifar10_tiny+global_views=4", "negatives .* with 4 views.* beta 0, or two views"),
+        ("moco_cifar10_tiny+global_views=4", "negatives .* with 4 views"),
+        ("demo+global_views=4+lagged_target=true", "--lagged-target with 4 views"),
+        ("demo+global_views=4+loss=mine:loss", "a loss of your own gets two"),
         ("demo+bananas=8", "bananas=8.*base_lr"),
         ("demo+", "is not a setting"),
         ("demo+target", "'target' is not a setting"),

@@ -1,0 +1,92 @@
+"""Laws of runs with more than two views of an image: bit-equal resume, images counted once, plan and report."""
+
+from __future__ import annotations
+
+import json
+import signal
+from pathlib import Path
+
+import pytest
+
+from fastbyol.cli.train import main
+from fastbyol.config import Config
+from fastbyol.errors import ConfigError
+from fastbyol.monitor.flops import train_flops_per_image
+from fastbyol.monitor.metrics import read_metrics
+from fastbyol.recipes import named
+from fastbyol.recipes.methods import choices
+from fastbyol.storage.run_folder import RunFolder
+from fastbyol.system.threads import ThreadTuner
+from fastbyol.train import memory
+from fastbyol.train.method import step_s
+from tests.conftest import Betons
+from tests.support.commands import Fork, wait_until
+from tests.support.runs import arguments, encoders_are_equal, learned
+
+RECIPE = "demo+global_views=3"
+
+
+def asked(betons: Betons, out: Path, *more: str) -> list[str]:
+    _, *rest = arguments(betons, out, f"--val={betons.val}", "--epochs=2", "--warmup-epochs=1", *more)
+    return [RECIPE, *rest]
+
+
+@pytest.fixture(scope="module")
+def whole(betons: Betons, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Train two epochs without interruption."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    assert main(asked(betons, out)) == 0
+    return out
+
+
+def test_a_resumed_run_has_the_same_bits(betons: Betons, whole: Path, tmp_path: Path) -> None:
+    out = tmp_path / "run"
+    process = Fork(tmp_path / "said", *asked(betons, out), "--checkpoint-every=0.01s")
+    wait_until(lambda: len(read_metrics(RunFolder(out).metrics)) >= 3, process)
+    process.send_signal(signal.SIGHUP)
+    _, said = process.communicate()
+    assert process.returncode == 75, said
+    assert main([*asked(betons, out), "--resume"]) == 0
+    assert encoders_are_equal(whole, out)
+    assert learned(out) == learned(whole)
+
+
+def test_images_are_counted_once_whatever_the_views(whole: Path) -> None:
+    result = json.loads(RunFolder(whole).result.read_text())
+    assert (result["steps"], result["images"]) == (10, 320)
+    rows = read_metrics(RunFolder(whole).metrics)
+    assert rows[-1]["epoch"] == 2
+    assert rows[-1]["images_per_s"] * rows[-1]["interval_s"] == pytest.approx(32, rel=0.01)
+
+
+def test_the_report_shows_every_view(whole: Path) -> None:
+    page = RunFolder(whole).report.read_text()
+    assert "<span>view 3</span>" in page
+    assert "3 of 24 px" in page
+    assert "views 1, 3" in page
+
+
+def test_another_number_of_views_is_another_run(
+    betons: Betons, whole: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    arguments_of_two = ["demo", *asked(betons, whole)[1:]]
+    assert main([*arguments_of_two, "--resume"]) == 2
+    assert "views was" in capsys.readouterr().err
+
+
+def test_cost_grows_with_the_views() -> None:
+    two, four = named("cifar10_tiny"), named("cifar10_tiny+global_views=4")
+    assert train_flops_per_image(four, crop_px=32) == 2 * train_flops_per_image(two, crop_px=32)
+    needed = [memory.step_bytes(recipe, images=64, precision="float32") for recipe in (two, four)]
+    weights = memory.step_bytes(two, images=2, precision="float32")
+    assert needed[1] - weights == pytest.approx(2 * (needed[0] - weights), rel=0.1)
+
+
+def test_a_step_is_measured_with_all_views(betons: Betons) -> None:
+    config = Config(named(RECIPE), data=str(betons.train), epochs=1.0, device="cpu")
+    assert step_s(config, ThreadTuner(), images=8, left_s=60.0) > 0
+
+
+def test_auto_says_that_its_methods_have_two_views() -> None:
+    with pytest.raises(ConfigError, match=r"may choose SimCLR.*negatives .* with 4 views"):
+        choices(named("cifar10_tiny+global_views=4"))
