@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
-from contextlib import AbstractContextManager, nullcontext
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from functools import partial
 from typing import Any, TypeVar
 
@@ -35,10 +35,12 @@ class _PerView(nn.modules.batchnorm._BatchNorm, TakesViews):
     """Batch norm over [V*B, ...] with training statistics per view; parameter and buffer names are torch's own.
 
     Attributes: `group`, the process group that shares its statistics, or None, see synchronize_; `joins_convolution`,
-    whether its statistics are computed with the convolution before it, where `convolve` can, see join_convolutions_.
+    whether its statistics are computed with the convolution before it, where `convolve` can, see join_convolutions_;
+    `moves_statistics`, whether training moves its running statistics, see seeing_local_views.
     """
 
     joins_convolution = True
+    moves_statistics = True
 
     def __init__(self, channels: int, *, views: int, eps: float = EPS, momentum: float = MOMENTUM) -> None:
         super().__init__(channels, eps=eps, momentum=momentum)
@@ -49,8 +51,16 @@ class _PerView(nn.modules.batchnorm._BatchNorm, TakesViews):
         assert self.running_mean is not None
         assert self.running_var is not None
         assert self.momentum is not None
-        tensors = (self.weight, self.bias, self.running_mean, self.running_var, self.num_batches_tracked)
-        return NormParams(*tensors, views=self.views, momentum=self.momentum, eps=self.eps, group=self.group)
+        moves = self.moves_statistics
+        tensors = (self.weight, self.bias, self.running_mean, self.running_var)
+        return NormParams(
+            *tensors,
+            self.num_batches_tracked if moves else None,
+            views=self.views,
+            momentum=self.momentum if moves else 0.0,
+            eps=self.eps,
+            group=self.group,
+        )
 
 
 class _Act(_PerView):
@@ -301,6 +311,24 @@ def set_views_(module: nn.Module, views: int) -> None:
     for layer in module.modules():
         if isinstance(layer, TakesViews):
             layer.views = views
+
+
+@contextmanager
+def seeing_local_views(*modules: nn.Module, views: int) -> Iterator[None]:
+    """Take batches in the with-block as so many local views: populations that do not move the running statistics."""
+    layers = [layer for module in modules for layer in module.modules() if isinstance(layer, TakesViews)]
+    before = [layer.views for layer in layers]
+    for layer in layers:
+        layer.views = views
+        if isinstance(layer, _PerView):
+            layer.moves_statistics = False
+    try:
+        yield
+    finally:
+        for layer, number in zip(layers, before, strict=True):
+            layer.views = number
+            if isinstance(layer, _PerView):
+                layer.moves_statistics = True
 
 
 @torch.no_grad()

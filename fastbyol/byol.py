@@ -75,7 +75,7 @@ class BYOL(nn.Module):
     with a lagged target, the loss does. With target_statistics "running" the target's batch norms are in evaluation
     mode, on statistics that update_target_statistics moves, and with folded_target those of its encoder are computed
     as part of the convolutions before them. `target` is None for objectives without a target network. `views`: of an
-    image, V in all; each is a population of batch norm.
+    image that both networks see, V in all; each is a population of batch norm.
     """
 
     def __init__(
@@ -98,6 +98,10 @@ class BYOL(nn.Module):
         generator = torch.Generator().manual_seed(seed + 1)
         init_(projector, generator)
         init_(predictor, generator)
+        self.local_predictor: MLP | None = None
+        if head.local_predictor:
+            self.local_predictor = MLP(head.out, head, depth=head.predictor_depth, views=views)
+            init_(self.local_predictor, generator)
         self.online = Branch(backbone, projector)
         self.predictor = predictor
         self.target = copy.deepcopy(self.online).requires_grad_(False) if objective.has_target else None
@@ -111,9 +115,10 @@ class BYOL(nn.Module):
         self._workspace = Workspace()  # for a lagged target
         self.train()  # a target on running statistics is in evaluation mode
 
-    def forward(self, views: Tensor, *, tau: Tensor | None = None) -> Output:
+    def forward(self, views: Tensor, local: Tensor | None = None, *, tau: Tensor | None = None) -> Output:
         """Compute the loss of views [V*B, 3, H, W], view-major (paper, section 3.1 and eq. 2).
 
+        local: local views [L*B, 3, h, w], which the online network alone sees, and which move no running statistics.
         With tau, a scalar on the views' device, the kernel launch that computes the loss also moves the target towards
         the parameters of this forward: one step later than in the paper.
         """
@@ -126,12 +131,20 @@ class BYOL(nn.Module):
             targets = projections if self.target_source == "online" else projections.detach()
         first_view = representations.detach().chunk(self.views)[0]
         if tau is None:
-            loss: Tensor = self.objective(predictions, targets)
+            of_local = () if local is None else (self._predict_local(local, images=len(first_view)),)
+            loss: Tensor = self.objective(predictions, targets, *of_local)
             return Output(loss, targets.detach(), first_view)
         assert self.target is not None  # Recipe rejects a lagged target without a target network
         target_params, online_params = list(self.target.parameters()), list(self.online.parameters())
         loss = ema_loss(predictions, targets, target_params, online_params, tau=tau, workspace=self._workspace)
         return Output(loss, targets, first_view)
+
+    def _predict_local(self, local: Tensor, *, images: int) -> Tensor:
+        """Return the predictions [L*B, D] of local views of B images."""
+        predictor = self.predictor if self.local_predictor is None else self.local_predictor
+        with batchnorm.seeing_local_views(self.online, predictor, views=len(local) // images):
+            predictions: Tensor = predictor(self.online(local))
+        return predictions
 
     def _project_by_target(self, views: Tensor) -> Tensor | None:
         """Return the target network's projections of the views [V*B, D], None without a target network."""

@@ -145,6 +145,11 @@ class Config:
             "--crop dali crops whole batches to one size; give --crop kernels, or neither --crop-ramp nor "
             "--micro-batches",
         )
+        require(
+            self.crop == "kernels" or not self.recipe.local_views,
+            f"--crop dali makes crops of one size, and the {len(self.recipe.local_views)} local views have their own; "
+            "give --crop kernels, or no local views",
+        )
         require(self.log_every >= 1, f"log_every is {self.log_every}; give at least 1")
         require(self.knn_bank >= 1, f"knn_bank is {self.knn_bank}; give at least 1 image")
         for name in ("knn_at", "quality_at"):

@@ -45,6 +45,18 @@ def attraction(q: Tensor, z: Tensor, *, views: int = 2, normalization: str = "l2
     return (normalize(q.to(wide), normalization, views=views) - other).square().sum() / (len(q) / 2)
 
 
+def local_attraction(q: Tensor, z: Tensor, *, views: int, normalization: str = "l2") -> Tensor:
+    """Compute the squared distance of local views' predictions q [L*B, D] to the projections z [V*B, D] of all views.
+
+    Each is compared with the mean of the image's normalised projections. Twice the mean over local views and images, in
+    float32 at least, so that one prediction weighs as one of attraction. Source: SwAV, Caron et al. 2020.
+    """
+    wide, images = torch.promote_types(q.dtype, torch.float32), len(z) // views
+    means = normalize(z.to(wide), normalization, views=views).reshape(views, images, -1).mean(0)
+    rows = normalize(q.to(wide), normalization, views=len(q) // images).reshape(-1, images, q.shape[1])
+    return (rows - means).square().sum() / (len(q) / 2)
+
+
 def mean_of_others(rows: Tensor, *, views: int) -> Tensor:
     """Return for each of the rows [V*B, D], view-major, the mean of those of the same image's other views, [V*B, D]."""
     by_view = rows.reshape(views, -1, rows.shape[1])
@@ -149,8 +161,20 @@ class Objective(nn.Module, TakesViews):
         """Set the weight of the negatives for the next step, on the device: a captured graph reads it there."""
         self.beta.fill_(beta)
 
-    def forward(self, q: Tensor, z: Tensor) -> Tensor:
-        """Compute the loss of predictions q and projections z [V*B, D], view-major; in training enqueue z."""
+    def forward(self, q: Tensor, z: Tensor, local: Tensor | None = None) -> Tensor:
+        """Compute the loss of predictions q and projections z [V*B, D], view-major; in training enqueue z.
+
+        local: predictions of local views [L*B, D], each of which weighs as much as one of q.
+        """
+        loss = self._of_global_views(q, z)
+        if local is None:
+            return loss
+        with torch.autocast(q.device.type, enabled=False):
+            of_local = local_attraction(local, z, views=self.views, normalization=self.config.normalization)
+        share = len(local) / (len(q) + len(local))
+        return (1 - share) * loss + share * of_local
+
+    def _of_global_views(self, q: Tensor, z: Tensor) -> Tensor:
         config = self.config
         is_attraction_fused = self.views == 2 and config.normalization == "l2" and config.target != "online"
         if is_attraction_fused and not config.beta:

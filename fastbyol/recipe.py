@@ -29,7 +29,8 @@ class ViewConfig:
     """The distribution of one view; the defaults are T of the paper (appendix B).
 
     Probabilities lie in [0, 1]; `area` is a fraction of the image; `ratio` is width / height, drawn log-uniformly;
-    strengths are half-widths of uniform distributions; `sigma` is in pixels of the output view.
+    strengths are half-widths of uniform distributions; `sigma` is in pixels of the output view. `local_px`: the side of
+    a local view, which the online network alone sees; None for a global view, whose side is the recipe's.
     """
 
     area: tuple[float, float] = (0.08, 1.0)
@@ -44,6 +45,7 @@ class ViewConfig:
     blur: float = 1.0
     sigma: tuple[float, float] = (0.1, 2.0)
     solarize: float = 0.0
+    local_px: int | None = None
 
     def __post_init__(self) -> None:
         for name in ("flip", "jitter", "grayscale", "blur", "solarize"):
@@ -56,6 +58,7 @@ class ViewConfig:
         for name in ("brightness", "contrast", "saturation", "hue"):
             value = getattr(self, name)
             require(0 <= value <= 1, f"view strength {name} is {value}; give a number from 0 to 1")
+        require(self.local_px is None or self.local_px >= 8, f"local_px is {self.local_px}; give at least 8")
 
 
 @dataclass(frozen=True)
@@ -87,12 +90,14 @@ class HeadConfig:
     """The sizes of projector and predictor: depth - 1 times Linear(hidden) -> BN -> ReLU, then Linear(out).
 
     The depths count linear layers (paper, appendix F.1), 1 to 3; predictor depth 0 means no predictor.
+    `local_predictor`: local views have a predictor of their own, of the same sizes.
     """
 
     hidden: int = 4096
     out: int = 256
     projector_depth: int = 2
     predictor_depth: int = 2
+    local_predictor: bool = False
 
     def __post_init__(self) -> None:
         for name in ("hidden", "out"):
@@ -243,8 +248,8 @@ class CropRamp:
 class Recipe:
     """A training recipe: networks, views, loss, optimisation and their sizes.
 
-    `views`: how each view of an image is drawn, two or more. With more than two a view's prediction is compared with
-    the mean of the others' target projections.
+    `views`: how each view of an image is drawn: two global ones or more, then the local ones, all of one size. A view's
+    prediction is compared with the mean of the target projections of the other global views.
     `epochs`: the length the constants were chosen for; `presets`: rates for other lengths. `crop_px`: side of a
     training view; `eval_px`: side of an evaluation view, the centre square whose side is `eval_margin` times the
     image's short side. Departures from the paper: with `target_statistics` "running" the target normalises by an EMA of
@@ -314,10 +319,33 @@ class Recipe:
             return self.views
         return tuple(replace(view, saturation=0.0, hue=0.0, grayscale=0.0) for view in self.views)
 
+    @property
+    def global_views(self) -> tuple[ViewConfig, ...]:
+        """The views that both networks see."""
+        return tuple(view for view in self.views if view.local_px is None)
+
+    @property
+    def local_views(self) -> tuple[ViewConfig, ...]:
+        """The views that the online network alone sees."""
+        return tuple(view for view in self.views if view.local_px is not None)
+
+    def sizes_of_views(self, crop_px: int) -> list[tuple[int, int]]:
+        """Return number and side in pixels of the global views, of crop_px, then of the local ones if there are any."""
+        local = [view.local_px for view in self.local_views if view.local_px is not None]
+        return [(len(self.global_views), crop_px), *([(len(local), local[0])] if local else [])]
+
     def _check_views(self) -> None:
-        """Raise ConfigError for fewer than two views, and for more than two where the loss is defined for two alone."""
-        count, goal = len(self.views), self.objective
-        require(count >= 2, f"the recipe has {count} views; give two or more")
+        """Raise ConfigError for views that do not go together, or for more than two where the loss is of two alone."""
+        count, goal, local = len(self.views), self.objective, self.local_views
+        whole = count - len(local)
+        require(whole >= 2, f"the recipe has {whole} views that are not local; give two or more")
+        require(self.views[whole:] == local, "a local view comes before a global one; give the global views first")
+        sides = sorted({view.local_px for view in local if view.local_px is not None})
+        require(len(sides) <= 1, f"local views have sides of {sides} px; give one local_px to all of them")
+        require(
+            bool(local) or not self.head.local_predictor,
+            "local_predictor is of local views, and there are none; give local_views=4, or leave it out",
+        )
         require(
             count == 2 or goal.loss == "byol",
             f"loss {goal.loss} with {count} views, but a loss of your own gets two; give loss byol, or two views",

@@ -130,9 +130,15 @@ def build(recipe: Recipe, *, epochs: float, warmup_max: float = 1.0) -> Schedule
     )
 
 
+def _pixels(recipe: Recipe, crop_px: int) -> int:
+    """Count the pixels of an image's views."""
+    return sum(count * px**2 for count, px in recipe.sizes_of_views(crop_px))
+
+
 def relative_cost(recipe: Recipe) -> float:
     """Return the mean cost of a step over the run relative to one at full crop size, in (0, 1]; cost is as pixels."""
     if recipe.crop_ramp is None:
         return 1.0
-    early = [(px / recipe.crop_px) ** 2 for px in recipe.crop_ramp.sizes_px]
+    full = _pixels(recipe, recipe.crop_px)
+    early = [_pixels(recipe, px) / full for px in recipe.crop_ramp.sizes_px]
     return recipe.crop_ramp.until * sum(early) / len(early) + 1 - recipe.crop_ramp.until

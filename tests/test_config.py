@@ -54,6 +54,12 @@ def test_warmup_follows_the_length_of_the_run() -> None:
     assert schedule.build(recipe, epochs=20, warmup_max=0.25).warmup == 0.25
 
 
+def test_dalis_crops_are_of_one_size() -> None:
+    assert config(recipe=named("demo+global_views=4"), crop="dali").crop == "dali"
+    with pytest.raises(ConfigError, match="the 2 local views have their own; give --crop kernels"):
+        config(recipe=named("demo+local_views=2"), crop="dali")
+
+
 @pytest.mark.parametrize("name", RECIPES)
 def test_configurations_survive_json(name: str) -> None:
     whole = config(recipe=named(name), epochs=None, budget_s=90.0, val="v.beton")

@@ -23,7 +23,7 @@ KINDS = {
 BEGINNING = """\
 Settings of a run, as a file for --config has them. P is the paper (arXiv 2006.07733v3), DM its authors' code.
 Those of the recipe and of its parts but views can be changed as RECIPE+setting=value, too; RECIPE+global_views=4 has
-its views in turn, four in all."""
+its views in turn, four in all, and RECIPE+local_views=4 four small ones besides (+local_px=PX for their side)."""
 ENDING = """\
 RECIPE --settings shows the values of a recipe; --save-config FILE writes a file to change."""
 

@@ -40,21 +40,25 @@ PEAKS_TFLOPS: dict[str, tuple[float | None, float]] = {
 
 
 def train_flops_per_image(recipe: Recipe, *, crop_px: int) -> float | None:
-    """Count the floating-point operations of a training step per image, for all its views of crop_px pixels a side.
+    """Count the floating-point operations of a training step per image, its global views of crop_px pixels a side.
 
-    Convolutions and linear layers alone, a multiply-add as two: forward and backward of the online network and forward
-    of the target, where there is one, for each view. The stem's gradient with respect to the images is counted, though
-    it is never computed. None where the encoder does not count its own.
+    Convolutions and linear layers alone, a multiply-add as two: forward and backward of the online network for each
+    view, and forward of the target, where there is one, for each global view. The stem's gradient with respect to the
+    images is counted, though it is never computed. None where the encoder does not count its own.
     """
     with torch.device("meta"):
         model = BYOL(recipe.encoder, recipe.head, seed=0)
-    encoder = model.online.encoder.multiply_adds(px=crop_px)
-    if encoder is None:
-        return None
-    branch = encoder + head_multiply_adds(model.online.projector)
-    predictor = head_multiply_adds(model.predictor)
+    projector, predictor = head_multiply_adds(model.online.projector), head_multiply_adds(model.predictor)
     passes_target = PASSES_TARGET if recipe.objective.has_target else 0  # else the online projections are the targets
-    return 2 * len(recipe.views) * (PASSES_ONLINE * (branch + predictor) + passes_target * branch)
+    passes = 0.0
+    for count, px in recipe.sizes_of_views(crop_px):
+        encoder = model.online.encoder.multiply_adds(px=px)
+        if encoder is None:
+            return None
+        branch = encoder + projector
+        passes += count * (PASSES_ONLINE * (branch + predictor) + passes_target * branch)
+        passes_target = 0  # of the local views, which come second
+    return 2 * passes
 
 
 def head_multiply_adds(head: nn.Module) -> int:

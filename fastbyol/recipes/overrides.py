@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import replace
 from itertools import cycle, islice
 from typing import Any, NamedTuple, get_type_hints
 
 from fastbyol.config import EncoderConfig, Preset, Recipe, ViewConfig
-from fastbyol.errors import ConfigError
+from fastbyol.errors import ConfigError, require
 
 # What each named set of views omits from the first and from the second view, and of more in turn. Source: paper,
 # appendix F.3, table 17.
@@ -28,20 +29,23 @@ OMITTED: dict[str, tuple[str, str]] = {
 }
 SYMMETRIC: dict[str, Any] = {"blur": 0.5, "solarize": 0.2}  # all views
 VIEWS = (*OMITTED, "symmetric")
-OTHERS = ("views", "global_views", "encoder")  # settings that are no field, see apply_change
+COUNTS = ("global_views", "local_views", "local_px")
+OTHERS = ("views", *COUNTS, "encoder")  # settings that are no field of a recipe, see apply_change
+LOCAL_AREA = (0.05, 0.14)  # of an image: SwAV, Caron et al. 2020
+LOCAL_SIDE = 96 / 224  # of a global view's, likewise
 
 
 def apply_change(recipe: Recipe, change: str) -> Recipe:
     """Change settings of a recipe by text such as "target=constant+base_lr=0.1", which is appended to its name.
 
     The settings are all fields of type bool, int, float or str of the recipe and its parts; views, one of VIEWS;
-    global_views, a number of views that are the recipe's in turn; and encoder, which is arch with the default of every
+    global_views, local_views and local_px, see _counted; and encoder, which is arch with the default of every
     other setting of an encoder.
     Raises ConfigError for an unknown setting or a value of the wrong type.
     """
     own: dict[str, Any] = {"name": f"{recipe.name}+{change}"}
     parts: dict[str, dict[str, Any]] = {}
-    known, count = settings(recipe), len(recipe.views)
+    known, counts = settings(recipe), dict[str, int]()
     for assignment in change.split("+"):
         name, equals, text = assignment.partition("=")
         if not equals or name not in {*known, *OTHERS}:
@@ -51,15 +55,16 @@ def apply_change(recipe: Recipe, change: str) -> Recipe:
         if name == "views":
             own["views"] = _views(recipe.views, text)
             continue
-        if name == "global_views":
-            count = _value(name, text, Setting(None, len(recipe.views), int))
+        if name in COUNTS:
+            counts[name] = _value(name, text, Setting(None, len(recipe.views), int))
             continue
         if name == "encoder":
             own["encoder"] = EncoderConfig(text)
             continue
         part = known[name].part
         (own if part is None else parts.setdefault(part, {}))[name] = _value(name, text, known[name])
-    own["views"] = tuple(islice(cycle(own.get("views", recipe.views)), max(count, 0)))
+    if counts:
+        own["views"] = _counted(own.get("views", recipe.views), counts, crop_px=own.get("crop_px", recipe.crop_px))
     peaks = {name: value for name, value in parts.get("optim", {}).items() if name in ("base_lr", "tau_base")}
     own["presets"] = with_peaks(recipe.presets, **peaks)
     own |= {part: replace(own.get(part, getattr(recipe, part)), **values) for part, values in parts.items()}
@@ -104,6 +109,31 @@ def _value(name: str, text: str, setting: Setting) -> Any:
     except ValueError as error:
         wanted = "whole number" if setting.kind is int else "number"
         raise ConfigError(f"{name} is {text!r}; give a {wanted}, such as {setting.value}") from error
+
+
+def _counted(views: tuple[ViewConfig, ...], counts: Mapping[str, int], *, crop_px: int) -> tuple[ViewConfig, ...]:
+    """Return so many global and local views, each the given ones of its kind in turn.
+
+    Where none is local, local views are drawn like the global ones but from LOCAL_AREA, with a side of local_px or
+    LOCAL_SIDE of crop_px, to 8 px.
+    """
+    whole = [view for view in views if view.local_px is None]
+    local = [view for view in views if view.local_px is not None]
+    number = counts.get("local_views", len(local))
+    require(
+        number > 0 or "local_px" not in counts,
+        f"local_px is {counts.get('local_px')}, and there are no local views; give local_views=4, too",
+    )
+    kinds = local or [
+        replace(view, area=LOCAL_AREA, local_px=max(round(LOCAL_SIDE * crop_px / 8) * 8, 8)) for view in whole
+    ]
+    if "local_px" in counts:
+        kinds = [replace(view, local_px=counts["local_px"]) for view in kinds]
+    return (*_in_turn(whole, counts.get("global_views", len(whole))), *_in_turn(kinds, number))
+
+
+def _in_turn(views: Sequence[ViewConfig], count: int) -> Iterator[ViewConfig]:
+    return islice(cycle(views), max(count, 0))
 
 
 def _views(views: tuple[ViewConfig, ...], name: str) -> tuple[ViewConfig, ...]:

@@ -97,6 +97,7 @@ HEAD = {
     "out": About("dimensions of a projection", FROM_ONE, "P section 3.3: 256"),
     "projector_depth": About("linear layers of the projector", "1 to 3", "P section 3.3: 2"),
     "predictor_depth": About("linear layers of the predictor; 0 is none", "0 to 3", "P section 3.3: 2"),
+    "local_predictor": About("a predictor of their own for local views", SWITCH, "arXiv 2602.05845"),
 }
 VIEW = {
     "area": About("share of the image that a crop covers, least and most", "above 0, to 1", "P appendix B: 0.08, 1"),
@@ -111,6 +112,7 @@ VIEW = {
     "blur": About("probability of a Gaussian blur", PROBABILITY, f"{VIEWS}: 1 and 0.1"),
     "sigma": About("standard deviation of the blur in pixels, least and most", ABOVE, "P appendix B: 0.1, 2"),
     "solarize": About("probability of solarising", PROBABILITY, f"{VIEWS}: 0 and 0.2"),
+    "local_px": About("side of a local view in pixels; left out, the view is global", "8 or more"),
 }
 OPTIM = {
     "base_lr": About("peak learning rate per 256 images of batch", FROM_ZERO, "P section 3.3: 0.2; DM by length"),

@@ -103,7 +103,7 @@ def _facts(config: Config, train: Reader) -> dict[str, str]:
         "images": f"{len(train):,}",
         "length": _length(config),
         "batch": str(recipe.batch_size),
-        "views": f"{len(recipe.views)} of {recipe.crop_px} px",
+        "views": ", ".join(f"{count} of {px} px" for count, px in recipe.sizes_of_views(recipe.crop_px)),
         "on": f"{config.device}, {config.precision}",
         "seed": str(config.seed),
     }

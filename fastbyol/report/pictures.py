@@ -18,6 +18,7 @@ from fastbyol.beton import Reader
 from fastbyol.config import Config
 from fastbyol.evaluate.neighbours import Neighbours
 from fastbyol.kernels.reference import IMAGENET_MEAN, IMAGENET_STD
+from fastbyol.kernels.view_params import ViewParams
 from fastbyol.loaders.batch import Batch
 from fastbyol.loaders.native import load
 from fastbyol.loaders.resized import at_side
@@ -56,8 +57,11 @@ class Cell:
 
 def strip_names(config: Config) -> list[str]:
     """Return the names of the pictures of a shown image, from above: the image and its views."""
-    views = ["first view", "second view", *(f"view {number}" for number in range(3, len(config.recipe.views) + 1))]
-    return ["image", *views]
+    later = [
+        f"view {number}" if view.local_px is None else f"local view {number}"
+        for number, view in enumerate(config.recipe.views[2:], start=3)
+    ]
+    return ["image", "first view", "second view", *later]
 
 
 def sample_views(config: Config, train: Reader) -> list[list[Picture]]:
@@ -69,12 +73,16 @@ def sample_views(config: Config, train: Reader) -> list[list[Picture]]:
     drawn = views.draw(kinds, seed=config.seed, epochs=batch.epochs, indices=batch.indices, sizes=sizes)
     px = config.recipe.crop_px
     whole = views.center_view(*place, crop_px=px, margin=1.0)
-    images = _to_pixels(torch.cat([whole, views.apply(*place, drawn, crop_px=px)]))
+    groups = config.recipe.sizes_of_views(px)
+    shown = list(_to_pixels(whole)[None])  # of each of strip_names, [images, px, px, 3]
+    parts = torch.split(drawn.packed, [count for count, _ in groups])
+    for part, (count, side) in zip(parts, groups, strict=True):
+        images = _to_pixels(views.apply(*place, ViewParams(part), crop_px=side))
+        shown += list(images.reshape(count, -1, side, side, 3))
     names = strip_names(config)
-    columns = images.reshape(len(names), -1, px, px, 3)
     return [
         [_picture(pixels, f"{name} {number}") for pixels, name in zip(column, names, strict=True)]
-        for number, column in enumerate(columns.swapaxes(0, 1), start=1)
+        for number, column in enumerate(zip(*shown, strict=True), start=1)
     ]
 
 

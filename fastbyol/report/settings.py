@@ -44,6 +44,8 @@ def _heads(head: HeadConfig) -> str:
     usual = HeadConfig()
     depths = (head.projector_depth, head.predictor_depth)
     text = f"hidden {head.hidden}, out {head.out}"
+    if head.local_predictor:
+        text = f"{text}, local views with a predictor of their own"
     if depths == (usual.projector_depth, usual.predictor_depth):
         return text
     predictor = f"predictor of {depths[1]}" if depths[1] else "no predictor"
@@ -108,8 +110,9 @@ def _views(recipe: Recipe) -> dict[str, str]:
 
 def _view(view: ViewConfig) -> str:
     low, high = view.area
+    local = "" if view.local_px is None else f"local, {view.local_px} px, "
     return (
-        f"area {low:g} to {high:g}, flip {view.flip:g}, jitter {view.jitter:g} (brightness {view.brightness:g}, "
+        f"{local}area {low:g} to {high:g}, flip {view.flip:g}, jitter {view.jitter:g} (brightness {view.brightness:g}, "
         f"contrast {view.contrast:g}, saturation {view.saturation:g}, hue {view.hue:g}), grey {view.grayscale:g}, "
         f"blur {view.blur:g}, solarise {view.solarize:g}"
     )

@@ -148,9 +148,9 @@ class Closing:
             return
         with self._timed("recalibrate"), closing(loop.pipeline.batches(loop.position.step)) as batches:
             views = (
-                part
+                global_views
                 for batch in islice(batches, recipe.recalibrate)
-                for part in loop.pipeline.views(batch, recipe.crop_px, Intervals())
+                for global_views, *_ in loop.pipeline.views(batch, recipe.crop_px, Intervals())
             )
             recalibrate_(loop.model.online.encoder, views, autocast=loop.engine.autocast())
 

@@ -14,7 +14,7 @@ from fastbyol.budget import Stopwatch, format_duration
 from fastbyol.config import Config
 from fastbyol.errors import ConfigError
 from fastbyol.monitor.metrics import peak_gib
-from fastbyol.recipe import CropRamp
+from fastbyol.recipe import CropRamp, Recipe
 from fastbyol.schedule import Schedule
 from fastbyol.storage.run_folder import RunFolder
 from fastbyol.system.signals import StopSignal
@@ -78,7 +78,7 @@ def _describe(run: Run) -> dict[str, str]:
         "batch": _batch(run),
         "memory": _memory(run.config),
         "rates": _rates(schedules),
-        "views": f"{len(recipe.views)} of {_sizes(recipe.crop_px, recipe.crop_ramp)}",
+        "views": _views(recipe),
         "disk": _disk(run),
         "reserve": _reserve(closing_s, plan.get("reserve_s")),
         **_scores(run.loop.notes),
@@ -123,9 +123,12 @@ def _rates(schedules: Schedule) -> str:
     )
 
 
-def _sizes(full_px: int, ramp: CropRamp | None) -> str:
-    if ramp is None:
-        return f"{full_px} px"
+def _views(recipe: Recipe) -> str:
+    sizes = "; ".join(f"{count} of {px} px" for count, px in recipe.sizes_of_views(recipe.crop_px))
+    return sizes if recipe.crop_ramp is None else f"{sizes}; {_ramp(recipe.crop_px, recipe.crop_ramp)}"
+
+
+def _ramp(full_px: int, ramp: CropRamp) -> str:
     return f"{', '.join(map(str, ramp.sizes_px))} px up to {ramp.until:.0%} of the run, then {full_px} px"
 
 

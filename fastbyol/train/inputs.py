@@ -64,11 +64,15 @@ class Pipeline:
             config.recipe.drawn_views, seed=config.seed, epochs=batch.epochs, indices=batch.indices, sizes=sizes
         )
 
-    def views(self, batch: Batch, crop_px: int, intervals: Intervals) -> Iterator[Tensor]:
-        """Yield the views of a batch, one micro-batch [V*B/n, 3, crop_px, crop_px] at a time."""
+    def views(self, batch: Batch, crop_px: int, intervals: Intervals) -> Iterator[tuple[Tensor, ...]]:
+        """Yield the views of a batch, one micro-batch at a time.
+
+        The global ones [V*B/n, 3, crop_px, crop_px], then the local ones [L*B/n, 3, h, h] if the recipe has any.
+        """
         device, drawn = self.config.device, self._draw(batch)
-        if self.config.crop == "dali":
-            drawn = views.params_of_crops(drawn, crop_px=crop_px)
+        groups = self.config.recipe.sizes_of_views(crop_px)
+        if self.config.crop == "dali":  # the batch holds all views as images
+            drawn, groups = views.params_of_crops(drawn, crop_px=crop_px), [(1, crop_px)]
         pixels, offsets, sizes, packed = (
             queue_copy(tensor, device) for tensor in (batch.pixels, batch.offsets, batch.sizes, drawn.packed)
         )
@@ -76,13 +80,11 @@ class Pipeline:
         for number in range(self.config.parts):
             intervals.lap("step_s")  # of the previous micro-batch
             part = slice(number * count, (number + 1) * count)
-            images = views.apply(
-                pixels,
-                offsets[part],
-                sizes[part],
-                ViewParams(packed[:, part].contiguous()),
-                crop_px=crop_px,
-                dtype=self.precision,
+            place = (pixels, offsets[part], sizes[part])
+            kinds = torch.split(packed[:, part], [views_of_size for views_of_size, _ in groups])
+            made = tuple(
+                views.apply(*place, ViewParams(kind.contiguous()), crop_px=px, dtype=self.precision)
+                for kind, (_, px) in zip(kinds, groups, strict=True)
             )
             intervals.lap("views_s")
-            yield images
+            yield made

@@ -182,7 +182,7 @@ class Loop:
         with self.threads.unit(crop_px):
             parts = self.pipeline.views(batch, crop_px, intervals)
             if config.parts == 1:
-                output = self.engine(next(parts), **rates)
+                output = self.engine(*next(parts), **rates)
             else:
                 output = self.engine.accumulate(parts, count=config.parts, **rates)
             if self.probe is not None and batch.labels is not None:

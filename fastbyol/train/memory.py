@@ -105,23 +105,27 @@ def step_bytes(
             recipe.encoder,
             recipe.head,
             seed=0,
-            views=len(recipe.views),
+            views=len(recipe.global_views),
             target_statistics=recipe.target_statistics,
             objective=recipe.objective,
         )
     model.online.encoder.set_recompute(recomputes)
-    dtype, side = PRECISIONS[precision], recipe.crop_px
+    dtype = PRECISIONS[precision]
     with allocate_only(), FakeTensorMode(allow_non_fake_inputs=True), _PeakTracker() as tracker:
         trainable_bytes = _make_fake(model)
-        shape = (len(recipe.views) * (images // parts), 3, side, side)
-        views = torch.empty(shape, dtype=dtype, memory_format=torch.channels_last)
+        views = [
+            torch.empty(count * (images // parts), 3, px, px, dtype=dtype, memory_format=torch.channels_last)
+            for count, px in recipe.sizes_of_views(recipe.crop_px)
+        ]
         with torch.autocast("cpu", dtype, enabled=dtype == torch.bfloat16):
-            output = model(views)
+            output = model(*views)
         output.loss.backward()
     # gradients stay allocated during the next part's forward, and DistributedDataParallel copies them into buckets
     gradient_bytes: int = trainable_bytes * ((parts > 1) + (ranks > 1))
     moment_bytes = trainable_bytes * count_moments(OPTIMIZERS.find(recipe.optim.optimizer))
-    needed: int = tracker.peak_bytes + moment_bytes + gradient_bytes + round(VIEW_COPIES * views.nbytes)
+    needed: int = (
+        tracker.peak_bytes + moment_bytes + gradient_bytes + round(VIEW_COPIES * sum(each.nbytes for each in views))
+    )
     return needed
 
 

@@ -82,20 +82,24 @@ def step_s(config: Config, tuner: ThreadTuner, *, images: int, left_s: float) ->
     """
     recipe = config.recipe
     try:
-        views = len(recipe.views)
+        views = len(recipe.global_views)
         model = BYOL(recipe.encoder, recipe.head, seed=config.seed, views=views, objective=recipe.objective)
         model.to(config.device)
         optimizer = build_optimizer(recipe.optim.optimizer, model, model.target_of(), recipe.optim)
         engine = step.engine(config.engine, model, optimizer, precision=config.precision)
-        size = (views * images, recipe.encoder.channels, recipe.crop_px, recipe.crop_px)
-        batch = torch.rand(size, device=config.device).contiguous(memory_format=torch.channels_last)
+        batch = [
+            torch.rand(count * images, recipe.encoder.channels, px, px, device=config.device).contiguous(
+                memory_format=torch.channels_last
+            )
+            for count, px in recipe.sizes_of_views(recipe.crop_px)
+        ]
         taken: list[float] = []
         while len(taken) < WARM_UP + TIMED:
             if config.device == "cpu" and taken and sum(taken) > MEASURED_SHARE * left_s:
                 break
             began_s = time.monotonic()
             with tuner.unit("step"):
-                engine(batch, lr=0.0, tau=1.0)
+                engine(*batch, lr=0.0, tau=1.0)
             if config.device == "cuda":
                 torch.cuda.synchronize()
             taken.append(time.monotonic() - began_s)

@@ -47,7 +47,7 @@ class RowWriter:
     ) -> None:
         self.optimizer, self.probe, self.watchdog, self.logger, self.world = optimizer, probe, watchdog, logger, world
         self._batch_size, self._images = config.recipe.batch_size, len(reader)
-        self._views = len(config.recipe.views)
+        self._views = len(config.recipe.global_views)
         self._behind = STEPS_AHEAD if config.device == "cuda" else 0  # steps, after which a GPU has them: nothing waits
         self._rows: deque[_Row] = deque()
 

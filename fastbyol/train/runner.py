@@ -100,7 +100,7 @@ class Run:
             recipe.encoder,
             recipe.head,
             seed=config.seed,
-            views=len(recipe.views),
+            views=len(recipe.global_views),
             target_statistics=recipe.target_statistics,
             folded_target=recipe.folded_target,
             objective=recipe.objective,

@@ -52,13 +52,13 @@ class ShadowedForward:
         self.model, self.shadows = model, lars.keep_shadows()
         self._names = [name for name in _cast_by_autocast(model) if model.get_parameter(name) in self.shadows.of]
 
-    def __call__(self, views: Tensor, *, tau: Tensor | None = None) -> Output:
-        """Compute the loss of views [V*B, 3, H, W]; see BYOL.forward."""
-        dtype = autocast_dtype(views)
+    def __call__(self, *views: Tensor, tau: Tensor | None = None) -> Output:
+        """Compute the loss of views [V*B, 3, H, W], and of local ones after them; see BYOL.forward."""
+        dtype = autocast_dtype(views[0])
         require(dtype == torch.bfloat16, f"copies of weights in bfloat16, and {dtype} to compute in; make them equal")
         require(tau is None, "copies of weights with a lagged target, which they do not move; leave one out")
         self.shadows.refresh_()
-        output: Output = functional_call(self.model, self._weights(), (views,))
+        output: Output = functional_call(self.model, self._weights(), views)
         return output
 
     def _weights(self) -> dict[str, Tensor]:

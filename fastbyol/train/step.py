@@ -19,6 +19,7 @@ from fastbyol.byol import BYOL, Output
 from fastbyol.errors import ConfigError
 from fastbyol.parts import Optimizer
 
+Views = tuple[Tensor, ...]  # of a batch or a part of it, the arguments of BYOL.forward: global, then local if any
 WARM_UP = 3  # eager steps before a capture, in which cuDNN chooses algorithms and LARS allocates momenta
 PRECISIONS = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 
@@ -37,19 +38,21 @@ class Eager:
         self.precision, self.lagged_target = precision, lagged_target
         self.forward: Callable[..., Output] = model
 
-    def __call__(self, views: Tensor, *, lr: float, tau: float) -> Output:
+    def __call__(self, *views: Tensor, lr: float, tau: float) -> Output:
         """Take one step on views [V*B, 3, H, W], view-major: update online, momenta, running statistics and target.
 
-        Returns the detached loss from before the update, valid until the next step. No host sync.
+        Local views [L*B, 3, h, w] may follow, see BYOL.forward. Returns the detached loss from before the update, valid
+        until the next step. No host sync.
         """
         self.optimizer.set_rates(lr=lr, tau=tau)
-        return self._step(views)
+        return self._step(*views)
 
-    def accumulate(self, parts: Iterable[Tensor], *, count: int, lr: float, tau: float) -> Output:
+    def accumulate(self, parts: Iterable[Views], *, count: int, lr: float, tau: float) -> Output:
         """Take one step on a batch in `count` equal micro-batches, each [V*B/count, 3, H, W]: one update, one EMA.
 
-        Each micro-batch is a population of its own for batch norm. Returns the mean loss and the last micro-batch's
-        projections. Not for a lagged target, which would move with every forward.
+        Local views follow in each, if there are any. Each micro-batch is a population of its own for batch norm.
+        Returns the mean loss and the last micro-batch's projections. Not for a lagged target, which would move with
+        every forward.
         """
         self.optimizer.set_rates(lr=lr, tau=tau)
         self.optimizer.zero_grad()
@@ -61,7 +64,7 @@ class Eager:
                 if is_last or not isinstance(self.forward, DistributedDataParallel)
                 else (self.forward.no_sync())
             ):
-                output = self._backward(views, weight=1 / count)
+                output = self._backward(*views, weight=1 / count)
             losses.append(output.loss.detach())
             representations.append(output.representations)
         self._update()
@@ -70,17 +73,17 @@ class Eager:
     def release(self) -> None:
         """Free the memory that only further steps would need."""
 
-    def _step(self, views: Tensor) -> Output:
+    def _step(self, *views: Tensor) -> Output:
         """Run the part of a step that a graph can hold: all but setting the rates, which are on the device."""
         self.optimizer.zero_grad()
-        output = self._backward(views)
+        output = self._backward(*views)
         self._update()
         return output._replace(loss=output.loss.detach())
 
-    def _backward(self, views: Tensor, *, weight: float = 1.0) -> Output:
+    def _backward(self, *views: Tensor, weight: float = 1.0) -> Output:
         """Add the gradients of `weight` times the loss."""
         with self.autocast():
-            output = self.forward(views, tau=self.optimizer.tau if self.lagged_target else None)
+            output = self.forward(*views, tau=self.optimizer.tau if self.lagged_target else None)
         (output.loss if weight == 1.0 else output.loss * weight).backward()  # type: ignore[no-untyped-call]
         return output
 
@@ -113,7 +116,7 @@ class CapturedWork:
     """Work captured in a CUDA graph: `replay` reads `views` and writes `output`."""
 
     replay: Callable[[], None]
-    views: Tensor
+    views: Views
     output: Output
 
 
@@ -129,27 +132,27 @@ class Graph(Eager):
         self, model: BYOL, optimizer: Optimizer, *, precision: torch.dtype = torch.float32, lagged_target: bool = False
     ) -> None:
         super().__init__(model, optimizer, precision=precision, lagged_target=lagged_target)
-        self._shape: tuple[int, torch.Size] | None = None  # number of micro-batches, shape of views
+        self._shape: tuple[int, list[torch.Size]] | None = None  # number of micro-batches, shapes of views
         self._warm_ups = 0
         self._captured: CapturedWork | None = None
         self._stream: torch.cuda.Stream | None = None
 
-    def __call__(self, views: Tensor, *, lr: float, tau: float) -> Output:
+    def __call__(self, *views: Tensor, lr: float, tau: float) -> Output:
         """Take one step; see Eager."""
         self.optimizer.set_rates(lr=lr, tau=tau)
-        if self._is_warm_up(1, views.shape):
+        if self._is_warm_up(1, views):
             with self._on_capture_stream():
-                return self._step(views)
+                return self._step(*views)
         if self._captured is None:
             self.optimizer.zero_grad()  # or the last warm-up's gradients would stay beside the graph's
         return self._replay(views, self._step)
 
-    def accumulate(self, parts: Iterable[Tensor], *, count: int, lr: float, tau: float) -> Output:
+    def accumulate(self, parts: Iterable[Views], *, count: int, lr: float, tau: float) -> Output:
         """Take one step on `count` micro-batches, one replay each; see Eager. Gradients keep their addresses."""
         self.optimizer.set_rates(lr=lr, tau=tau)
         rest = iter(parts)
         first = next(rest)
-        if self._is_warm_up(count, first.shape):
+        if self._is_warm_up(count, first):
             with self._on_capture_stream():
                 return super().accumulate(chain([first], rest), count=count, lr=lr, tau=tau)
         torch._foreach_zero_([p.grad for p in self.model.parameters() if p.grad is not None])
@@ -161,10 +164,11 @@ class Graph(Eager):
         self._update()
         return output._replace(loss=torch.stack(losses).mean(), representations=torch.cat(representations))
 
-    def _is_warm_up(self, parts: int, shape: torch.Size) -> bool:
-        """Tell whether the next step runs eagerly; release the graph of another shape first."""
-        if self._shape != (parts, shape):
-            self._shape, self._warm_ups = (parts, shape), 0
+    def _is_warm_up(self, parts: int, views: Views) -> bool:
+        """Tell whether the next step runs eagerly; release the graph of other shapes first."""
+        shape = (parts, [each.shape for each in views])
+        if self._shape != shape:
+            self._shape, self._warm_ups = shape, 0
             self.release()
         self._warm_ups += 1
         return self._warm_ups <= WARM_UP
@@ -176,16 +180,17 @@ class Graph(Eager):
             self.optimizer.zero_grad()
             self._free_memory()
 
-    def _micro_batch(self, views: Tensor, *, weight: float) -> Output:
+    def _micro_batch(self, *views: Tensor, weight: float) -> Output:
         """Run the work that a micro-batch's graph holds; the output keeps no autograd graph alive."""
-        output = self._backward(views, weight=weight)
+        output = self._backward(*views, weight=weight)
         return output._replace(loss=output.loss.detach())
 
-    def _replay(self, views: Tensor, work: Callable[[Tensor], Output]) -> Output:
+    def _replay(self, views: Views, work: Callable[..., Output]) -> Output:
         if self._captured is None:
             self._captured = self._capture(views, work)
         captured = self._captured
-        captured.views.copy_(views)  # 0.3 GB at 224 px and 512 images, of some 500 GB that the step moves (computed)
+        for static, given in zip(captured.views, views, strict=True):
+            static.copy_(given)  # 0.3 GB at 224 px and 512 images, of some 500 GB that the step moves (computed)
         captured.replay()
         return captured.output
 
@@ -205,13 +210,13 @@ class Graph(Eager):
         gc.collect()
         torch.cuda.empty_cache()
 
-    def _capture(self, views: Tensor, work: Callable[[Tensor], Output]) -> CapturedWork:
+    def _capture(self, views: Views, work: Callable[..., Output]) -> CapturedWork:
         """Capture work in a graph without running it (host sync, once per size)."""
-        static, graph = torch.empty_like(views), torch.cuda.CUDAGraph()
+        static, graph = tuple(map(torch.empty_like, views)), torch.cuda.CUDAGraph()
         self._free_memory()  # of the warm-ups; memory freed during a capture would record events into the graph
         # thread_local: the loader's threads may pin memory during the capture
         with torch.cuda.graph(graph, stream=self._stream, capture_error_mode="thread_local"):
-            output = work(static)
+            output = work(*static)
         return CapturedWork(graph.replay, static, output)
 
 

@@ -214,7 +214,7 @@ def test_graphs_replay_micro_batches() -> None:
     engines = [engine_of(name) for name in ("eager", "graph")]
     for number in range(step.WARM_UP + 3):
         parts = [batch(2 * number + part) for part in range(2)]
-        outputs = [engine.accumulate(iter(parts), count=2, lr=LR, tau=0.9) for engine in engines]
+        outputs = [engine.accumulate(zip(parts), count=2, lr=LR, tau=0.9) for engine in engines]
         assert outputs[1].loss.item() == pytest.approx(outputs[0].loss.item(), rel=GPU_STEPS_RTOL)
         torch.testing.assert_close(outputs[1].representations, outputs[0].representations, rtol=1e-2, atol=1e-3)
     eager, graph = (dict(engine.model.named_parameters()) for engine in engines)

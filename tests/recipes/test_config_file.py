@@ -120,10 +120,24 @@ def test_a_list_of_more_views_changes_the_recipes_in_turn(tmp_path: Path) -> Non
 
 
 def test_more_views_of_a_recipe_survive_a_file(tmp_path: Path) -> None:
-    recipe = named("demo+global_views=3")
+    recipe = named("demo+global_views=3+local_views=2+local_predictor=true")
     path = tmp_path / "run.toml"
     path.write_text(formatted(path, {"recipe": recipe}))
     assert read(path)["recipe"] == recipe
+
+
+@pytest.mark.parametrize(
+    ("sides", "said"),
+    [
+        (("", "local_px = 8", ""), "a local view comes before a global one"),
+        (("", "", "local_px = 8", "local_px = 16"), r"local views have sides of \[8, 16\] px; give one local_px"),
+        (("", "local_px = 8"), "has 1 views that are not local"),
+    ],
+)
+def test_local_views_come_last_and_are_of_one_size(tmp_path: Path, sides: tuple[str, ...], said: str) -> None:
+    text = '[recipe]\nbase = "demo"\n' + "".join(f"[[recipe.views]]\n{side}\n" for side in sides)
+    with pytest.raises(ConfigError, match=said):
+        read(written(tmp_path, text))
 
 
 def test_a_file_without_a_length_has_the_recipes(tmp_path: Path) -> None:

@@ -170,6 +170,27 @@ def test_global_views_are_the_recipes_in_turn() -> None:
         assert named(f"demo+{text}").views == (first, replace(second, blur=0.0)) * 2
 
 
+def test_local_views_are_small_parts_drawn_like_the_global_ones() -> None:
+    for name, px in (("imagenet_rn50", 96), ("cifar10_rn18", 16), ("cifar10_tiny", 8), ("imagenette_rn18", 56)):
+        first, second = named(name).views
+        one, other = (replace(view, area=overrides.LOCAL_AREA, local_px=px) for view in (first, second))
+        recipe = named(f"{name}+local_views=3")
+        assert recipe.views == (first, second, one, other, one)
+        assert (recipe.global_views, recipe.local_views) == ((first, second), (one, other, one))
+        assert recipe.sizes_of_views(recipe.crop_px) == [(2, recipe.crop_px), (3, px)]
+    more = named("imagenet_rn50+global_views=3+local_px=64+local_views=2+local_predictor=true")
+    assert more.sizes_of_views(160) == [(3, 160), (2, 64)]
+    assert more.head.local_predictor
+    assert named("demo").sizes_of_views(20) == [(2, 20)]
+    assert {view.jitter for view in named("demo+views=no_jitter+local_views=2").views} == {0.0}
+
+
+def test_local_views_of_a_gray_network_need_no_colours() -> None:
+    drawn = named("demo+channels=1+local_views=2").drawn_views
+    assert len(drawn) == 4
+    assert {(view.hue, view.saturation, view.grayscale) for view in drawn} == {(0, 0, 0)}
+
+
 def test_targets_without_negatives_take_any_number_of_views() -> None:
     for target in ("ema", "constant", "stop-gradient", "online"):
         assert len(named(f"demo+global_views=3+target={target}+batch_size=33").views) == 3
@@ -178,8 +199,13 @@ def test_targets_without_negatives_take_any_number_of_views() -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("demo+global_views=1", "has 1 views; give two or more"),
-        ("demo+global_views=-1", "has 0 views; give two or more"),
+        ("demo+global_views=1", "has 1 views that are not local; give two or more"),
+        ("demo+global_views=-1", "has 0 views that are not local; give two or more"),
+        ("demo+local_views=4+beta=1", "negatives .* with 6 views"),
+        ("demo+local_views=4+lagged_target=true", "--lagged-target with 6 views"),
+        ("demo+local_px=8", "no local views; give local_views=4, too"),
+        ("demo+local_views=2+local_px=4", "local_px is 4; give at least 8"),
+        ("demo+local_predictor=true", "local_predictor is of local views, and there are none"),
         ("demo+global_views=many", "global_views is 'many'; give a whole number, such as 2"),
         ("simclr_cifar10_tiny+global_views=4", "negatives .* with 4 views.* beta 0, or two views"),
         ("moco_cifar10_tiny+global_views=4", "negatives .* with 4 views"),

@@ -100,7 +100,7 @@ def test_micro_batches_by_copies_are_autocasts() -> None:
     engines = [engine_of(BYOL(TINY, HEAD, seed=1), copies=copies) for copies in (False, True)]
     for number in range(STEPS):
         parts = [views_of(2 * number + part) for part in range(2)]
-        losses = [engine.accumulate(iter(parts), count=2, lr=0.5, tau=0.9).loss for engine in engines]
+        losses = [engine.accumulate(zip(parts), count=2, lr=0.5, tau=0.9).loss for engine in engines]
         assert torch.equal(*losses)
     check_equal(*engines)
 

@@ -112,7 +112,7 @@ def test_accumulation_is_one_step_of_the_mean_gradient_with_one_ema() -> None:
     """Two parts: the gradient is the mean of both, momentum, target and count move once."""
     views = batches(2)
     engine = step.Eager(*with_optimizer(model_of()))
-    output = engine.accumulate(iter(views), count=2, lr=0.1, tau=0.9)
+    output = engine.accumulate(zip(views), count=2, lr=0.1, tau=0.9)
     model, optimizer = with_optimizer(model_of())
     losses = [model(part).loss for part in views]
     (sum(losses) / 2).backward()
@@ -127,7 +127,7 @@ def test_accumulating_one_part_is_a_plain_step() -> None:
     plain, other = (step.Eager(*with_optimizer(model_of())) for _ in range(2))
     for views in batches(2):
         plain(views, lr=0.1, tau=0.9)
-        other.accumulate([views], count=1, lr=0.1, tau=0.9)
+        other.accumulate([(views,)], count=1, lr=0.1, tau=0.9)
     assert all(torch.equal(value, other.model.state_dict()[name]) for name, value in plain.model.state_dict().items())
 
 
@@ -147,14 +147,14 @@ class Recorded(step.Graph):
     def _free_memory(self) -> None:
         gc.collect()
 
-    def _capture(self, views: Tensor, work: Callable[[Tensor], Output]) -> step.CapturedWork:
-        static, shown = torch.empty_like(views), work(views)
+    def _capture(self, views: step.Views, work: Callable[..., Output]) -> step.CapturedWork:
+        static, shown = tuple(map(torch.empty_like, views)), work(*views)
         assert self.model.online.encoder.conv1.weight.grad is not None
         for parameter in self.model.parameters():  # recording runs nothing
             parameter.grad = None if self._shape[0] == 1 or parameter.grad is None else parameter.grad.zero_()
 
         def replay() -> None:
-            for kept, made in zip(shown, work(static), strict=True):
+            for kept, made in zip(shown, work(*static), strict=True):
                 kept.detach().copy_(made.detach())
 
         captured = step.CapturedWork(replay, static, Output(*(value.detach() for value in shown)))
@@ -166,7 +166,7 @@ class Recorded(step.Graph):
 def test_graphs_of_micro_batches_take_the_eager_steps() -> None:
     engines = [step.Eager(*with_optimizer(model_of())), Recorded(*with_optimizer(model_of()))]
     for first, second in zip(batches(12)[::2], batches(12)[1::2], strict=True):
-        outputs = [engine.accumulate(iter((first, second)), count=2, lr=0.1, tau=0.9) for engine in engines]
+        outputs = [engine.accumulate(zip((first, second)), count=2, lr=0.1, tau=0.9) for engine in engines]
         assert torch.equal(outputs[0].loss, outputs[1].loss)
         assert torch.equal(outputs[0].representations, outputs[1].representations)
     assert engines[1].eager == step.WARM_UP
