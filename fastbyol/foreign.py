@@ -51,13 +51,15 @@ class Foreign(Encoder, TakesViews):
         if px is not None and images.shape[2:] != (px, px):
             raise ConfigError(
                 f"encoder {self.config.arch} takes images of {px} px alone, and these are {images.shape[2]} x "
-                f"{images.shape[3]}; give +crop_px={px}+eval_px={px}, or a network that takes other sizes"
+                f"{images.shape[3]}; give +crop_px={px}+eval_px={px} without local views, or a network that takes "
+                "other sizes"
             )
         patch = patch_px(self.network)
         if patch is not None and (images.shape[2] % patch or images.shape[3] % patch):
             raise ConfigError(
                 f"encoder {self.config.arch} cuts images into patches of {patch} px, and these are {images.shape[2]} x "
-                f"{images.shape[3]}; give multiples of {patch} as +crop_px=PX+eval_px=PX, --crop-ramp and --px"
+                f"{images.shape[3]}; give multiples of {patch} as +crop_px=PX+eval_px=PX, +local_px, --crop-ramp "
+                "and --px"
             )
         if self.each_view and self.training and self.views > 1:
             return torch.cat([self._represent(view) for view in images.chunk(self.views)])

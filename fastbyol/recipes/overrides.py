@@ -120,6 +120,8 @@ def _counted(views: tuple[ViewConfig, ...], counts: Mapping[str, int], *, crop_p
     whole = [view for view in views if view.local_px is None]
     local = [view for view in views if view.local_px is not None]
     number = counts.get("local_views", len(local))
+    for name, count in counts.items():
+        require(count >= 0, f"{name} is {count}; give a whole number from 0")
     require(
         number > 0 or "local_px" not in counts,
         f"local_px is {counts.get('local_px')}, and there are no local views; give local_views=4, too",
@@ -133,7 +135,7 @@ def _counted(views: tuple[ViewConfig, ...], counts: Mapping[str, int], *, crop_p
 
 
 def _in_turn(views: Sequence[ViewConfig], count: int) -> Iterator[ViewConfig]:
-    return islice(cycle(views), max(count, 0))
+    return islice(cycle(views), count)
 
 
 def _views(views: tuple[ViewConfig, ...], name: str) -> tuple[ViewConfig, ...]:

@@ -200,7 +200,9 @@ def test_targets_without_negatives_take_any_number_of_views() -> None:
     ("text", "expected"),
     [
         ("demo+global_views=1", "has 1 views that are not local; give two or more"),
-        ("demo+global_views=-1", "has 0 views that are not local; give two or more"),
+        ("demo+global_views=-1", "global_views is -1; give a whole number from 0"),
+        ("demo+global_views=0", "has 0 views that are not local; give two or more"),
+        ("demo+local_views=-4", "local_views is -4; give a whole number from 0"),
         ("demo+local_views=4+beta=1", "negatives .* with 6 views"),
         ("demo+local_views=4+lagged_target=true", "--lagged-target with 6 views"),
         ("demo+local_px=8", "no local views; give local_views=4, too"),
