@@ -86,6 +86,25 @@ def test_steps_of_other_objectives_are_the_references(device: str, objective: Ob
         torch.testing.assert_close(ours[name], value.to(ours[name].dtype), rtol=KERNEL_STEPS, atol=KERNEL_STEPS)
 
 
+@pytest.mark.parametrize(("count", "number"), [(3, 0), (2, 2)], ids=["global", "local"])
+def test_steps_of_more_views_are_the_references(device: str, count: int, number: int) -> None:
+    torch.manual_seed(0)
+    head = HeadConfig(hidden=16, out=8, local_predictor=number > 0)
+    model = BYOL(TINY, head, seed=1, views=count).to(device).train()
+    engines = [engine_of(m, lagged_target=False) for m in (model, copy.deepcopy(model).double())]
+    for _ in range(2):
+        shapes = [(count * IMAGES, 3, CROP, CROP), (number * IMAGES, 3, CROP // 2, CROP // 2)][: 1 + (number > 0)]
+        images = [torch.randn(shape, device=device).to(memory_format=torch.channels_last) for shape in shapes]
+        losses = [
+            engine(*(each.to(dtype) for each in images), lr=0.1, tau=0.9).loss.item()
+            for engine, dtype in zip(engines, (torch.float32, torch.float64), strict=True)
+        ]
+        assert losses[0] == pytest.approx(losses[1], rel=KERNEL_STEPS)
+    ours, theirs = (engine.model.state_dict() for engine in engines)
+    for name, value in theirs.items():
+        torch.testing.assert_close(ours[name], value.to(ours[name].dtype), rtol=KERNEL_STEPS, atol=KERNEL_STEPS)
+
+
 @pytest.mark.filterwarnings("ignore:invalid value:RuntimeWarning")  # the interpreter's, of the inf put in
 def test_a_step_with_inf_changes_no_parameter(device: str) -> None:
     engine = engine_of(BYOL(TINY, HEAD, seed=1).to(device), lagged_target=False)
