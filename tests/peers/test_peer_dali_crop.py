@@ -31,11 +31,11 @@ SIDE = 32  # of the images
 LEVELS_APART = 0.5  # on average; measured .28, half of it rounding to uint8
 
 
-def draw(view: ViewConfig, batch: Batch) -> ViewParams:
-    return views.draw((view, view), seed=1, epochs=batch.epochs, indices=batch.indices, sizes=batch.sizes.numpy())
+def draw(view: ViewConfig, batch: Batch, count: int = 2) -> ViewParams:
+    return views.draw((view,) * count, seed=1, epochs=batch.epochs, indices=batch.indices, sizes=batch.sizes.numpy())
 
 
-def both(betons: Betons, view: ViewConfig, *, crop_px: int) -> tuple[torch.Tensor, torch.Tensor]:
+def both(betons: Betons, view: ViewConfig, *, crop_px: int, count: int = 2) -> tuple[torch.Tensor, torch.Tensor]:
     """Make the views of a few batches with our crop and with DALI's."""
     from fastbyol.loaders.dali_crop import crop  # noqa: PLC0415
 
@@ -43,16 +43,22 @@ def both(betons: Betons, view: ViewConfig, *, crop_px: int) -> tuple[torch.Tenso
         rows = [*islice(stream(2, batch_size=7, count=len(reader), seed=0), 3)]
         whole = list(loaders.load("native", reader, rows, workers=1))
         settings = {"crop_px": crop_px, "workers": 1, "device": "cpu"}
-        crops = crop(loaders.load("native", reader, rows, workers=1), partial(draw, view), **settings)
+        crops = crop(loaders.load("native", reader, rows, workers=1), partial(draw, view, count=count), **settings)
         with closing(crops):
             got = list(crops)
     ours, theirs = [], []
     for a, b in zip(whole, got, strict=True):
         assert np.array_equal(a.indices, b.indices)
-        params, size = draw(view, a), {"crop_px": crop_px}
+        params, size = draw(view, a, count), {"crop_px": crop_px}
         ours.append(views.apply(a.pixels, a.offsets, a.sizes, params, **size))
         theirs.append(views.apply(b.pixels, b.offsets, b.sizes, views.params_of_crops(params, **size), **size))
     return torch.cat(ours), torch.cat(theirs)
+
+
+def test_all_of_more_than_two_views_are_cropped(betons: Betons) -> None:
+    ours, theirs = both(betons, ViewConfig(area=(1, 1), ratio=(1, 1)), crop_px=SIDE, count=3)
+    assert ours.shape == (3 * 3 * 7, 3, SIDE, SIDE)
+    assert ours.equal(theirs)
 
 
 def test_after_a_crop_that_changes_nothing_every_operation_is_ours(betons: Betons) -> None:
