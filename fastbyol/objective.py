@@ -75,11 +75,11 @@ def repulsion(
     float32 at least. With a group, z is gathered from all its ranks, equally many rows on each. Gradients reach q and
     z, on other ranks too. Source: paper, eq. 6 and appendix F.4, which subtract it from an objective to maximise.
     """
-    keys, first = normalize_rows(_at_least_float32(z)), 0
+    keys, first = normalize_rows(at_least_float32(z)), 0
     if group is not None:
         first = dist.get_rank(group) * len(keys)
-        keys = _all_gather(keys, group)
-    similarities = normalize_rows(_at_least_float32(q)) @ keys.T / temperature
+        keys = gather_rows(keys, group)
+    similarities = normalize_rows(at_least_float32(q)) @ keys.T / temperature
     rows = torch.arange(len(q), device=q.device)
     left_out = [rows, (rows + len(q) // 2) % len(q)] if decoupled else [rows]
     columns = first + torch.stack(left_out, 1)
@@ -91,10 +91,10 @@ def queue_repulsion(q: Tensor, z: Tensor, queue: Tensor, *, temperature: float, 
 
     Source: He et al. 2020, eq. 1, for both directions.
     """
-    queries = normalize_rows(_at_least_float32(q))
+    queries = normalize_rows(at_least_float32(q))
     if decoupled:
         return _sum_of_logsumexp(queries @ queue.T / temperature, temperature)
-    positives = torch.cat(normalize_rows(_at_least_float32(z)).chunk(2)[::-1])
+    positives = torch.cat(normalize_rows(at_least_float32(z)).chunk(2)[::-1])
     nearest = torch.cat([(queries * positives).sum(1, keepdim=True), queries @ queue.T], 1)
     return _sum_of_logsumexp(nearest / temperature, temperature)
 
@@ -103,7 +103,8 @@ def _sum_of_logsumexp(scaled: Tensor, temperature: float) -> Tensor:
     return 2 * temperature * scaled.logsumexp(1).sum() / (scaled.shape[0] // 2)
 
 
-def _at_least_float32(x: Tensor) -> Tensor:
+def at_least_float32(x: Tensor) -> Tensor:
+    """Return x in float32, or as it is where its dtype is wider."""
     return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
@@ -126,7 +127,8 @@ class _AllGather(torch.autograd.Function):
         return total[dist.get_rank(ctx.group) * ctx.count :][: ctx.count], None
 
 
-def _all_gather(rows: Tensor, group: dist.ProcessGroup) -> Tensor:
+def gather_rows(rows: Tensor, group: dist.ProcessGroup) -> Tensor:
+    """Return the rows [N, D] of all ranks, equally many on each, in rank order; the gradient reaches every rank's."""
     gathered: Tensor = _AllGather.apply(rows, group)  # type: ignore[no-untyped-call]
     return gathered
 
@@ -200,9 +202,9 @@ class Objective(nn.Module, TakesViews):
     @torch.no_grad()
     def _enqueue(self, z: Tensor) -> None:
         """Replace the oldest rows by projections z, unless any of z is inf or NaN. No host sync."""
-        keys = normalize_rows(_at_least_float32(z)).to(self.queue.dtype)
+        keys = normalize_rows(at_least_float32(z)).to(self.queue.dtype)
         if self.group is not None:
-            keys = _all_gather(keys, self.group)
+            keys = gather_rows(keys, self.group)
         places = (self.queue_next + torch.arange(len(keys), device=keys.device)) % len(self.queue)
         self.queue[places] = torch.where(keys.isfinite().all(), keys, self.queue[places])
         self.queue_next.copy_((self.queue_next + len(keys)) % len(self.queue))

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass, replace
 
-from fastbyol.errors import require
+from fastbyol.errors import ConfigError, require
 from fastbyol.registry import ENCODERS, OBJECTIVES, OPTIMIZERS
 
 TARGET_STATISTICS = ("batch", "running")
@@ -13,6 +13,12 @@ TARGETS = ("ema", "constant", "stop-gradient", "online")
 NORMALIZATIONS = ("l2", "layernorm", "batchnorm", "none")
 CHANNELS = (1, 3)  # of images: a .beton holds RGB, from which gray is computed
 PADDINGS = ("symmetric", "same")
+LOSS_SETTINGS = {  # of ObjectiveConfig, by the loss that reads them
+    "byol": ("normalization", "beta", "temperature", "queue", "fade", "beta_end", "decoupled"),
+    "vicreg": ("invariance", "variance", "covariance"),
+    "coding-rate": ("similarity", "distortion"),
+}
+WITHOUT_TARGET = ("vicreg", "coding-rate")  # losses of the online network's projections alone
 BASE_BATCH = 256  # images, for which a base learning rate is given
 
 
@@ -114,13 +120,20 @@ class ObjectiveConfig:
 
     `loss`: its name among OBJECTIVES. `target`: where the second view's projection comes from. "ema": the target
     network, which follows the online network; "constant": a target network that never moves; "stop-gradient": the
-    online network, without a gradient; "online": the online network with its gradient. The rest are settings of loss
-    "byol", which another loss may read, too. `normalization`: of the projections, before they are compared.
+    online network, without a gradient; "online": the online network with its gradient. The rest are settings of one
+    loss each, see LOSS_SETTINGS; a loss of your own may read all of them.
+
+    Loss "byol". `normalization`: of the projections, before they are compared.
     `beta`: weight of the negatives, at `temperature`. Negatives are the other images of the batch or, with `queue` > 0,
     that many earlier target projections. Without a predictor, beta 1 and target "online" are SimCLR; beta 1, target
     "ema" and a queue are MoCo. `fade`: the share of the run over which beta goes to `beta_end` by a half cosine, to
     start as a contrastive method and end as BYOL; 0 keeps beta. `decoupled`: an image's other view is none of its
     negatives, for which small batches are enough (Yeh et al. 2022, arXiv 2110.06848).
+
+    Losses "vicreg" and "coding-rate" need neither negatives nor a target: they keep the projections of a batch spread
+    over all dimensions, with target "online" and without a predictor. "vicreg": the weights `invariance`, `variance`
+    and `covariance` of its terms (arXiv 2105.04906). "coding-rate": the weight `similarity` of the views' agreement
+    against the total coding rate, up to the squared distortion `distortion` (arXiv 2304.03977).
     """
 
     target: str = "ema"
@@ -132,9 +145,15 @@ class ObjectiveConfig:
     fade: float = 0.0
     beta_end: float = 0.0
     decoupled: bool = False
+    invariance: float = 25.0
+    variance: float = 25.0
+    covariance: float = 1.0
+    similarity: float = 200.0
+    distortion: float = 0.2
 
     def __post_init__(self) -> None:
         OBJECTIVES.check(self.loss)
+        self._check_loss()
         for name, value, known in (
             ("target", self.target, TARGETS),
             ("normalization", self.normalization, NORMALIZATIONS),
@@ -165,6 +184,25 @@ class ObjectiveConfig:
             self.queue == 0 or (self.beta > 0 and self.target in ("ema", "constant")),
             f"a queue of {self.queue} is not used with beta {self.beta:g} and target {self.target}; "
             "give beta above 0 and target ema or constant",
+        )
+
+    def _check_loss(self) -> None:
+        """Check the settings that are of one loss, and what the losses without a target ask for."""
+        for name in ("invariance", "variance", "covariance", "similarity"):
+            value = getattr(self, name)
+            require(0 <= value < math.inf, f"{name} is {value}; give a weight from 0")
+        require(0 < self.distortion < math.inf, f"distortion is {self.distortion}; give more than 0")
+        others = {name: loss for loss, names in LOSS_SETTINGS.items() if loss != self.loss for name in names}
+        given = [name for name in others if getattr(self, name) != getattr(type(self), name)]
+        if self.loss in LOSS_SETTINGS and given:
+            raise ConfigError(
+                f"loss {self.loss} has no {', '.join(given)}, of loss {others[given[0]]}; leave that out, or give loss "
+                f"{others[given[0]]}"
+            )
+        require(
+            self.loss not in WITHOUT_TARGET or self.target == "online",
+            f"loss {self.loss} is of the online network's projections of both views, and the target is {self.target}; "
+            "give target online and predictor_depth 0",
         )
 
     @property
@@ -305,6 +343,11 @@ class Recipe:
             (objective.loss, objective.normalization, objective.beta) == ("byol", "l2", 0) or not self.lagged_target,
             f"--lagged-target with loss {objective.loss}, normalization {objective.normalization} and beta "
             f"{objective.beta:g}, but it needs BYOL's own loss; give loss byol, normalization l2 and beta 0",
+        )
+        require(
+            objective.loss not in WITHOUT_TARGET or self.head.predictor_depth == 0,
+            f"loss {objective.loss} has no target, so a predictor of depth {self.head.predictor_depth} has nothing to "
+            "predict; give predictor_depth 0",
         )
         require(
             objective.queue == 0 or objective.queue >= 2 * self.batch_size,

@@ -101,7 +101,14 @@ ENCODERS = Registry(
     ),
     libraries={"timm": "fastbyol.libraries:build_timm", "torchvision": "fastbyol.libraries:build_torchvision"},
 )
-OBJECTIVES = Registry("objective", {"byol": "fastbyol.objective:Objective"})
+OBJECTIVES = Registry(
+    "objective",
+    {
+        "byol": "fastbyol.objective:Objective",
+        "vicreg": "fastbyol.decorrelation:VICReg",
+        "coding-rate": "fastbyol.decorrelation:CodingRate",
+    },
+)
 OPTIMIZERS = Registry(
     "optimizer",
     {

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fastbyol.config import ObjectiveConfig
 from fastbyol.kernels.byol_loss import byol_loss
-from fastbyol.objective import Objective, _all_gather, attraction, normalize, repulsion
+from fastbyol.objective import Objective, attraction, gather_rows, normalize, repulsion
 from tests.support import ranks
 from tests.support.tolerances import FLOAT64_ATOL, FLOAT64_RTOL
 
@@ -215,7 +215,7 @@ def rank_main(rank: int, folder: Path) -> dict[str, Tensor]:
 def gradient_main(rank: int, _: Path) -> dict[str, Tensor]:
     """Differentiate through gathered rows; give the gradient that came in, after, and the one that went out."""
     rows = torch.zeros(1, 2, requires_grad=True)
-    joined = _all_gather(rows, dist.group.WORLD)
+    joined = gather_rows(rows, dist.group.WORLD)
     given = torch.full_like(joined, 1.0 + rank)
     joined.backward(given)
     return {"given": given, "rows": rows.grad}

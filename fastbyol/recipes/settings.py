@@ -36,6 +36,7 @@ PROBABILITY, ABOVE, FROM_ZERO, FROM_ONE, SWITCH = "0 to 1", "above 0", "0 or mor
 PLACE = "a path or an address"
 WEIGHTS = "a run, a checkpoint, an encoder's file, torchvision:NAME or timm:NAME"
 VIEWS, NEGATIVES = "P appendix B, table 6", "P appendix F.4"
+VICREG, EMP_SSL = "arXiv 2105.04906", "arXiv 2304.03977"
 
 RUN = {
     "data": About("training images", PLACE),
@@ -134,6 +135,11 @@ OBJECTIVE = {
     "fade": About("share of the run over which beta goes to beta_end; 0 keeps it", PROBABILITY),
     "beta_end": About("weight of the negatives once they have faded", FROM_ZERO),
     "decoupled": About("an image's other view is none of its negatives", SWITCH, "arXiv 2110.06848"),
+    "invariance": About("weight of the views' distance in loss vicreg", FROM_ZERO, f"{VICREG}: 25"),
+    "variance": About("weight of what deviations lack to 1 in loss vicreg", FROM_ZERO, f"{VICREG}: 25"),
+    "covariance": About("weight of covariances in loss vicreg", FROM_ZERO, f"{VICREG}: 1"),
+    "similarity": About("weight of the views' agreement in loss coding-rate", FROM_ZERO, f"{EMP_SSL}: 200"),
+    "distortion": About("squared distortion of the coding rate", ABOVE, f"{EMP_SSL}: 0.2"),
 }
 CROP_RAMP = {
     "sizes_px": About("sides of the smaller views at first, each for an equal share", "8 or more"),

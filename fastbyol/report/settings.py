@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from fastbyol.config import Config, HeadConfig, ObjectiveConfig, OptimConfig, Recipe, ViewConfig
-from fastbyol.recipe import scale_lr
+from fastbyol.recipe import LOSS_SETTINGS, scale_lr
 from fastbyol.schedule import peaks
 
 
@@ -67,7 +67,7 @@ def _departures(config: Config) -> dict[str, str]:
         "channels": "1, gray" if recipe.encoder.channels == 1 else "",
         "padding": recipe.encoder.padding if recipe.encoder.padding != "symmetric" else "",
         "frozen": recipe.encoder.frozen,
-        "loss": goal.loss if goal.loss != "byol" else "",
+        "loss": _loss(goal),
         "targets": goal.target if goal.target != "ema" else "",
         "normalisation": goal.normalization if goal.normalization != "l2" else "",
         "negatives": _negatives(goal),
@@ -80,6 +80,13 @@ def _departures(config: Config) -> dict[str, str]:
         "recalibration": f"{recipe.recalibrate} batches" if recipe.recalibrate else "",
     }
     return {name: value for name, value in departures.items() if value}
+
+
+def _loss(goal: ObjectiveConfig) -> str:
+    """Describe a loss other than BYOL's, with the settings that are its own."""
+    if goal.loss == "byol":
+        return ""
+    return ", ".join((goal.loss, *(f"{name} {getattr(goal, name):g}" for name in LOSS_SETTINGS.get(goal.loss, ()))))
 
 
 def _negatives(goal: ObjectiveConfig) -> str:

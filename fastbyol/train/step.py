@@ -244,17 +244,22 @@ def engine(
 ) -> Eager:
     """Build an engine of ENGINES in a precision of PRECISIONS.
 
-    Raises ConfigError for an unknown name, for graph or compile without a GPU, and for an optimiser that a CUDA graph
-    cannot capture.
+    Raises ConfigError for an unknown name, for graph or compile without a GPU, and for an optimiser or a loss that a
+    CUDA graph cannot capture.
     """
     for setting, value, known in (("engine", name, ENGINES), ("precision", precision, PRECISIONS)):
         if value not in known:
             raise ConfigError(f"{setting} is {value!r}; give one of {', '.join(known)}")
-    if name != "eager" and not next(model.parameters()).is_cuda:
-        raise ConfigError(f"engine {name} needs a GPU, and this run is on the CPU; leave --engine out")
     if name == "graph" and not optimizer.is_capturable:
         raise ConfigError(
             f"engine graph with optimizer {type(optimizer).__name__}, which reads values on the host, as a CUDA graph "
             "cannot; give --engine eager"
         )
+    if name == "graph" and not getattr(model.objective, "is_capturable", True):
+        raise ConfigError(
+            f"engine graph with the loss {type(model.objective).__name__}, which a CUDA graph cannot hold; give "
+            "--engine eager"
+        )
+    if name != "eager" and not next(model.parameters()).is_cuda:
+        raise ConfigError(f"engine {name} needs a GPU, and this run is on the CPU; leave --engine out")
     return ENGINES[name](model, optimizer, precision=PRECISIONS[precision], lagged_target=lagged_target)

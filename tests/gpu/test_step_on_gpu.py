@@ -52,6 +52,7 @@ OBJECTIVES = {
     "simclr": ObjectiveConfig(target="online", beta=1.0),
     "moco": ObjectiveConfig(beta=1.0, queue=6 * IMAGES),
     "batchnorm": ObjectiveConfig(normalization="batchnorm"),
+    "vicreg": ObjectiveConfig(loss="vicreg", target="online"),
 }
 
 
@@ -167,8 +168,8 @@ def test_a_trace_of_steps_holds_no_synchronisation(whole_step: Callable[[], None
 
 @pytest.mark.parametrize(
     ("objective", "lagged_target"),
-    [("byol", False), ("byol", True), ("simclr", False), ("moco", False), ("batchnorm", False)],
-    ids=["exact", "lagged", "simclr", "moco", "batchnorm"],
+    [("byol", False), ("byol", True), ("simclr", False), ("moco", False), ("batchnorm", False), ("vicreg", False)],
+    ids=["exact", "lagged", "simclr", "moco", "batchnorm", "vicreg"],
 )
 def test_a_graph_replays_the_eager_step(objective: str, lagged_target: bool) -> None:
     engines = [engine_of(name, lagged_target=lagged_target, objective=objective) for name in ("eager", "graph")]

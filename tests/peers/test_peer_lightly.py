@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from fastbyol import schedule
+from fastbyol.decorrelation import agreement, coding_rate, vicreg
 from fastbyol.kernels import reference
 from tests.support.tolerances import FLOAT64
 
@@ -53,3 +54,23 @@ def test_tau_follows_lightlys_schedule(lightly: ModuleType) -> None:
     for step in range(101):
         theirs = cosine_schedule(step, 101, 0.996, 1.0)
         assert abs(schedule.ema_rate(step / 100, base=0.996) - theirs) < FLOAT64
+
+
+@pytest.mark.parametrize("scale", [0.3, 2.0])
+def test_vicreg_is_lightlys(lightly: ModuleType, scale: float) -> None:
+    assert lightly
+    from lightly.loss import VICRegLoss  # noqa: PLC0415
+
+    z = scale * torch.randn(24, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    ours = vicreg(z, invariance=25.0, variance=25.0, covariance=1.0)
+    assert (ours - VICRegLoss()(*z.chunk(2))).abs() < 1e3 * FLOAT64  # sums of squares with weights of 25
+
+
+def test_coding_rate_and_agreement_are_lightlys(lightly: ModuleType) -> None:
+    assert lightly
+    from lightly.loss.emp_ssl_loss import invariance_loss, tcr_loss  # noqa: PLC0415
+
+    z = torch.randn(24, 7, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    units = torch.nn.functional.normalize(z, dim=1).unflatten(0, (2, -1))  # lightly leaves that to the network
+    assert (coding_rate(z, distortion=0.2) - tcr_loss(units, eps=0.2)).abs() < 1e3 * FLOAT64
+    assert (agreement(z) + invariance_loss(units)).abs() < 8 * FLOAT64

@@ -18,7 +18,7 @@ from fastbyol.cli.train import build_parser, check_texts, main
 from fastbyol.cli.train_run import config_of
 from fastbyol.config import PRECISIONS, Config, CropRamp, EncoderConfig, Preset, Recipe, from_json, to_json
 from fastbyol.errors import ConfigError
-from fastbyol.recipe import HeadConfig, ObjectiveConfig, OptimConfig, ViewConfig
+from fastbyol.recipe import LOSS_SETTINGS, WITHOUT_TARGET, HeadConfig, ObjectiveConfig, OptimConfig, ViewConfig
 from fastbyol.recipes import RECIPES, named
 from fastbyol.recipes.config_file import formatted, read
 from fastbyol.recipes.settings import SETTINGS
@@ -36,6 +36,9 @@ KINDS: dict[str, tuple[Any, dict[str, Any]]] = {  # of a table: its class, and w
 }
 
 
+OF_A_LOSS = {
+    name: {"loss": loss, "target": "online", "beta": 0.0} for loss in WITHOUT_TARGET for name in LOSS_SETTINGS[loss]
+}
 CLASSES = [Recipe, CropRamp, *(kind for kind, _ in KINDS.values())]
 
 
@@ -280,6 +283,7 @@ def test_every_setting_is_documented() -> None:
 def test_a_documented_range_is_the_one_that_holds(place: str) -> None:
     path, _, name = place.rpartition(".")
     kind, needed = KINDS[path]
+    needed = needed | OF_A_LOSS.get(name, {})
     usual = getattr(kind(**needed), name)
 
     def is_taken(value: float) -> bool:

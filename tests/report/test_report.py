@@ -273,6 +273,11 @@ def test_settings_tell_the_peaks_that_were_used(parts: Parts) -> None:
         ("demo+normalization=layernorm", {}, "normalisation layernorm"),
         ("demo+beta=0.5+temperature=0.3", {}, "negatives β 0.5, temperature 0.3"),
         ("demo+beta=1+queue=512", {}, "negatives β 1, temperature 0.1, queue of 512"),
+        (
+            "demo+loss=vicreg+target=online+predictor_depth=0",
+            {},
+            "loss vicreg, invariance 25, variance 25, covariance 1",
+        ),
         ("demo+projector_depth=3", {}, "projector of 3 linear layers, predictor of 2"),
         ("demo+predictor_depth=0", {}, "projector of 2 linear layers, no predictor"),
         ("demo+target_statistics=running", {}, "target statistics running"),

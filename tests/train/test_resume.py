@@ -249,6 +249,32 @@ def test_a_run_on_images_kept_small_resumes_bit_equal_in_its_first_epoch_and_lat
     assert learned(tmp_path / "whole") == learned(tmp_path / "parts")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("loss", ["vicreg", "coding-rate"])
+def test_a_run_without_target_and_negatives_resumes_bit_equal(
+    betons: Betons, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, loss: str
+) -> None:
+    batches = Pipeline.batches
+    recipe = f"demo+loss={loss}+target=online+predictor_depth=0"
+
+    def stopping(pipeline: Pipeline, start: int) -> Iterator[Batch]:
+        for number, batch in enumerate(batches(pipeline, start), start):
+            if number == 4:
+                signal.raise_signal(signal.SIGTERM)
+            yield batch
+
+    def asked(name: str) -> list[str]:
+        return [recipe, *arguments(betons, tmp_path / name, "--epochs=2", "--warmup-epochs=1")[1:]]
+
+    assert main(asked("whole")) == 0
+    with monkeypatch.context() as patched:
+        patched.setattr(Pipeline, "batches", stopping)
+        assert main(asked("parts")) == 75
+    assert main([*asked("parts"), "--resume"]) == 0
+    assert encoders_are_equal(tmp_path / "whole", tmp_path / "parts")
+    assert learned(tmp_path / "whole") == learned(tmp_path / "parts")
+
+
 def test_a_resumed_run_keeps_the_side_of_its_images(
     betons: Betons, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -116,8 +116,10 @@ def test_every_depth_takes_a_step_and_ends_finite(projector_depth: int, predicto
         (NO_PREDICTOR, {"beta": 1.0, "queue": 40}),
         (HEAD, {"normalization": "batchnorm"}),
         (HEAD, {"target": "stop-gradient"}),
+        (NO_PREDICTOR, {"target": "online", "loss": "vicreg"}),
+        (NO_PREDICTOR, {"target": "online", "loss": "coding-rate"}),
     ],
-    ids=["simclr", "moco", "batchnorm", "stop-gradient"],
+    ids=["simclr", "moco", "batchnorm", "stop-gradient", "vicreg", "coding-rate"],
 )
 def test_compiled_objectives_are_the_eager_ones(head: HeadConfig, objective: dict[str, Any]) -> None:
     engines = [
