@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
 from fastbyol.errors import ConfigError, require
@@ -114,6 +115,11 @@ class HeadConfig:
             require(value in range(least, 4), f"{name} is {value}; give a number of linear layers from {least} to 3")
 
 
+def _as_change(settings: Mapping[str, object]) -> str:
+    """Write settings as a change of a recipe does: setting=value+setting=value."""
+    return "+".join(f"{name}={value}".lower() for name, value in settings.items())
+
+
 @dataclass(frozen=True)
 class ObjectiveConfig:
     """The loss to minimise; the defaults are BYOL's. Source: paper, section 5 and appendix F.4 to F.6.
@@ -193,11 +199,13 @@ class ObjectiveConfig:
             require(0 <= value < math.inf, f"{name} is {value}; give a weight from 0")
         require(0 < self.distortion < math.inf, f"distortion is {self.distortion}; give more than 0")
         others = {name: loss for loss, names in LOSS_SETTINGS.items() if loss != self.loss for name in names}
-        given = [name for name in others if getattr(self, name) != getattr(type(self), name)]
+        usual = {name: getattr(type(self), name) for name in others}
+        given = {name: getattr(self, name) for name in others if getattr(self, name) != usual[name]}
         if self.loss in LOSS_SETTINGS and given:
+            other = others[next(iter(given))]
             raise ConfigError(
-                f"loss {self.loss} has no {', '.join(given)}, of loss {others[given[0]]}; leave that out, or give loss "
-                f"{others[given[0]]}"
+                f"loss {self.loss} does not read {_as_change(given)}, which is of loss {other}; give "
+                f"{_as_change({name: usual[name] for name in given})}, or loss={other}"
             )
         require(
             self.loss not in WITHOUT_TARGET or self.target == "online",

@@ -20,6 +20,7 @@ from fastbyol.errors import ConfigError
 from fastbyol.parts import build_objective
 from fastbyol.recipes import named
 from fastbyol.train import step
+from fastbyol.train.memory import step_bytes
 from tests.support import ranks
 from tests.support.tolerances import FLOAT64_ATOL, FLOAT64_RTOL, NAIVE_STEPS_RTOL
 
@@ -188,6 +189,15 @@ def test_a_step_lowers_the_loss_of_the_same_images(name: str) -> None:
     assert losses[-1] < losses[0]
 
 
+@pytest.mark.parametrize("name", LOSSES)
+def test_the_memory_of_a_step_is_predicted_as_simclrs(name: str) -> None:
+    found, simclrs = (
+        step_bytes(named(f"demo+target=online+predictor_depth=0+{change}"), images=64, precision="float32")
+        for change in (f"loss={name}", "beta=1")
+    )
+    assert found == pytest.approx(simclrs, rel=0.1)
+
+
 def test_what_a_cuda_graph_cannot_hold_is_refused_with_a_remedy() -> None:
     model = model_of("coding-rate")
     with pytest.raises(ConfigError, match="loss CodingRate, which a CUDA graph cannot hold; give --engine eager"):
@@ -202,14 +212,20 @@ def test_what_a_cuda_graph_cannot_hold_is_refused_with_a_remedy() -> None:
         ("loss=coding-rate+target=online", "has nothing to predict; give predictor_depth 0"),
         (
             "loss=vicreg+target=online+predictor_depth=0+beta=1+queue=512",
-            "loss vicreg has no beta, queue, of loss byol",
+            r"does not read beta=1.0\+queue=512, which is of loss byol; give beta=0.0\+queue=0, or loss=byol",
         ),
-        ("loss=coding-rate+target=online+predictor_depth=0+temperature=0.2", "has no temperature"),
-        ("loss=vicreg+target=online+predictor_depth=0+normalization=none", "has no normalization"),
-        ("loss=vicreg+target=online+predictor_depth=0+distortion=0.5", "has no distortion, of loss coding-rate"),
+        (
+            "loss=coding-rate+target=online+predictor_depth=0+temperature=0.2",
+            "does not read temperature=0.2.*give temperature=0.1",
+        ),
+        ("loss=vicreg+target=online+predictor_depth=0+normalization=none", "give normalization=l2"),
+        ("loss=vicreg+target=online+predictor_depth=0+distortion=0.5", "distortion=0.5, which is of loss coding-rate"),
         ("loss=vicreg+target=online+predictor_depth=0+lagged_target=true", "or neither --lagged-target"),
         ("loss=vicreg+target=online+predictor_depth=0+target_statistics=running", "nor --target-statistics running"),
-        ("variance=1", "loss byol has no variance, of loss vicreg; leave that out, or give loss vicreg"),
+        (
+            "variance=1",
+            "loss byol does not read variance=1.0, which is of loss vicreg; give variance=25.0, or loss=vicreg",
+        ),
         ("loss=vicreg+target=online+predictor_depth=0+variance=-1", "variance is -1.0; give a weight from 0"),
         ("loss=vicreg+target=online+predictor_depth=0+invariance=nan", "invariance is nan; give a weight from 0"),
         ("loss=coding-rate+target=online+predictor_depth=0+distortion=0", "distortion is 0.0; give more than 0"),
