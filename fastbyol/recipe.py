@@ -399,7 +399,7 @@ class Recipe:
         )
         require(
             count == 2 or goal.loss == "byol",
-            f"loss {goal.loss} with {count} views, but a loss of your own gets two; give loss byol, or two views",
+            f"loss {goal.loss} with {count} views, but losses other than byol are of two; give loss byol, or two views",
         )
         require(
             count == 2 or goal.beta == 0,

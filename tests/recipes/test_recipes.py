@@ -212,7 +212,7 @@ def test_targets_without_negatives_take_any_number_of_views() -> None:
         ("simclr_cifar10_tiny+global_views=4", "negatives .* with 4 views.* beta 0, or two views"),
         ("moco_cifar10_tiny+global_views=4", "negatives .* with 4 views"),
         ("demo+global_views=4+lagged_target=true", "--lagged-target with 4 views"),
-        ("demo+global_views=4+loss=mine:loss", "a loss of your own gets two"),
+        ("demo+global_views=4+loss=mine:loss", "losses other than byol are of two"),
         ("demo+bananas=8", "bananas=8.*base_lr"),
         ("demo+", "is not a setting"),
         ("demo+target", "'target' is not a setting"),

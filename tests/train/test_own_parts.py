@@ -117,7 +117,8 @@ def test_a_part_that_is_not_there_is_refused_before_anything_is_written(
 def test_a_loss_of_no_known_form_is_refused_with_the_choices(loss: str) -> None:
     from fastbyol.recipes import named  # noqa: PLC0415
 
-    with pytest.raises(ConfigError, match=r"no objective .*; choose one of byol, or give your own as module:attribute"):
+    choices = "choose one of byol, vicreg, coding-rate, or give your own as module:attribute"
+    with pytest.raises(ConfigError, match=f"no objective .*; {choices}"):
         named(f"demo+loss={loss}")
 
 
