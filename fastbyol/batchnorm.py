@@ -40,11 +40,10 @@ class _PerView(nn.modules.batchnorm._BatchNorm, TakesViews):
     """
 
     joins_convolution = True
-    moves_statistics = True
 
     def __init__(self, channels: int, *, views: int, eps: float = EPS, momentum: float = MOMENTUM) -> None:
         super().__init__(channels, eps=eps, momentum=momentum)
-        self.views = views
+        self.views, self.moves_statistics = views, True
         self.group: dist.ProcessGroup | None = None
 
     def _params(self) -> NormParams:

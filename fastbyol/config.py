@@ -14,6 +14,7 @@ from typing import Any
 from fastbyol import tables
 from fastbyol.errors import ConfigError, require
 from fastbyol.recipe import (
+    EAGER,
     NORMALIZATIONS,
     TARGET_STATISTICS,
     TARGETS,
@@ -191,7 +192,10 @@ class Config:
             object.__setattr__(self, "recipe", _above("recipes").named(self.recipe))
         require(isinstance(self.recipe, Recipe), f"recipe is {self.recipe!r}; give a Recipe, or the name of one")
         if None in (self.device, self.engine, self.precision, self.workers):
-            for name, value in _above("train.machine").suggest(self.device).items():
+            suggested = _above("train.machine").suggest(self.device)
+            if self.recipe.objective.loss in EAGER:
+                suggested["engine"] = "eager"
+            for name, value in suggested.items():
                 if getattr(self, name) is None:
                     object.__setattr__(self, name, value)
 

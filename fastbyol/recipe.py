@@ -19,6 +19,7 @@ LOSS_SETTINGS = {  # of ObjectiveConfig, by the loss that reads them
     "vicreg": ("invariance", "variance", "covariance"),
     "coding-rate": ("similarity", "distortion"),
 }
+EAGER = ("coding-rate",)  # losses that no CUDA graph holds
 WITHOUT_TARGET = ("vicreg", "coding-rate")  # losses of the online network's projections alone
 BASE_BATCH = 256  # images, for which a base learning rate is given
 
@@ -113,6 +114,10 @@ class HeadConfig:
         for name, least in (("projector_depth", 1), ("predictor_depth", 0)):
             value = getattr(self, name)
             require(value in range(least, 4), f"{name} is {value}; give a number of linear layers from {least} to 3")
+        require(
+            not self.local_predictor or self.predictor_depth > 0,
+            "local_predictor with a predictor_depth of 0, which is none; give 1 to 3 layers, or no local_predictor",
+        )
 
 
 def _as_change(settings: Mapping[str, object]) -> str:
@@ -198,15 +203,15 @@ class ObjectiveConfig:
             value = getattr(self, name)
             require(0 <= value < math.inf, f"{name} is {value}; give a weight from 0")
         require(0 < self.distortion < math.inf, f"distortion is {self.distortion}; give more than 0")
-        others = {name: loss for loss, names in LOSS_SETTINGS.items() if loss != self.loss for name in names}
-        usual = {name: getattr(type(self), name) for name in others}
-        given = {name: getattr(self, name) for name in others if getattr(self, name) != usual[name]}
-        if self.loss in LOSS_SETTINGS and given:
-            other = others[next(iter(given))]
-            raise ConfigError(
-                f"loss {self.loss} does not read {_as_change(given)}, which is of loss {other}; give "
-                f"{_as_change({name: usual[name] for name in given})}, or loss={other}"
-            )
+        others = LOSS_SETTINGS if self.loss in LOSS_SETTINGS else {}
+        for other, names in others.items():
+            usual = {name: getattr(type(self), name) for name in names if other != self.loss}
+            given = {name: getattr(self, name) for name in usual if getattr(self, name) != usual[name]}
+            if given:
+                raise ConfigError(
+                    f"loss {self.loss} does not read {_as_change(given)}, which is of loss {other}; give "
+                    f"{_as_change({name: usual[name] for name in given})}, or loss={other}"
+                )
         require(
             self.loss not in WITHOUT_TARGET or self.target == "online",
             f"loss {self.loss} is of the online network's projections of both views, and the target is {self.target}; "

@@ -131,6 +131,14 @@ def test_compiled_step_is_the_eager_step() -> None:
         torch.testing.assert_close(value, other, rtol=NAIVE_STEPS_RTOL, atol=FLOAT64_ATOL, msg=name)
 
 
+def test_later_steps_do_not_compile_again() -> None:
+    torch._dynamo.reset()
+    engine = engine_of(step.Compiled, backend="eager")
+    engine(*batch(), lr=0.1, tau=0.9)
+    with torch._dynamo.config.patch(error_on_recompile=True):
+        engine(*batch(), lr=0.1, tau=0.9)
+
+
 def test_micro_batches_have_their_local_views() -> None:
     parts = [batch(seed=1), batch(seed=2)]
     accumulated, model = engine_of(), model_of(OWN)

@@ -76,8 +76,8 @@ def choices(recipe: Recipe) -> tuple[Choice, ...]:
                 apply_change(recipe, choice.change)
             except ConfigError as error:
                 raise ConfigError(
-                    f"--method auto may choose {choice.name} for {name}, which does not go with its settings "
-                    f"({error}); or leave out --method auto"
+                    f"--method auto may choose {choice.name} for {name}, which does not go with its settings; leave "
+                    f"out --method auto, or change them: {error}"
                 ) from error
     return found
 

@@ -29,7 +29,8 @@ OMITTED: dict[str, tuple[str, str]] = {
 }
 SYMMETRIC: dict[str, Any] = {"blur": 0.5, "solarize": 0.2}  # all views
 VIEWS = (*OMITTED, "symmetric")
-COUNTS = ("global_views", "local_views", "local_px")
+COUNTS = {"global_views": 4, "local_views": 4, "local_px": 96}  # with an example
+LEAST = {"global_views": 2, "local_views": 0, "local_px": 8}
 OTHERS = ("views", *COUNTS, "encoder")  # settings that are no field of a recipe, see apply_change
 LOCAL_AREA = (0.05, 0.14)  # of an image: SwAV, Caron et al. 2020
 LOCAL_SIDE = 96 / 224  # of a global view's, likewise
@@ -56,7 +57,7 @@ def apply_change(recipe: Recipe, change: str) -> Recipe:
             own["views"] = _views(recipe.views, text)
             continue
         if name in COUNTS:
-            counts[name] = _value(name, text, Setting(None, len(recipe.views), int))
+            counts[name] = _value(name, text, Setting(None, COUNTS[name], int))
             continue
         if name == "encoder":
             own["encoder"] = EncoderConfig(text)
@@ -121,7 +122,7 @@ def _counted(views: tuple[ViewConfig, ...], counts: Mapping[str, int], *, crop_p
     local = [view for view in views if view.local_px is not None]
     number = counts.get("local_views", len(local))
     for name, count in counts.items():
-        require(count >= 0, f"{name} is {count}; give a whole number from 0")
+        require(count >= LEAST[name], f"{name} is {count}; give a whole number from {LEAST[name]}")
     require(
         number > 0 or "local_px" not in counts,
         f"local_px is {counts.get('local_px')}, and there are no local views; give local_views=4, too",

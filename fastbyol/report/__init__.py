@@ -188,7 +188,8 @@ def _budget(
 
 
 def _figures(config: Config, rows: Sequence[dict[str, Any]], result: dict[str, Any] | None) -> list[curves.Figure]:
-    loss_note = "both directions, 0 to 8" if settings.loss_ends_at_8(config) else ""
+    directions = "both directions, " if len(config.recipe.views) == 2 else ""
+    loss_note = f"{directions}0 to 8" if settings.loss_ends_at_8(config) else ""
     return curves.figures(
         rows,
         result,

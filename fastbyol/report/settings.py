@@ -112,7 +112,8 @@ def _views(recipe: Recipe) -> dict[str, str]:
     if len(views) == 2:
         return {name: _view(view) for name, view in zip(("first view", "second view"), views, strict=True)}
     numbers = {view: [str(number) for number, each in enumerate(views, start=1) if each == view] for view in views}
-    return {f"views {', '.join(alike)}": _view(view) for view, alike in numbers.items()}
+    titles = {view: f"view{'s' if len(alike) > 1 else ''} {', '.join(alike)}" for view, alike in numbers.items()}
+    return {title: _view(view) for view, title in titles.items()}
 
 
 def _view(view: ViewConfig) -> str:

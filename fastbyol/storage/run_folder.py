@@ -241,9 +241,21 @@ def _changes(settings: Mapping[str, tuple[Any, Any]]) -> list[str]:
     for name, (before, now) in settings.items():
         if isinstance(before, dict) and isinstance(now, dict):
             found += _changes({part: (before.get(part), now.get(part)) for part in before | now})
+        elif _are_tables(before) and _are_tables(now):  # views
+            if len(before) != len(now):
+                found.append(f"{name} were {len(before)}, are {len(now)}")
+            else:
+                found += _changes(
+                    {f"{name}[{number}]": pair for number, pair in enumerate(zip(before, now, strict=True))}
+                )
         elif before != now:
             found.append(f"{name} was {before}, is {now}")
     return found
+
+
+def _are_tables(value: Any) -> bool:
+    """Return whether a setting is a list of tables."""
+    return isinstance(value, list | tuple) and bool(value) and all(isinstance(each, dict) for each in value)
 
 
 def write_result(folder: RunFolder, result: dict[str, Any]) -> None:

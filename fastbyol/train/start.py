@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from fastbyol.byol import BYOL
 from fastbyol.config import Config, EncoderConfig
 from fastbyol.errors import ConfigError, require
-from fastbyol.weights import HEADS, Weights, read
+from fastbyol.weights import Weights, read
 from fastbyol.weights.match import match
 
 
@@ -45,20 +47,24 @@ def start_(model: BYOL, weights: Weights) -> str:
     taken, left = match(weights.encoder, encoder.state_dict(), source=weights.source)
     encoder.load_state_dict(taken)
     notes = [left] if left else []
-    has_heads = bool(weights.heads) and _load_heads(model, weights.heads)
+    heads = {"projector.": model.online.projector, "predictor.": model.predictor}
+    has_heads = bool(weights.heads) and _load_heads(heads, weights.heads)
     if weights.heads and not has_heads:
         notes.append("its heads have other sizes, so the heads begin anew")
+    local = model.local_predictor
+    if has_heads and local is not None and not _load_heads({"local_predictor.": local}, weights.heads):
+        notes.append("it has no predictor for local views of this size, so that one begins anew")
     if model.target is not None:
         model.target.load_state_dict(model.online.state_dict())
     parts = "encoder and heads" if has_heads else "encoder"
     return "; ".join((f"starts from {weights.source}: {parts}", *notes))
 
 
-def _load_heads(model: BYOL, heads: dict[str, Tensor]) -> bool:
-    """Load projector and predictor if all sizes are theirs; tell whether they are."""
-    modules = dict(zip(HEADS, (model.online.projector, model.predictor), strict=True))
+def _load_heads(modules: Mapping[str, nn.Module], heads: dict[str, Tensor]) -> bool:
+    """Load modules, each under its prefix of HEADS, if all sizes are theirs; tell whether they are."""
     own = {prefix + name: value for prefix, module in modules.items() for name, value in module.state_dict().items()}
-    if _shapes(heads) != _shapes(own):
+    given = {name: value for name, value in heads.items() if name.startswith(tuple(modules))}
+    if _shapes(given) != _shapes(own):
         return False
     for prefix, module in modules.items():
         module.load_state_dict({name: heads.get(prefix + name, value) for name, value in module.state_dict().items()})

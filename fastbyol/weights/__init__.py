@@ -32,7 +32,7 @@ from fastbyol.weights import deepmind, packages
 
 FORMS = "give a run folder, a checkpoint, a .safetensors or .pth of an encoder, torchvision:NAME or timm:NAME"
 WRAPPERS = ("state_dict", "model")  # the entry of a training checkpoint that holds the weights
-HEADS = ("projector.", "predictor.")
+HEADS = ("projector.", "predictor.", "local_predictor.")
 PREFIX = "online.encoder."  # of the encoder's tensors in a checkpoint
 
 

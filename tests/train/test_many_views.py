@@ -82,7 +82,7 @@ def test_another_number_of_views_is_another_run(
 ) -> None:
     arguments_of_two = ["demo", *asked(recipe, betons, whole)[1:]]
     assert main([*arguments_of_two, "--resume"]) == 2
-    assert "views was" in capsys.readouterr().err
+    assert "views were" in capsys.readouterr().err
 
 
 def test_cost_grows_with_the_views() -> None:

@@ -81,6 +81,21 @@ def test_heads_of_another_size_begin_anew_and_that_is_said(finished: Path) -> No
     assert line.endswith("encoder; its heads have other sizes, so the heads begin anew")
 
 
+def test_a_predictor_for_local_views_starts_where_it_has_one(finished: Path) -> None:
+    recipe = named("demo+local_views=2+local_predictor=true")
+    heads = read(str(finished)).heads
+    local = {f"local_{name}": value + 1 for name, value in heads.items() if name.startswith("predictor.")}
+    for found, ending in ((heads | local, "encoder and heads"), (heads, "so that one begins anew")):
+        model = BYOL(recipe.encoder, recipe.head, seed=5)
+        assert model.local_predictor is not None
+        drawn = {name: value.clone() for name, value in model.local_predictor.state_dict().items()}
+        line = start.start_(model, replace(read(str(finished)), heads=found))
+        assert line.endswith(ending)
+        assert same(model.predictor.state_dict(), heads, "predictor.")
+        own = model.local_predictor.state_dict()
+        assert same(own, local, "local_predictor.") if found is not heads else same(own, drawn)
+
+
 def test_a_classifier_is_left_out_and_other_networks_are_refused(finished: Path, tmp_path: Path) -> None:
     tensors = load_file(RunFolder(finished).encoder)
     file = tmp_path / "classifier.safetensors"
