@@ -29,7 +29,7 @@ def run(name: str, *asked: object) -> str:
 
 @pytest.mark.slow
 def test_training_from_python_prints_its_result(betons: Betons, tmp_path: Path) -> None:
-    said = run("train.py", betons.train, betons.val, tmp_path / "run", "11s")
+    said = run("train.py", betons.train, betons.val, tmp_path / "run", "20s")
     assert re.fullmatch(r"kNN [\d.]+ % -> [\d.]+ % after [\d.]+ epochs\n", said)
 
 
@@ -98,7 +98,7 @@ def test_the_cells_of_a_notebook_run_in_order(path: Path, tmp_path: Path) -> Non
     cells = [cell for cell in json.loads(path.read_text())["cells"] if cell["cell_type"] == "code"]
     code = "\n".join("".join(cell["source"]) for cell in cells)
     assert '"60s"' in code
-    (tmp_path / "cells.py").write_text(code.replace('"60s"', '"20s"'))
+    (tmp_path / "cells.py").write_text(code.replace('"60s"', '"45s"'))
     places = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
     env = os.environ | {"MPLBACKEND": "agg", "PYTHONPATH": os.pathsep.join(places)}
     command = [sys.executable, tmp_path / "cells.py"]
