@@ -48,8 +48,13 @@ CHOICES: dict[str, tuple[Choice, ...]] = {
         Choice(
             "SimCLR",
             DECOUPLED,
-            until=30,
-            evidence=(Evidence(0.805, 35.7, 49.0), Evidence(4.03, 41.5, 57.8), Evidence(16.1, 53.3, 64.3)),
+            until=60,
+            evidence=(
+                Evidence(0.805, 35.7, 49.0),
+                Evidence(4.03, 41.5, 57.8),
+                Evidence(16.1, 53.3, 64.3),
+                Evidence(48.3, 62.1, 67.2),
+            ),
         ),
     ),
     "demo": (Choice("SimCLR", SIMCLR, until=100, evidence=(Evidence(9.73, 74.3, 97.0),)),),
