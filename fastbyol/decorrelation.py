@@ -66,8 +66,8 @@ def _views_of_all(z: Tensor, group: dist.ProcessGroup | None) -> Tensor:
     return by_rank.transpose(0, 1).flatten(1, 2)
 
 
-class VICReg(nn.Module):
-    """VICReg's loss, with the weights of an ObjectiveConfig; of all ranks of `group` if that is set."""
+class _OfProjections(nn.Module):
+    """A loss of the projections of both views alone, of all ranks of `group` if that is set, in float32 at least."""
 
     def __init__(self, config: ObjectiveConfig, *, dimensions: int, seed: int) -> None:  # noqa: ARG002
         super().__init__()
@@ -75,34 +75,36 @@ class VICReg(nn.Module):
         self.group: dist.ProcessGroup | None = None
 
     def forward(self, q: Tensor, z: Tensor) -> Tensor:  # noqa: ARG002 - there is no target
-        """Compute the loss of projections q [2B, D], view-major."""
-        config = self.config
-        with torch.autocast(q.device.type, enabled=False):  # bfloat16 would round variances to hundredths
-            return vicreg(
-                q,
-                invariance=config.invariance,
-                variance=config.variance,
-                covariance=config.covariance,
-                group=self.group,
-            )
+        """Compute the loss, a scalar, of projections q [2B, D], view-major."""
+        with torch.autocast(q.device.type, enabled=False):  # bfloat16 would round variances and cosines to hundredths
+            return self._of(q)
+
+    def _of(self, q: Tensor) -> Tensor:
+        raise NotImplementedError
 
 
-class CodingRate(nn.Module):
-    """similarity * (1 - agreement) - coding rate, as an ObjectiveConfig has it; of all ranks of `group` if set.
+class VICReg(_OfProjections):
+    """VICReg's loss, with the weights of an ObjectiveConfig."""
+
+    def _of(self, q: Tensor) -> Tensor:
+        weights = self.config
+        return vicreg(
+            q,
+            invariance=weights.invariance,
+            variance=weights.variance,
+            covariance=weights.covariance,
+            group=self.group,
+        )
+
+
+class CodingRate(_OfProjections):
+    """similarity * (1 - agreement) - coding rate, as an ObjectiveConfig has it.
 
     It is EMP-SSL's loss with two views, plus `similarity`, so that views that agree add nothing.
     """
 
     is_capturable = False  # cuSOLVER factorises on a GPU, and no CUDA graph of that has been tried
 
-    def __init__(self, config: ObjectiveConfig, *, dimensions: int, seed: int) -> None:  # noqa: ARG002
-        super().__init__()
-        self.config = config
-        self.group: dist.ProcessGroup | None = None
-
-    def forward(self, q: Tensor, z: Tensor) -> Tensor:  # noqa: ARG002 - there is no target
-        """Compute the loss of projections q [2B, D], view-major."""
-        config = self.config
-        with torch.autocast(q.device.type, enabled=False):  # bfloat16 would round cosines to hundredths
-            rate = coding_rate(q, distortion=config.distortion, group=self.group)
-            return config.similarity * (1 - agreement(q)) - rate
+    def _of(self, q: Tensor) -> Tensor:
+        rate = coding_rate(q, distortion=self.config.distortion, group=self.group)
+        return self.config.similarity * (1 - agreement(q)) - rate

@@ -103,6 +103,15 @@ def fold(tile, BM: tl.constexpr, BN: tl.constexpr, WARP_ROWS: tl.constexpr):
 
 
 @triton.jit
+def store_sums(partial_ptr, first, second, split, group, c, channels):
+    """Store a split's two sums [WARP_ROWS, 8, BN] of columns c, added up, to partial [2, G, S, C]; grid (any, S, G)."""
+    splits, groups = tl.num_programs(1), tl.num_programs(2)
+    at = (group * splits + split) * channels + c
+    tl.store(partial_ptr + at, tl.sum(tl.sum(first, 0), 0), mask=c < channels)
+    tl.store(partial_ptr + groups * splits * channels + at, tl.sum(tl.sum(second, 0), 0), mask=c < channels)
+
+
+@triton.jit
 def pointwise_kernel(
     x,  # blocks [BM, BK] of [groups * rows, inputs]
     weight,  # blocks [BN, BK] of [channels, inputs]
@@ -146,10 +155,7 @@ def pointwise_kernel(
         d = tl.where((m < rows - start)[:, None], rounded.to(tl.float32) - shift[None, :], 0.0)
         total += fold(d, BM, BN, WARP_ROWS)
         square += fold(d * d, BM, BN, WARP_ROWS)
-    splits, groups = tl.num_programs(1), tl.num_programs(2)
-    at = (group * splits + split) * channels + c
-    tl.store(partial_ptr + at, tl.sum(tl.sum(total, 0), 0), mask=c < channels)
-    tl.store(partial_ptr + groups * splits * channels + at, tl.sum(tl.sum(square, 0), 0), mask=c < channels)
+    store_sums(partial_ptr, total, square, split, group, c, channels)
 
 
 def constants(tiles: Tiles, *, inputs: int, channels: int) -> dict[str, int]:

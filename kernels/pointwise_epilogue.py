@@ -9,7 +9,7 @@ and, of the rounded g, the sums that batchnorm.py's backward takes: per view and
 xhat = (x - mean) * rstd. The mask is computed from x.
 
 Elements moved: dy, x and g once, where a gradient and the sums after it move g twice. Copies and products are those of
-pointwise.py.
+pointwise.py. The function with a backward is normed_pointwise.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from fastbyol.kernels.batchnorm import normalized
 from fastbyol.kernels.batchnorm_statistics import per_channel
-from fastbyol.kernels.pointwise import NARROW, Tiles, check_aligned, constants, fold, split_rows
+from fastbyol.kernels.pointwise import NARROW, Tiles, check_aligned, constants, fold, split_rows, store_sums
 
 # The gradient's products are those of a convolution of N inputs and K channels; x takes registers beside them, so that
 # larger blocks do not fit. No GPU has measured it yet.
@@ -76,10 +76,7 @@ def masked_gradient_kernel(
         wide = rounded.to(tl.float32)
         total += fold(wide, BM, BK, WARP_ROWS)
         product += fold(wide * centered, BM, BK, WARP_ROWS)
-    splits, groups = tl.num_programs(1), tl.num_programs(2)
-    at = (group * splits + split) * inputs + k
-    tl.store(partial_ptr + at, tl.sum(tl.sum(total, 0), 0), mask=k < inputs)
-    tl.store(partial_ptr + groups * splits * inputs + at, tl.sum(tl.sum(product, 0), 0) * rstd, mask=k < inputs)
+    store_sums(partial_ptr, total, product * rstd[None, None, :], split, group, k, inputs)
 
 
 def masked_gradient(

@@ -10,7 +10,8 @@ z has the bits that batchnorm.py gives it, and is not written to memory. y comes
 after it, as in pointwise.py.
 
 Elements moved: forward x and y, gradient x and dy, where batch norm apart from the convolution also writes and reads
-z. Each program of a row of blocks normalises x for itself. Copies and products are those of pointwise.py.
+z. Each program of a row of blocks normalises x for itself. Copies and products are those of pointwise.py. The
+function with a backward is normed_pointwise.
 """
 
 from __future__ import annotations
@@ -23,7 +24,7 @@ from triton.tools.tensor_descriptor import TensorDescriptor
 
 from fastbyol.kernels.batchnorm import normalized
 from fastbyol.kernels.batchnorm_statistics import per_channel
-from fastbyol.kernels.pointwise import Tiles, check_aligned, constants, fold, split_rows
+from fastbyol.kernels.pointwise import Tiles, check_aligned, constants, fold, split_rows, store_sums
 
 # Of a program of the gradient: rows of a step, and columns and inputs of its block, which is as large as registers let
 # it be, since each block of a split reads x or dy once more from the L2 cache. No GPU has measured them yet.
@@ -96,10 +97,7 @@ def normed_pointwise_kernel(
         d = tl.where((m < rows - start)[:, None], rounded.to(tl.float32) - shift[None, :], 0.0)
         total += fold(d, BM, BN, WARP_ROWS)
         square += fold(d * d, BM, BN, WARP_ROWS)
-    splits, groups = tl.num_programs(1), tl.num_programs(2)
-    at = (group * splits + split) * channels + c
-    tl.store(partial_ptr + at, tl.sum(tl.sum(total, 0), 0), mask=c < channels)
-    tl.store(partial_ptr + groups * splits * channels + at, tl.sum(tl.sum(square, 0), 0), mask=c < channels)
+    store_sums(partial_ptr, total, square, split, group, c, channels)
 
 
 @triton.jit

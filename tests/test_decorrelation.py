@@ -18,6 +18,7 @@ from fastbyol.config import EncoderConfig, HeadConfig, ObjectiveConfig, OptimCon
 from fastbyol.decorrelation import agreement, coding_rate
 from fastbyol.errors import ConfigError
 from fastbyol.parts import build_objective
+from fastbyol.recipe import EAGER, LOSS_SETTINGS
 from fastbyol.recipes import named
 from fastbyol.train import step
 from fastbyol.train.memory import step_bytes
@@ -238,3 +239,9 @@ def test_a_setting_that_is_not_the_losss_is_refused_with_a_remedy(change: str, e
 
 def test_a_loss_of_ones_own_may_read_all_settings() -> None:
     assert named("demo+loss=mine:Loss+variance=2+temperature=0.3").objective.variance == 2
+
+
+def test_losses_that_no_cuda_graph_holds_are_those_that_begin_eagerly() -> None:
+    for loss in LOSS_SETTINGS:
+        module = build_objective(ObjectiveConfig(loss=loss, target="online"), dimensions=8, seed=0)
+        assert getattr(module, "is_capturable", True) == (loss not in EAGER)

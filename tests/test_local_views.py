@@ -131,6 +131,7 @@ def test_compiled_step_is_the_eager_step() -> None:
         torch.testing.assert_close(value, other, rtol=NAIVE_STEPS_RTOL, atol=FLOAT64_ATOL, msg=name)
 
 
+@pytest.mark.slow
 def test_later_steps_do_not_compile_again() -> None:
     torch._dynamo.reset()
     engine = engine_of(step.Compiled, backend="eager")

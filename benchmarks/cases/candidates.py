@@ -131,7 +131,7 @@ def _fused(make: Callable[[], step.Engine], views: Views, enters: bool, sums: bo
 
 
 def _check_fused(made: step.Engine, views: Tensor, enters: bool, sums: bool) -> None:
-    """Raise WrongResult unless loss and gradients are those of a step as today; leave the switches as asked.
+    """Raise WrongResult unless loss and gradients are those of a step as today, by switches that this leaves set.
 
     On views of full size, for smaller ones are left to cuDNN.
     """

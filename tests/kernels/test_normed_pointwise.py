@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Iterator
 
 import pytest
 import torch
@@ -11,10 +10,9 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastbyol import encoder as encoder_module
 from fastbyol.batchnorm import enter_convolutions_, sum_with_gradients_
 from fastbyol.config import EncoderConfig
-from fastbyol.encoder import Bottleneck, ResNet, build
+from fastbyol.encoder import ResNet, build
 from fastbyol.kernels import pointwise, pointwise_prologue, reference
 from fastbyol.kernels.batchnorm import apply_norm, backward_sums, batch_norm_act
 from fastbyol.kernels.batchnorm_statistics import batch_statistics, reduce_splits
@@ -185,15 +183,6 @@ def test_unneeded_gradients_are_not_computed(device: str, fusion: Fusion, launch
     assert not {"masked_gradient_kernel", "backward_sums_kernel", "backward_apply_kernel"} & set(launches)
 
 
-@pytest.fixture
-def group(device: str) -> Iterator[dist.ProcessGroup]:
-    """A process group of this process alone."""
-    dist.init_process_group("nccl" if device == "cuda" else "gloo", store=dist.HashStore(), rank=0, world_size=1)
-    assert dist.group.WORLD is not None
-    yield dist.group.WORLD
-    dist.destroy_process_group()
-
-
 def test_a_group_of_one_changes_nothing(device: str, group: dist.ProcessGroup) -> None:
     shared, alone = (outcome(SHAPES[2], device, BOTH, group=each) for each in (group, None))
     for ours, theirs in zip(shared, alone, strict=True):
@@ -210,12 +199,6 @@ def test_a_weight_of_other_channels_is_refused(device: str) -> None:
     x, norm, weight, after = drawn_case((1, 2, 8, 3, 3, 16), device)
     with pytest.raises(ValueError, match=r"got x \[2, 8, 3, 3\] and a weight \[8, 8, 1, 1\]; give"):
         normed_pointwise(x, norm, weight[:8], after, PROLOGUE)
-
-
-@pytest.fixture
-def three_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make of a ResNet-50 three blocks, the last one strided."""
-    monkeypatch.setitem(encoder_module.ARCHS, "resnet50", (Bottleneck, (2, 1)))
 
 
 def small_network(device: str, fusion: Fusion) -> ResNet:
