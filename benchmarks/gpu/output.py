@@ -20,7 +20,7 @@ from typing import Any
 
 FILES_MAX = 8
 FILE_BYTES = 16 * 2**20
-PART_HEAD_BYTES, PART_TAIL_BYTES = 2**20, 2**18  # of the log: no part crowds the others out
+PART_HEAD_BYTES, PART_TAIL_BYTES = 3 * 2**18, 2**18  # of the log: no part crowds the others out
 KEPT = (".json", ".jsonl", ".txt", ".html", ".md", ".csv", ".log")  # of a run folder; no weights, no images
 SUMMARY_BYTES = 2**20
 
