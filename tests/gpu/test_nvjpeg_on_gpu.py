@@ -111,7 +111,7 @@ def test_pixels_are_near_libjpegs_and_every_image_keeps_to_its_place(
                     means[CHROMA[index % 3]].append(float(apart.mean()))
                     assert index % 3 or apart.max() <= NVJPEG_LEVELS, f"sample {index}"
     for chroma, values in means.items():
-        record_property(f"levels apart on average, {chroma}", np.mean(values))
+        record_property(f"levels apart on average, {chroma}", float(np.mean(values)))
         print(f"{chroma}: {np.mean(values):.3f} levels apart on average, at most {np.max(values):.3f} in an image")
     assert [message for message in caplog.messages if "libjpeg" in message and "progressive" not in message] == []
 
