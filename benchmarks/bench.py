@@ -35,10 +35,9 @@ def cases_of(args: argparse.Namespace, where: str) -> Iterator[harness.Case]:
 def _cases_of_group(group: str, args: argparse.Namespace, where: str) -> Iterator[harness.Case]:
     """Build the cases of a group; imported here, so that a broken group breaks no other."""
     if group == "kernels":
-        from benchmarks.cases import batchnorm, losses, normed_pointwise, pointwise, pooling, stem
+        from benchmarks.cases import batchnorm, losses, pointwise, pooling, stem
 
         yield from batchnorm.cases(where)
-        yield from normed_pointwise.cases(where)
         yield from pointwise.cases(where)
         yield from stem.cases(where)
         yield from pooling.cases(where)

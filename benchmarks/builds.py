@@ -21,8 +21,6 @@ from fastbyol.kernels import (
     lars_ema,
     max_pool,
     pointwise,
-    pointwise_epilogue,
-    pointwise_prologue,
     segments,
     stem,
 )
@@ -387,7 +385,8 @@ def stem_builds() -> tuple[Build, ...]:
 def pointwise_builds() -> tuple[Build, ...]:
     """Build the 1x1 convolution with each choice of tiles, for as many inputs as a block holds and for more.
 
-    For sm_90 alone, whose copies and products it is made for.
+    For sm_90 alone, whose copies and products it is made for. Registers and shared memory are those that so many
+    programs a multiprocessor leave each other.
     """
     numbers = dict.fromkeys(("rows", "channels", "rows_per_split"), "i32")
     builds = []
@@ -403,75 +402,16 @@ def pointwise_builds() -> tuple[Build, ...]:
                     pointwise.pointwise_kernel,
                     {**types, "running_mean_ptr": "*fp32", "partial_ptr": "*fp32", **numbers},
                     sizes,
+                    num_warps=tiles.warps,
+                    registers=min(65536 // (32 * tiles.warps * tiles.blocks) // 8 * 8, 255),
                     divisible=tuple(numbers),
                     barriers=88,  # nearly all when a program adds up its sums, once, at the end
+                    shared=228 * 1024 // tiles.blocks - 1024,  # the driver takes 1 KiB of each program
                     products=bm // (16 * sizes["WARP_ROWS"]) * bk // 16,
-                    **_sharing(tiles),
+                    archs=(90,),
+                    options={"num_stages": tiles.stages},
                 )
             )
-    return tuple(builds)
-
-
-def _sharing(tiles: pointwise.Tiles) -> dict[str, Any]:
-    """Return what all programs of these sizes keep, so that so many of them fit a multiprocessor of sm_90."""
-    return {
-        "num_warps": tiles.warps,
-        "registers": min(65536 // (32 * tiles.warps * tiles.blocks) // 8 * 8, 255),
-        "shared": 228 * 1024 // tiles.blocks - 1024,  # the driver takes 1 KiB of each program
-        "archs": (90,),
-        "options": {"num_stages": tiles.stages},
-    }
-
-
-def normed_pointwise_builds() -> tuple[Build, ...]:
-    """Build the 1x1 convolution with a prologue, its weight's gradient, and its input's gradient with an epilogue."""
-    norms = dict.fromkeys(("mean_ptr", "rstd_ptr", "scale_ptr", "bias_ptr", "partial_ptr"), "*fp32")
-
-    def build(
-        name: str, kernel: Any, tiles: pointwise.Tiles, blocks: Mapping[str, Sequence[int]], **limits: Any
-    ) -> Build:
-        numbers = dict.fromkeys(
-            (name for name in ("rows", "inputs", "channels", "rows_per_split") if name in kernel.arg_names), "i32"
-        )
-        types = {name: f"tensordesc<bf16[{', '.join(map(str, block))}]>" for name, block in blocks.items()}
-        types |= norms | numbers | ({"running_mean_ptr": "*fp32"} if "running_mean_ptr" in kernel.arg_names else {})
-        divisible = tuple(numbers)
-        name = f"pointwise {name} bf16 {tiles.BM}x{tiles.BN}x{tiles.BK} {tiles.stages} stages"
-        return Build(name, kernel, types, divisible=divisible, **_sharing(tiles), **limits)
-
-    bm, bn, bk = pointwise.NARROW[:3]
-    forward = {"x": (bm, bk), "weight": (bn, bk), "y": (1, bm, bn)}
-    builds = [
-        build(
-            f"prologue {inputs} inputs",
-            pointwise_prologue.normed_pointwise_kernel,
-            pointwise.NARROW,
-            forward,
-            constexprs=pointwise.constants(pointwise.NARROW, inputs=inputs, channels=bn),
-            barriers=60,
-            products=8,
-        )
-        for inputs in (bk, 8 * bk)
-    ]
-    for tiles in pointwise_prologue.GRADIENT_CHOICES:
-        builds.append(
-            build(
-                "prologue, weight",
-                pointwise_prologue.normed_weight_gradient_kernel,
-                tiles,
-                {"x": (tiles.BM, tiles.BK), "dy": (tiles.BM, tiles.BN)},
-                constexprs={"BM": tiles.BM, "BN": tiles.BN, "BK": tiles.BK},
-                wide_stores=32,
-                barriers=20,  # of a step, whose z lies across in shared memory before it is a factor
-                products=tiles.BM // 16,
-            )
-        )
-    tiles = pointwise_epilogue.TILES
-    bm, bk, bn = tiles[:3]
-    gradient = {"dy": (bm, bn), "weight": (bn, bk), "x": (bm, bk), "g": (1, bm, bk)}
-    sizes = pointwise.constants(tiles, inputs=8 * bn, channels=bk) | {"BN": bn, "BK": bk}
-    kernel = pointwise_epilogue.masked_gradient_kernel
-    builds.append(build("epilogue", kernel, tiles, gradient, constexprs=sizes, barriers=60, products=8))
     return tuple(builds)
 
 
@@ -546,6 +486,5 @@ BUILDS: tuple[Build, ...] = (
     *pool_builds(),
     *stem_builds(),
     *pointwise_builds(),
-    *normed_pointwise_builds(),
     *view_builds(),
 )

@@ -25,7 +25,7 @@ from benchmarks.cases import plain
 from benchmarks.document import DOCUMENT, put
 from benchmarks.roofline import BATCH, CARDS, TODAY, VIEWS, Switches
 from fastbyol import optim
-from fastbyol.batchnorm import enter_convolutions_, join_convolutions_, sum_with_gradients_
+from fastbyol.batchnorm import join_convolutions_
 from fastbyol.byol import BYOL
 from fastbyol.config import EncoderConfig, HeadConfig
 from fastbyol.encoder import StemConv2d, Twins
@@ -39,7 +39,7 @@ from fastbyol.train.shadows import ShadowedForward
 
 BEGIN, END = "<!-- byte counts: python benchmarks/byte_counts.py --write -->", "<!-- end of byte counts -->"
 WITHIN = 0.03  # of each other
-COPIES, ENTERS, SUMS = Switches(copies=True), Switches(enters=True), Switches(sums=True)
+COPIES = Switches(copies=True)
 COMBINATIONS: dict[str, Switches | None] = {
     "plain torch": None,
     "today": TODAY,
@@ -53,23 +53,11 @@ COMBINATIONS: dict[str, Switches | None] = {
     "target folded, statistics apart": Switches(joins=False, target="folded"),
     "target folded, activations recomputed": Switches(recomputes=True, target="folded"),
     "weights' copies written by LARS": COPIES,
-    "1x1 convolutions normalise their input": ENTERS,
-    "gradients summed as they are computed": SUMS,
-    "both": Switches(enters=True, sums=True),
-    "both, activations recomputed": Switches(recomputes=True, enters=True, sums=True),
 }
 WEIGHTS = {"today": TODAY, "copies written by LARS": COPIES}
 CASTS_PX = 64  # of views whose size does not matter
 OPTIM = named("imagenet_rn50").optim
-CONVOLUTIONS = (
-    "pointwise_kernel",
-    "normed_pointwise_kernel",
-    "normed_weight_gradient_kernel",
-    "masked_gradient_kernel",
-    "aten::convolution",
-    "aten::convolution_backward",
-    "epilogue",
-)
+CONVOLUTIONS = ("pointwise_kernel", "aten::convolution", "aten::convolution_backward", "epilogue")
 NORMS = ("apply_kernel", "stats_kernel", "backward_sums_kernel", "backward_apply_kernel")
 
 
@@ -117,8 +105,6 @@ def model_for(arch: str, stem: str, switches: Switches) -> BYOL:
             encoder, HeadConfig(), seed=0, target_statistics=statistics, folded_target=switches.target == "folded"
         )
     join_convolutions_(model, switches.joins)
-    enter_convolutions_(model, switches.enters)
-    sum_with_gradients_(model, switches.sums)
     model.online.encoder.set_recompute(switches.recomputes)
     for branch in (model.online, model.target):
         if not switches.folds_stem:

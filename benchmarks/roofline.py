@@ -59,8 +59,7 @@ CARDS = (Card("H100", 3.0e12, 790e12), Card("H200", 4.3e12, 790e12))  # one chip
 class Unit:
     """A convolution and the batch norm after it, in bytes per image and view; a batch shares the weight's.
 
-    is_joined: the convolution computes the batch norm's statistics; is_entered: so does the one after it, which can
-    compute this batch norm and ReLU, too.
+    is_joined: the convolution computes the batch norm's statistics.
     """
 
     read: float
@@ -71,7 +70,6 @@ class Unit:
     is_joined: bool
     has_relu: bool = True
     has_residual: bool = False
-    is_entered: bool = False
 
 
 class Part(NamedTuple):
@@ -101,8 +99,7 @@ class Switches(NamedTuple):
     joins: most 1x1 convolutions compute the statistics after them; pools: the stem's batch norm pools; folds_stem: its
     convolution takes folded images; recomputes: see Encoder.set_recompute; target: its batch norm takes the statistics
     of the batch ("batch") or "running" ones, or lies within its convolutions ("folded"); copies: LARS writes weights
-    and targets in bfloat16, too, and no step casts them; enters: such convolutions normalise their input as they load
-    it; sums: their input's gradients are summed for the batch norm before as they are computed.
+    and targets in bfloat16, too, and no step casts them.
     """
 
     joins: bool = True
@@ -111,8 +108,6 @@ class Switches(NamedTuple):
     recomputes: bool = False
     target: str = "batch"
     copies: bool = False
-    enters: bool = False
-    sums: bool = False
 
 
 TODAY = Switches()
@@ -124,7 +119,6 @@ def trace(arch: str, stem: str, side: int) -> Network:
         encoder = ResNet(EncoderConfig(arch, stem=stem), views=1)
     units: list[Unit] = []
     block_inputs: list[float] = []
-    last = {block.conv3 for block in encoder.modules() if isinstance(block, Bottleneck)}
 
     def per_image(x: Tensor) -> float:
         return x.numel() / len(x) * WIDTH
@@ -136,10 +130,7 @@ def trace(arch: str, stem: str, side: int) -> Network:
             is_stem = module is encoder.conv1
             share = weight * WIDTH / (BATCH * VIEWS)
             sizes = per_image(given[0]), per_image(result), share, 2 * weight * positions
-            is_joined = joins(module, given[0])
-            if module in last:
-                units[-1].is_entered = is_joined
-            units.append(Unit(*sizes, is_stem, is_joined))
+            units.append(Unit(*sizes, is_stem, joins(module, given[0])))
         elif isinstance(module, BatchNormAddReLU2d):
             units[-1].has_residual = True
         elif isinstance(module, BatchNormAct2d):
@@ -199,19 +190,12 @@ def fused(network: Network, role: str, switches: Switches = TODAY) -> Iterator[P
 
 
 def normalization(unit: Unit, role: str, switches: Switches) -> float:
-    """Count the bytes of kernels/batchnorm.py after a convolution; some inputs of convolutions are computed again.
-
-    What an entered norm's kernels need not move is left out; x, which a gradient in their place reads, is counted here.
-    """
-    is_entered = unit.is_entered and switches.joins
-    enters, sums = is_entered and switches.enters, is_entered and switches.sums
+    """Count the bytes of kernels/batchnorm.py after a convolution; some inputs of convolutions are computed again."""
     if role == "backward":
-        is_computed_again = switches.recomputes and unit.has_relu and not (unit.has_residual or unit.is_stem or enters)
-        return (5 - sums + (2 + MASK) * unit.has_residual + 2 * is_computed_again) * unit.written
+        is_computed_again = switches.recomputes and unit.has_relu and not (unit.has_residual or unit.is_stem)
+        return (5 + (2 + MASK) * unit.has_residual + 2 * is_computed_again) * unit.written
     masks = MASK if role == "online" else 0
     passes = 2 + (1 + masks) * unit.has_residual
-    if enters and (role == "online" or switches.target == "batch"):
-        passes = 0
     return (passes + _takes_statistics(unit, role, switches)) * unit.written
 
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, contextmanager, nullcontext
-from functools import partial
 from typing import Any, TypeVar
 
 import torch
@@ -16,7 +15,6 @@ from fastbyol.kernels.batchnorm import batch_norm_act, batch_norm_act_then, batc
 from fastbyol.kernels.batchnorm_pool import batch_norm_relu_pool, batch_norm_relu_pool_eval
 from fastbyol.kernels.dispatch import runs_triton
 from fastbyol.kernels.max_pool import max_pool
-from fastbyol.kernels.normed_pointwise import Fusion, normed_pointwise
 from fastbyol.kernels.pointwise import is_faster, pointwise_statistics
 from fastbyol.kernels.reference import NormParams
 
@@ -86,13 +84,10 @@ class BatchNormAct1d(_Act, nn.BatchNorm1d):
 class BatchNormAct2d(_Act, nn.BatchNorm2d):
     """Per-view batch norm and ReLU of feature maps [V*B, C, H, W].
 
-    Attributes: `recomputes`, whether normalize_then computes this layer's output again in the backward;
-    `enters_convolution` and `sums_with_gradient`, see enter_convolutions_ and sum_with_gradients_.
+    Attribute `recomputes`: whether normalize_then computes this layer's output again in the backward.
     """
 
     recomputes = False
-    enters_convolution = False
-    sums_with_gradient = False
 
 
 class BatchNormAddReLU2d(_PerView, nn.BatchNorm2d):
@@ -186,13 +181,7 @@ def convolve(convolution: nn.Module, x: Tensor, norm: nn.Module) -> tuple[Tensor
 
     That is a 1x1 convolution in training before a norm that `joins_convolution`, where the Triton kernel is faster.
     """
-    pair = _joined(convolution, x, norm)
-    return (convolution(x),) if pair is None else pointwise_statistics(x, *pair)
-
-
-def _joined(convolution: nn.Module, x: Tensor, norm: nn.Module) -> tuple[Tensor, NormParams] | None:
-    """Return the weight and what the norm takes if one kernel computes the convolution and the norm's statistics."""
-    if (
+    if not (
         isinstance(norm, _PerView)
         and norm.joins_convolution
         and norm.training
@@ -200,8 +189,8 @@ def _joined(convolution: nn.Module, x: Tensor, norm: nn.Module) -> tuple[Tensor,
         and isinstance(convolution, nn.Conv2d)
         and joins(convolution, x)
     ):
-        return convolution.weight, norm._params()
-    return None
+        return (convolution(x),)
+    return pointwise_statistics(x, convolution.weight, norm._params())
 
 
 def joins(convolution: nn.Conv2d, x: Tensor) -> bool:
@@ -228,23 +217,6 @@ def normalize_then(norm: nn.Module, x: Tensor, consumer: Callable[[Tensor], Resu
         return consumer(norm(x, *statistics))
     given = statistics[0] if statistics else None
     return batch_norm_act_then(consumer, x, norm._params(), relu=norm.relu, statistics=given)
-
-
-def normalize_and_convolve(norm: nn.Module, x: Tensor, convolution: nn.Module, after: nn.Module) -> tuple[Tensor, ...]:
-    """Return convolve(convolution, norm(x), after), where norm.recomputes is as in normalize_then.
-
-    What the norm and the convolution share is computed at once if `norm` asks for it and `convolve` has a kernel.
-    """
-    pair = _joined(convolution, x, after)
-    if pair is None or not (
-        isinstance(norm, BatchNormAct2d)
-        and (norm.enters_convolution or norm.sums_with_gradient)
-        and norm.relu
-        and norm.training
-    ):
-        return normalize_then(norm, x, partial(convolve, convolution, norm=after))
-    fusion = Fusion(norm.enters_convolution, norm.sums_with_gradient, norm.recomputes)
-    return normed_pointwise(x, norm._params(), *pair, fusion)
 
 
 def normalize_and_pool(norm: nn.Module, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -281,28 +253,6 @@ def join_convolutions_(module: nn.Module, enabled: bool) -> None:
     for layer in module.modules():
         if isinstance(layer, _PerView):
             layer.joins_convolution = enabled
-
-
-def enter_convolutions_(module: nn.Module, enabled: bool) -> None:
-    """Choose whether 1x1 convolutions of a ResNet normalise their input as they load it, instead of reading it.
-
-    Their weights' gradients then do so once more. On a GPU that writes and reads the normalised activation no more, see
-    kernels/pointwise_prologue.py. Off by default: no GPU has measured it yet.
-    """
-    for layer in module.modules():
-        if isinstance(layer, BatchNormAct2d):
-            layer.enters_convolution = enabled
-
-
-def sum_with_gradients_(module: nn.Module, enabled: bool) -> None:
-    """Choose whether the gradients of 1x1 convolutions' inputs are summed for the batch norms before as they arise.
-
-    On a GPU that saves reading them once more, see kernels/pointwise_epilogue.py. Sums are taken in another order. Off
-    by default: no GPU has measured it yet.
-    """
-    for layer in module.modules():
-        if isinstance(layer, BatchNormAct2d):
-            layer.sums_with_gradient = enabled
 
 
 def set_views_(module: nn.Module, views: int) -> None:

@@ -3,18 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import partial
 
 import torch
 from torch import Tensor, nn
 
-from fastbyol.batchnorm import (
-    BatchNormAct2d,
-    BatchNormAddReLU2d,
-    convolve,
-    normalize_and_convolve,
-    normalize_and_pool,
-    normalize_then,
-)
+from fastbyol.batchnorm import BatchNormAct2d, BatchNormAddReLU2d, convolve, normalize_and_pool, normalize_then
 from fastbyol.config import EncoderConfig
 from fastbyol.errors import require
 from fastbyol.kernels.stem import stem_convolution
@@ -69,7 +63,7 @@ class Bottleneck(nn.Module):
             shortcut = self.downsample(shortcut)
         x, *statistics = convolve(self.conv1, x, self.bn1)
         x = normalize_then(self.bn1, x, self.conv2, *statistics)
-        x, *statistics = normalize_and_convolve(self.bn2, x, self.conv3, self.bn3)
+        x, *statistics = normalize_then(self.bn2, x, partial(convolve, self.conv3, norm=self.bn3))
         z: Twins = self.bn3(x, shortcut, *statistics)
         return z
 

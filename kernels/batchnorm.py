@@ -231,7 +231,7 @@ def _apply_launch(x: Tensor, groups: int) -> tuple[tuple[int, int], dict[str, in
     return (tiles, groups), {"rows": rows, "channels": channels, "BM": bm, "BC": bc}
 
 
-def apply_norm(
+def _apply(
     x: Tensor,
     residual: Tensor | None,
     mean: Tensor,
@@ -256,39 +256,6 @@ def apply_norm(
     return z, mask
 
 
-def backward_sums(
-    dz: Tensor,
-    other: Tensor | None,
-    x: Tensor,
-    mask: Tensor | None,
-    g: Tensor | None,
-    statistics: Tensor,
-    weight: Tensor,
-    bias: Tensor,
-    *,
-    relu: bool,
-) -> Tensor:
-    """Return partial sums [2, G, S, C] of the masked dz and its product with xhat; see backward_sums_kernel."""
-    mean, rstd = statistics
-    grid, sizes = sum_launch(x, len(mean), tile_bytes=TILE_BYTES)
-    partial = statistics.new_empty(2, len(mean), grid[1], sizes["channels"])
-    backward_sums_kernel[grid](
-        dz, other, x, mask, g, mean, rstd, weight, bias, partial, **sizes, RELU=relu, num_warps=WARPS
-    )
-    return partial
-
-
-def backward_apply(
-    g: Tensor, x: Tensor, statistics: Tensor, weight: Tensor, bias: Tensor, sums: Tensor, *, relu: bool
-) -> Tensor:
-    """Return dx of sums [2, G, C] and counts; g is masked here if `relu`."""
-    mean, rstd = statistics
-    dx = torch.empty_like(x)
-    tiles, sizes = _apply_launch(x, len(mean))
-    backward_apply_kernel[tiles](g, x, dx, mean, rstd, weight, bias, sums, **sizes, RELU=relu, num_warps=WARPS)
-    return dx
-
-
 class _BatchNorm(torch.autograd.Function):
     """Batch norm with an optional residual; with one, z is returned twice. Differentiable once."""
 
@@ -305,7 +272,7 @@ class _BatchNorm(torch.autograd.Function):
         group: dist.ProcessGroup | None,
     ) -> Tensor | tuple[Tensor, Tensor]:
         mean, rstd = statistics
-        z, mask = apply_norm(x, residual, mean, rstd, weight, bias, relu=relu, keep_mask=keep_mask)
+        z, mask = _apply(x, residual, mean, rstd, weight, bias, relu=relu, keep_mask=keep_mask)
         ctx.save_for_backward(x, mask, statistics, weight, bias)
         ctx.relu, ctx.group, ctx.residual_dtype = relu, group, None if residual is None else residual.dtype
         ctx.set_materialize_grads(False)  # an unused result has no gradient, and none is read
@@ -317,17 +284,25 @@ class _BatchNorm(torch.autograd.Function):
         x, mask, statistics, weight, bias = ctx.saved_tensors
         dz, other = (*(channels_last(g) for g in grads if g is not None), None)[:2]
         assert dz is not None, "autograd asks for a backward only where a gradient arrives"
-        _, views, channels = statistics.shape
+        mean, rstd = statistics
+        views, channels = mean.shape
         has_residual = ctx.residual_dtype is not None
         g = torch.empty_like(x, dtype=ctx.residual_dtype) if has_residual else None
         recompute = ctx.relu and mask is None
-        partial = backward_sums(dz, other, x, mask, g, statistics, weight, bias, relu=recompute)
+        grid, sizes = sum_launch(x, views, tile_bytes=TILE_BYTES)
+        partial = statistics.new_empty(2, views, grid[1], channels)
+        backward_sums_kernel[grid](
+            dz, other, x, mask, g, mean, rstd, weight, bias, partial, **sizes, RELU=recompute, num_warps=WARPS
+        )
         dbias, dweight = torch.empty_like(bias), torch.empty_like(weight)
-        rows = x.numel() // (channels * views)
-        sums = reduce_splits(partial, rows, totals=(dbias, dweight), group=ctx.group)
+        sums = reduce_splits(partial, sizes["rows"], totals=(dbias, dweight), group=ctx.group)
         dx = None
         if ctx.needs_input_grad[0]:
-            dx = backward_apply(dz if g is None else g, x, statistics, weight, bias, sums, relu=recompute)
+            dx = torch.empty_like(x)
+            tiles, sizes = _apply_launch(x, views)
+            backward_apply_kernel[tiles](
+                dz if g is None else g, x, dx, mean, rstd, weight, bias, sums, **sizes, RELU=recompute, num_warps=WARPS
+            )
         return dx, g, dweight, dbias, None, None, None, None
 
 
@@ -373,7 +348,7 @@ def batch_norm_act_then(
 
     def recompute_z() -> Tensor:
         mean, rstd = statistics
-        return apply_norm(kept, None, mean, rstd, weight, bias, relu=relu)[0]
+        return _apply(kept, None, mean, rstd, weight, bias, relu=relu)[0]
 
     with recomputed(z, recompute_z):
         return consumer(z)
@@ -408,4 +383,4 @@ def batch_norm_eval(x: Tensor, residual: Tensor | None, norm: NormParams, *, rel
         residual = channels_last(residual, "residual")
     x = channels_last(x, "x")
     mean, var = norm.running_mean[None], norm.running_var[None]
-    return apply_norm(x, residual, mean, var, norm.weight, norm.bias, relu=relu, eps=norm.eps)[0]
+    return _apply(x, residual, mean, var, norm.weight, norm.bias, relu=relu, eps=norm.eps)[0]

@@ -103,15 +103,6 @@ def fold(tile, BM: tl.constexpr, BN: tl.constexpr, WARP_ROWS: tl.constexpr):
 
 
 @triton.jit
-def store_sums(partial_ptr, first, second, split, group, c, channels):
-    """Store a split's two sums [WARP_ROWS, 8, BN] of columns c, added up, to partial [2, G, S, C]; grid (any, S, G)."""
-    splits, groups = tl.num_programs(1), tl.num_programs(2)
-    at = (group * splits + split) * channels + c
-    tl.store(partial_ptr + at, tl.sum(tl.sum(first, 0), 0), mask=c < channels)
-    tl.store(partial_ptr + groups * splits * channels + at, tl.sum(tl.sum(second, 0), 0), mask=c < channels)
-
-
-@triton.jit
 def pointwise_kernel(
     x,  # blocks [BM, BK] of [groups * rows, inputs]
     weight,  # blocks [BN, BK] of [channels, inputs]
@@ -155,7 +146,10 @@ def pointwise_kernel(
         d = tl.where((m < rows - start)[:, None], rounded.to(tl.float32) - shift[None, :], 0.0)
         total += fold(d, BM, BN, WARP_ROWS)
         square += fold(d * d, BM, BN, WARP_ROWS)
-    store_sums(partial_ptr, total, square, split, group, c, channels)
+    splits, groups = tl.num_programs(1), tl.num_programs(2)
+    at = (group * splits + split) * channels + c
+    tl.store(partial_ptr + at, tl.sum(tl.sum(total, 0), 0), mask=c < channels)
+    tl.store(partial_ptr + groups * splits * channels + at, tl.sum(tl.sum(square, 0), 0), mask=c < channels)
 
 
 def constants(tiles: Tiles, *, inputs: int, channels: int) -> dict[str, int]:
@@ -166,55 +160,20 @@ def constants(tiles: Tiles, *, inputs: int, channels: int) -> dict[str, int]:
     return {"STEPS": triton.cdiv(inputs, bk), "WARP_ROWS": warp_rows, "BM": tiles.BM, "BN": bn, "BK": bk}
 
 
-def check_aligned(x: Tensor, weight: Tensor) -> None:
-    """Raise ValueError unless the copies can take rows of K inputs and N channels; weight is [N, K]."""
-    channels, inputs = weight.shape
+def multiply(x: Tensor, weight: Tensor, shift: Tensor, *, groups: int, tiles: Tiles) -> tuple[Tensor, Tensor]:
+    """Return y [M, N] of x [M, K] and weight [N, K], and partial sums [2, G, S, N]; the M rows are G groups."""
+    (pixels, inputs), channels = x.shape, len(weight)
     if inputs * x.element_size() % ALIGNMENT or channels * x.element_size() % ALIGNMENT:
         raise ValueError(
             f"a 1x1 convolution with statistics got {inputs} input and {channels} output channels of {x.dtype}; "
             f"give multiples of {ALIGNMENT // x.element_size()}, or use conv2d"
         )
-
-
-def split_rows(rows: int, others: int, tiles: Tiles) -> tuple[int, int]:
-    """Return the rows of a split, in whole blocks, and the number of splits of a group that keep the GPU busy.
-
-    others: programs of one split of every group.
-    """
-    wanted = max(MULTIPROCESSORS * tiles.blocks // others, 1)
-    rows_per_split = triton.cdiv(triton.cdiv(rows, wanted), tiles.BM) * tiles.BM
-    return rows_per_split, triton.cdiv(rows, rows_per_split)
-
-
-def flat(x: Tensor) -> Tensor:
-    """View x [N, C, H, W], in channels-last memory, as rows [N*H*W, C] of pixels."""
-    return x.permute(0, 2, 3, 1).reshape(-1, x.shape[1])
-
-
-def unflat(rows: Tensor, like: Tensor) -> Tensor:
-    """View rows [N*H*W, C] of pixels as [N, C, H, W]; like: [N, any, H, W]."""
-    images, _, height, width = like.shape
-    return rows.view(images, height, width, -1).permute(0, 3, 1, 2)
-
-
-def gradients(
-    dy: Tensor, x: Tensor, weight: Tensor, *, of_x: bool, of_weight: bool
-) -> tuple[Tensor | None, Tensor | None]:
-    """Return torch's gradients of a 1x1 convolution's input and weight [N, K, 1, 1], those that are asked for."""
-    form = ((1, 1), (0, 0), (1, 1), False, (0, 0), 1)  # stride, padding, dilation, transposed, its padding, groups
-    needed = (of_x, of_weight, False)
-    dx, dweight, _ = torch.ops.aten.convolution_backward(channels_last(dy), x, weight, None, *form, needed)
-    return dx, dweight
-
-
-def multiply(x: Tensor, weight: Tensor, shift: Tensor, *, groups: int, tiles: Tiles) -> tuple[Tensor, Tensor]:
-    """Return y [M, N] of x [M, K] and weight [N, K], and partial sums [2, G, S, N]; the M rows are G groups."""
-    (pixels, inputs), channels = x.shape, len(weight)
-    check_aligned(x, weight)
     sizes = constants(tiles, inputs=inputs, channels=channels)
     bm, bn, bk = sizes["BM"], sizes["BN"], sizes["BK"]
     rows, columns = pixels // groups, triton.cdiv(channels, bn)
-    rows_per_split, splits = split_rows(rows, columns * groups, tiles)
+    wanted = max(MULTIPROCESSORS * tiles.blocks // (columns * groups), 1)
+    rows_per_split = triton.cdiv(triton.cdiv(rows, wanted), bm) * bm
+    splits = triton.cdiv(rows, rows_per_split)
     y = x.new_empty(pixels, channels)
     partial = x.new_empty((2, groups, splits, channels), dtype=torch.float32)
     pointwise_kernel[(columns, splits, groups)](
@@ -238,20 +197,22 @@ class _Pointwise(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, x: Tensor, weight: Tensor, norm: NormParams, tiles: Tiles) -> tuple[Tensor, Tensor]:
-        rows = flat(x)
-        y, partial = multiply(rows, weight.flatten(1), norm.running_mean, groups=norm.views, tiles=tiles)
-        statistics = finish(partial, len(rows) // norm.views, norm)
+        images, inputs, height, width = x.shape
+        flat = x.permute(0, 2, 3, 1).reshape(-1, inputs)
+        y, partial = multiply(flat, weight.flatten(1), norm.running_mean, groups=norm.views, tiles=tiles)
+        statistics = finish(partial, len(flat) // norm.views, norm)
         ctx.save_for_backward(x, weight)
         ctx.mark_non_differentiable(statistics)
         ctx.set_materialize_grads(False)  # the statistics have none, and none is made
-        return unflat(y, x), statistics
+        return y.view(images, height, width, -1).permute(0, 3, 1, 2), statistics
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, dy: Tensor, _: Tensor | None) -> tuple[Tensor | None, ...]:
         x, weight = ctx.saved_tensors
-        of_x, of_weight, *_ = ctx.needs_input_grad
-        dx, dweight = gradients(dy, x, weight, of_x=of_x, of_weight=of_weight)
+        needed = (*ctx.needs_input_grad[:2], False)
+        form = ((1, 1), (0, 0), (1, 1), False, (0, 0), 1)  # stride, padding, dilation, transposed, its padding, groups
+        dx, dweight, _ = torch.ops.aten.convolution_backward(channels_last(dy), x, weight, None, *form, needed)
         return dx, dweight, None, None
 
 

@@ -13,24 +13,17 @@ from torch import Tensor
 from benchmarks.cases import step
 from benchmarks.cases.compare import WrongResult
 from benchmarks.harness import Case, Ready
-from fastbyol.batchnorm import enter_convolutions_, join_convolutions_, sum_with_gradients_
+from fastbyol.batchnorm import join_convolutions_
 from fastbyol.config import Recipe
 from fastbyol.kernels import batchnorm_statistics
 from fastbyol.recipes import named
 from fastbyol.train.shadows import ShadowedForward
 
-FUSIONS = {  # whether they normalise their input, and whether their gradients are summed
-    "apart (today)": (False, False),
-    "normalised on loading": (True, False),
-    "summed in gradients alone": (False, True),
-    "both": (True, True),
-}
 DEFAULT = 10  # algorithms that cuDNN tries for each convolution, as torch sets it
 LIMITS = {f"{DEFAULT} (today)": DEFAULT, "0: every algorithm": 0}
 WORSE = 1.5  # times the error of the unfolded target: as many roundings, of other numbers
 SLACK = 1e-5  # of the projections' norm, for float32: its rounding through a network
 LOSS_RTOL = 1e-2  # of two forwards by the same weights, for which cuDNN may choose different algorithms
-GRADIENTS = 0.2  # of their norm: roundings to bfloat16 in each of fifty layers, of numbers summed in another order
 
 Views = Callable[[], Tensor]
 
@@ -48,10 +41,6 @@ def cases(device: str) -> Iterator[Case]:
     forms = {
         ("folded target", name): partial(prepare, views, device, engine)
         for name, prepare in _target_forms(recipe, searches=device == "cuda").items()
-    }
-    forms |= {
-        ("norms in 1x1 convolutions", name): partial(_fused, today, views, *switches)
-        for name, switches in FUSIONS.items()
     }
     forms |= {
         ("weights in bfloat16", name): partial(_rounded, partial(today, precision="bfloat16"), views, copies)
@@ -114,41 +103,6 @@ def _joining(today: Callable[[], step.Engine], joins: bool) -> step.Engine:
     made = today()
     join_convolutions_(made.model, joins)
     return made
-
-
-def _fused(make: Callable[[], step.Engine], views: Views, enters: bool, sums: bool) -> Ready:
-    """Prepare a step whose 1x1 convolutions normalise their input, or whose gradients are summed, compared first."""
-    made = make()
-    if enters or sums:
-        _check_fused(made, views(), enters, sums)
-
-    def run() -> object:
-        return made(views(), **step.RATES)
-
-    for _ in range(step.WARM_UP):
-        run()
-    return Ready(run)
-
-
-def _check_fused(made: step.Engine, views: Tensor, enters: bool, sums: bool) -> None:
-    """Raise WrongResult unless loss and gradients are those of a step as today, by switches that this leaves set.
-
-    On views of full size, for smaller ones are left to cuDNN.
-    """
-    losses, gradients = [], []
-    for switches in ((False, False), (enters, sums)):
-        enter_convolutions_(made.model, switches[0])
-        sum_with_gradients_(made.model, switches[1])
-        with made.autocast():
-            loss = made.model(views).loss
-        loss.backward()
-        losses.append(loss.item())
-        gradients.append(torch.cat([p.grad.flatten() for p in made.model.parameters() if p.grad is not None]))
-        made.model.zero_grad(set_to_none=True)
-    expected, found = gradients
-    error = ((found - expected).norm() / expected.norm()).item()
-    if not (abs(losses[1] - losses[0]) <= LOSS_RTOL * abs(losses[0]) and error <= GRADIENTS):  # NaN fails too
-        raise WrongResult(f"a loss of {losses[1]}, apart {losses[0]}; gradients are off by {error:.1e} of their norm")
 
 
 def _walking(from_tail: bool, make: Callable[[], step.Engine], *where: object) -> Ready:

@@ -20,7 +20,6 @@ from fastbyol.kernels.reference.batchnorm import (
     check_views,
     fold_norms,
     max_pool,
-    normed_pointwise,
     pointwise_statistics,
 )
 from fastbyol.kernels.reference.step import (
@@ -97,7 +96,6 @@ __all__ = [
     "max_pool",
     "normalize",
     "normalize_rows",
-    "normed_pointwise",
     "pointwise_statistics",
     "random_resized_crop",
     "saturation",

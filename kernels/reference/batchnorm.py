@@ -174,14 +174,6 @@ def pointwise_statistics(x: Tensor, weight: Tensor, norm: NormParams) -> tuple[T
     return y, statistics
 
 
-def normed_pointwise(x: Tensor, norm: NormParams, weight: Tensor, after: NormParams) -> tuple[Tensor, Tensor]:
-    """Convolve relu(batch norm of x [V*B, K, H, W]) with weight [N, K, 1, 1]; return it and its statistics for `after`.
-
-    See batch_norm_act and pointwise_statistics.
-    """
-    return pointwise_statistics(batch_norm_act(x, norm, relu=True), weight, after)
-
-
 def batch_norm_add_relu(x: Tensor, residual: Tensor, norm: NormParams) -> tuple[Tensor, Tensor]:
     """Compute relu(batch norm of x + residual) and return it twice, once for each of two consumers.
 

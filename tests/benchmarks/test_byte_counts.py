@@ -7,9 +7,9 @@ import pytest
 from benchmarks import byte_counts
 from benchmarks.byte_counts import COMBINATIONS, COPIES, WEIGHTS, WITHIN, compare, weights_line
 from benchmarks.document import DOCUMENT
-from benchmarks.roofline import TODAY, VIEWS, Switches, trace
+from benchmarks.roofline import TODAY, Switches
 from benchmarks.traffic import effects
-from fastbyol.kernels import batchnorm, batchnorm_pool, pointwise, pointwise_epilogue, pointwise_prologue
+from fastbyol.kernels import batchnorm, batchnorm_pool, pointwise
 
 
 def pointers(names: frozenset[str]) -> set[str]:
@@ -26,21 +26,6 @@ def test_a_kernel_reads_and_writes_what_its_source_loads_and_stores() -> None:
     product = effects(pointwise.pointwise_kernel.fn)
     assert {"x", "weight", "running_mean_ptr"} <= product.read
     assert product.written >= {"y", "partial_ptr"}
-    normed = {"x", "mean_ptr", "rstd_ptr", "scale_ptr", "bias_ptr"}
-    entered, of_weight, masked = (
-        effects(kernel.fn)
-        for kernel in (
-            pointwise_prologue.normed_pointwise_kernel,
-            pointwise_prologue.normed_weight_gradient_kernel,
-            pointwise_epilogue.masked_gradient_kernel,
-        )
-    )
-    assert entered.read >= {"weight", "running_mean_ptr", *normed}
-    assert entered.written >= {"y", "partial_ptr"}
-    assert of_weight.read >= {"dy", *normed}
-    assert pointers(of_weight.written) == {"partial_ptr"}
-    assert masked.read >= {"dy", "weight", *normed}
-    assert masked.written >= {"g", "partial_ptr"}
 
 
 @pytest.mark.parametrize(
@@ -61,17 +46,6 @@ def test_copies_by_lars_spare_the_casts_of_weights() -> None:
     weights = byte_counts.weights_of("resnet18", "imagenet")
     assert copies == pytest.approx(6 * weights.cast, rel=WITHIN)  # gradients
     assert today - copies == pytest.approx(6 * (weights.cast + weights.cast_followed), rel=WITHIN)
-
-
-def test_fused_norms_move_the_bytes_less_that_they_promise() -> None:
-    """Of bottlenecks whose 1x1 convolutions are entered: 2 passes a forward of two, and 1 of the backward."""
-    network = trace("resnet50", "imagenet", 224)
-    entered = [unit.written for unit in network.units if unit.is_entered]
-    assert len(entered) == 13  # of 16: the last stage's convolutions are left to cuDNN
-    today, fused = (compare("resnet50", "imagenet", 224, each) for each in (TODAY, Switches(enters=True, sums=True)))
-    spared = VIEWS * sum(entered) / 1e6
-    assert today.formula - fused.formula == pytest.approx(5 * spared)
-    assert today.counted - fused.counted == pytest.approx(5 * spared, rel=WITHIN * 3)  # without parts of dweight
 
 
 @pytest.mark.slow

@@ -7,13 +7,10 @@ from typing import Any
 
 import pytest
 import torch
-import torch.distributed as dist
 from torch.utils import deterministic
 from triton import knobs
 from triton.runtime.interpreter import GridExecutor
 
-from fastbyol import encoder as encoder_module
-from fastbyol.encoder import Bottleneck
 from fastbyol.kernels.dispatch import runs_triton
 
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
@@ -86,18 +83,3 @@ def launches(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
     knobs.runtime.launch_enter_hook.add(hook)
     yield launched
     knobs.runtime.launch_enter_hook.remove(hook)
-
-
-@pytest.fixture
-def group(device: str) -> Iterator[dist.ProcessGroup]:
-    """A process group of this process alone."""
-    dist.init_process_group("nccl" if device == "cuda" else "gloo", store=dist.HashStore(), rank=0, world_size=1)
-    assert dist.group.WORLD is not None
-    yield dist.group.WORLD
-    dist.destroy_process_group()
-
-
-@pytest.fixture
-def three_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Make of a ResNet-50 three blocks, the last one strided."""
-    monkeypatch.setitem(encoder_module.ARCHS, "resnet50", (Bottleneck, (2, 1)))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from collections.abc import Iterator
 
 import pytest
 import torch
@@ -10,9 +11,10 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
+from fastbyol import encoder as encoder_module
 from fastbyol.batchnorm import join_convolutions_
 from fastbyol.config import EncoderConfig
-from fastbyol.encoder import ResNet, build
+from fastbyol.encoder import Bottleneck, ResNet, build
 from fastbyol.kernels import pointwise, reference
 from fastbyol.kernels.batchnorm import batch_norm_act, batch_norm_add_relu
 from fastbyol.kernels.batchnorm_statistics import batch_statistics
@@ -146,6 +148,15 @@ def test_unneeded_gradients_are_not_computed(device: str) -> None:
     torch.testing.assert_close(weight.grad, x.sum((0, 2, 3)).expand(8, 8)[:, :, None, None], rtol=0, atol=1e-4)
 
 
+@pytest.fixture
+def group(device: str) -> Iterator[dist.ProcessGroup]:
+    """A process group of this process alone."""
+    dist.init_process_group("nccl" if device == "cuda" else "gloo", store=dist.HashStore(), rank=0, world_size=1)
+    assert dist.group.WORLD is not None
+    yield dist.group.WORLD
+    dist.destroy_process_group()
+
+
 def test_a_group_of_one_changes_nothing(device: str, group: dist.ProcessGroup) -> None:
     x, weight, norm = drawn_case((2, 1, 8, 3, 3, 8), device)
     shared, wide = copy.deepcopy(norm)._replace(group=group), in_float64(norm)._replace(group=group)
@@ -173,6 +184,12 @@ def small_network(device: str, *, joins: bool) -> ResNet:
     encoder = build(EncoderConfig("resnet50", width=1 / 8, stem="cifar"), seed=0).to(device)
     join_convolutions_(encoder, joins)
     return encoder
+
+
+@pytest.fixture
+def three_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make of a ResNet-50 three blocks, the last one strided."""
+    monkeypatch.setitem(encoder_module.ARCHS, "resnet50", (Bottleneck, (2, 1)))
 
 
 @pytest.mark.slow

@@ -17,7 +17,6 @@ from fastbyol.kernels.batchnorm import batch_norm_act, batch_norm_add_relu
 from fastbyol.kernels.batchnorm_pool import batch_norm_relu_pool
 from fastbyol.kernels.lars_ema import Workspace, lars_ema_
 from fastbyol.kernels.max_pool import max_pool
-from fastbyol.kernels.normed_pointwise import Fusion, normed_pointwise
 from fastbyol.kernels.pointwise import pointwise_statistics
 from fastbyol.kernels.reference import LarsGroup, LarsRates, NormParams
 from fastbyol.kernels.segments import BLOCK
@@ -90,12 +89,6 @@ OPERATIONS: dict[str, Callable[[Tensor], tuple[Tensor, ...]]] = {
     "batch norm, pooling": lambda x: batch_norm_relu_pool(x, norm()),
     "max pool": max_pool,
     "1x1 convolution": lambda x: pointwise_statistics(x, drawn(64, 64, 1, 1), norm())[:1],
-    **{
-        f"normalised 1x1 convolution, {fusion}": lambda x, fusion=fusion: normed_pointwise(
-            x, norm(), drawn(64, 64, 1, 1), norm(), fusion
-        )[:1]
-        for fusion in (Fusion(True, False), Fusion(False, True), Fusion(True, True))
-    },
     "stem": lambda x: (stem_convolution(x[:, :3].detach(), drawn(8, 3, 7, 7)),),
 }
 
