@@ -17,7 +17,6 @@ from fastbyol.kernels import (
     color,
     crop,
     ema_loss,
-    fold_norms,
     lars_ema,
     max_pool,
     pointwise,
@@ -152,30 +151,6 @@ def lars_builds() -> tuple[Build, ...]:
             ),
         ]
     return tuple(builds)
-
-
-def fold_builds() -> tuple[Build, ...]:
-    """Build the folding of batch norms. Statistics are looked up by channel, a number at a time: only weights are wide.
-
-    Scales come to the threads of their weights by way of shared memory, which costs the barriers.
-    """
-    types = {"table_ptr": "*i64", "segment_of_block_ptr": "*i32", "eps": "fp32"}
-    return tuple(
-        Build(
-            f"fold_norms {dtype}{'' if is_aligned else ' unaligned'}",
-            fold_norms.fold_norms_kernel,
-            types | {"folded_ptr": f"*{dtype}"},
-            {"ALIGNED": is_aligned, "BLOCK": segments.BLOCK},
-            num_warps=segments.NUM_WARPS,
-            registers=112,
-            wide_loads=2 * is_aligned,
-            wide_stores=accesses,
-            barriers=3,
-            shared=4096,
-        )
-        for dtype, accesses in (("bf16", 1), ("fp32", 2))  # of 128 bits, for 8 elements a thread
-        for is_aligned in (True, False)
-    )
 
 
 def batchnorm_builds() -> tuple[Build, ...]:
@@ -482,7 +457,6 @@ BUILDS: tuple[Build, ...] = (
     *batchnorm_builds(),
     *loss_builds(),
     *lars_builds(),
-    *fold_builds(),
     *pool_builds(),
     *stem_builds(),
     *pointwise_builds(),

@@ -29,9 +29,6 @@ from fastbyol.batchnorm import join_convolutions_
 from fastbyol.byol import BYOL
 from fastbyol.config import EncoderConfig, HeadConfig
 from fastbyol.encoder import StemConv2d, Twins
-from fastbyol.kernels.convolution import Epilogue
-from fastbyol.kernels.dispatch import allocate_only
-from fastbyol.kernels.fold_norms import fold_norms
 from fastbyol.kernels.max_pool import max_pool
 from fastbyol.recipes import named
 from fastbyol.train.memory import _make_fake
@@ -49,15 +46,12 @@ COMBINATIONS: dict[str, Switches | None] = {
     "all three apart": Switches(joins=False, pools=False, folds_stem=False),
     "activations recomputed": Switches(recomputes=True),
     "target on running statistics": Switches(target="running"),
-    "target folded into its convolutions": Switches(target="folded"),
-    "target folded, statistics apart": Switches(joins=False, target="folded"),
-    "target folded, activations recomputed": Switches(recomputes=True, target="folded"),
     "weights' copies written by LARS": COPIES,
 }
 WEIGHTS = {"today": TODAY, "copies written by LARS": COPIES}
 CASTS_PX = 64  # of views whose size does not matter
 OPTIM = named("imagenet_rn50").optim
-CONVOLUTIONS = ("pointwise_kernel", "aten::convolution", "aten::convolution_backward", "epilogue")
+CONVOLUTIONS = ("pointwise_kernel", "aten::convolution", "aten::convolution_backward")
 NORMS = ("apply_kernel", "stats_kernel", "backward_sums_kernel", "backward_apply_kernel")
 
 
@@ -79,31 +73,11 @@ class _Pooling(nn.Module):
         return max_pool(norm(x))
 
 
-class _CountedEpilogue(Epilogue):
-    """What cuDNN's epilogues move on a GPU; here there is none, and nothing is computed."""
-
-    def __init__(self, counts: traffic.Counts) -> None:
-        super().__init__()
-        self.counts = counts
-
-    def __call__(
-        self, x: Tensor, weight: Tensor, bias: Tensor, residual: Tensor | None, *, stride: int, padding: int
-    ) -> Tensor:
-        size = weight.shape[-1]
-        height, width = ((side + 2 * padding - size) // stride + 1 for side in x.shape[2:])
-        z = torch.empty((len(x), len(weight), height, width), dtype=x.dtype, memory_format=torch.channels_last)
-        self.counts["epilogue"] += sum(map(traffic.size, (x, weight, bias, residual, z)))
-        return z
-
-
 def model_for(arch: str, stem: str, switches: Switches) -> BYOL:
     """Build a model without numbers that runs a step as the switches say."""
-    statistics = "batch" if switches.target == "batch" else "running"
     encoder = EncoderConfig(arch, stem=stem)
     with torch.device("meta"):
-        model = BYOL(
-            encoder, HeadConfig(), seed=0, target_statistics=statistics, folded_target=switches.target == "folded"
-        )
+        model = BYOL(encoder, HeadConfig(), seed=0, target_statistics=switches.target)
     join_convolutions_(model, switches.joins)
     model.online.encoder.set_recompute(switches.recomputes)
     for branch in (model.online, model.target):
@@ -117,16 +91,9 @@ def model_for(arch: str, stem: str, switches: Switches) -> BYOL:
 def count(arch: str, stem: str, side: int, switches: Switches | None) -> traffic.Counts:
     """Count the bytes of a step's forward, loss and backward; switches: None for plain torch."""
     model = model_for(arch, stem, switches or TODAY)
-    folded = model.folded_target
-    if folded is not None:  # folding takes the addresses of real weights
-        model.target.encoder.to_empty(device="cpu")
-        with allocate_only():
-            fold_norms(list(folded._folds()), dtype=torch.bfloat16, workspace=folded._workspace)
     with traffic.counted() as counts:
-        for branch in (model.online, model.predictor, model.target.projector if folded else model.target):
+        for branch in (model.online, model.predictor, model.target):
             _make_fake(branch)
-        if folded is not None:
-            folded.epilogue = _CountedEpilogue(counts)
         run: Callable[..., Any] = plain.PerView(model) if switches is None else model
         if switches is not None and switches.copies:
             run = ShadowedForward(model, optim.build(model, model.target_of(), OPTIM))

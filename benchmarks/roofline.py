@@ -98,8 +98,8 @@ class Switches(NamedTuple):
 
     joins: most 1x1 convolutions compute the statistics after them; pools: the stem's batch norm pools; folds_stem: its
     convolution takes folded images; recomputes: see Encoder.set_recompute; target: its batch norm takes the statistics
-    of the batch ("batch") or "running" ones, or lies within its convolutions ("folded"); copies: LARS writes weights
-    and targets in bfloat16, too, and no step casts them.
+    of the batch ("batch") or "running" ones; copies: LARS writes weights and targets in bfloat16, too, and no step
+    casts them.
     """
 
     joins: bool = True
@@ -179,9 +179,6 @@ def fused(network: Network, role: str, switches: Switches = TODAY) -> Iterator[P
     for unit in network.units:
         if unit.is_stem and network.pool is not None:
             yield from _stem(network, role, switches)
-        elif role == "target" and switches.target == "folded":  # sum and ReLU are the convolution's
-            (alone,) = convolution(unit, role)
-            yield Part(alone.flops, alone.moved + unit.has_residual * unit.written)
         else:
             yield from convolution(unit, role)
             yield Part(0, normalization(unit, role, switches))

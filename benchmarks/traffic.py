@@ -26,7 +26,6 @@ from torch.utils._pytree import tree_leaves
 from triton.tools.tensor_descriptor import TensorDescriptor
 
 from fastbyol.kernels.dispatch import allocate_only
-from fastbyol.kernels.fold_norms import fold_norms_kernel
 from fastbyol.kernels.segments import NUMEL, TARGET
 
 aten = torch.ops.aten
@@ -89,8 +88,6 @@ def launched(function: FunctionType, args: Sequence[Any], kwargs: Mapping[str, A
     """Return the bytes of a launch of a kernel, given as the Python function that it is made of."""
     given = dict(zip(inspect.signature(function).parameters, args, strict=False)) | dict(kwargs)
     moved = sum(size(given[name]) for names in effects(function) for name in names)
-    if function is fold_norms_kernel.fn:  # finds its weights, float32, by a table of addresses
-        moved += given["folded_ptr"].numel() * torch.float32.itemsize
     if function.__name__ in BY_TABLE:
         moved += swept(given)
     return moved

@@ -14,7 +14,6 @@ from fastbyol.batchnorm import BatchNormAct1d
 from fastbyol.config import EncoderConfig, HeadConfig, ObjectiveConfig
 from fastbyol.encoder import init_
 from fastbyol.errors import require
-from fastbyol.folded import FoldedResNet
 from fastbyol.kernels import reference
 from fastbyol.kernels.ema_loss import Workspace, ema_loss
 from fastbyol.objective import Objective
@@ -73,9 +72,8 @@ class BYOL(nn.Module):
 
     The initial weights depend only on (encoder, head, seed). The optimiser computes the EMA that moves the target, or,
     with a lagged target, the loss does. With target_statistics "running" the target's batch norms are in evaluation
-    mode, on statistics that update_target_statistics moves, and with folded_target those of its encoder are computed
-    as part of the convolutions before them. `target` is None for objectives without a target network. `views`: of an
-    image that both networks see, V in all; each is a population of batch norm.
+    mode, on statistics that update_target_statistics moves. `target` is None for objectives without a target network.
+    `views`: of an image that both networks see, V in all; each is a population of batch norm.
     """
 
     def __init__(
@@ -86,7 +84,6 @@ class BYOL(nn.Module):
         seed: int,
         views: int = VIEWS,
         target_statistics: str = "batch",
-        folded_target: bool = False,
         objective: ObjectiveConfig = ObjectiveConfig(),  # noqa: B008 - frozen
     ) -> None:
         super().__init__()
@@ -105,10 +102,6 @@ class BYOL(nn.Module):
         self.online = Branch(backbone, projector)
         self.predictor = predictor
         self.target = copy.deepcopy(self.online).requires_grad_(False) if objective.has_target else None
-        self.folded_target: FoldedResNet | None = None
-        if folded_target:
-            assert self.target is not None  # Recipe rejects a folded target without running statistics
-            self.folded_target = FoldedResNet(self.target.encoder)
         self.target_source = objective.target
         self.objective = build_objective(objective, dimensions=head.out, seed=seed + 2)
         batchnorm.set_views_(self.objective, views)
@@ -151,10 +144,7 @@ class BYOL(nn.Module):
         if self.target is None:
             return None
         with torch.no_grad():
-            if self.folded_target is None:
-                projections: Tensor = self.target(views)
-            else:
-                projections = self.target.projector(self.folded_target(views))
+            projections: Tensor = self.target(views)
         return projections
 
     def train(self, mode: bool = True) -> BYOL:

@@ -53,6 +53,7 @@ ENGINES = ("eager", "graph", "compile")
 PRECISIONS = ("float32", "bfloat16")
 METHODS = ("recipe", "auto")
 ON_ERROR = ("fail", "skip")  # for a sample that does not decode
+GONE = {"folded_target": False}  # settings of recipes that files of earlier runs hold, and what changed nothing
 
 
 @dataclass(frozen=True)
@@ -230,10 +231,17 @@ def to_json(config: Config) -> str:
 
 
 def in_place(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return settings as nested tables, the optimiser within the recipe; version 0.1 wrote it beside that."""
-    rest = {name: value for name, value in settings.items() if name != "optimizer"}
-    if "optimizer" not in settings or not isinstance(rest.get("recipe"), Mapping):
+    """Return settings as nested tables, the optimiser within the recipe; version 0.1 wrote it beside that.
+
+    Settings of a recipe that are gone are left out where they changed nothing; with another value they are unknown.
+    """
+    recipe = settings.get("recipe")
+    if not isinstance(recipe, Mapping):
         return dict(settings)
+    known = {name: value for name, value in recipe.items() if (name, value) not in GONE.items()}
+    rest = {name: value for name, value in settings.items() if name != "optimizer"} | {"recipe": known}
+    if "optimizer" not in settings:
+        return rest
     return tables.merge(rest, {"recipe": {"optim": {"optimizer": settings["optimizer"]}}})
 
 

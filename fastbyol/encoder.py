@@ -189,7 +189,9 @@ class ResNet(Encoder):
 
     def forward(self, images: Tensor) -> Tensor:
         """Map images [N, 3, H, W] to pooled representations [N, features]."""
-        return average_pool(self.feature_map(images))
+        features = self.feature_map(images)
+        # as [N, H*W, C], whose gradient torch writes in channels-last memory: that of a mean over (2, 3) is copied
+        return features.permute(0, 2, 3, 1).flatten(1, 2).mean(1)
 
     def feature_map(self, images: Tensor) -> Tensor:
         """Map images [N, 3, H, W] to the last feature map [N, features, h, w]."""
@@ -216,12 +218,6 @@ class ResNet(Encoder):
                         side, cost = _convolution_cost(convolution, side)
                         total += cost
         return total
-
-
-def average_pool(features: Tensor) -> Tensor:
-    """Average a feature map [N, C, h, w] over its pixels: [N, C]."""
-    # as [N, H*W, C], whose gradient torch writes in channels-last memory: that of a mean over (2, 3) is copied
-    return features.permute(0, 2, 3, 1).flatten(1, 2).mean(1)
 
 
 def _output_side(window: nn.Conv2d | nn.MaxPool2d, side: int) -> int:

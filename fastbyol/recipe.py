@@ -304,8 +304,7 @@ class Recipe:
     `epochs`: the length the constants were chosen for; `presets`: rates for other lengths. `crop_px`: side of a
     training view; `eval_px`: side of an evaluation view, the centre square whose side is `eval_margin` times the
     image's short side. Departures from the paper: with `target_statistics` "running" the target normalises by an EMA of
-    the online network's running statistics instead of its own batch statistics, and `folded_target` computes these
-    batch norms within the convolutions, for the same result rounded elsewhere; `lagged_target` moves the target in the
+    the online network's running statistics instead of its own batch statistics; `lagged_target` moves the target in the
     kernel launch of the loss, one step late; `crop_ramp` starts with smaller views; `recalibrate`: batches from which
     the running statistics are computed anew after training, 0 for none.
     """
@@ -321,7 +320,6 @@ class Recipe:
     eval_px: int
     eval_margin: float = 1.0
     target_statistics: str = "batch"
-    folded_target: bool = False
     lagged_target: bool = False
     presets: tuple[Preset, ...] = ()
     crop_ramp: CropRamp | None = None
@@ -332,11 +330,6 @@ class Recipe:
         require(
             self.target_statistics in TARGET_STATISTICS,
             f"target_statistics is {self.target_statistics!r}; give one of {', '.join(TARGET_STATISTICS)}",
-        )
-        require(
-            self.target_statistics == "running" or not self.folded_target,
-            f"folded_target needs target_statistics running, not {self.target_statistics}: statistics of the batch are "
-            "not known before its convolutions",
         )
         self._check_views()
         require(self.batch_size >= 2, f"batch size is {self.batch_size}; batch norm needs at least 2 images")

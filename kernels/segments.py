@@ -137,16 +137,15 @@ class Segments:
             groups,
             list(accumulate(blocks, initial=0))[:-1],
         ]
-        self.table = upload(torch.tensor(columns).T.contiguous(), device)
-        self.segment_of_block = upload(torch.arange(len(params)).repeat_interleave(torch.tensor(blocks)).int(), device)
+        self.table = _upload(torch.tensor(columns).T.contiguous(), device)
+        self.segment_of_block = _upload(torch.arange(len(params)).repeat_interleave(torch.tensor(blocks)).int(), device)
         self.blocks = sum(blocks)
         self.is_aligned = all(address % 16 == 0 for address in addresses)
         self._addresses = addresses
         return True
 
 
-def upload(values: Tensor, device: torch.device) -> Tensor:
-    """Copy values to a device without waiting for it."""
+def _upload(values: Tensor, device: torch.device) -> Tensor:
     return values.pin_memory().to(device, non_blocking=True) if device.type == "cuda" else values
 
 

@@ -14,7 +14,6 @@ from fastbyol.encoder import STEMS, build
 from fastbyol.errors import ConfigError
 from fastbyol.evaluate.segmentation import dilate_
 from fastbyol.export import formats, load_encoder, save_encoder
-from fastbyol.folded import FoldedResNet
 from fastbyol.padding import SameConv2d, SameMaxPool2d, padded_convolution
 from tests.support.tolerances import FLOAT64_ATOL, FLOAT64_RTOL
 
@@ -114,8 +113,6 @@ def test_what_has_no_such_padding_refuses_it(tmp_path: Path) -> None:
     encoder = build(config, seed=0).eval()
     with pytest.raises(ConfigError, match="padding same for images of 3 channels; timm only has"):
         formats.write("timm", tmp_path / "e.pth", encoder, config, px=64)
-    with pytest.raises(ConfigError, match="folded_target with padding same"):
-        FoldedResNet(encoder)
     with pytest.raises(ConfigError, match="padding is 'valid'; give one of symmetric, same"):
         EncoderConfig(padding="valid")
 

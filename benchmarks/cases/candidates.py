@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, nullcontext
 from dataclasses import replace
 from functools import cache, partial
 
@@ -14,15 +13,12 @@ from benchmarks.cases import step
 from benchmarks.cases.compare import WrongResult
 from benchmarks.harness import Case, Ready
 from fastbyol.batchnorm import join_convolutions_
-from fastbyol.config import Recipe
 from fastbyol.kernels import batchnorm_statistics
 from fastbyol.recipes import named
 from fastbyol.train.shadows import ShadowedForward
 
 DEFAULT = 10  # algorithms that cuDNN tries for each convolution, as torch sets it
 LIMITS = {f"{DEFAULT} (today)": DEFAULT, "0: every algorithm": 0}
-WORSE = 1.5  # times the error of the unfolded target: as many roundings, of other numbers
-SLACK = 1e-5  # of the projections' norm, for float32: its rounding through a network
 LOSS_RTOL = 1e-2  # of two forwards by the same weights, for which cuDNN may choose different algorithms
 
 Views = Callable[[], Tensor]
@@ -39,8 +35,15 @@ def cases(device: str) -> Iterator[Case]:
     engine = "graph" if device == "cuda" else "eager"
     today = partial(step._fastbyol, recipe, device, engine=engine)
     forms = {
-        ("folded target", name): partial(prepare, views, device, engine)
-        for name, prepare in _target_forms(recipe, searches=device == "cuda").items()
+        ("target statistics", name): partial(
+            step._prepare,
+            partial(step._fastbyol, replace(recipe, target_statistics=statistics), device, engine=engine),
+            recipe,
+            views,
+            device,
+            is_checked=False,
+        )
+        for name, statistics in (("batch (today)", "batch"), ("running", "running"))
     }
     forms |= {
         ("weights in bfloat16", name): partial(_rounded, partial(today, precision="bfloat16"), views, copies)
@@ -123,50 +126,3 @@ def _limited(limit: int, make: Callable[[], step.Engine], *where: object) -> Rea
         return step._prepare(make, recipe, views, device, is_checked=False)  # type: ignore[arg-type]
     finally:
         torch.backends.cudnn.benchmark_limit = DEFAULT  # for what is measured next
-
-
-def _target_forms(recipe: Recipe, *, searches: bool) -> dict[str, Callable[[Views, str, str], Ready]]:
-    """Name the forms of the target; the one that lets cuDNN search among epilogues takes longest and comes last."""
-    running = replace(recipe, target_statistics="running")
-    folded = replace(running, folded_target=True)
-    forms = {
-        "batch statistics (today)": partial(_target, recipe),
-        "running statistics": partial(_target, running),
-        "running statistics, folded": partial(_target, folded),
-    }
-    if searches:
-        forms["running statistics, folded, searched"] = partial(_target, folded, searches=True)
-    return forms
-
-
-def _target(recipe: Recipe, views: Views, device: str, engine: str, *, searches: bool = False) -> Ready:
-    """Prepare a step with this recipe's target; a folded one is compared with the target it stands for, first."""
-    made = step._fastbyol(recipe, device, engine=engine)
-    if made.model.folded_target is not None:
-        made.model.folded_target.epilogue.searches = searches
-
-    def run() -> object:
-        return made(views(), **step.RATES)
-
-    for _ in range(step.WARM_UP):
-        run()
-    if made.model.folded_target is not None:
-        _check_folded(made, views()[: 2 * step.CHECK_IMAGES], made.autocast())
-    return Ready(run)
-
-
-def _check_folded(made: step.Engine, views: Tensor, autocast: AbstractContextManager[object]) -> None:
-    """Raise WrongResult unless a folded target's projections are as near to float32's as the unfolded target's are."""
-    model = made.model
-    with torch.no_grad(), torch.backends.cudnn.flags(enabled=True, allow_tf32=False):
-        found = []
-        for context, images in ((nullcontext(), views.float()), (autocast, views)):
-            with context:
-                found.append(model.target(images).double())
-        with autocast:
-            found.append(model._project_by_target(views).double())
-    exact, unfolded, folded = found
-    unfolded_error, folded_error = (((x - exact).norm() / exact.norm()).item() for x in (unfolded, folded))
-    if not folded_error <= WORSE * unfolded_error + SLACK:  # NaN fails too
-        errors = f"{folded_error:.1e} of their norm, unfolded ones by {unfolded_error:.1e}"
-        raise WrongResult(f"folded projections are off by {errors}")

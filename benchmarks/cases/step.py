@@ -47,9 +47,7 @@ def _plain(recipe: Recipe, device: str, *, is_compiled: bool = False) -> Engine:
 
 
 def _model(recipe: Recipe, device: str) -> BYOL:
-    statistics, folded_target = recipe.target_statistics, recipe.folded_target
-    model = BYOL(recipe.encoder, recipe.head, seed=0, target_statistics=statistics, folded_target=folded_target)
-    return model.to(device)
+    return BYOL(recipe.encoder, recipe.head, seed=0, target_statistics=recipe.target_statistics).to(device)
 
 
 def _views(images: int, side: int, device: str) -> Tensor:

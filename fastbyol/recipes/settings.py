@@ -81,7 +81,6 @@ RECIPE = {
     "eval_px": About("side of an evaluation view in pixels", "8 or more", "P appendix C.1: 224"),
     "eval_margin": About("side of its square by the image's short side", "above 0, to 1", "P appendix C.1: 224 / 256"),
     "target_statistics": About("what the target normalises by", _one_of(TARGET_STATISTICS), "P: batch"),
-    "folded_target": About("compute its batch norms within the convolutions; wants running statistics", SWITCH),
     "lagged_target": About("move the target in the launch of the loss, one step late", SWITCH),
     "recalibrate": About("batches from which the running statistics are computed anew after training", FROM_ZERO),
 }

@@ -102,7 +102,6 @@ class Run:
             seed=config.seed,
             views=len(recipe.global_views),
             target_statistics=recipe.target_statistics,
-            folded_target=recipe.folded_target,
             objective=recipe.objective,
         ).to(config.device)
         self.model.online.encoder.set_recompute(config.recomputes)

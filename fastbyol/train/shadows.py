@@ -69,8 +69,7 @@ class ShadowedForward:
 
 
 def _cast_by_autocast(model: BYOL) -> Iterator[str]:
-    """Name the parameters of convolutions and linear layers; those that are folded are read in float32."""
+    """Name the parameters of convolutions and linear layers."""
     for name, layer in model.named_modules():
-        is_folded = model.folded_target is not None and name.startswith("target.encoder.")
-        if isinstance(layer, nn.Conv2d | nn.Linear) and not is_folded:
+        if isinstance(layer, nn.Conv2d | nn.Linear):
             yield from (f"{name}.{kind}" for kind, _ in layer.named_parameters(recurse=False))

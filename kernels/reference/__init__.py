@@ -8,8 +8,6 @@ whose names end in `_` are written to.
 from __future__ import annotations
 
 from fastbyol.kernels.reference.batchnorm import (
-    Fold,
-    Folded,
     NormParams,
     batch_norm_act,
     batch_norm_add_relu,
@@ -18,7 +16,6 @@ from fastbyol.kernels.reference.batchnorm import (
     check_pointwise,
     check_residual,
     check_views,
-    fold_norms,
     max_pool,
     pointwise_statistics,
 )
@@ -66,8 +63,6 @@ __all__ = [
     "KEYS_CUBIC",
     "LUMA",
     "NORM_EPS",
-    "Fold",
-    "Folded",
     "LarsGroup",
     "LarsRates",
     "NormParams",
@@ -87,7 +82,6 @@ __all__ = [
     "contrast",
     "ema_",
     "ema_loss",
-    "fold_norms",
     "gaussian_blur",
     "gaussian_matrix",
     "grayscale",

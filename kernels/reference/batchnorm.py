@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -28,21 +27,6 @@ class NormParams(NamedTuple):
     momentum: float
     eps: float
     group: dist.ProcessGroup | None = None
-
-
-class Fold(NamedTuple):
-    """A convolution's weight [P, C, k, k], the batch norm after it, and that of a shortcut added to it, if any."""
-
-    weight: Tensor
-    norm: NormParams
-    shortcut: NormParams | None
-
-
-class Folded(NamedTuple):
-    """The weight and the bias [P] of a convolution that a batch norm has become part of."""
-
-    weight: Tensor
-    bias: Tensor
 
 
 def check_channels(x: Tensor, weight: Tensor) -> None:
@@ -191,29 +175,6 @@ def batch_norm_eval(x: Tensor, residual: Tensor | None, norm: NormParams, *, rel
     if residual is not None:
         y = y.add_(residual)
     return y.relu_() if relu else y
-
-
-def _scale_and_shift(norm: NormParams, dtype: torch.dtype) -> tuple[Tensor, Tensor]:
-    """Return a and b with a x + b the batch norm of x in evaluation."""
-    weight, bias, mean, var = (x.to(dtype) for x in (norm.weight, norm.bias, norm.running_mean, norm.running_var))
-    scale = weight * torch.rsqrt(var + norm.eps)
-    return scale, bias - mean * scale
-
-
-def fold_norms(folds: Sequence[Fold], *, dtype: torch.dtype) -> list[Folded]:
-    """Fold batch norms on their running statistics into the convolutions before them, in this dtype.
-
-    conv(x, folded weight) + folded bias is batch_norm_eval(conv(x, weight)), and with a shortcut's norm the bias holds
-    that norm's shift, too: a shortcut's convolution then needs no bias of its own.
-    """
-    folded = []
-    for weight, norm, shortcut in folds:
-        wide = torch.promote_types(weight.dtype, torch.float32)
-        scale, bias = _scale_and_shift(norm, wide)
-        if shortcut is not None:
-            bias = bias + _scale_and_shift(shortcut, wide)[1]
-        folded.append(Folded((weight * scale.view(-1, 1, 1, 1)).to(dtype), bias.to(dtype)))
-    return folded
 
 
 def max_pool(x: Tensor) -> tuple[Tensor, Tensor]:

@@ -29,7 +29,7 @@ def test_a_kernel_reads_and_writes_what_its_source_loads_and_stores() -> None:
 
 
 @pytest.mark.parametrize(
-    "switches", [None, TODAY, Switches(joins=False, pools=False, folds_stem=False, target="folded")], ids=str
+    "switches", [None, TODAY, Switches(joins=False, pools=False, folds_stem=False, target="running")], ids=str
 )
 def test_the_formula_agrees_with_the_code_for_a_resnet18(switches: Switches | None) -> None:
     found = compare("resnet18", "imagenet", 224, switches)

@@ -16,7 +16,7 @@ from fastbyol.budget import SLURM_MARGIN_S
 from fastbyol.cli.settings import format_settings
 from fastbyol.cli.train import build_parser, check_texts, main
 from fastbyol.cli.train_run import config_of
-from fastbyol.config import PRECISIONS, Config, CropRamp, EncoderConfig, Preset, Recipe, from_json, to_json
+from fastbyol.config import GONE, PRECISIONS, Config, CropRamp, EncoderConfig, Preset, Recipe, from_json, to_json
 from fastbyol.errors import ConfigError
 from fastbyol.recipe import LOSS_SETTINGS, WITHOUT_TARGET, HeadConfig, ObjectiveConfig, OptimConfig, ViewConfig
 from fastbyol.recipes import RECIPES, named
@@ -84,6 +84,17 @@ def test_an_optimiser_beside_the_recipe_is_that_of_the_recipe(tmp_path: Path) ->
     recipe = whole().recipe
     wanted = replace(whole(), recipe=replace(recipe, optim=replace(recipe.optim, optimizer="sgd")))
     assert from_json(text) == Config.from_file(tmp_path) == wanted
+
+
+def test_a_setting_that_is_gone_is_taken_where_it_changed_nothing(tmp_path: Path) -> None:
+    settings = json.loads(to_json(whole()))
+    for name, value in GONE.items():
+        text = json.dumps({**settings, "recipe": {**settings["recipe"], name: value}})
+        written(tmp_path, text, "config.json")
+        assert from_json(text) == Config.from_file(tmp_path) == whole()
+        text = json.dumps({**settings, "recipe": {**settings["recipe"], name: not value}})
+        with pytest.raises(ConfigError, match=f"no setting is named recipe.{name}"):
+            from_json(text)
 
 
 def test_a_file_may_name_a_recipe_and_change_it(tmp_path: Path) -> None:
