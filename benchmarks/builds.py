@@ -93,10 +93,7 @@ def loss_builds() -> tuple[Build, ...]:
 
 
 def lars_builds() -> tuple[Build, ...]:
-    """Build the three kernels of a LARS step; the sweeps once more for tensors that are not aligned.
-
-    Unaligned, copies in bfloat16 come to the threads that store them by way of shared memory.
-    """
+    """Build the three kernels of a LARS step; the sweeps once more for tensors that are not aligned."""
     tables = {"segments_ptr": "*i64", "grads_ptr": "*i64", "segment_of_block_ptr": "*i32", "rates_ptr": "*fp64"}
     norms = {**tables, "partials_ptr": "*fp32", "is_skipped_ptr": "*i32", "blocks": "i32"}
     ratios = {name: norms[name] for name in ("segments_ptr", "rates_ptr", "partials_ptr", "is_skipped_ptr", "blocks")}
@@ -132,22 +129,11 @@ def lars_builds() -> tuple[Build, ...]:
                 f"lars_sweep{name}",
                 lars_ema.lars_sweep_kernel,
                 sweep,
-                {**shape, "shadows_ptr": None},
+                shape,
                 num_warps=warps,
                 registers=64,
                 wide_loads=8 * is_aligned,
                 wide_stores=6 * is_aligned,
-            ),
-            Build(
-                f"lars_sweep copies{name}",
-                lars_ema.lars_sweep_kernel,
-                {**sweep, "shadows_ptr": "*bf16"},
-                shape,
-                num_warps=lars_ema.COPYING_WARPS,
-                registers=40 if is_aligned else 56,
-                wide_loads=4 * is_aligned,
-                wide_stores=3 * is_aligned,
-                **({} if is_aligned else {"barriers": 10, "shared": 8192}),
             ),
         ]
     return tuple(builds)

@@ -10,10 +10,10 @@ from __future__ import annotations
 import argparse
 import sys
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import partial
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 sys.path.insert(0, str(Path(__file__).parents[1]))  # run as a script, from a checkout
 
@@ -32,11 +32,9 @@ from fastbyol.encoder import StemConv2d, Twins
 from fastbyol.kernels.max_pool import max_pool
 from fastbyol.recipes import named
 from fastbyol.train.memory import _make_fake
-from fastbyol.train.shadows import ShadowedForward
 
 BEGIN, END = "<!-- byte counts: python benchmarks/byte_counts.py --write -->", "<!-- end of byte counts -->"
 WITHIN = 0.03  # of each other
-COPIES = Switches(copies=True)
 COMBINATIONS: dict[str, Switches | None] = {
     "plain torch": None,
     "today": TODAY,
@@ -46,9 +44,7 @@ COMBINATIONS: dict[str, Switches | None] = {
     "all three apart": Switches(joins=False, pools=False, folds_stem=False),
     "activations recomputed": Switches(recomputes=True),
     "target on running statistics": Switches(target="running"),
-    "weights' copies written by LARS": COPIES,
 }
-WEIGHTS = {"today": TODAY, "copies written by LARS": COPIES}
 CASTS_PX = 64  # of views whose size does not matter
 OPTIM = named("imagenet_rn50").optim
 CONVOLUTIONS = ("pointwise_kernel", "aten::convolution", "aten::convolution_backward")
@@ -94,10 +90,7 @@ def count(arch: str, stem: str, side: int, switches: Switches | None) -> traffic
     with traffic.counted() as counts:
         for branch in (model.online, model.predictor, model.target):
             _make_fake(branch)
-        run: Callable[..., Any] = plain.PerView(model) if switches is None else model
-        if switches is not None and switches.copies:
-            run = ShadowedForward(model, optim.build(model, model.target_of(), OPTIM))
-            run.shadows.mark_fresh()  # as after a step
+        run = plain.PerView(model) if switches is None else model
         shape = (VIEWS * BATCH, 3, side, side)
         views = torch.empty(shape, dtype=torch.bfloat16, memory_format=torch.channels_last)
         with torch.autocast("cpu", torch.bfloat16):
@@ -106,15 +99,13 @@ def count(arch: str, stem: str, side: int, switches: Switches | None) -> traffic
     return counts
 
 
-def count_weights(arch: str, stem: str, switches: Switches) -> float:
+def count_weights(arch: str, stem: str) -> float:
     """Count the bytes of a step for its weights alone: their casts, and LARS, which takes addresses of real memory."""
-    casts = count(arch, stem, CASTS_PX, switches)["aten::_to_copy"]
-    model = model_for(arch, stem, switches).to_empty(device="cpu")
+    casts = count(arch, stem, CASTS_PX, TODAY)["aten::_to_copy"]
+    model = model_for(arch, stem, TODAY).to_empty(device="cpu")
     for parameter in model.parameters():
         parameter.grad = torch.empty_like(parameter) if parameter.requires_grad else None
     lars = optim.build(model, model.target_of(), OPTIM)
-    if switches.copies:
-        lars.keep_shadows().mark_fresh()
     with traffic.launches() as counts:
         lars.step()
     return casts + sum(counts.values())
@@ -167,11 +158,11 @@ def line(name: str, found: Comparison) -> str:
     return f"| {name} | {found.formula:.0f} | {found.counted:.0f} | {found.difference:+.1%} | {parts} |"
 
 
-def weights_line(name: str, arch: str, stem: str, switches: Switches) -> tuple[str, float]:
+def weights_line(arch: str, stem: str) -> tuple[str, float]:
     """Format the bytes of a step's weights, and return by which share of them the formula is above the count."""
-    formula, counted = roofline.kept(weights_of(arch, stem), switches), count_weights(arch, stem, switches)
+    formula, counted = roofline.kept(weights_of(arch, stem)), count_weights(arch, stem)
     difference = formula / counted - 1
-    return f"| {name} | {formula / 1e6:.0f} | {counted / 1e6:.0f} | {difference:+.1%} |", difference
+    return f"| today | {formula / 1e6:.0f} | {counted / 1e6:.0f} | {difference:+.1%} |", difference
 
 
 def markdown() -> str:
@@ -180,7 +171,7 @@ def markdown() -> str:
     found = {name: compare("resnet50", "imagenet", 224, switches) for name, switches in COMBINATIONS.items()}
     lines = [head, "|---" * 7 + "|", *(line(name, each) for name, each in found.items()), ""]
     lines += ["| LARS and casts of weights | MB a step, formula | MB a step, counted | apart by |", "|---" * 4 + "|"]
-    lines += [weights_line(name, "resnet50", "imagenet", switches)[0] for name, switches in WEIGHTS.items()]
+    lines.append(weights_line("resnet50", "imagenet")[0])
     return "\n".join(lines)
 
 

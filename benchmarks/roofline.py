@@ -98,8 +98,7 @@ class Switches(NamedTuple):
 
     joins: most 1x1 convolutions compute the statistics after them; pools: the stem's batch norm pools; folds_stem: its
     convolution takes folded images; recomputes: see Encoder.set_recompute; target: its batch norm takes the statistics
-    of the batch ("batch") or "running" ones; copies: LARS writes weights and targets in bfloat16, too, and no step
-    casts them.
+    of the batch ("batch") or "running" ones.
     """
 
     joins: bool = True
@@ -107,7 +106,6 @@ class Switches(NamedTuple):
     folds_stem: bool = True
     recomputes: bool = False
     target: str = "batch"
-    copies: bool = False
 
 
 TODAY = Switches()
@@ -228,16 +226,14 @@ class Weights(NamedTuple):
     cast_followed: int
 
 
-def kept(weights: Weights, switches: Switches = TODAY) -> float:
+def kept(weights: Weights) -> float:
     """Count a step's bytes of its weights alone: LARS with EMA, casts of weights, of targets and of gradients.
 
     A cast reads float32 and writes bfloat16, or the reverse. The norms of LARS read two numbers, its sweep reads three
     and writes two, and reads and writes a target.
     """
-    cast, copy = 4 + WIDTH, WIDTH * switches.copies
-    lars = (7 * 4 + copy) * weights.trained + (2 * 4 + copy) * weights.followed
-    casts = 0 if switches.copies else weights.cast + weights.cast_followed
-    return lars + cast * (casts + weights.cast)
+    lars = 7 * 4 * weights.trained + 2 * 4 * weights.followed
+    return lars + (4 + WIDTH) * (2 * weights.cast + weights.cast_followed)
 
 
 class Prediction(NamedTuple):

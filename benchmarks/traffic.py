@@ -94,7 +94,7 @@ def launched(function: FunctionType, args: Sequence[Any], kwargs: Mapping[str, A
 
 
 def swept(given: Mapping[str, Any]) -> int:
-    """Return the bytes of parameters, gradients, momenta, targets, float32, and copies that a LARS kernel finds itself.
+    """Return the bytes of parameters, gradients, momenta and targets, float32, that a LARS kernel finds itself.
 
     Norms read parameters and gradients; the sweep reads momenta, too, and writes all but gradients.
     """
@@ -102,8 +102,7 @@ def swept(given: Mapping[str, Any]) -> int:
     parameters, targets = (int(table[rows, NUMEL.value].sum()) for rows in (slice(None), table[:, TARGET.value] != 0))
     if "skipped_ptr" not in given:
         return 2 * 4 * parameters
-    copies = 0 if given["shadows_ptr"] is None else given["shadows_ptr"].element_size()
-    return (5 * 4 + copies) * parameters + (2 * 4 + copies) * targets
+    return 5 * 4 * parameters + 2 * 4 * targets
 
 
 def convolved(args: tuple[Any, ...], result: Any) -> int:

@@ -12,7 +12,6 @@ from torch import Tensor, nn
 from fastbyol.config import OptimConfig
 from fastbyol.kernels.lars_ema import Workspace, lars_ema_
 from fastbyol.kernels.reference import LarsGroup, LarsRates
-from fastbyol.kernels.shadows import Shadows
 
 # "pos_embed", "pos_embedding", "relative_position_bias_table", "cls_token", "class_token", "mask_token"
 EXCLUDED = re.compile(r"pos_embed|position|(^|_)tokens?$")
@@ -32,7 +31,6 @@ class LARS(torch.optim.Optimizer):
 
     is_capturable = True
     skips_bad_steps = True
-    shadows: Shadows | None = None  # see keep_shadows
 
     def __init__(
         self,
@@ -89,17 +87,8 @@ class LARS(torch.optim.Optimizer):
             )
             for group in self._groups
         ]
-        lars_ema_(groups, skipped=self.skipped, workspace=self._workspace, shadows=self.shadows)
+        lars_ema_(groups, skipped=self.skipped, workspace=self._workspace)
         return loss
-
-    def keep_shadows(self) -> Shadows:
-        """Keep bfloat16 copies of all parameters and targets from now on, and return them; see kernels/shadows.py.
-
-        The tensors must stay where they are, and no group may be added. Copies and pickles of LARS keep none.
-        """
-        params = [p for group in self._groups for p in group["params"]]
-        self.shadows = Shadows(params, [self.target_of.get(p) for p in params])
-        return self.shadows
 
     @property
     def _groups(self) -> list[dict[str, Any]]:

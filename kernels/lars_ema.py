@@ -8,8 +8,7 @@ sums in a fixed order, computes its ratio, and sets the skip flag if |g|
         is not finite
 sweep   one program per block: updates momentum, parameter and target, or nothing if the skip flag is set
 
-Bytes moved per element, float32: norms read 8; the sweep reads 16 and writes 12, or 12 and 8 without a target. Where
-bfloat16 copies are kept (shadows.py) it writes 2 more for each parameter and 2 for each target.
+Bytes moved per element, float32: norms read 8; the sweep reads 16 and writes 12, or 12 and 8 without a target.
 
 The tensors stay ordinary tensors, addressed as segments. Rates and the addresses of gradients, which change from step
 to step, are written to the device in stream order, so that the host never waits.
@@ -47,13 +46,9 @@ from fastbyol.kernels.segments import (
     is_capturing,
     pointer,
 )
-from fastbyol.kernels.shadows import Shadows
 
 CHUNK = 1024  # partial sums that a program of `ratios` adds at a time
 RATIO_WARPS = 4
-# of a sweep that writes copies: with 4 elements a thread, float32 and bfloat16 are held by the same threads; with 8 the
-# compiler would exchange them through shared memory
-COPYING_WARPS = BLOCK // 128
 
 # Columns of the table of rates, one row of float64 per group, in the order of LarsRates; trust is NaN for None.
 # Float64, because 1 - tau loses most digits for a float32 tau near 1.
@@ -142,26 +137,8 @@ def lars_ratios_kernel(
 
 
 @triton.jit
-def update(
-    p_ptr,
-    g_ptr,
-    momentum_ptr,
-    target_ptr,
-    shadow_ptr,
-    apart,
-    i,
-    count,
-    target_count,
-    ratio,
-    decay,
-    inertia,
-    lr,
-    tau,
-):
-    """Update a block of momentum, parameter and target; target_count is 0 without a target.
-
-    shadow_ptr: of the parameter's copy, that of the target being so many elements apart, or None.
-    """
+def update(p_ptr, g_ptr, momentum_ptr, target_ptr, i, count, target_count, ratio, decay, inertia, lr, tau):
+    """Update a block of momentum, parameter and target; target_count is 0 without a target."""
     mask, target_mask = i < count, i < target_count
     p = tl.load(p_ptr + i, mask=mask, other=0.0)
     g = tl.load(g_ptr + i, mask=mask, other=0.0) + decay * p
@@ -170,11 +147,7 @@ def update(
     p -= lr * momentum
     tl.store(momentum_ptr + i, momentum, mask=mask)
     tl.store(p_ptr + i, p, mask=mask)
-    target = follow(target, p, tau)
-    tl.store(target_ptr + i, target, mask=target_mask)
-    if shadow_ptr is not None:
-        tl.store(shadow_ptr + i, p.to(tl.bfloat16), mask=mask)
-        tl.store(shadow_ptr + apart + i, target.to(tl.bfloat16), mask=target_mask)
+    tl.store(target_ptr + i, follow(target, p, tau), mask=target_mask)
 
 
 @triton.jit
@@ -186,14 +159,10 @@ def lars_sweep_kernel(
     ratios_ptr,
     is_skipped_ptr,
     skipped_ptr,
-    shadows_ptr,
     ALIGNED: tl.constexpr,
     BLOCK: tl.constexpr,
 ):
-    """Update every block unless the step is skipped; count the skipped steps, in total and in a row.
-
-    shadows_ptr: [2, blocks, BLOCK], or None without copies.
-    """
+    """Update every block unless the step is skipped; count the skipped steps, in total and in a row."""
     block = tl.program_id(0)
     is_skipped = tl.load(is_skipped_ptr)
     if block == 0:
@@ -212,18 +181,13 @@ def lars_sweep_kernel(
         inertia = rate(rates_ptr, row_ptr, INERTIA)
         lr = rate(rates_ptr, row_ptr, LR)
         tau = tl.load(rates_ptr + tl.load(row_ptr + GROUP) * RATES + TAU)
-        shadow_ptr, apart = shadows_ptr, tl.num_programs(0).to(tl.int64) * BLOCK
-        if shadows_ptr is not None:
-            shadow_ptr = shadows_ptr + block.to(tl.int64) * BLOCK
-        shadow = shadow_ptr, apart
-        rates = ratio, decay, inertia, lr, tau
         i = tl.arange(0, BLOCK)
         if count == BLOCK:
             target_count = tl.where(has_target, BLOCK, 0)
-            update(p_ptr, g_ptr, momentum_ptr, target_ptr, *shadow, i, BLOCK, target_count, *rates)
+            update(p_ptr, g_ptr, momentum_ptr, target_ptr, i, BLOCK, target_count, ratio, decay, inertia, lr, tau)
         else:
             target_count = tl.where(has_target, count, 0)
-            update(p_ptr, g_ptr, momentum_ptr, target_ptr, *shadow, i, count, target_count, *rates)
+            update(p_ptr, g_ptr, momentum_ptr, target_ptr, i, count, target_count, ratio, decay, inertia, lr, tau)
 
 
 class Workspace:
@@ -259,20 +223,17 @@ class Workspace:
         """The EMA rate of the first group, a float64 scalar on the device."""
         return self.rates.tensor[0, TAU.value]
 
-    def update(self, groups: Sequence[LarsGroup], shadows: Shadows | None) -> tuple[list[Tensor], bool]:
+    def update(self, groups: Sequence[LarsGroup]) -> tuple[list[Tensor], bool]:
         """Update tables and rates; return the gradients in their parameters' layout, and whether all is aligned.
 
         The gradients must stay alive until the launches that read them are queued.
         """
         params = [p for group in groups for p in group.params]
-        targets = [x for group in groups for x in group.targets]
         device = params[0].device
-        if shadows is not None:
-            shadows.check(params, targets)
         if self.segments.update(
             params,
             momenta=[x for group in groups for x in group.momenta],
-            targets=targets,
+            targets=[x for group in groups for x in group.targets],
             groups=[i for i, group in enumerate(groups) for _ in group.params],
         ):
             self.grads = DeviceTable((len(params),), torch.int64, device)
@@ -306,23 +267,16 @@ class Workspace:
             logging.getLogger(__name__).warning(reason)
 
 
-def lars_ema_(
-    groups: Sequence[LarsGroup], *, skipped: Tensor, workspace: Workspace, shadows: Shadows | None = None
-) -> None:
+def lars_ema_(groups: Sequence[LarsGroup], *, skipped: Tensor, workspace: Workspace) -> None:
     """Take one LARS step and update the targets, or skip both if the norm of any gradient is inf or NaN.
 
     skipped: [2] int32, counts the skipped steps, in total and in a row. There is no host sync. workspace: one per list
     of tensors. In a CUDA graph the rates are those of the last `workspace.set_rates` before a replay, not of `groups`.
-    shadows: copies of the groups' parameters and targets, to be kept up to date.
     """
-    if shadows is not None:
-        shadows.refresh_()  # a skipped step writes none
     if not runs_triton(groups[0].params[0]):
         reference.lars_ema_(groups, skipped=skipped)
-        if shadows is not None:
-            shadows.refresh_()
         return
-    grads, is_aligned = workspace.update(groups, shadows)
+    grads, is_aligned = workspace.update(groups)
     segments, rates = workspace.segments, workspace.rates.tensor
     addresses = (segments.table, workspace.grads.tensor, segments.segment_of_block, rates)
     whole = {"ALIGNED": is_aligned, "BLOCK": BLOCK, "num_warps": NUM_WARPS}
@@ -340,14 +294,7 @@ def lars_ema_(
         CHUNK=CHUNK,
         num_warps=RATIO_WARPS,
     )
-    sweep = (*addresses, workspace.ratios, workspace.is_skipped, skipped)
-    if shadows is None:
-        lars_sweep_kernel[(segments.blocks,)](*sweep, None, **whole)
-    else:
-        lars_sweep_kernel[(segments.blocks,)](*sweep, shadows.memory, **{**whole, "num_warps": COPYING_WARPS})
+    lars_sweep_kernel[(segments.blocks,)](*addresses, workspace.ratios, workspace.is_skipped, skipped, **whole)
     # tells autograd of the in-place updates, as torch's own operations do
     changed = [x for group in groups for x in chain(group.params, group.momenta, group.targets) if x is not None]
     torch.autograd.graph.increment_version(changed)
-    if shadows is not None:
-        torch.autograd.graph.increment_version([shadows.memory])
-        shadows.mark_fresh()

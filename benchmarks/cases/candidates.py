@@ -7,21 +7,15 @@ from dataclasses import replace
 from functools import cache, partial
 
 import torch
-from torch import Tensor
 
 from benchmarks.cases import step
-from benchmarks.cases.compare import WrongResult
 from benchmarks.harness import Case, Ready
 from fastbyol.batchnorm import join_convolutions_
 from fastbyol.kernels import batchnorm_statistics
 from fastbyol.recipes import named
-from fastbyol.train.shadows import ShadowedForward
 
 DEFAULT = 10  # algorithms that cuDNN tries for each convolution, as torch sets it
 LIMITS = {f"{DEFAULT} (today)": DEFAULT, "0: every algorithm": 0}
-LOSS_RTOL = 1e-2  # of two forwards by the same weights, for which cuDNN may choose different algorithms
-
-Views = Callable[[], Tensor]
 
 
 def cases(device: str) -> Iterator[Case]:
@@ -46,10 +40,6 @@ def cases(device: str) -> Iterator[Case]:
         for name, statistics in (("batch (today)", "batch"), ("running", "running"))
     }
     forms |= {
-        ("weights in bfloat16", name): partial(_rounded, partial(today, precision="bfloat16"), views, copies)
-        for name, copies in (("cast in the step (today)", False), ("copies by LARS", True))
-    }
-    forms |= {
         ("serpentine", name): partial(_walking, from_tail, today, recipe, views, device)
         for name, from_tail in (("sums from the first row (today)", False), ("sums from the last row", True))
     }
@@ -70,35 +60,9 @@ def cases(device: str) -> Iterator[Case]:
             f"fastbyol, {engine}, {name}",
             prepare,
             images=batch_size,
-            dtype="bfloat16" if candidate == "weights in bfloat16" else step.PRECISION[device],
+            dtype=step.PRECISION[device],
             is_alone=device == "cuda",
         )
-
-
-def _rounded(make: Callable[[], step.Engine], views: Views, copies: bool) -> Ready:
-    """Prepare a step in bfloat16 whose weights are cast, or are copies that LARS writes, which are compared first."""
-    made = make()
-    if copies:
-        made.forward = ShadowedForward(made.model, made.optimizer)
-
-    def run() -> object:
-        return made(views(), **step.RATES)
-
-    for _ in range(step.WARM_UP):
-        run()
-    if copies:
-        _check_copies(made, views()[: 2 * step.CHECK_IMAGES])
-    return Ready(run)
-
-
-def _check_copies(made: step.Engine, views: Tensor) -> None:
-    """Raise WrongResult unless the copies are the rounded weights, and give the loss that cast weights give."""
-    if not all(torch.equal(copied, x.bfloat16()) for x, copied in made.forward.shadows.of.items()):
-        raise WrongResult("the copies that LARS wrote are not its weights, rounded")
-    with torch.no_grad(), made.autocast():
-        ours, expected = (forward(views).loss.item() for forward in (made.forward, made.model))
-    if not abs(ours - expected) <= LOSS_RTOL * abs(expected):  # NaN fails too
-        raise WrongResult(f"a loss of {ours} by copies of weights, of {expected} by autocast's casts")
 
 
 def _joining(today: Callable[[], step.Engine], joins: bool) -> step.Engine:

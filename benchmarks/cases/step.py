@@ -28,12 +28,10 @@ CHECK_RTOL = 0.1  # losses of five steps in bfloat16, whose errors grow from ste
 Engine = Callable[..., Any]  # views, lr, tau -> what has a loss
 
 
-def _fastbyol(
-    recipe: Recipe, device: str, *, engine: str, lagged_target: bool = False, precision: str | None = None
-) -> Engine:
+def _fastbyol(recipe: Recipe, device: str, *, engine: str, lagged_target: bool = False) -> Engine:
     model = _model(recipe, device)
     lars = optim.build(model, {} if lagged_target else model.target_of(), recipe.optim)
-    return step.engine(engine, model, lars, precision=precision or PRECISION[device], lagged_target=lagged_target)
+    return step.engine(engine, model, lars, precision=PRECISION[device], lagged_target=lagged_target)
 
 
 def _plain(recipe: Recipe, device: str, *, is_compiled: bool = False) -> Engine:
