@@ -193,17 +193,11 @@ def _batchnorm_tiles(dtype: str, width: int, *, packing: dict[str, int]) -> list
 
     def build(name: str, kernel: Any, types: dict[str, str], *, registers: int, loads: int, **other: Any) -> Build:
         tile_bytes = batchnorm_statistics.STATS_TILE_BYTES if name == "stats" else batchnorm.TILE_BYTES
-        from_tail = other.pop("from_tail", False)
-        constexprs = {
-            "RELU": other.pop("relu", True),
-            "BM": tile_bytes // width // bc,
-            "BC": bc,
-            "FROM_TAIL": from_tail,
-        }
+        constexprs = {"RELU": other.pop("relu", True), "BM": tile_bytes // width // bc, "BC": bc}
         optional = ("residual_ptr", "mask_ptr", "other_dz_ptr", "g_ptr", "eps")
         constexprs |= {key: None for key in optional if key not in types}
         return Build(
-            f"batchnorm {name} {dtype}{' from tail' if from_tail else ''}",
+            f"batchnorm {name} {dtype}",
             kernel,
             types,
             {key: value for key, value in constexprs.items() if key in kernel.arg_names},
@@ -225,21 +219,12 @@ def _batchnorm_tiles(dtype: str, width: int, *, packing: dict[str, int]) -> list
     dx = {"g_ptr": x, "x_ptr": x, "dx_ptr": x, "sums_ptr": "*fp32", **channel, **sizes}
     plain_limits: dict[str, Any] = {"relu": False, **BATCHNORM_SUMS}
     add_limits: dict[str, Any] = {"wide_stores": 2, **plain_limits}
-
-    def summing(**order: bool) -> list[Build]:
-        sum_kernel, limits = batchnorm.backward_sums_kernel, {**order, **plain_limits}
-        stats_limits, masked_limits = {**order, **BATCHNORM_SUMS}, {**order, **add_limits}
-        return [
-            build("stats", batchnorm_statistics.stats_kernel, stats, registers=64, loads=4, **stats_limits),
-            build("sums relu", sum_kernel, sums, registers=96, loads=4, **stats_limits),
-            build("sums plain", sum_kernel, sums, registers=96, loads=4, **limits),
-            build("sums add", sum_kernel, add_sums, registers=80, loads=4, **masked_limits),
-            build("sums add two", sum_kernel, two_sums, registers=80, loads=6, **masked_limits),
-        ]
-
     return [
-        *summing(),
-        *(summing(from_tail=True) if dtype == "bf16" else ()),
+        build("stats", batchnorm_statistics.stats_kernel, stats, registers=64, loads=4, **BATCHNORM_SUMS),
+        build("sums relu", batchnorm.backward_sums_kernel, sums, registers=96, loads=4, **BATCHNORM_SUMS),
+        build("sums plain", batchnorm.backward_sums_kernel, sums, registers=96, loads=4, **plain_limits),
+        build("sums add", batchnorm.backward_sums_kernel, add_sums, registers=80, loads=4, **add_limits),
+        build("sums add two", batchnorm.backward_sums_kernel, two_sums, registers=80, loads=6, **add_limits),
         build("apply relu", batchnorm.apply_kernel, apply, registers=64, loads=2, wide_stores=2),
         build("apply add", batchnorm.apply_kernel, add, registers=72, loads=4, wide_stores=2, **packing),
         build("apply add target", batchnorm.apply_kernel, target_add, registers=72, loads=4, wide_stores=2),

@@ -47,9 +47,7 @@ from fastbyol.kernels.batchnorm_statistics import (
     offsets,
     per_channel,
     reduce_splits,
-    rows_of_split,
     sum_launch,
-    summed_group,
 )
 from fastbyol.kernels.dispatch import runs_triton
 from fastbyol.kernels.recompute import recomputed
@@ -126,7 +124,6 @@ def backward_sums_kernel(
     rows,
     channels,
     rows_per_split,
-    FROM_TAIL: tl.constexpr,
     RELU: tl.constexpr,
     BM: tl.constexpr,
     BC: tl.constexpr,
@@ -135,7 +132,7 @@ def backward_sums_kernel(
 
     The ReLU's mask is recomputed from x (RELU), read from mask_ptr, or absent.
     """
-    split, group = tl.program_id(1), summed_group(FROM_TAIL)
+    split, group = tl.program_id(1), tl.program_id(2)
     c = tl.program_id(0) * BC + tl.arange(0, BC)
     c8 = tl.program_id(0) * (BC // 8) + tl.arange(0, BC // 8)
     mean = per_channel(mean_ptr + group * channels, c, channels)
@@ -145,7 +142,7 @@ def backward_sums_kernel(
     total = tl.zeros([SUMS // BC, BC], tl.float32)
     product = tl.zeros([SUMS // BC, BC], tl.float32)
     for start in range(0, rows_per_split, BM):
-        r = rows_of_split(start, rows_per_split, FROM_TAIL, BM)
+        r = split * rows_per_split + start + tl.arange(0, BM)
         at, inside = offsets(group, rows, channels, r, c)
         centered = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32) - mean[None, :]
         g = tl.load(dz_ptr + at, mask=inside, other=0.0).to(tl.float32)

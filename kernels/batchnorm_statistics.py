@@ -33,10 +33,6 @@ SPLIT_TILES = 4  # at least this many tiles per program, so that partial sums ar
 # with up to 80 registers; on sm_80 the backward's sums take up to 91, and 5 blocks fit. Of the sums of
 # batchnorm_pool.py 3 fit, which makes two rounds.
 PROGRAMS = 768
-# Whether programs sum from the last rows of the last group to the first ones, so that what reads the rows next, from
-# first to last, finds the beginning in the L2 cache, and the sums the end of what was written before them. No GPU has
-# measured it yet: benchmarks/cases/candidates.py.
-FROM_TAIL = False
 # Splits and channels: few channels per program, so that many multiprocessors read.
 FINALIZE = {"BS": 512, "BC": 8, "num_warps": 8}
 
@@ -61,47 +57,17 @@ def fold(tile, BM: tl.constexpr, BC: tl.constexpr):
 
 
 @triton.jit
-def summed_group(FROM_TAIL: tl.constexpr):
-    """Return the group of a program of grid (columns, S, G); the groups begin one after the other."""
-    group = tl.program_id(2)
-    return tl.num_programs(2) - 1 - group if FROM_TAIL else group
-
-
-@triton.jit
-def rows_of_split(start, rows_per_split, FROM_TAIL: tl.constexpr, BM: tl.constexpr):
-    """Return the BM rows of a program's split that follow `start` others.
-
-    A split is a range of rows; FROM_TAIL, its tiles lie S apart, and the last one comes first.
-    """
-    split = tl.program_id(1)
-    if FROM_TAIL:
-        tile = tl.num_programs(1) * (rows_per_split // BM - 1 - start // BM) + split
-        first = tile * BM
-    else:
-        first = split * rows_per_split + start
-    return first + tl.arange(0, BM)
-
-
-@triton.jit
 def stats_kernel(
-    x_ptr,
-    running_mean_ptr,
-    partial_ptr,
-    rows,
-    channels,
-    rows_per_split,
-    FROM_TAIL: tl.constexpr,
-    BM: tl.constexpr,
-    BC: tl.constexpr,
+    x_ptr, running_mean_ptr, partial_ptr, rows, channels, rows_per_split, BM: tl.constexpr, BC: tl.constexpr
 ):
     """Write the split's sums of d and d^2, d = x - shift, to partial [2, G, S, C]; grid (columns, S, G)."""
-    split, group = tl.program_id(1), summed_group(FROM_TAIL)
+    split, group = tl.program_id(1), tl.program_id(2)
     c = tl.program_id(0) * BC + tl.arange(0, BC)
     shift = per_channel(running_mean_ptr, c, channels)
     total = tl.zeros([SUMS // BC, BC], tl.float32)
     square = tl.zeros([SUMS // BC, BC], tl.float32)
     for start in range(0, rows_per_split, BM):
-        r = rows_of_split(start, rows_per_split, FROM_TAIL, BM)
+        r = split * rows_per_split + start + tl.arange(0, BM)
         at, inside = offsets(group, rows, channels, r, c)
         x = tl.load(x_ptr + at, mask=inside, other=0.0).to(tl.float32)
         d = tl.where(inside, x - shift[None, :], 0.0)
@@ -210,19 +176,15 @@ def column_block(channels: int) -> int:
 
 
 def sum_launch(x: Tensor, groups: int, *, tile_bytes: int) -> tuple[tuple[int, int, int], dict[str, int]]:
-    """Return the grid (columns, S, G) and sizes that split all groups' rows among about PROGRAMS programs.
-
-    FROM_TAIL, each group's rows, so that the groups follow one another.
-    """
+    """Return the grid (columns, S, G) and sizes that split each group's rows among about PROGRAMS programs."""
     channels = x.shape[1]
     rows = x.numel() // (channels * groups)
     bc = column_block(channels)
     bm, columns = tile_bytes // x.element_size() // bc, triton.cdiv(channels, bc)
-    wanted = max(PROGRAMS // (columns * (1 if FROM_TAIL else groups)), 1)
+    wanted = max(PROGRAMS // (columns * groups), 1)
     rows_per_split = triton.cdiv(max(triton.cdiv(rows, wanted), SPLIT_TILES * bm), bm) * bm
     grid = (columns, max(triton.cdiv(rows, rows_per_split), 1), groups)
-    sizes = {"rows": rows, "channels": channels, "rows_per_split": rows_per_split, "BM": bm, "BC": bc}
-    return grid, sizes | {"FROM_TAIL": FROM_TAIL}
+    return grid, {"rows": rows, "channels": channels, "rows_per_split": rows_per_split, "BM": bm, "BC": bc}
 
 
 def reduce_splits(

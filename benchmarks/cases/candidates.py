@@ -11,7 +11,6 @@ import torch
 from benchmarks.cases import step
 from benchmarks.harness import Case, Ready
 from fastbyol.batchnorm import join_convolutions_
-from fastbyol.kernels import batchnorm_statistics
 from fastbyol.recipes import named
 
 DEFAULT = 10  # algorithms that cuDNN tries for each convolution, as torch sets it
@@ -40,10 +39,6 @@ def cases(device: str) -> Iterator[Case]:
         for name, statistics in (("batch (today)", "batch"), ("running", "running"))
     }
     forms |= {
-        ("serpentine", name): partial(_walking, from_tail, today, recipe, views, device)
-        for name, from_tail in (("sums from the first row (today)", False), ("sums from the last row", True))
-    }
-    forms |= {
         ("statistics in 1x1 convolutions", name): partial(
             step._prepare, partial(_joining, today, joins), recipe, views, device, is_checked=joins
         )
@@ -70,16 +65,6 @@ def _joining(today: Callable[[], step.Engine], joins: bool) -> step.Engine:
     made = today()
     join_convolutions_(made.model, joins)
     return made
-
-
-def _walking(from_tail: bool, make: Callable[[], step.Engine], *where: object) -> Ready:
-    """Prepare a step whose batch norms sum in this order, as its graph then does; without a graph all sum as today."""
-    recipe, views, device = where
-    batchnorm_statistics.FROM_TAIL = from_tail
-    try:
-        return step._prepare(make, recipe, views, device, is_checked=False)  # type: ignore[arg-type]
-    finally:
-        batchnorm_statistics.FROM_TAIL = False  # for what is measured next
 
 
 def _limited(limit: int, make: Callable[[], step.Engine], *where: object) -> Ready:

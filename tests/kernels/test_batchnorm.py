@@ -156,12 +156,6 @@ def check(case: Case, *, views: int, relu: bool = True, atol: float = FLOAT32_BA
     assert ours.z.dtype == ours.dx.dtype == case.x.dtype
 
 
-@pytest.fixture(params=[False, True], ids=["", "from-tail"])
-def _each_order(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fastbyol.kernels.batchnorm_statistics.FROM_TAIL", request.param)
-
-
-@pytest.mark.usefixtures("_each_order")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(("views", "shape"), SHAPES, ids=str)
 def test_forward_and_gradients_are_the_references(
@@ -178,7 +172,6 @@ def test_half_precision_is_normalised_in_float32(device: str) -> None:
     check(draw(2, (3, 20, 4, 4), device, dtype=torch.float16), views=2)
 
 
-@pytest.mark.usefixtures("_each_order")
 @pytest.mark.parametrize("arriving", ["first", "second", "both"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
 @pytest.mark.parametrize(("views", "shape"), [(3, (2, 5)), (2, (2, 72, 5, 3))], ids=str)
