@@ -364,15 +364,15 @@ def pointwise_builds() -> tuple[Build, ...]:
 def view_builds() -> tuple[Build, ...]:
     """Build the four launches of 224-pixel views for both dtypes, and of a side that no tile and no access divides.
 
-    Crop and color add up sums over a program's warps, and blur exchanges rows and columns: their barriers and shared
-    memory are meant. Crop reads scattered words, and finish writes interleaved channels, so both access narrowly.
+    Crop and color add up sums over a program's warps: their barriers and shared memory are meant. Crop reads scattered
+    words, finish one pixel a thread (see there), so both access narrowly.
     """
     builds = []
     for dtype, between, side in (("bf16", "fp16", 224), ("fp32", "fp32", 224), ("bf16", "fp16", 33)):
         steps, tiles = crop.tiling(side)
         planes = {"planes_ptr": f"*{between}", "params_ptr": "*fp32"}
         crop_types = planes | {"pixels_ptr": "*u8", "offsets_ptr": "*i64", "sizes_ptr": "*i64", "sums_ptr": "*fp32"}
-        blur_shape = {"SIDE": side, "RADIUS": side // 20, "TILE": blur.TILE}
+        blur_shape = {"SIDE": side, "RADIUS": side // 20}
         accesses = 0 if side % 16 else 1 if between == "fp16" else 2  # of 128 bits for 8 numbers
         builds += [
             Build(
@@ -401,24 +401,19 @@ def view_builds() -> tuple[Build, ...]:
                 f"blur_down {dtype} {side}",
                 blur.blur_down_kernel,
                 planes | {"out_ptr": f"*{between}"},
-                blur_shape,
-                num_warps=blur.WARPS,
+                blur_shape | {"BLOCK": blur.DOWN_BLOCK},
+                num_warps=blur.DOWN_WARPS,
                 registers=40,
                 wide_loads=3 * accesses,
                 wide_stores=accesses,
-                barriers=1,
-                shared=4096,
             ),
             Build(
                 f"finish {dtype} {side}",
                 blur.finish_kernel,
                 planes | {"down_ptr": f"*{between}", "out_ptr": f"*{dtype}"},
-                blur_shape,
-                num_warps=blur.WARPS,
-                registers=96,
-                wide_loads=12 * accesses,
-                barriers=17,
-                shared=4096,
+                blur_shape | {"BLOCK": blur.FINISH_BLOCK},
+                num_warps=blur.FINISH_WARPS,
+                registers=40,
             ),
         ]
     return tuple(builds)

@@ -13,7 +13,10 @@ from fastbyol.recipes.overrides import apply_change, settings
 
 @dataclass(frozen=True)
 class Evidence:
-    """Mean kNN top-1 of a method and of the recipe's own at equal compute, which was `epochs` of the recipe's own."""
+    """Mean kNN top-1 of a method and of the recipe's own at equal compute, which was `epochs` of the recipe's own.
+
+    On a GPU at equal epochs, of which the method's cost less.
+    """
 
     epochs: float
     own: float
@@ -24,8 +27,8 @@ class Evidence:
 class Choice:
     """A method that won over a recipe's own, to be chosen up to `until` epochs of the latter: RECIPE+change.
 
-    evidence: by ascending epochs, from benchmarks/quality.py on images held out of the training set. docs/quality.md
-    says why it may be chosen for longer runs than these, up to `until`.
+    evidence: by ascending epochs, from benchmarks/quality.py, or benchmarks/gpu/call.py, on images held out of the
+    training set. docs/quality.md says why it may be chosen for longer runs than these, up to `until`.
     """
 
     name: str
@@ -43,6 +46,8 @@ SGD = "weight_decay=0.0005+optimizer=sgd+views=no_blur"
 SIMCLR = f"{NEGATIVES}+base_lr=1+{SGD}"
 # without an image's other view among the negatives, and in larger batches, which cost less an image
 DECOUPLED = f"{NEGATIVES}+base_lr=1.4+{SGD}+decoupled=true+batch_size=256"
+# for a recipe without blur
+UNBLURRED = f"{NEGATIVES}+optimizer=sgd+base_lr=1+weight_decay=0.0005+decoupled=true"
 CHOICES: dict[str, tuple[Choice, ...]] = {
     "cifar10_tiny": (
         Choice(
@@ -57,6 +62,7 @@ CHOICES: dict[str, tuple[Choice, ...]] = {
             ),
         ),
     ),
+    "cifar10_rn18": (Choice("SimCLR", UNBLURRED, until=20, evidence=(Evidence(10, 37.6, 57.2),)),),
     "demo": (Choice("SimCLR", SIMCLR, until=100, evidence=(Evidence(9.73, 74.3, 97.0),)),),
 }
 

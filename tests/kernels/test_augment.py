@@ -224,8 +224,8 @@ def test_blur_at_the_papers_side(sigma: float, device: str) -> None:
     planes = torch.rand(1, 3, side, side, generator=torch.Generator().manual_seed(0)).to(device)
     params = one_view([(0, 0, side, side)], blur=1, sigma=sigma).to(device)
     out = torch.empty_like(planes, memory_format=torch.channels_last)
-    tile = {} if planes.is_cuda else {"tile": 256}  # the interpreter's time goes by programs
-    finish(planes, blur_down(planes, params, **tile), params, out=out, **tile)
+    blocks = {} if planes.is_cuda else {"block": 2**16}  # the interpreter's time goes by programs
+    finish(planes, blur_down(planes, params, **blocks), params, out=out, **blocks)
     want = reference.gaussian_blur(planes.double(), params.sigma[0].double(), params.blur[0])
     want = reference.normalize(want, out=torch.empty_like(want))
     assert (out.double() - want).abs().max() < FLOAT32_KERNEL_VIEW
