@@ -57,7 +57,8 @@ def run(commands: Mapping[str, Sequence[str]], folder: Path, *, limit_s: float) 
             status = process.wait(timeout=max(began + limit_s - time.monotonic(), 0.1))
         except subprocess.TimeoutExpired:
             process.kill()
-            status = f"none after {limit_s:.0f} s"
+            process.wait()
+            status = f"none after {limit_s:g} s"
         log.seek(0)
         said = log.read()
         log.close()

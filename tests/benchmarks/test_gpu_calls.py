@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from benchmarks import bench
-from benchmarks.gpu import calls, carry, images, predictions, resume, summary, tools
+from benchmarks.gpu import calls, carry, commands, images, predictions, resume, summary, tools
 from benchmarks.gpu import output as output_module
 from benchmarks.gpu import parts as parts_module
 from benchmarks.gpu.output import FILE_BYTES, FILES_MAX, PART_HEAD_BYTES, PART_TAIL_BYTES, Output
@@ -198,6 +198,34 @@ def test_what_a_gpu_is_asked_is_understood(tmp_path: Path) -> None:
                 train.check_texts(args)
                 trained.add(config_of(args, RunFolder(tmp_path)).recipe.name.partition("+")[0])
     assert trained == {"cifar10_rn18", "imagenet_rn50", "imagenette_rn18"}
+
+
+def test_the_best_of_the_changes_trains_on(tmp_path: Path) -> None:
+    place = where(tmp_path)
+    scores = {"today": 40.0, "sgd": 50.0, "simclr": 60.0, "sgd-fast": None}
+    rows = [{"case": "training", "shape": f"{name}, batch 512", "knn_top1": knn} for name, knn in scores.items()]
+    place.rows.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    *_, swept, trained_on = calls.fifth(place)
+    assert len(swept) == len(calls.CHANGES)
+    assert [each.name for each in trained_on] == ["training sgd-long", "training simclr-long"]
+    place.rows.unlink()
+    assert calls.best_of(place.rows, ["today", "sgd"]) == "today"
+
+
+def test_every_command_that_runs_on_a_gpu_is_understood(tmp_path: Path) -> None:
+    for words in commands.TRAININGS.values():
+        args = train.build_parser().parse_args([word.format(val="val.beton") for word in words])
+        args.data, args.device, args.epochs, args.warmup_epochs = "train.beton", "cpu", 1.0, 0.2
+        train.check_texts(args)
+        config_of(args, RunFolder(tmp_path))
+
+
+def test_a_command_that_fails_or_hangs_is_a_row_that_says_so(tmp_path: Path) -> None:
+    (wrong,) = commands.run({"wrong": ["prep", "write"]}, tmp_path, limit_s=30.0)
+    assert wrong["error"] == "failed: status 2"
+    assert "required" in wrong["traceback"]
+    (hangs,) = commands.run({"hangs": ["train", "demo", "--out", str(tmp_path / "run")]}, tmp_path, limit_s=0.3)
+    assert hangs["error"] == "failed: status none after 0.3 s"
 
 
 def test_failed_tests_run_again(tmp_path: Path) -> None:
