@@ -121,11 +121,8 @@ class Config:
         require(self.budget_s is None or 0 < self.budget_s < math.inf, f"budget is {self.budget_s} s; give more than 0")
         require(self.epochs is None or 0 < self.epochs < math.inf, f"epochs is {self.epochs}; give more than 0")
         require(0 <= self.seed < 2**63, f"seed is {self.seed}; give a whole number from 0 to 2^63 - 1")
-        require(
-            self.epochs is None or self.recipe.optim.warmup_epochs < self.epochs,
-            f"epochs is {self.epochs or 0:g}, not more than the {self.recipe.optim.warmup_epochs:g} epochs of warm-up; "
-            "give more --epochs or fewer --warmup-epochs",
-        )
+        if self.method != "auto":  # which chooses a recipe with a warm-up of its own
+            self.check_warmup()
         require(self.workers >= 1, f"workers is {self.workers}; give at least 1")
         require(self.threads is None or self.threads >= 1, f"threads is {self.threads}; give at least 1")
         require(self.prefetch >= 1, f"prefetch is {self.prefetch}; give at least 1 batch")
@@ -186,6 +183,14 @@ class Config:
     def end_s(self, elapsed_at: Callable[[float], float]) -> float | None:
         """Return when the run ends, in its own seconds, which `elapsed_at` gives of a Unix time; None by epochs."""
         return self.budget_s if self.deadline is None else elapsed_at(self.deadline)
+
+    def check_warmup(self) -> None:
+        """Raise ConfigError where the warm-up takes all the epochs."""
+        require(
+            self.epochs is None or self.recipe.optim.warmup_epochs < self.epochs,
+            f"epochs is {self.epochs or 0:g}, not more than the {self.recipe.optim.warmup_epochs:g} epochs of warm-up; "
+            "give more --epochs or fewer --warmup-epochs",
+        )
 
     def _fill_in(self) -> None:
         """Look up a recipe given by its name, and replace what is None and follows from the machine."""

@@ -1,4 +1,4 @@
-"""python benchmarks/gpu/call.py 1|2|3|4 --out DIR: one call of a few minutes on a borrowed GPU, everything kept in DIR.
+"""python benchmarks/gpu/call.py 1|2|3|4|5 --out DIR: a call of a few minutes on a borrowed GPU, everything kept in DIR.
 
 Each part is a group of processes with a time limit, and none hides another. Without a GPU the same parts run in a
 reduced form: a rehearsal. What comes out: benchmarks/gpu/output.py; what is carried along: benchmarks/gpu/carry.py.

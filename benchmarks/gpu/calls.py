@@ -6,11 +6,11 @@ import importlib.util
 import os
 import sys
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks import rows
-from benchmarks.gpu.images import HALVES, Set, set_of
+from benchmarks.gpu.images import HELD, Set, set_of
 from benchmarks.gpu.parts import Part
 from fastbyol.system.limits import available_cores
 
@@ -34,22 +34,17 @@ AIMS = (
     "2x256x256x56",
     "2x256x128x28",
     "2x256x512x28",
-    "normalised 1x1",
     "(chosen)",
     "cuDNN, then",
 )
 KNN = "knn --k 20 200 --temperature 0.07 0.1"  # ours, and lightly's
 SGD = ("--optimizer", "sgd", "--weight-decay", "2e-3", "--base-lr")
-SOLO_LEARN = ("--base-lr", "0.5", "--weight-decay", "1e-5", "+trust=0.02")  # its rate of weights, at a batch of 512
 CHANGES = {  # of cifar10_rn18, tried in call 5
     "today": (),
-    "trust-0.01": ("--base-lr", "0.5", "+trust=0.01"),  # 2.5 times the rate of weights, a quarter of the others'
-    "trust-0.02": SOLO_LEARN,
-    "trust-0.02-tau-0.97": (*SOLO_LEARN, "--tau-base", "0.97"),
-    "trust-0.05": ("--base-lr", "0.2", "--weight-decay", "1e-5", "+trust=0.05"),  # the same for weights
-    "sgd": (*SGD, "0.03"),  # lightly's, for a loss 4 times as large
-    "sgd-fast": (*SGD, "0.1"),
+    "sgd": (*SGD, "0.1"),
     "negatives-fade": (*SGD, "0.1", "+beta=1+fade=0.5"),
+    "negatives-fade-late": (*SGD, "0.1", "+beta=1+fade=1"),
+    "negatives-fade-fast": (*SGD, "0.2", "+beta=1+fade=0.5"),
     "simclr": ("+target=online+predictor_depth=0+beta=1+optimizer=sgd+base_lr=1+weight_decay=0.0005+decoupled=true",),
 }
 CONTRASTIVE = ("simclr",)
@@ -165,9 +160,14 @@ def fourth(where: Where) -> list[Stage]:
     else:
         photographs = where.images("cifar10")
         length = ("demo", "--epochs", "0.2", "--warmup-epochs", "0.1", "--batch-size", "32")
-    commands = _script("commands", "commands", where, 95.0, "--out", str(where.work / "commands"), "--limit", "60")
+    asked = ("--out", str(where.work / "commands"), "--limit", "90", "--device", where.device)
+    commands = _script("commands", "commands", where, 95.0, *asked)
     return [
-        (_tests(where, 85.0, "tests/gpu"), _images(where, 75.0, "photographs"), _on(commands, where)),
+        (
+            _tests(where, 85.0, "tests/gpu"),
+            _images(where, 75.0, "photographs"),
+            commands,
+        ),
         (
             _bench(
                 "views step candidates", where, 110.0, "views", STEP, "candidate", without=TODAY, repeats=STEP_REPEATS
@@ -184,25 +184,25 @@ def fifth(where: Where) -> Iterator[Stage]:
 
     The second part is made when the first has left its rows: the best of BYOL's changes, and the contrastive one.
     """
-    halves, whole = where.images(HALVES), where.images("cifar10")
-    yield _images(where, 55.0, "cifar10", HALVES), _tests(where, 55.0, *FIFTH_TESTS)
+    held_out, whole = where.images(HELD), where.images("cifar10")
+    yield _images(where, 55.0, "cifar10", HELD), _tests(where, 55.0, *FIFTH_TESTS)
     yield (_bench("views", where, 25.0, without=("reference",)),)
     recipe, length = ("cifar10_rn18", ("--epochs", "10", "--warmup-epochs", "1"))
-    longer = ("--epochs", "50", "--warmup-epochs", "5", "--knn-at", "0.5")
+    longer = ("--epochs", "30", "--warmup-epochs", "3", "--knn-at", "0.5")
     changes = list(CHANGES)
     if not where.is_gpu:
         recipe, length = "cifar10_tiny+crop_px=16", ("--epochs", "0.1", "--warmup-epochs", "0")
         longer, changes = length, changes[-2:]
 
-    def training(name: str, change: str, files: Set, limit_s: float, length: Sequence[str]) -> Part:
+    def training(change: str, files: Set, limit_s: float, length: Sequence[str], *, suffix: str = "") -> Part:
         settings = "".join(word for word in CHANGES[change] if word.startswith("+"))
         flags = (word for word in CHANGES[change] if not word.startswith("+"))
         asked = (recipe + settings, *flags, *length, "--loader", "memory", *_data(files))
-        return _training(name, where, limit_s, *asked, val=files.val)
+        return _training(change + suffix, where, limit_s, *asked, val=files.val)
 
-    yield tuple(training(name, name, halves, 170.0, length) for name in changes)  # while one starts, others compute
+    yield tuple(training(name, held_out, 115.0, length) for name in changes)  # while one starts, others compute
     chosen = (best_of(where.rows, [name for name in changes if name not in CONTRASTIVE]), *CONTRASTIVE)
-    yield tuple(training(f"{name}-long", name, whole, 200.0, longer) for name in chosen)
+    yield tuple(training(name, whole, 160.0, longer, suffix="-long") for name in chosen)
 
 
 def best_of(file: Path, names: Sequence[str]) -> str:
@@ -213,10 +213,6 @@ def best_of(file: Path, names: Sequence[str]) -> str:
         if row["case"] == "training" and name in scores:
             scores[name] = row.get("knn_top1") or 0.0
     return max(names, key=lambda name: scores[name])
-
-
-def _on(part: Part, where: Where) -> Part:
-    return replace(part, command=(*part.command, "--device", where.device))
 
 
 def _data(files: Set) -> tuple[str, ...]:

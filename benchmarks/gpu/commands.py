@@ -1,4 +1,4 @@
-"""Every command once on this machine, on the demo set: does each do its work, whoever's kernels it runs.
+"""Training in several forms, scoring, embedding and export on this machine, on the demo set: does each do its work.
 
 `commands.py --rows FILE --out DIR`. The trainings run beside one another, then what needs one of them; a row each. None
 is timed for its speed.
@@ -12,7 +12,7 @@ import json
 import subprocess
 import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,10 +26,12 @@ PROGRAMS = {
 }
 SHORT = ("--epochs", "1", "--warmup-epochs", "0.2")
 RUN = "plain"  # the training that the other commands take
+BY_TIMM = "AdamW, timm"
+KEPT = 4000  # characters of what a failed command printed
 TRAININGS = {
     RUN: ("demo", "--val", "{val}"),
     "auto": ("demo", "--method", "auto", "--val", "{val}"),
-    "AdamW, timm": ("demo+encoder=timm:convnext_atto+optimizer=adamw+base_lr=2.5e-4+crop_px=32",),
+    BY_TIMM: ("demo+encoder=timm:convnext_atto+optimizer=adamw+base_lr=2.5e-4+crop_px=32",),
     "local views": ("demo+local_views=2+local_predictor=true",),
     "coding rate": ("demo+target=online+predictor_depth=0+loss=coding-rate",),
     "micro-batches, gray": ("demo", "--channels", "1", "--micro-batches", "2"),
@@ -43,30 +45,35 @@ LATER = {
 }
 
 
-def run(commands: Mapping[str, Sequence[str]], folder: Path, *, limit_s: float) -> list[dict[str, Any]]:
-    """Run commands beside one another; return a row each, which holds the end of what a failed one printed."""
-    began, started = time.monotonic(), {}
+def run(commands: Mapping[str, Sequence[str]], folder: Path, *, deadline: float) -> Iterator[dict[str, Any]]:
+    """Run commands beside one another; yield a row each, which holds the end of what a failed one printed.
+
+    deadline: on time.monotonic's clock; what still runs then is ended.
+    """
+    started = {}
     for name, command in commands.items():
         log = (folder / f"{name.replace(' ', '-').replace(',', '')}.txt").open("w+")
         print(f"{name}: {' '.join(command)}", flush=True)
         words = [sys.executable, *PROGRAMS[command[0]], *command[1:]]
         started[name] = log, subprocess.Popen(words, stdout=log, stderr=subprocess.STDOUT, stdin=subprocess.DEVNULL)
-    rows = []
     for name, (log, process) in started.items():
+        error = None
         try:
-            status = process.wait(timeout=max(began + limit_s - time.monotonic(), 0.1))
+            status = process.wait(timeout=max(deadline - time.monotonic(), 0.1))
+            error = f"failed: status {status}" if status else None
         except subprocess.TimeoutExpired:
             process.kill()
             process.wait()
-            status = f"none after {limit_s:g} s"
+            error = "failed: stopped by the time limit"
         log.seek(0)
         said = log.read()
         log.close()
-        error = None if status == 0 else f"failed: status {status}"
-        row = {"case": "command", "shape": "the demo set", "dtype": "", "implementation": name, "error": error}
-        rows.append(row | {"elapsed_s": round(time.monotonic() - began, 1)} | ({"traceback": said} if error else {}))
         print(f"== {name}: {error or 'ok'}\n{said}", flush=True)
-    return rows
+        yield _row(name, error) | ({"traceback": said[-KEPT:]} if error else {})
+
+
+def _row(name: str, error: str | None) -> dict[str, Any]:
+    return {"case": "command", "shape": "the demo set", "dtype": "", "implementation": name, "error": error}
 
 
 def main() -> int:
@@ -75,9 +82,10 @@ def main() -> int:
     parser.add_argument("--rows", type=Path, required=True, metavar="FILE")
     parser.add_argument("--facts", type=Path, metavar="FILE", help="the machine, for the rows")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
-    parser.add_argument("--limit", type=float, default=60.0, metavar="SECONDS", help="for the trainings, and the rest")
+    parser.add_argument("--limit", type=float, default=90.0, metavar="SECONDS", help="for all of it")
     parser.add_argument("--device", choices=("cuda", "cpu"), default="cuda")
     args = parser.parse_args()
+    deadline = time.monotonic() + args.limit
     args.out.mkdir(parents=True, exist_ok=True)
     facts = json.loads(args.facts.read_text()) if args.facts and args.facts.exists() else {}
     where = {
@@ -88,15 +96,16 @@ def main() -> int:
     images = ("prep", "demo", str(args.out / "images"), "--overwrite")
     common = ("--data", where["train"], *SHORT, "--device", args.device, "--workers", "1", "--overwrite")
     trainings = {
-        name: ("train", *words, *common, "--out", str(args.out / "runs" / name))
-        for name, words in TRAININGS.items()
-        if "timm" not in name or importlib.util.find_spec("timm")  # a rehearsal's Python lacks it
+        name: ("train", *words, *common, "--out", str(args.out / "runs" / name)) for name, words in TRAININGS.items()
     }
+    if importlib.util.find_spec("timm") is None:  # a rehearsal's Python lacks it
+        del trainings[BY_TIMM]
+        append_row(args.rows, _row(BY_TIMM, "absent: timm is not installed") | facts)
     later = {name: (*words, *(() if name == "export" else ("--device", args.device))) for name, words in LATER.items()}
     failed = False
     for commands in ({"demo": images}, trainings, later):
         named = {name: [word.format(**where) for word in words] for name, words in commands.items()}
-        for row in run(named, args.out, limit_s=args.limit):
+        for row in run(named, args.out, deadline=deadline):
             failed |= row["error"] is not None
             append_row(args.rows, row | facts)
     return int(failed)

@@ -20,6 +20,7 @@ from fastbyol.errors import ConfigError, require
 from fastbyol.monitor.wandb_sink import require_wandb
 from fastbyol.monitor.watchdog import Diverged
 from fastbyol.recipes.config_file import LENGTHS, formatted, has_length, replaced, timed
+from fastbyol.recipes.methods import variants
 from fastbyol.recipes.overrides import with_peaks
 from fastbyol.storage import files
 from fastbyol.storage.checkpoint import CheckpointError
@@ -162,8 +163,19 @@ def print_plan(name: str, lines: dict[str, str]) -> None:
 
 
 def memory_plan(args: argparse.Namespace, *, gib: float) -> str:
-    """Return a line on how a step of the recipe would use a GPU's memory; raise ConfigError where it cannot fit."""
-    recipe, world_size = recipe_of(args), ranks()
+    """Return a line on how a step of the recipe would use a GPU's memory; raise ConfigError where it cannot fit.
+
+    With --method auto, a line for each recipe that it may choose.
+    """
+    recipe = recipe_of(args)
+    recipes = variants(recipe) if args.method == "auto" else [recipe]
+    note = "decoded images that wait for the step are not included"
+    return "\n".join(f"{each.name}: {_fit(each, args, gib=gib)}; {note}" for each in recipes)
+
+
+def _fit(recipe: Recipe, args: argparse.Namespace, *, gib: float) -> memory.Fit:
+    """Plan a step of a recipe on a GPU of so much memory."""
+    world_size = ranks()
     free = round((gib - memory.CONTEXT_GIB) * memory.GIB)
     images, parts = recipe.batch_size // world_size, args.micro_batches
     if parts is not None and (parts < 1 or images % parts or images < 2 * parts):
@@ -171,7 +183,7 @@ def memory_plan(args: argparse.Namespace, *, gib: float) -> str:
             f"{images} images do not divide into {parts} equal micro-batches of 2 images or more; give another "
             "--micro-batches"
         )
-    fit = memory.fit(
+    return memory.fit(
         recipe,
         images=images,
         precision=args.precision or "bfloat16",
@@ -181,7 +193,6 @@ def memory_plan(args: argparse.Namespace, *, gib: float) -> str:
         can_recompute=args.engine != "compile",
         ranks=world_size,
     )
-    return f"{args.recipe}: {fit}; decoded images that wait for the step are not included"
 
 
 def recipe_of(args: argparse.Namespace) -> Recipe:

@@ -23,6 +23,7 @@ from fastbyol.train import memory, step
 
 WARM_UP, TIMED = step.WARM_UP + 1, 3  # steps; a graph is captured after its engine's warm-up
 TRAINING_SHARE = 0.85  # of the time left goes into steps, the rest into planning, views and closing work
+MEASURED_IMAGES = 64  # of a step on a CPU, where a step takes about as long as its images
 MEASURED_SHARE = 0.05  # of the time left: on a CPU no step to measure begins after it
 
 
@@ -43,7 +44,9 @@ def choose_or_adopt(
     chosen, line = world.from_main(_choice(config, recorded, train, world, stopwatch) if world.is_main else None)
     if world.is_main:
         print(f"method: {line}", file=sys.stderr)
-    return replace(config, recipe=chosen)
+    config = replace(config, recipe=chosen)
+    config.check_warmup()
+    return config
 
 
 def _choice(
@@ -61,7 +64,9 @@ def _choice(
         left_s = TRAINING_SHARE * max(end_s - stopwatch.elapsed_s(), 0.0)
         print(f"method: measuring a step of {recipe.name}", file=sys.stderr)
         tuner = threads.make_tuner(config.threads, config.device, processes=world.local_ranks)
-        each_s = step_s(config, tuner, images=recipe.batch_size // world.ranks, left_s=left_s)
+        images = recipe.batch_size // world.ranks
+        measured = min(images, MEASURED_IMAGES) if config.device == "cpu" else images
+        each_s = step_s(config, tuner, images=measured, left_s=left_s) * images / measured
         epochs = max(left_s / each_s, 1.0) * recipe.batch_size / len(train)
     choice = choose(recipe, epochs=epochs, images=len(train))
     if choice is None:

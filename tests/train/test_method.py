@@ -10,6 +10,7 @@ import pytest
 
 from fastbyol.cli.train import main
 from fastbyol.config import Config
+from fastbyol.errors import ConfigError
 from fastbyol.recipes import named
 from fastbyol.recipes.methods import variants
 from fastbyol.storage.run_folder import RunFolder
@@ -53,3 +54,25 @@ def test_a_slow_step_ends_the_measurement(betons: Betons) -> None:
         numbers.clear()
         assert measured_s(left_s) > 0
         assert numbers == [1]  # one step alone
+
+
+def test_the_warm_up_that_counts_is_that_of_the_choice(
+    betons: Betons, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Ten epochs are no more than the recipe's own warm-up, and ten times that of what is chosen."""
+    asked = ["cifar10_rn18", f"--data={betons.train}", f"--out={tmp_path / 'run'}", "--device=cpu", "--epochs=10"]
+    assert main([*asked, "--plan"]) == 2
+    assert "not more than the 10 epochs of warm-up" in capsys.readouterr().err
+    config = Config(named("cifar10_rn18"), data=str(betons.train), epochs=10, method="auto", device="cpu")
+    (chosen, own) = variants(config.recipe)
+    replace(config, recipe=chosen).check_warmup()
+    with pytest.raises(ConfigError, match="not more than the 10 epochs of warm-up"):
+        replace(config, recipe=own).check_warmup()
+    assert main(["imagenet_rn50", *asked[1:-1], "--epochs=5", "--method=auto", "--plan"]) == 2
+
+
+def test_the_plan_of_memory_lists_all_that_auto_may_choose(capsys: pytest.CaptureFixture[str]) -> None:
+    assert main(["cifar10_tiny", "--method=auto", "--plan=80"]) == 0
+    lines = capsys.readouterr().out.splitlines()
+    assert [line.partition(":")[0] for line in lines] == [each.name for each in variants(named("cifar10_tiny"))]
+    assert main(["cifar10_tiny", "--method=auto", "--plan=80", "--optimizer=sgd"]) == 2
