@@ -57,7 +57,7 @@ CHOICES: dict[str, tuple[Choice, ...]] = {
             evidence=(
                 Evidence(0.805, 35.7, 49.0),
                 Evidence(4.03, 41.5, 57.8),
-                Evidence(16.1, 53.3, 64.3),
+                Evidence(16.1, 53.1, 64.6),
                 Evidence(48.3, 62.1, 67.2),
             ),
         ),
