@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from abc import ABC, abstractmethod
+
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
@@ -66,7 +68,7 @@ def _views_of_all(z: Tensor, group: dist.ProcessGroup | None) -> Tensor:
     return by_rank.transpose(0, 1).flatten(1, 2)
 
 
-class _OfProjections(nn.Module):
+class _OfProjections(nn.Module, ABC):
     """A loss of the projections of both views alone, of all ranks of `group` if that is set, in float32 at least."""
 
     def __init__(self, config: ObjectiveConfig, *, dimensions: int, seed: int) -> None:  # noqa: ARG002
@@ -79,8 +81,9 @@ class _OfProjections(nn.Module):
         with torch.autocast(q.device.type, enabled=False):  # bfloat16 would round variances and cosines to hundredths
             return self._of(q)
 
+    @abstractmethod
     def _of(self, q: Tensor) -> Tensor:
-        raise NotImplementedError
+        """Compute the loss outside autocast."""
 
 
 class VICReg(_OfProjections):

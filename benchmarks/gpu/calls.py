@@ -10,8 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from benchmarks import rows
-from benchmarks.gpu.images import HELD, Set, set_of
+from benchmarks.gpu.images import DIVIDED, Set, set_of
 from benchmarks.gpu.parts import Part
+from fastbyol.recipes.methods import UNBLURRED
 from fastbyol.system.limits import available_cores
 
 DEADLINES_S = {1: 390.0, 2: 345.0, 3: 570.0, 4: 445.0, 5: 365.0}
@@ -28,26 +29,19 @@ STEP = "step, imagenet_rn50, batch 512"
 # in call 4 today's step is measured once, by its graph; statistics apart from 1x1 convolutions were measured before
 TODAY = ("(today)", "lagged", f"{STEP}, fastbyol, eager", "apart")
 STEP_REPEATS = 15  # of 0.2 s each, whose 20 and 80 % quantiles lay 0.1 ms apart with 26
-AIMS = (
-    "LARS",
-    "2x256x64x56",
-    "2x256x256x56",
-    "2x256x128x28",
-    "2x256x512x28",
-    "(chosen)",
-    "cuDNN, then",
-)
+# the kernels of a card's aims, and whether the choice of the 1x1 convolutions' blocks is right on it
+AIMS = ("LARS", "2x256x64x56", "2x256x256x56", "2x256x128x28", "2x256x512x28", "(chosen)", "cuDNN, then")
 KNN = "knn --k 20 200 --temperature 0.07 0.1"  # ours, and lightly's
 SGD = ("--optimizer", "sgd", "--weight-decay", "2e-3", "--base-lr")
+CONTRASTIVE = "simclr"
 CHANGES = {  # of cifar10_rn18, tried in call 5
     "today": (),
     "sgd": (*SGD, "0.1"),
     "negatives-fade": (*SGD, "0.1", "+beta=1+fade=0.5"),
     "negatives-fade-late": (*SGD, "0.1", "+beta=1+fade=1"),
     "negatives-fade-fast": (*SGD, "0.2", "+beta=1+fade=0.5"),
-    "simclr": ("+target=online+predictor_depth=0+beta=1+optimizer=sgd+base_lr=1+weight_decay=0.0005+decoupled=true",),
+    CONTRASTIVE: (f"+{UNBLURRED}",),
 }
-CONTRASTIVE = ("simclr",)
 FIFTH_TESTS = ("tests/gpu", *(f"tests/kernels/test_{name}.py" for name in ("augment", "lars_ema", "batchnorm")))
 FINISHED_TRAININGS = {"imagenette": "imagenette_rn18", "cifar10": "cifar10_rn18"}
 
@@ -164,11 +158,7 @@ def fourth(where: Where) -> list[Stage]:
     asked = ("--out", str(where.work / "commands"), "--limit", str(limit_s), "--device", where.device)
     commands = _script("commands", "commands", where, limit_s + 5.0, *asked)
     return [
-        (
-            _tests(where, 85.0, "tests/gpu"),
-            _images(where, 75.0, "photographs"),
-            commands,
-        ),
+        (_tests(where, 85.0, "tests/gpu"), _images(where, 75.0, "photographs"), commands),
         (
             _bench(
                 "views step candidates", where, 110.0, "views", STEP, "candidate", without=TODAY, repeats=STEP_REPEATS
@@ -185,8 +175,8 @@ def fifth(where: Where) -> Iterator[Stage]:
 
     The second part is made when the first has left its rows: the best of BYOL's changes, and the contrastive one.
     """
-    held_out, whole = where.images(HELD), where.images("cifar10")
-    yield _images(where, 55.0, "cifar10", HELD), _tests(where, 55.0, *FIFTH_TESTS)
+    held_out, whole = where.images(DIVIDED), where.images("cifar10")
+    yield _images(where, 55.0, "cifar10", DIVIDED), _tests(where, 55.0, *FIFTH_TESTS)
     yield (_bench("views", where, 25.0, without=("reference",)),)
     recipe, length = ("cifar10_rn18", ("--epochs", "10", "--warmup-epochs", "1"))
     longer = ("--epochs", "30", "--warmup-epochs", "3", "--knn-at", "0.5")
@@ -202,8 +192,8 @@ def fifth(where: Where) -> Iterator[Stage]:
         return _training(change + suffix, where, limit_s, *asked, val=files.val)
 
     yield tuple(training(name, held_out, 115.0, length) for name in changes)  # while one starts, others compute
-    chosen = (best_of(where.rows, [name for name in changes if name not in CONTRASTIVE]), *CONTRASTIVE)
-    yield tuple(training(name, whole, 160.0, longer, suffix="-long") for name in chosen)
+    best = best_of(where.rows, [name for name in changes if name != CONTRASTIVE])
+    yield tuple(training(name, whole, 160.0, longer, suffix="-long") for name in (best, CONTRASTIVE))
 
 
 def best_of(file: Path, names: Sequence[str]) -> str:

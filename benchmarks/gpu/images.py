@@ -25,8 +25,8 @@ from benchmarks import quality
 from benchmarks.gpu.output import append_row
 
 # a set's name, and how its archives' names begin
-SETS = {"cifar10": "cifar", "cifar10-held-out": "cifar", "imagenette": "imagenette", "photographs": "imagenet-"}
-HELD = "cifar10-held-out"  # CIFAR-10's training images divided, to learn from and to choose by
+DIVIDED = "cifar10-held-out"  # CIFAR-10's training images divided, to learn from and to choose by
+SETS = {"cifar10": "cifar", DIVIDED: "cifar", "imagenette": "imagenette", "photographs": "imagenet-"}
 SPLITS = {"train": "train", "val": "val", "test": "val"}
 HELD_OUT = 5
 COPIES = 20  # of each photograph: a hundred of them make three batches of 512
@@ -43,8 +43,8 @@ class Set:
 
 def set_of(name: str, folder: Path) -> Set:
     """Return the paths of the files of a set."""
-    if name == HELD:
-        return Set(folder / HELD / "learn.beton", folder / HELD / "held.beton")
+    if name == DIVIDED:
+        return Set(folder / DIVIDED / "learn.beton", folder / DIVIDED / "held.beton")
     return Set(folder / f"{name}.train.beton", folder / f"{name}.val.beton")
 
 
@@ -183,9 +183,9 @@ def main() -> int:
         try:
             if done.exists() and done.read_text() == key:
                 row["result"] = "there already"
-            elif name == HELD:
-                shutil.rmtree(args.out / HELD, ignore_errors=True)  # of other images
-                quality.hold_out(set_of("cifar10", args.out).train, args.out / HELD)
+            elif name == DIVIDED:
+                shutil.rmtree(args.out / DIVIDED, ignore_errors=True)  # of other images
+                quality.hold_out(set_of("cifar10", args.out).train, args.out / DIVIDED)
                 row["result"] = "every class of cifar10's training images divided"
             elif sources and name == "photographs":
                 row["result"] = convert_copies(sources, args.out, workers=args.workers)

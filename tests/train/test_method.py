@@ -68,7 +68,9 @@ def test_the_warm_up_that_counts_is_that_of_the_choice(
     replace(config, recipe=chosen).check_warmup()
     with pytest.raises(ConfigError, match="not more than the 10 epochs of warm-up"):
         replace(config, recipe=own).check_warmup()
-    assert main(["imagenet_rn50", *asked[1:-1], "--epochs=5", "--method=auto", "--plan"]) == 2
+    unmeasured = ["imagenette_rn18", *asked[1:-1], "--epochs=5", "--batch-size=32", "--method=auto", "--plan"]
+    assert main(unmeasured) == 2
+    assert "epochs is 5, not more than the 10 epochs of warm-up" in capsys.readouterr().err
 
 
 def test_the_plan_of_memory_lists_all_that_auto_may_choose(capsys: pytest.CaptureFixture[str]) -> None:
