@@ -80,7 +80,7 @@ class LARS(torch.optim.Optimizer):
         groups = [
             LarsGroup(
                 params=group["params"],
-                grads=[_gradient(p) for p in group["params"]],
+                grads=[gradient_of(p) for p in group["params"]],
                 momenta=[self._momentum(p) for p in group["params"]],
                 targets=[self.target_of.get(p) for p in group["params"]],
                 rates=_rates(group),
@@ -127,10 +127,11 @@ def _rates(group: dict[str, Any]) -> LarsRates:
     return LarsRates(*(group[name] for name in LarsRates._fields))
 
 
-def _gradient(parameter: nn.Parameter) -> Tensor:
+def gradient_of(parameter: nn.Parameter) -> Tensor:
+    """Return the gradient of a parameter; raise RuntimeError where there is none."""
     if parameter.grad is None:
         raise RuntimeError(
-            f"a parameter of shape {tuple(parameter.shape)} has no gradient; LARS needs one for each parameter: call "
+            f"a parameter of shape {tuple(parameter.shape)} has no gradient; the optimiser needs one for each: call "
             "backward() first, or leave parameters that the loss does not use out of the optimiser"
         )
     return parameter.grad

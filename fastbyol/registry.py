@@ -114,6 +114,7 @@ OPTIMIZERS = Registry(
     {
         "lars": "fastbyol.optim:build",
         "sgd": "fastbyol.optim:build_sgd",
+        "muon": "fastbyol.muon:Muon",
         "adamw": "fastbyol.adamw:AdamW",
         "apex-larc": "fastbyol.train.larc:LARC",
     },

@@ -200,8 +200,8 @@ def _add_method(parser: Parser) -> None:
         "--optimizer",
         type=part_of(registry.OPTIMIZERS),
         metavar="NAME",
-        help="lars; sgd, with momentum; adamw; apex-larc, which needs NVIDIA apex; or your module:attribute "
-        f"{OF_RECIPE}",
+        help="lars; sgd, with momentum; muon, whose steps are orthogonal; adamw; apex-larc, which needs NVIDIA apex; "
+        f"or your module:attribute {OF_RECIPE}",
     )
     group.add_argument(
         "--crop", choices=CROPS, help=f"what crops the views: our kernels, or DALI, a little apart {default('crop')}"

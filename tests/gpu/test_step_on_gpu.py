@@ -16,11 +16,12 @@ from torch.autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile, record_function
 
 from benchmarks.cases import plain
-from fastbyol import optim, views
+from fastbyol import views
 from fastbyol.batchnorm import synchronize_
 from fastbyol.byol import BYOL
 from fastbyol.config import EncoderConfig, HeadConfig, ObjectiveConfig, OptimConfig
 from fastbyol.kernels.view_params import ViewParams
+from fastbyol.parts import build_optimizer
 from fastbyol.recipes import PAPER_VIEWS, named
 from fastbyol.system.device import STEPS_AHEAD, HostCopy, Throttle, make_deterministic
 from fastbyol.train import memory, step
@@ -57,11 +58,16 @@ OBJECTIVES = {
 
 
 def engine_of(
-    name: str, *, precision: str = "float32", lagged_target: bool = False, objective: str = "byol"
+    name: str,
+    *,
+    precision: str = "float32",
+    lagged_target: bool = False,
+    objective: str = "byol",
+    optimizer: str = "lars",
 ) -> step.Eager:
     model = BYOL(SMALL, HEAD, seed=1, objective=OBJECTIVES[objective]).cuda()
-    lars = optim.build(model, {} if lagged_target else model.target_of(), OPTIM)
-    return step.engine(name, model, lars, precision=precision, lagged_target=lagged_target)
+    built = build_optimizer(optimizer, model, {} if lagged_target else model.target_of(), OPTIM)
+    return step.engine(name, model, built, precision=precision, lagged_target=lagged_target)
 
 
 def batch(number: int, *, crop_px: int = CROP) -> torch.Tensor:
@@ -182,6 +188,15 @@ def test_a_graph_replays_the_eager_step(objective: str, lagged_target: bool) -> 
         torch.testing.assert_close(graph[name], value, rtol=GPU_STEPS_RTOL, atol=GPU_STEPS_RTOL)
 
 
+@pytest.mark.parametrize("optimizer", ["adamw", "muon"])
+def test_a_graph_replays_the_step_of_an_optimizer(optimizer: str) -> None:
+    engines = [engine_of(name, optimizer=optimizer) for name in ("eager", "graph")]
+    for number in range(step.WARM_UP + 4):
+        rates = {"lr": LR * (number + 1), "tau": 0.9}
+        losses = [engine(batch(number), **rates).loss.item() for engine in engines]
+        assert losses[1] == pytest.approx(losses[0], rel=GPU_STEPS_RTOL)
+
+
 def test_a_ramp_of_crop_sizes_holds_one_graph_at_a_time() -> None:
     engines = [engine_of(name) for name in ("eager", "graph")]
     held = []
@@ -241,7 +256,8 @@ def test_the_predicted_memory_is_what_a_step_takes() -> None:
     recipe = replace(named("cifar10_rn18"), batch_size=256)
     predicted = memory.step_bytes(recipe, images=256, precision="bfloat16")
     model = BYOL(recipe.encoder, recipe.head, seed=0).cuda()
-    engine = step.engine("eager", model, optim.build(model, model.target_of(), recipe.optim), precision="bfloat16")
+    optimizer = build_optimizer("lars", model, model.target_of(), recipe.optim)
+    engine = step.engine("eager", model, optimizer, precision="bfloat16")
     images = torch.randn(512, 3, 32, 32, device="cuda", dtype=torch.bfloat16).to(memory_format=torch.channels_last)
     torch.cuda.reset_peak_memory_stats()
     for _ in range(2):

@@ -98,7 +98,8 @@ def test_parts_from_outside_train_resume_and_are_scored(
         (["--loader=natif"], "no loader 'natif'; choose one of native, memory, ffcv, dali"),
         (
             ["--optimizer=adam"],
-            "no optimizer 'adam'; choose one of lars, sgd, adamw, apex-larc, or give your own as module:attribute",
+            "no optimizer 'adam'; choose one of lars, sgd, muon, adamw, apex-larc, or give your own as "
+            "module:attribute",
         ),
     ],
 )
