@@ -82,7 +82,7 @@ def test_batches_of_a_gpu_have_one_size() -> None:
 
 
 # bytes: of names, and of AdamW's counts of steps, a tensor for each parameter; the momenta of the probe are 6 KB
-@pytest.mark.parametrize(("optimizer", "named_bytes"), [("lars", 1000), ("sgd", 1000), ("adamw", 12_000)])
+@pytest.mark.parametrize(("optimizer", "named_bytes"), [("lars", 1000), ("muon", 1000), ("adamw", 12_000)])
 def test_the_rehearsed_checkpoint_is_as_large_as_those_of_training(
     optimizer: str, named_bytes: int, betons: Betons, tmp_path: Path
 ) -> None:
