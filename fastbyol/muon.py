@@ -134,5 +134,5 @@ def orthogonal(matrices: Tensor) -> Tensor:
     x = (x.mT if is_tall else x).to(torch.bfloat16 if x.is_cuda else x.dtype)
     for _ in range(ITERATIONS):
         squared = x @ x.mT
-        x = a * x + (b * squared + c * squared @ squared) @ x
+        x = torch.baddbmm(x, torch.baddbmm(squared, squared, squared, beta=b, alpha=c), x, beta=a)
     return (x.mT if is_tall else x).to(matrices.dtype)

@@ -25,8 +25,8 @@ OPTIM = OptimConfig(base_lr=0.8, weight_decay=1e-3, tau_base=0.9, warmup_epochs=
 FEATURES, CLASSES = 6, 3
 
 
-def probe_of() -> Probe:
-    return Probe(FEATURES, CLASSES, OPTIM, seed=0, device="cpu")
+def probe_of(optimizer: str = "lars") -> Probe:
+    return Probe(FEATURES, CLASSES, OPTIM, seed=0, device="cpu", optimizer=optimizer)
 
 
 def batch(number: int, *, images: int = 12) -> tuple[Tensor, Tensor]:
@@ -75,10 +75,11 @@ def test_a_reading_is_of_all_images_since_the_last_before_they_were_learnt() -> 
     assert math.isnan(probe.metrics(*probe.take_sums().tolist()).loss)
 
 
-def test_it_learns_classes_that_can_be_seen() -> None:
-    probe = probe_of()
+@pytest.mark.parametrize(("optimizer", "lr"), [("lars", 20.0), ("muon", 0.1)])
+def test_it_learns_classes_that_can_be_seen(optimizer: str, lr: float) -> None:
+    probe = probe_of(optimizer)
     for number in range(200):
-        probe.step(*batch(number), lr=20.0)
+        probe.step(*batch(number), lr=lr)
         if number == 180:
             probe.take_sums()
     # chance is 33; at this rate LARS swings, and rounding decides how far
