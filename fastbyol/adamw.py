@@ -35,6 +35,11 @@ class AdamW(torch.optim.AdamW):
         self._lr = torch.zeros((), device=device)  # a CUDA graph reads it; on a CPU torch wants a number
         super().__init__(groups, lr=0.0, betas=(config.momentum, BETA2), eps=EPS, fused=True, capturable=self._on_gpu)
 
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the state for copies and pickles."""
+        own = ("params", "targets", "tau", "skipped", "_lr")
+        return {**super().__getstate__(), **{name: getattr(self, name) for name in own}}
+
     @property
     def _on_gpu(self) -> bool:
         return self._lr.is_cuda

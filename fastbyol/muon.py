@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from itertools import chain
-from typing import overload
+from typing import Any, overload
 
 import torch
 from torch import Tensor, nn
@@ -14,51 +13,49 @@ from fastbyol.errors import require
 from fastbyol.kernels import reference
 from fastbyol.optim import gradient_of, parameter_groups
 
-VECTOR_RATE = 10.0  # of biases and norms, over the weights' rate; 3 to 20 score alike, docs/quality.md
+VECTOR_RATE = 10.0  # of biases and normalisation layers, over the weights' rate; 5 to 20 score alike, docs/quality.md
 ITERATIONS = 5
+QUINTIC = (3.4445, -4.7750, 2.0315)  # Jordan et al. 2024
 TINY = torch.finfo(torch.float32).tiny
-QUINTIC = (3.4445, -4.7750, 2.0315)  # Jordan et al. 2024: singular values of 0.001 to 1 become 0.7 to 1.2
 
 
 class Muon(torch.optim.Optimizer):
-    """Muon that rotates weights; each step also moves the EMA targets of the parameters.
+    """Muon that turns weights; each step also moves the EMA targets of the parameters.
 
-    A weight is a matrix of an output channel a row. Its Nesterov momentum is made orthogonal and scaled to the weight's
-    norm, so that the rate is the length of a step in units of that norm, as LARS's trust is; then the weight takes its
-    norm of before. What comes before a norm, as everything in BYOL's ResNets does, is not changed by its scale.
-    Biases and norms learn by SGD with the same momentum at VECTOR_RATE times the rate. Nothing decays: a decay would
-    change the norm alone. A step with inf or NaN in any gradient changes nothing but `skipped`.
-    Raises ConfigError for a weight of zeros, which has no norm to keep. No host sync in a step.
-    Source: Jordan et al. 2024, kellerjordan.github.io/posts/muon; its first code kept the norms, too.
+    A weight is a matrix with a row for each output channel. Its Nesterov momentum is made orthogonal, and the weight
+    moves along it by `lr` times its own norm, then takes its old norm again. Where batch norm or the loss's unit length
+    follow, as in BYOL's ResNets, the norm changes nothing; elsewhere (VICReg, normalization none, transformers) a
+    weight cannot grow. Biases and normalisation layers learn by SGD with the same momentum at VECTOR_RATE times the
+    rate. Nothing decays: a decay would change the norm alone. A step with inf or NaN in any gradient changes nothing
+    but `skipped`. Raises ConfigError for a weight of zeros, which has no norm to keep. No host sync in a step.
+    Source: Jordan et al. 2024, kellerjordan.github.io/posts/muon; the norm is kept here as LARS reads it.
     """
 
     is_capturable = True
     skips_bad_steps = True
 
     def __init__(self, module: nn.Module, target_of: Mapping[nn.Parameter, Tensor], config: OptimConfig) -> None:
-        super().__init__(parameter_groups(module, weight_decay=0.0, trust=config.trust), {"lr": 0.0})
-        weights, vectors = (group["params"] for group in self.param_groups)
-        self.vectors: list[nn.Parameter] = vectors
-        self.alike: dict[tuple[int, int], list[nn.Parameter]] = {}  # weights by the shape of their matrices
+        weights, vectors = (group["params"] for group in parameter_groups(module, weight_decay=0.0, trust=config.trust))
         for weight in weights:
             require(
-                bool(weight.any()),
+                bool(weight.norm() > 0),
                 f"optimizer muon keeps the norm of each weight, and one of shape {tuple(weight.shape)} is drawn as "
                 "zeros; give optimizer lars or adamw",
             )
-            self.alike.setdefault((len(weight), weight[0].numel()), []).append(weight)
-        self.targets, self.followed = list(target_of.values()), list(target_of)
         device = (weights or vectors)[0].device
+        self.targets, self.followed = list(target_of.values()), list(target_of)
         self.momentum = config.momentum
         self.lr = torch.zeros((), device=device)  # a CUDA graph reads it
         self.tau = torch.ones((), dtype=torch.float64, device=device)
         self.skipped = torch.zeros(2, dtype=torch.int32, device=device)
-        for parameter in self._parameters:
+        super().__init__([{"params": weights, "turns": True}, {"params": vectors}], {"lr": 0.0, "turns": False})
+        for parameter in [*weights, *vectors]:
             self.state[parameter]["momentum"] = torch.zeros_like(parameter)
 
-    @property
-    def _parameters(self) -> list[nn.Parameter]:
-        return [*chain.from_iterable(self.alike.values()), *self.vectors]
+    def __getstate__(self) -> dict[str, Any]:
+        """Return the state for copies and pickles."""
+        own = ("targets", "followed", "momentum", "lr", "tau", "skipped")
+        return {**super().__getstate__(), **{name: getattr(self, name) for name in own}}
 
     def set_rates(self, *, lr: float, tau: float) -> None:
         """Set the learning rate and tau for the next step or CUDA graph replay."""
@@ -83,7 +80,7 @@ class Muon(torch.optim.Optimizer):
         if closure is not None:
             with torch.enable_grad():
                 loss = closure()
-        parameters = self._parameters
+        parameters = [parameter for group in self.param_groups for parameter in group["params"]]
         gradients = [gradient_of(parameter) for parameter in parameters]
         is_good = torch.stack(torch._foreach_norm(gradients)).isfinite().all()
         # with gradients of 0, momenta that stay and a rate of 0, all of the below changes nothing
@@ -94,13 +91,9 @@ class Muon(torch.optim.Optimizer):
         ahead = torch._foreach_add(gradients, momenta, alpha=self.momentum)
         updates = dict(zip(parameters, ahead, strict=True))
         lr = self.lr * is_good
-        for shape, weights in self.alike.items():
-            matrices = torch.stack([weight.reshape(shape) for weight in weights])
-            rotated = rotate(matrices, torch.stack([updates[weight].reshape(shape) for weight in weights]), by=lr)
-            for weight, matrix in zip(weights, rotated, strict=True):
-                weight.copy_(matrix.view(weight.shape))
-        for vector in self.vectors:
-            vector.sub_(updates[vector] * (VECTOR_RATE * lr))
+        for group in self.param_groups:
+            move = _turn_all if group["turns"] else _move_all
+            move(group["params"], updates, lr)
         bad = (~is_good).to(torch.int32)
         self.skipped += bad
         self.skipped[1] *= bad
@@ -108,31 +101,63 @@ class Muon(torch.optim.Optimizer):
             reference.ema_(self.targets, self.followed, tau=torch.where(is_good, self.tau, 1.0))
         return loss
 
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """Restore the state that state_dict returned, in the memory order of the parameters."""
+        super().load_state_dict(state_dict)
+        self.lr.fill_(self.param_groups[0]["lr"])
+        for parameter, state in self.state.items():
+            state["momentum"] = torch.empty_like(parameter).copy_(state["momentum"])
 
-def rotate(matrices: Tensor, updates: Tensor, *, by: Tensor) -> Tensor:
-    """Return matrices [K, M, N], moved against orthogonal updates by `by`, a scalar, times their norms, norms kept."""
-    updates = orthogonal(updates)
-    norms, lengths = (_norm(each) for each in (matrices, updates))
-    moved = matrices - updates * (by * norms / lengths.clamp_min(TINY))
-    return moved * (norms / _norm(moved))
+
+def _turn_all(weights: list[nn.Parameter], updates: Mapping[nn.Parameter, Tensor], lr: Tensor) -> None:
+    """Turn the weights, those of one shape at once."""
+    alike: dict[tuple[int, int], list[nn.Parameter]] = {}
+    for weight in weights:
+        alike.setdefault((len(weight), weight[0].numel()), []).append(weight)
+    for shape, group in alike.items():
+        matrices = torch.stack([weight.reshape(shape) for weight in group])
+        turned = turn(matrices, torch.stack([updates[weight].reshape(shape) for weight in group]), by=lr)
+        for weight, matrix in zip(group, turned, strict=True):
+            weight.copy_(matrix.view(weight.shape))
 
 
-def _norm(matrices: Tensor) -> Tensor:
-    norms: Tensor = torch.linalg.vector_norm(matrices, dim=(1, 2), keepdim=True)
-    return norms
+def _move_all(vectors: list[nn.Parameter], updates: Mapping[nn.Parameter, Tensor], lr: Tensor) -> None:
+    for vector in vectors:
+        vector.sub_(updates[vector] * (VECTOR_RATE * lr))
+
+
+def turn(matrices: Tensor, updates: Tensor, *, by: Tensor) -> Tensor:
+    """Return matrices [K, M, N] moved against their updates [K, M, N], made orthogonal, with their old norms.
+
+    by: the length of the move in units of a matrix's norm, a scalar.
+    """
+    norms = _norm(matrices)
+    moved = matrices - _unit(orthogonal(updates)) * (by * norms)
+    return moved * (norms / _norm(moved).clamp_min(TINY))
 
 
 def orthogonal(matrices: Tensor) -> Tensor:
     """Return matrices [K, M, N] of any scale with singular values near 1, and zeros where all is zero.
 
-    Singular values of a thousandth of the matrix's norm and more become 0.7 to 1.2, smaller ones less. Computed in
+    Singular values from a five-hundredth of the matrix's norm on become 0.68 to 1.21, smaller ones less. Computed in
     bfloat16 on a GPU, whose matrix units are fast in it. Source: Jordan et al. 2024, a quintic Newton-Schulz iteration.
     """
     a, b, c = QUINTIC
-    is_tall = matrices.shape[1] > matrices.shape[2]
-    x = matrices / _norm(matrices).clamp_min(TINY)
+    is_tall = matrices.shape[1] > matrices.shape[2]  # the products below are of the shorter side, which costs less
+    x = _unit(matrices)
     x = (x.mT if is_tall else x).to(torch.bfloat16 if x.is_cuda else x.dtype)
     for _ in range(ITERATIONS):
         squared = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(squared, squared, squared, beta=b, alpha=c), x, beta=a)
     return (x.mT if is_tall else x).to(matrices.dtype)
+
+
+def _unit(matrices: Tensor) -> Tensor:
+    """Return matrices of norm 1, and zeros where all is zero."""
+    matrices = matrices / matrices.abs().amax((1, 2), keepdim=True).clamp_min(TINY)  # or their squares were 0 or inf
+    return matrices / _norm(matrices).clamp_min(TINY)
+
+
+def _norm(matrices: Tensor) -> Tensor:
+    norms: Tensor = torch.linalg.vector_norm(matrices, dim=(1, 2), keepdim=True)
+    return norms

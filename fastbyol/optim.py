@@ -131,8 +131,8 @@ def gradient_of(parameter: nn.Parameter) -> Tensor:
     """Return the gradient of a parameter; raise RuntimeError where there is none."""
     if parameter.grad is None:
         raise RuntimeError(
-            f"a parameter of shape {tuple(parameter.shape)} has no gradient; the optimiser needs one for each: call "
-            "backward() first, or leave parameters that the loss does not use out of the optimiser"
+            f"a parameter of shape {tuple(parameter.shape)} has no gradient, and an optimiser needs one for each: "
+            "call backward() first, or leave parameters that the loss does not use out of the optimiser"
         )
     return parameter.grad
 

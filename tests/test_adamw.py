@@ -122,3 +122,19 @@ def test_a_state_of_another_device_does_not_bring_its_way_of_computing() -> None
         group["capturable"] = True  # as a GPU saved it
     optimizer.load_state_dict(state)
     assert not any(group["capturable"] for group in optimizer.param_groups)
+
+
+def test_a_copy_goes_on_bit_equal() -> None:
+    torch.manual_seed(0)
+    network = Tokens()
+    optimizer, _ = with_targets(network)
+    optimizer.set_rates(lr=0.01, tau=0.5)
+    again, other = copy.deepcopy((network, optimizer))
+    set_gradients(network)
+    for parameter, twin in zip(network.parameters(), again.parameters(), strict=True):
+        assert parameter.grad is not None
+        twin.grad = parameter.grad.clone()
+    for each in (optimizer, other):
+        each.step()
+    assert all(torch.equal(p, q) for p, q in zip(network.parameters(), again.parameters(), strict=True))
+    assert all(torch.equal(p, q) for p, q in zip(optimizer.targets, other.targets, strict=True))

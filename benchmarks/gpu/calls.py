@@ -39,9 +39,9 @@ CHANGES = {  # of cifar10_rn18, tried in call 5
     "today": (),
     "negatives-fade": (*SGD, "0.1", "+beta=1+fade=0.5"),
     "negatives-fade-late": (*SGD, "0.1", "+beta=1+fade=1"),
-    "negatives-fade-muon": (f"+beta=1+fade=0.5+{MUON}",),
     CONTRASTIVE: (f"+{UNBLURRED}",),
     f"{CONTRASTIVE}-muon": (f"+{NEGATIVES}+decoupled=true+{MUON}",),
+    "negatives-fade-muon": (f"+beta=1+fade=0.5+{MUON}",),
 }
 FIFTH_TESTS = ("tests/gpu", *(f"tests/kernels/test_{name}.py" for name in ("augment", "lars_ema", "batchnorm")))
 FINISHED_TRAININGS = {"imagenette": "imagenette_rn18", "cifar10": "cifar10_rn18"}
@@ -174,7 +174,7 @@ def fourth(where: Where) -> list[Stage]:
 def fifth(where: Where) -> Iterator[Stage]:
     """Trainings of CIFAR-10, each with one change, scored on images held out; then the best, longer and on all.
 
-    The second part is made when the first has left its rows: the best of BYOL's changes, and the contrastive one.
+    The second part is made when the first has left its rows: the best of BYOL's changes, and the best contrastive one.
     """
     held_out, whole = where.images(DIVIDED), where.images("cifar10")
     yield _images(where, 55.0, "cifar10", DIVIDED), _tests(where, 55.0, *FIFTH_TESTS)
@@ -193,8 +193,9 @@ def fifth(where: Where) -> Iterator[Stage]:
         return _training(change + suffix, where, limit_s, *asked, val=files.val)
 
     yield tuple(training(name, held_out, 115.0, length) for name in changes)  # while one starts, others compute
-    best = best_of(where.rows, [name for name in changes if name != CONTRASTIVE])
-    yield tuple(training(name, whole, 160.0, longer, suffix="-long") for name in (best, CONTRASTIVE))
+    contrastive = [name for name in changes if name.startswith(CONTRASTIVE)]
+    best = [best_of(where.rows, names) for names in ([n for n in changes if n not in contrastive], contrastive)]
+    yield tuple(training(name, whole, 160.0, longer, suffix="-long") for name in best)
 
 
 def best_of(file: Path, names: Sequence[str]) -> str:

@@ -16,6 +16,7 @@ from fastbyol.beton import UNLABELLED, Reader
 from fastbyol.config import Config, OptimConfig
 from fastbyol.encoder import init_
 from fastbyol.evaluate.features import CLASSES_MAX
+from fastbyol.muon import VECTOR_RATE
 from fastbyol.parts import build_optimizer
 from fastbyol.system.distributed import World
 
@@ -32,7 +33,7 @@ class ProbeMetrics(NamedTuple):
 class Probe:
     """A linear classifier of the first view's representations [B, F], trained at BYOL's learning rates.
 
-    By AdamW or Muon where BYOL is, else by LARS.
+    By AdamW where BYOL is, else by LARS; beside Muon at the rate of its biases.
 
     Each image is classified before the classifier learns from it. Gradients are averaged over the ranks of `group`, so
     that all ranks hold the same classifier; the metrics are of this rank's images. Source: the authors' code.
@@ -52,13 +53,14 @@ class Probe:
         self.classifier = nn.Linear(features, classes)
         init_(self.classifier, torch.Generator().manual_seed(seed))
         self.classifier.to(device)
-        name = optimizer if optimizer in ("adamw", "muon") else "lars"
+        name = optimizer if optimizer == "adamw" else "lars"
         self.optimizer = build_optimizer(name, self.classifier, {}, config)
+        self.share = VECTOR_RATE if optimizer == "muon" else 1.0  # of the learning rate
         self.sums = torch.zeros(3, device=device)  # images, summed cross-entropy, correct images
 
     def step(self, representations: Tensor, labels: Tensor, *, lr: float) -> None:
         """Train on representations [B, F] with labels [B] int64, or UNLABELLED, on the probe's device. No host sync."""
-        self.optimizer.set_rates(lr=lr, tau=1.0)
+        self.optimizer.set_rates(lr=self.share * lr, tau=1.0)
         self.optimizer.zero_grad()
         logits = self.classifier(representations.detach().to(self.classifier.weight.dtype))
         count = (labels != UNLABELLED).sum()

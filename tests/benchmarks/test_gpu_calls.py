@@ -203,12 +203,12 @@ def test_what_a_gpu_is_asked_is_understood(tmp_path: Path) -> None:
 
 def test_the_best_of_the_changes_trains_on(tmp_path: Path) -> None:
     place = where(tmp_path)
-    scores = {"today": 40.0, "negatives-fade": 50.0, "simclr": 60.0, "negatives-fade-late": None}
+    scores = {"today": 40.0, "negatives-fade": 50.0, "simclr": 60.0, "simclr-muon": 65.0}
     rows = [{"case": "training", "shape": f"{name}, batch 512", "knn_top1": knn} for name, knn in scores.items()]
     place.rows.write_text("".join(json.dumps(row) + "\n" for row in rows))
     *_, swept, trained_on = calls.fifth(place)
     assert len(swept) == len(calls.CHANGES)
-    assert [each.name for each in trained_on] == ["training negatives-fade-long", "training simclr-long"]
+    assert [each.name for each in trained_on] == ["training negatives-fade-long", "training simclr-muon-long"]
     place.rows.unlink()
     assert calls.best_of(place.rows, ["today", "negatives-fade"]) == "today"
 

@@ -75,7 +75,7 @@ def test_a_reading_is_of_all_images_since_the_last_before_they_were_learnt() -> 
     assert math.isnan(probe.metrics(*probe.take_sums().tolist()).loss)
 
 
-@pytest.mark.parametrize(("optimizer", "lr"), [("lars", 20.0), ("muon", 0.1)])
+@pytest.mark.parametrize(("optimizer", "lr"), [("lars", 20.0), ("muon", 2.0)])
 def test_it_learns_classes_that_can_be_seen(optimizer: str, lr: float) -> None:
     probe = probe_of(optimizer)
     for number in range(200):
