@@ -46,17 +46,18 @@ SGD = "weight_decay=0.0005+optimizer=sgd+views=no_blur"
 SIMCLR = f"{NEGATIVES}+base_lr=1+{SGD}"
 # without an image's other view among the negatives, and in larger batches, which cost less an image
 DECOUPLED = f"{NEGATIVES}+base_lr=1.4+{SGD}+decoupled=true+batch_size=256"
-MUON = f"{NEGATIVES}+views=no_blur+decoupled=true+batch_size=256+optimizer=muon+base_lr=0.1"
+MUON = f"{NEGATIVES}+views=no_blur+decoupled=true+batch_size=256+optimizer=muon"
 # for a recipe without blur
 UNBLURRED = f"{NEGATIVES}+optimizer=sgd+base_lr=1+weight_decay=0.0005+warmup_epochs=1+decoupled=true"
 CHOICES: dict[str, tuple[Choice, ...]] = {
     "cifar10_tiny": (
         Choice(
             "SimCLR by Muon",
-            MUON,
+            f"{MUON}+base_lr=0.1",
             until=10,
             evidence=(Evidence(0.805, 35.8, 55.0), Evidence(4.03, 41.5, 61.1)),
         ),
+        Choice("SimCLR by Muon", f"{MUON}+base_lr=0.04", until=30, evidence=(Evidence(16.1, 53.4, 65.5),)),
         Choice(
             "SimCLR",
             DECOUPLED,
