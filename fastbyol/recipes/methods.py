@@ -65,7 +65,7 @@ CHOICES: dict[str, tuple[Choice, ...]] = {
             evidence=(
                 Evidence(0.805, 35.8, 49.0),
                 Evidence(4.03, 41.5, 57.8),
-                Evidence(16.1, 53.4, 64.6),
+                Evidence(16.1, 53.4, 64.4),
                 Evidence(48.3, 62.1, 67.2),
             ),
         ),
