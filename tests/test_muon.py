@@ -241,3 +241,13 @@ def test_a_weight_of_zeros_is_refused_and_a_missing_gradient_is_told() -> None:
     nn.init.zeros_(weight_of(module, 4))
     with pytest.raises(ConfigError, match=r"keeps the norm of each weight.*\(24, 8\).*give optimizer lars or adamw"):
         with_targets(module)
+
+
+def test_a_weight_loaded_as_zeros_stays_zeros() -> None:
+    module = network()
+    optimizer, _ = with_targets(module)
+    nn.init.zeros_(weight_of(module, 4))
+    optimizer.set_rates(lr=0.1, tau=1.0)
+    set_gradients(module)
+    optimizer.step()
+    assert not weight_of(module, 4).any()
