@@ -11,6 +11,7 @@ from torch import nn
 from fastbyol.adamw import AdamW
 from fastbyol.config import OptimConfig
 from fastbyol.optim import parameter_groups
+from tests.support.gradients import copy_gradients, set_gradients
 
 CONFIG = OptimConfig(base_lr=1e-3, weight_decay=0.1, tau_base=0.9)
 
@@ -33,11 +34,6 @@ class Tokens(nn.Module):
 def with_targets(network: nn.Module) -> tuple[AdamW, nn.Module]:
     targets = copy.deepcopy(network)
     return AdamW(network, dict(zip(network.parameters(), targets.parameters(), strict=True)), CONFIG), targets
-
-
-def set_gradients(network: nn.Module) -> None:
-    for parameter in network.parameters():
-        parameter.grad = torch.randn_like(parameter)
 
 
 def test_weights_decay_and_norms_positions_tokens_and_layer_scale_do_not() -> None:
@@ -106,9 +102,7 @@ def test_a_restored_state_goes_on_bit_equal() -> None:
     other.load_state_dict(copy.deepcopy(optimizer.state_dict()))
     other.set_rates(lr=0.01, tau=0.5)
     set_gradients(network)
-    for parameter, twin in zip(network.parameters(), again.parameters(), strict=True):
-        assert parameter.grad is not None
-        twin.grad = torch.empty_like(twin).copy_(parameter.grad)
+    copy_gradients(network, again)
     optimizer.step()
     other.step()
     assert all(torch.equal(p, q) for p, q in zip(network.parameters(), again.parameters(), strict=True))
@@ -131,9 +125,7 @@ def test_a_copy_goes_on_bit_equal() -> None:
     optimizer.set_rates(lr=0.01, tau=0.5)
     again, other = copy.deepcopy((network, optimizer))
     set_gradients(network)
-    for parameter, twin in zip(network.parameters(), again.parameters(), strict=True):
-        assert parameter.grad is not None
-        twin.grad = parameter.grad.clone()
+    copy_gradients(network, again)
     for each in (optimizer, other):
         each.step()
     assert all(torch.equal(p, q) for p, q in zip(network.parameters(), again.parameters(), strict=True))

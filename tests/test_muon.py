@@ -11,6 +11,7 @@ from torch import nn
 from fastbyol.config import OptimConfig
 from fastbyol.errors import ConfigError
 from fastbyol.muon import Muon, orthogonal
+from tests.support.gradients import copy_gradients, set_gradients
 from tests.support.tolerances import FLOAT32_ORTHOGONAL
 
 MOMENTUM = 0.8
@@ -34,11 +35,6 @@ def weight_of(module: nn.Sequential, number: int) -> nn.Parameter:
 def with_targets(module: nn.Module) -> tuple[Muon, nn.Module]:
     targets = copy.deepcopy(module)
     return Muon(module, dict(zip(module.parameters(), targets.parameters(), strict=True)), CONFIG), targets
-
-
-def set_gradients(module: nn.Module, *, scale: float = 1.0) -> None:
-    for parameter in module.parameters():
-        parameter.grad = scale * torch.randn_like(parameter)
 
 
 @pytest.mark.parametrize("shape", [(4, 9), (9, 4), (6, 6), (1, 5), (32, 288)])
@@ -204,9 +200,7 @@ def test_a_restored_state_goes_on_bit_equal() -> None:
     other.set_rates(lr=0.1, tau=0.5)
     assert all(other.state[p]["momentum"].stride() == p.stride() for p in again.parameters())
     set_gradients(module)
-    for parameter, twin in zip(module.parameters(), again.parameters(), strict=True):
-        assert parameter.grad is not None
-        twin.grad = parameter.grad.clone()
+    copy_gradients(module, again)
     optimizer.step()
     other.step()
     assert all(torch.equal(p, q) for p, q in zip(module.parameters(), again.parameters(), strict=True))
@@ -222,9 +216,7 @@ def test_a_copy_goes_on_bit_equal_and_what_is_frozen_stays() -> None:
     optimizer.step()
     again, other = copy.deepcopy((module, optimizer))
     set_gradients(module)
-    for parameter, twin in zip(module.parameters(), again.parameters(), strict=True):
-        assert parameter.grad is not None
-        twin.grad = parameter.grad.clone()
+    copy_gradients(module, again)
     for each in (optimizer, other):
         each.step()
     assert all(torch.equal(p, q) for p, q in zip(module.parameters(), again.parameters(), strict=True))
