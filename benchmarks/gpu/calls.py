@@ -122,7 +122,7 @@ def third(where: Where) -> list[Stage]:
     """Trainings as long as the deadline lets them be, with kNN and linear scores."""
     made: list[Stage] = [(_images(where, CONVERSION_S, *where.sets, beside=False),)]
     spare = where.deadline_s - CONVERSION_S - CLOSING_S - SCORES_S * len(where.sets)
-    budget_s = max(spare / len(where.sets), 20.0) if where.is_gpu else 18.0
+    budget_s = max(spare / len(where.sets), 20.0) if where.is_gpu else 30.0
     for name in where.sets:
         files = where.images(name)
         recipe = FINISHED_TRAININGS[name] if where.is_gpu else "cifar10_tiny+crop_px=16"
