@@ -1,4 +1,4 @@
-# make demo: the whole chain on the embedded demo set; lint, docs, test, test-slow, rehearse, test-peers: what CI runs.
+# make demo: the whole chain on the embedded demo set. Before a change lands, .ci/run runs lint, docs and all tests.
 # make gpu CALL=1 OUT=DIR: a call on a GPU, uninstalled, with any python that has torch, triton, numpy, pillow, pytest.
 PYTHON ?= python3.11
 PYTHON312 ?= $(firstword $(filter-out %/shims/python3.12,$(wildcard \
@@ -18,8 +18,11 @@ IN_PARALLEL := -n logical --maxprocesses 8 --dist worksteal --durations 10
 PIP_INSTALL := install --quiet --disable-pip-version-check --no-compile
 PEERS_APT := build-essential pkg-config libopencv-dev libturbojpeg0-dev
 
-.PHONY: demo test test-slow test-triton rehearse test-peers soak lint docs bench bench-data gpu gpu-carry clean
+.PHONY: demo environments test test-main test-kernels test-slow test-triton rehearse test-peers soak lint docs bench \
+	bench-data gpu gpu-carry clean
 .DELETE_ON_ERROR:
+
+environments: $(INSTALLED) $(REHEARSAL)/installed
 
 $(INSTALLED): pyproject.toml setup.py constraints.txt
 	test -x $(BIN)/python || $(PYTHON) -m venv $(VENV)
@@ -32,8 +35,13 @@ demo: $(INSTALLED)
 		--budget 90s --method auto --device cpu --out runs/demo --overwrite
 	$(BIN)/fastbyol-eval knn runs/demo --train runs/demo-data/train.beton --val runs/demo-data/val.beton
 
-test: $(INSTALLED)
+test: test-main test-kernels
+
+test-main: $(INSTALLED)
 	$(BIN)/python -m pytest -m "not peers and not slow" --ignore tests/kernels $(IN_PARALLEL)
+
+# The kernels under Triton's interpreter.
+test-kernels: $(INSTALLED)
 	TRITON_INTERPRET=1 $(BIN)/python -m pytest tests/kernels $(IN_PARALLEL)
 
 test-slow: $(INSTALLED)

@@ -57,7 +57,7 @@ CHOICES: dict[str, tuple[Choice, ...]] = {
             until=10,
             evidence=(Evidence(0.805, 35.8, 55.0), Evidence(4.03, 41.5, 61.1)),
         ),
-        Choice("SimCLR by Muon", f"{MUON}+base_lr=0.04", until=30, evidence=(Evidence(16.1, 53.4, 65.5),)),
+        Choice("SimCLR by Muon", f"{MUON}+base_lr=0.04", until=30, evidence=(Evidence(16.1, 53.4, 65.8),)),
         Choice(
             "SimCLR",
             DECOUPLED,
