@@ -228,10 +228,13 @@ def plot(found: dict[str, dict[float, list[rows.Row]]], path: Path) -> None:
     axes = figure.subplots()
     for name, by_compute in found.items():
         means = [statistics.fmean(row["knn_top1"] for row in runs) for runs in by_compute.values()]
-        (line,) = axes.plot(list(by_compute), means, "-", label=name, lw=1.5)
+        (line,) = axes.plot(list(by_compute), means, "-", lw=1.5)
         points = [(cpu_s, row["knn_top1"]) for cpu_s, runs in by_compute.items() for row in runs]
-        axes.plot(*zip(*points, strict=True), "o", color=line.get_color(), ms=4)
+        axes.plot(*zip(*points, strict=True), "o", color=line.get_color(), label=name, ms=4)
     axes.set_xscale("log")
+    budgets = sorted({cpu_s for by_compute in found.values() for cpu_s in by_compute})
+    axes.set_xticks(budgets, [f"{cpu_s:g}" for cpu_s in budgets])
+    axes.minorticks_off()
     axes.set_xlabel("compute, CPU-seconds of one thread")
     axes.set_ylabel("kNN top-1, %")
     axes.grid(alpha=0.25)
