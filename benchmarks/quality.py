@@ -1,8 +1,9 @@
 """python benchmarks/quality.py run SET ...: kNN scores of methods over equal compute, the referee of every default.
 
-Compute is counted in CPU-seconds of one thread, so that a busy machine changes little: the cost of a step is measured
-once for each method, and a budget fixes the number of epochs, of which the score is a function. A method that has rows
-keeps their cost, so that its budgets lie on one line. Methods and recipes are compared on images held out of the
+Compute is counted in CPU-seconds of one thread: the cost of a step is measured once for each method, and a budget fixes
+the number of epochs, of which the score is a function. A method that has rows keeps their cost, so that its budgets lie
+on one line. The cost is to be measured on a quiet machine: beside ten programs a step has cost 1.4 times as much. A run
+that used much more or less than its budget is told. Methods and recipes are compared on images held out of the
 training set; `--test` scores a choice that is made, on the test set.
 """
 
@@ -36,7 +37,8 @@ from fastbyol.schedule import build
 from fastbyol.train.planning import WARMUP_MAX
 
 HELD_PER_CLASS = 250
-COST_STEPS, COST_COLD = 60, 20  # of the run that measures the cost of a step; the first ones are left out
+COST_STEPS, COST_COLD = 200, 100  # of the run that measures the cost of a step; the first ones cost a tenth more
+COST_OFF = 0.15  # a run that used so much more or less than its budget is no fair one
 LOG_EVERY = 20
 ROWS = Path(__file__).parent / "results" / "quality" / "rows.jsonl"
 FLAGS = (
@@ -159,8 +161,20 @@ def run(args: argparse.Namespace) -> None:
             train_run(job, on_progress=lambda _: None)
         row = row_of(cell, job, method, epochs=epochs)
         rows.append(args.json, [row])
+        if not is_fair(row):
+            print(
+                f"{method.name}: {row['cpu_s']:.0f} CPU-s were used of {cpu_s:g}, since a step cost more or less than "
+                "when its cost was measured, as beside other programs; leave this method's rows out of --json and its "
+                f"folder out of {args.work}, and repeat it on a quieter machine",
+                file=sys.stderr,
+            )
         score = "diverged" if row["knn_top1"] is None else f"kNN {row['knn_top1']:.1f}"
         print(f"{method.name}, {cpu_s:g} CPU-s, seed {seed}: {score} after {epochs:.3g} epochs", flush=True)
+
+
+def is_fair(row: rows.Row) -> bool:
+    """Tell whether a run used about as much compute as its budget."""
+    return abs(row["cpu_s"] / row["budget_cpu_s"] - 1) <= COST_OFF
 
 
 def known_pace(grid: Sequence[rows.Row], cell: Cell) -> float | None:
