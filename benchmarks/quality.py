@@ -218,7 +218,10 @@ def summary(grid: Sequence[rows.Row], *, recipe: str, split: str) -> dict[str, d
 
 
 def table(found: dict[str, dict[float, list[rows.Row]]]) -> str:
-    """Format the mean kNN scores as Markdown: a method a row, a budget a column; epochs and half the range beside."""
+    """Format the mean kNN scores as Markdown: a method a row, a budget a column.
+
+    Beside it half the range, the epochs that fit, and the mean of the CPU-seconds that were used.
+    """
     budgets = sorted({cpu_s for by_compute in found.values() for cpu_s in by_compute})
     lines = [["method", *(f"{cpu_s:g} CPU-s" for cpu_s in budgets)], ["---"] * (len(budgets) + 1)]
     for name, by_compute in found.items():
@@ -231,19 +234,21 @@ def _shown(runs: Sequence[rows.Row]) -> str:
         return ""
     scores = [row["knn_top1"] for row in runs]
     spread = f" ± {(max(scores) - min(scores)) / 2:.1f}" if len(scores) > 1 else ""
-    return f"{statistics.fmean(scores):.1f}{spread} ({runs[0]['epochs']:.3g} ep.)"
+    used_s = statistics.fmean(row["cpu_s"] for row in runs)
+    return f"{statistics.fmean(scores):.1f}{spread} ({runs[0]['epochs']:.3g} ep., {used_s:.0f} s)"
 
 
 def plot(found: dict[str, dict[float, list[rows.Row]]], path: Path) -> None:
-    """Draw the mean score over compute, a line a method, with the runs as dots."""
+    """Draw the mean score over the compute that was used, a line a method, with the runs as dots."""
     from matplotlib.figure import Figure  # noqa: PLC0415 - slow to import, and only this needs it
 
     figure = Figure(figsize=(8, 5), layout="constrained")
     axes = figure.subplots()
     for name, by_compute in found.items():
         means = [statistics.fmean(row["knn_top1"] for row in runs) for runs in by_compute.values()]
-        (line,) = axes.plot(list(by_compute), means, "-", lw=1.5)
-        points = [(cpu_s, row["knn_top1"]) for cpu_s, runs in by_compute.items() for row in runs]
+        used_s = [statistics.fmean(row["cpu_s"] for row in runs) for runs in by_compute.values()]
+        (line,) = axes.plot(used_s, means, "-", lw=1.5)
+        points = [(row["cpu_s"], row["knn_top1"]) for runs in by_compute.values() for row in runs]
         axes.plot(*zip(*points, strict=True), "o", color=line.get_color(), label=name, ms=4)
     axes.set_xscale("log")
     budgets = sorted({cpu_s for by_compute in found.values() for cpu_s in by_compute})

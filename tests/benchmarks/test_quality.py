@@ -38,9 +38,14 @@ def test_a_method_is_a_change_and_flags() -> None:
 
 def test_the_table_has_means_and_half_the_range() -> None:
     cell = {"shape": "demo", "implementation": "A", "split": "held out", "budget_cpu_s": 60.0, "epochs": 2.5}
-    runs = [{**cell, "knn_top1": score} for score in (40.0, 44.0, None)]
+    runs = [{**cell, "knn_top1": score, "cpu_s": used_s} for score, used_s in ((40.0, 58), (44.0, 62), (None, 9))]
     found = quality.summary(runs, recipe="demo", split="held out")
-    assert "| A | 42.0 ± 2.0 (2.5 ep.) |" in quality.table(found)
+    assert "| A | 42.0 ± 2.0 (2.5 ep., 60 s) |" in quality.table(found)
+
+
+def test_a_run_that_used_much_more_or_less_than_its_budget_is_no_fair_one() -> None:
+    used = {52.0: True, 68.0: True, 43.0: False, 72.0: False}
+    assert {cpu_s: quality.is_fair({"budget_cpu_s": 60.0, "cpu_s": cpu_s}) for cpu_s in used} == used
 
 
 def test_longer_budgets_of_a_method_keep_the_cost_that_its_rows_have() -> None:
