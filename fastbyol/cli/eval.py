@@ -31,7 +31,9 @@ COMMANDS = {
     "export": "the encoder in a file for fastbyol, torchvision, timm, detectron2 or ONNX",
     "table": "an ablation table of the paper: trains every cell, and writes the scores beside the paper's",
 }
-OWN = {"MODULE:ATTRIBUTE": "a fastbyol.evaluate.protocol.Protocol of your own, in a module on PYTHONPATH"}
+OWN = {
+    "MODULE:ATTRIBUTE": "a fastbyol.evaluate.protocol.Protocol of your own, in a module in this folder or on PYTHONPATH"
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:

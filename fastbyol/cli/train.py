@@ -200,7 +200,7 @@ def _add_method(parser: Parser) -> None:
         "--optimizer",
         type=part_of(registry.OPTIMIZERS),
         metavar="NAME",
-        help="lars; sgd, with momentum; muon, at --base-lr near 0.1; adamw; apex-larc, which needs NVIDIA apex; "
+        help="lars; sgd, with momentum; muon, at --base-lr 0.1 or less; adamw; apex-larc, which needs NVIDIA apex; "
         f"or your module:attribute {OF_RECIPE}",
     )
     group.add_argument(

@@ -250,8 +250,8 @@ def add_encoder(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "encoder",
         metavar="ENCODER",
-        help="a folder in which fastbyol-train finished, a checkpoint, an encoder's file, torchvision:NAME, timm:NAME, "
-        "or random:NAME of an encoder or recipe, which is drawn",
+        help="a run of fastbyol-train, finished or not, a checkpoint, an exported file or folder, torchvision:NAME, "
+        "timm:NAME, or random:NAME of an encoder or recipe, which is drawn",
     )
 
 

@@ -54,7 +54,7 @@ def start(place: Path, *command: str) -> subprocess.Popen[str]:
 
 
 def test_the_page_has_an_example_of_every_part_that_can_come_from_outside() -> None:
-    assert {"encoder.py", "objective.py", "loader.py", "optimizer.py", "protocol.py"} <= examples().keys()
+    assert {"models.py", "encoder.py", "objective.py", "loader.py", "optimizer.py", "protocol.py"} <= examples().keys()
 
 
 @pytest.mark.slow
@@ -121,6 +121,13 @@ def test_a_loss_of_no_known_form_is_refused_with_the_choices(loss: str) -> None:
     choices = "choose one of byol, vicreg, coding-rate, or give your own as module:attribute"
     with pytest.raises(ConfigError, match=f"no objective .*; {choices}"):
         named(f"demo+loss={loss}")
+
+
+def test_a_network_of_no_known_form_becomes_an_encoder(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from fastbyol.parts import build_encoder  # noqa: PLC0415
+
+    monkeypatch.syspath_prepend(place)
+    assert build_encoder(EncoderConfig("mypackage.models:build"), seed=0).features == 64
 
 
 def test_a_registered_name_is_found_and_has_to_build_an_encoder(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:

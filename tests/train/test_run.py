@@ -59,6 +59,14 @@ def test_rows_account_for_the_time_of_the_loop(finished: Path) -> None:
         assert 0.5 * row["interval_s"] < parts <= row["interval_s"]
 
 
+def test_the_documentation_names_every_column_of_the_rows(finished: Path) -> None:
+    page = (Path(__file__).parents[2] / "docs" / "training.md").read_text()
+    named = {
+        name for cell in re.findall(r"^\| (`[^|]+) \|", page, re.MULTILINE) for name in re.findall(r"`(\w+)`", cell)
+    }
+    assert named >= {name for row in read_metrics(RunFolder(finished).metrics) for name in row}
+
+
 def test_tensorboard_has_the_scores_before_and_after_training(finished: Path) -> None:
     result = json.loads(RunFolder(finished).result.read_text())
     shown = dict(read_events(RunFolder(finished).tensorboard)["scores/knn_top1"])
