@@ -55,7 +55,7 @@ CHOICES: dict[str, tuple[Choice, ...]] = {
             "SimCLR by Muon",
             f"{MUON}+base_lr=0.1",
             until=10,
-            evidence=(Evidence(0.805, 35.8, 55.0), Evidence(4.03, 41.5, 61.1)),
+            evidence=(Evidence(1.13, 36.7, 55.0), Evidence(5.65, 44.6, 61.1)),
         ),
         Choice("SimCLR by Muon", f"{MUON}+base_lr=0.04", until=30, evidence=(Evidence(16.1, 53.4, 65.8),)),
         Choice(
@@ -63,8 +63,8 @@ CHOICES: dict[str, tuple[Choice, ...]] = {
             DECOUPLED,
             until=60,
             evidence=(
-                Evidence(0.805, 35.8, 49.0),
-                Evidence(4.03, 41.5, 57.8),
+                Evidence(1.13, 36.7, 49.0),
+                Evidence(5.65, 44.6, 57.8),
                 Evidence(16.1, 53.4, 64.4),
                 Evidence(48.3, 62.1, 67.2),
             ),
