@@ -113,6 +113,7 @@ class Config:
 
     def __post_init__(self) -> None:
         self._fill_in()
+        require(self.device in ("cuda", "cpu"), f"device is {self.device!r}; give one of cuda, cpu")
         lengths = [length for length in (self.budget_s, self.deadline, self.epochs) if length is not None]
         require(
             len(lengths) == 1,

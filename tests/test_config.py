@@ -54,6 +54,12 @@ def test_warmup_follows_the_length_of_the_run() -> None:
     assert schedule.build(recipe, epochs=20, warmup_max=0.25).warmup == 0.25
 
 
+@pytest.mark.parametrize("device", ["cuda:0", "tpu", ""])
+def test_a_device_of_no_known_name_is_refused(device: str) -> None:
+    with pytest.raises(ConfigError, match=r"device is .*; give one of cuda, cpu"):
+        config(device=device)
+
+
 def test_dalis_crops_are_of_one_size() -> None:
     assert config(recipe=named("demo+global_views=4"), crop="dali").crop == "dali"
     with pytest.raises(ConfigError, match="the 2 local views have their own; give --crop kernels"):

@@ -27,6 +27,11 @@ def export(args: argparse.Namespace, *, notify: Callable[[str], None]) -> Scores
         inside.resolve() not in [path.resolve() for path in own],
         f"{out} lies in the run folder and could replace a file of the run; give a path in another folder",
     )
+    other = RunFolder(inside)
+    require(
+        not (target.is_folder(args.out) and other.config.is_file() and other.metrics.is_file()),
+        f"{out} is the folder of another run, and the export would be taken for its encoder; give another folder",
+    )
     folder_kind = "timm" if formats.name_in("timm", folder.read_config().recipe.encoder) else "safetensors"
     to = target.choose(args.out, args.format, folder_kind=folder_kind)
     config, encoder, result, unfinished = trained = open_run(folder, notify=notify)

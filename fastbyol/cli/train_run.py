@@ -167,17 +167,18 @@ def memory_plan(args: argparse.Namespace, *, gib: float) -> str:
 
     With --method auto, a line for each recipe that it may choose.
     """
-    recipe = recipe_of(args)
-    recipes = variants(recipe) if args.method == "auto" else [recipe]
+    settings = settings_of(args)
+    recipe = settings["recipe"]
+    recipes = variants(recipe) if settings.get("method") == "auto" else [recipe]
     note = "decoded images that wait for the step are not included"
-    return "\n".join(f"{each.name}: {_fit(each, args, gib=gib)}; {note}" for each in recipes)
+    return "\n".join(f"{each.name}: {_fit(each, settings, gib=gib)}; {note}" for each in recipes)
 
 
-def _fit(recipe: Recipe, args: argparse.Namespace, *, gib: float) -> memory.Fit:
+def _fit(recipe: Recipe, settings: dict[str, Any], *, gib: float) -> memory.Fit:
     """Plan a step of a recipe on a GPU of so much memory."""
     world_size = ranks()
     free = round((gib - memory.CONTEXT_GIB) * memory.GIB)
-    images, parts = recipe.batch_size // world_size, args.micro_batches
+    images, parts = recipe.batch_size // world_size, settings.get("micro_batches")
     if parts is not None and (parts < 1 or images % parts or images < 2 * parts):
         raise ConfigError(
             f"{images} images do not divide into {parts} equal micro-batches of 2 images or more; give another "
@@ -186,11 +187,11 @@ def _fit(recipe: Recipe, args: argparse.Namespace, *, gib: float) -> memory.Fit:
     return memory.fit(
         recipe,
         images=images,
-        precision=args.precision or "bfloat16",
+        precision=settings.get("precision") or "bfloat16",
         usable_bytes=memory.usable_bytes(free),
         only_parts=parts,
-        can_split=args.crop in (None, "kernels"),
-        can_recompute=args.engine != "compile",
+        can_split=settings.get("crop") in (None, "kernels"),
+        can_recompute=settings.get("engine") != "compile",
         ranks=world_size,
     )
 

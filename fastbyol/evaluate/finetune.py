@@ -143,7 +143,7 @@ def predict(
     network: Classifier, reader: Reader, indices: NDArray[np.int64], inputs: InputSettings
 ) -> tuple[Tensor, Tensor]:
     """Return logits [N, classes] and labels [N], on the CPU, of the centre views of the images at `indices`."""
-    parts = []
+    parts, shown = [], [np.empty(0, np.int64)]
     bar = Progress(
         center_views(reader, indices, inputs),
         total=math.ceil(len(indices) / inputs.batch),
@@ -153,7 +153,8 @@ def predict(
     for images, here in inputs.threads.units(bar, "predict"):
         with inputs.precision():
             parts.append(network(images)[: len(here)].float().cpu())
-    return torch.cat(parts), torch.from_numpy(labels_of(reader)[indices])
+        shown.append(here)
+    return torch.cat(parts), torch.from_numpy(labels_of(reader)[np.concatenate(shown)])
 
 
 def score(

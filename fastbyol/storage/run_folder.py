@@ -149,6 +149,20 @@ def check_free(folder: RunFolder, *, overwrite: bool) -> None:
     """Raise ConfigError when the folder holds a run that may not be overwritten."""
     if folder.config.exists() and not overwrite:
         raise ConfigError(f"{folder.path} already holds a run; give --resume, --overwrite or another --out")
+    in_the_way = [] if overwrite else [path.name for path in _outputs(folder) if path.exists()]
+    if in_the_way:
+        raise ConfigError(
+            f"{folder.path} holds no run, but {', '.join(in_the_way)}, which a new run would remove; give another "
+            "--out, or --overwrite"
+        )
+
+
+def _outputs(folder: RunFolder) -> tuple[Path, ...]:
+    """Return what a run writes beside its configuration, and a new run in its folder removes."""
+    return (
+        *(folder.metrics, folder.encoder, folder.report, folder.result, folder.maps),
+        *(folder.checkpoints, folder.tensorboard, folder.profile, folder.scores, folder.earlier),
+    )
 
 
 def check_unused(folder: RunFolder, *, overwrite: bool) -> None:
@@ -180,12 +194,12 @@ def _flock(descriptor: int, path: Path) -> None:
 
 
 def initialize(folder: RunFolder, config: Config) -> None:
-    """Remove the files of an earlier run and write the new run's configuration."""
-    for path in (folder.config, folder.metrics, folder.encoder, folder.report, folder.result, folder.maps):
-        path.unlink(missing_ok=True)
-    for path in (folder.checkpoints, folder.tensorboard, folder.profile, folder.scores, folder.earlier):
-        if path.exists():
+    """Remove the files of an earlier run, then replace its configuration, by which the folder is known as a run's."""
+    for path in _outputs(folder):
+        if path.is_dir():
             shutil.rmtree(path)
+        else:
+            path.unlink(missing_ok=True)
     files.write(folder.config, to_json(config))
 
 

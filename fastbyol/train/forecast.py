@@ -46,7 +46,9 @@ def forecast(
                 run.resume()
             else:
                 run.begin()
-            return _describe(run)
+            lines = _describe(run)
+            opened.world.from_main(None)  # no rank removes the folder while another looks at its disk
+            return lines
     except RuntimeError as error:
         if memory.is_out_of_memory(error):
             raise ConfigError(

@@ -46,6 +46,16 @@ def test_an_export_keeps_out_of_the_run_folder(name: str, run: Path, capsys: pyt
     assert {path.name: path.stat().st_mtime_ns for path in run.iterdir()} == before
 
 
+def test_an_export_keeps_out_of_the_folders_of_other_runs(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    other = shutil.copytree(run, tmp_path / "other")
+    before = sorted(other.iterdir())
+    assert main(["export", str(run), str(other)]) == 2
+    assert "the folder of another run, and the export would be taken for its encoder" in capsys.readouterr().err
+    assert sorted(other.iterdir()) == before
+
+
 def test_the_card_of_a_run_with_a_deadline_says_so(run: Path, tmp_path: Path) -> None:
     copied = shutil.copytree(run, tmp_path / "run")
     config = json.loads((copied / "config.json").read_text())

@@ -21,6 +21,7 @@ from fastbyol.encoder import build
 from fastbyol.errors import ConfigError
 from fastbyol.evaluate import knn, linear
 from fastbyol.evaluate.features import Features, OutOfTime, check_classes, check_features, extract
+from fastbyol.evaluate.finetune import Classifier, predict
 from fastbyol.evaluate.images import InputSettings, random_crops, shuffled_batches
 from fastbyol.order import Rows
 from fastbyol.system.threads import NO_TUNING
@@ -95,7 +96,10 @@ def test_a_stand_in_brings_its_own_label(tmp_path: Path) -> None:
         seen = extract(encoder, reader, eval_px=32, margin=1.0, workers=1, on_error="skip")
         with pytest.raises(BetonError, match="3"):
             extract(encoder, reader, eval_px=32, margin=1.0, workers=1)
+        inputs = InputSettings(32, 1.0, workers=1, on_error="skip")
+        _, fine_tuned_on = predict(Classifier(encoder, 8).eval(), reader, np.arange(12), inputs)
     assert seen.labels[3] == labels[4] != labels[3]
+    assert torch.equal(fine_tuned_on, seen.labels)
     assert torch.equal(seen.values[3], seen.values[4])
 
 

@@ -40,6 +40,18 @@ def test_a_refused_overwrite_leaves_the_old_run(betons: Betons, finished: Path) 
     assert {path.name: path.stat().st_mtime_ns for path in finished.iterdir()} == before
 
 
+def test_a_new_run_removes_nothing_that_no_run_left(
+    betons: Betons, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    kept = [tmp_path / "mine" / name for name in ("checkpoints/best.ckpt", "scores/paper.csv", "result.json")]
+    for path in kept:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text("of another program")
+    assert main(arguments(betons, tmp_path / "mine", "--epochs=1", "--warmup-epochs=0")) == 2
+    assert "holds no run, but result.json, checkpoints, scores, which a new run would remove" in capsys.readouterr().err
+    assert all(path.read_text() == "of another program" for path in kept)
+
+
 def test_a_full_disk_ends_with_one_clear_line(betons: Betons, tmp_path: Path) -> None:
     limited = f"ulimit -f 200; exec {shlex.join([*TRAIN, *arguments(betons, tmp_path / 'run', '--epochs=1')])}"
     ended = subprocess.run(["bash", "-c", limited + " --warmup-epochs=0"], capture_output=True, text=True, check=False)

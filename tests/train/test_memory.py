@@ -221,3 +221,16 @@ def test_the_plan_of_a_card_is_said_without_one(capsys: pytest.CaptureFixture[st
     for parts in ("0", "-1", "3"):
         assert main(["demo", "--plan", "80", f"--micro-batches={parts}"]) == 2
         assert "equal micro-batches" in capsys.readouterr().err
+
+
+def test_the_plan_of_a_card_reads_a_settings_file(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    asked = ["imagenet_rn50_b512_e1000", "--micro-batches=4", "--precision=float32"]
+    assert main([*asked, "--plan", "80"]) == 0
+    flags = capsys.readouterr().out
+    assert main([*asked, "--save-config", str(tmp_path / "run.toml")]) == 0
+    capsys.readouterr()
+    assert main(["--config", str(tmp_path / "run.toml"), "--plan", "80"]) == 0
+    assert capsys.readouterr().out == flags
+    (tmp_path / "auto.toml").write_text('recipe = "cifar10_tiny"\nmethod = "auto"\n')
+    assert main(["--config", str(tmp_path / "auto.toml"), "--plan", "80"]) == 0
+    assert "optimizer=muon" in capsys.readouterr().out

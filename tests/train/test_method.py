@@ -73,6 +73,14 @@ def test_the_warm_up_that_counts_is_that_of_the_choice(
     assert "epochs is 5, not more than the 10 epochs of warm-up" in capsys.readouterr().err
 
 
+def test_data_smaller_than_the_batch_of_a_choice_are_told(
+    betons: Betons, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = ["cifar10_tiny", f"--data={betons.train}", f"--out={tmp_path / 'run'}", "--device=cpu", "--threads=1"]
+    assert main([*asked, "--epochs=2", "--warmup-epochs=1", "--method=auto", "--plan"]) == 0
+    assert "takes batches of 256 images, and there are 160" in capsys.readouterr().err
+
+
 def test_the_plan_of_memory_lists_all_that_auto_may_choose(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["cifar10_tiny", "--method=auto", "--plan=80"]) == 0
     lines = capsys.readouterr().out.splitlines()
