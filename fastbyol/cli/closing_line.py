@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import shlex
 from typing import Any
 
@@ -13,7 +12,7 @@ from fastbyol.train.scoring import BASELINES
 
 def closing_line(folder: RunFolder) -> str:
     """Return the line from the run's files; a score that the run does not have is left out."""
-    result: dict[str, Any] = json.loads(folder.result.read_text())
+    result = folder.read_result()
     parts = [*_scores(result), f"report: {folder.report}", f"next: {_next_command(folder, folder.read_config())}"]
     return "; ".join(parts)
 

@@ -93,6 +93,7 @@ def train(args: argparse.Namespace, *, stopwatch: Stopwatch, stop: StopSignal) -
             has_finished = run_training(
                 config, folder, stopwatch=stopwatch, stop=stop, resume=args.resume, overwrite=args.overwrite
             )
+            last_line = closing_line(folder) if has_finished and rank() == 0 else ""
     except KeyboardInterrupt:
         has_finished = False
     except Diverged as error:
@@ -106,8 +107,8 @@ def train(args: argparse.Namespace, *, stopwatch: Stopwatch, stop: StopSignal) -
         command = "the same command and --resume" if began else "the same command"
         print(f"fastbyol-train: interrupted; continue with {command}", file=sys.stderr)
         return INTERRUPTED
-    if rank() == 0:
-        print(closing_line(folder))
+    if last_line:
+        print(last_line)
     return DONE
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable
 from typing import Any, NamedTuple
 
@@ -40,7 +39,7 @@ def open_run(folder: RunFolder, *, notify: Callable[[str], None]) -> Trained:
     """
     config = folder.read_config()
     if folder.result.is_file():
-        result = json.loads(folder.result.read_text())
+        result = folder.read_result()
         return Trained(config, load_fused(folder.encoder, trust=True), result)  # the run's configuration names it
     try:
         state, damaged = checkpoint.load_newest(folder.checkpoints)

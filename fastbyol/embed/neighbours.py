@@ -95,12 +95,22 @@ def _better(best: tuple[Tensor, Tensor], cosines: Tensor, query: int, first: int
     own = torch.arange(query - first, query - first + queries, device=cosines.device)
     inside = (own >= 0) & (own < bank)
     cosines[inside.nonzero().squeeze(1), own[inside]] = -2.0
-    found = cosines.topk(min(k, bank))
-    values, rows = (torch.cat(pair, 1) for pair in zip(best, (found.values, found.indices + first), strict=True))
+    values, rows = _largest(cosines, min(k, bank))
+    values, rows = (torch.cat(pair, 1) for pair in zip(best, (values, rows + first), strict=True))
     by_row = rows.argsort(1)
     values, rows = values.gather(1, by_row), rows.gather(1, by_row)
     order = values.argsort(stable=True, dim=1, descending=True)[:, :k]
     return values.gather(1, order), rows.gather(1, order)
+
+
+def _largest(cosines: Tensor, k: int) -> tuple[Tensor, Tensor]:
+    """Return the k largest of each row and their columns, of equal ones those of the lowest columns."""
+    values, columns = cosines.topk(k)
+    is_tied = (cosines >= values[:, -1:]).sum(1) > k  # topk may take any of them
+    if is_tied.any():
+        columns[is_tied] = cosines[is_tied].argsort(dim=1, descending=True, stable=True)[:, :k]
+        values = cosines.gather(1, columns)
+    return values, columns
 
 
 def _pairs_of(

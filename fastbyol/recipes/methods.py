@@ -83,9 +83,11 @@ def choices(recipe: Recipe) -> tuple[Choice, ...]:
         return ()  # chosen before: the recipe of a run's config.json
     if found:
         before, now = settings(RECIPES[name]()), settings(recipe)
+        said = {assignment.partition("=")[0] for assignment in recipe.name.split("+")[1:]}
         for choice in found:
             named = [assignment.partition("=")[0] for assignment in choice.change.split("+")]
-            given = [each for each in named if each in now and now[each].value != before[each].value]
+            changed = {each for each in named if each in now and now[each].value != before[each].value}
+            given = [each for each in named if each in said | changed]
             if given:
                 raise ConfigError(
                     f"--method auto may choose {choice.name} for {name}, which sets {', '.join(given)}, and so do you; "

@@ -50,7 +50,8 @@ def links(folder: RunFolder, maps: list[Map]) -> str:
     if not maps:
         return ""
     listed = "".join(
-        f'<li><a href="{escape(quote(os.path.relpath(each.file, folder.path.resolve())))}">{escape(each.title)}</a>, '
+        f'<li><a href="{escape(quote(os.fsencode(os.path.relpath(each.file, folder.path.resolve()))))}">'
+        f"{escape(each.title)}</a>, "
         f"{each.images:,} images</li>"
         for each in maps
     )

@@ -144,6 +144,16 @@ class RunFolder:
         except UnicodeDecodeError as error:
             raise ConfigError(f"{self.config} is not UTF-8; restore it, or give another --out") from error
 
+    def read_result(self) -> dict[str, Any]:
+        """Read the outcome of a finished run; raise ConfigError where the file is damaged."""
+        try:
+            result = json.loads(self.result.read_text(encoding="utf-8"))
+        except ValueError:  # no JSON, or not UTF-8
+            result = None
+        if not isinstance(result, dict) or "elapsed_s" not in result:
+            raise ConfigError(f"{self.result} is damaged; restore it, or remove it and give --resume to fastbyol-train")
+        return result
+
 
 def check_free(folder: RunFolder, *, overwrite: bool) -> None:
     """Raise ConfigError when the folder holds a run that may not be overwritten."""

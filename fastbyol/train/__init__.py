@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
@@ -24,5 +23,4 @@ def run(config: Config, out: Path | str, *, resume: bool = False, overwrite: boo
     with stop.catch():
         if not run_training(config, folder, stopwatch=stopwatch, stop=stop, resume=resume, overwrite=overwrite):
             return None
-    result: dict[str, Any] = json.loads(folder.result.read_text())
-    return result
+    return folder.read_result()

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 import sys
 from dataclasses import replace
@@ -141,7 +140,7 @@ class Run:
         """
         used_s = [row["elapsed_s"] + row.get("score_s", 0.0) for row in read_metrics(self.folder.metrics)[-1:]]
         if self.folder.result.exists():  # it had finished
-            used_s.append(json.loads(self.folder.result.read_text())["elapsed_s"])
+            used_s.append(self.folder.read_result()["elapsed_s"])
         state: dict[str, Any] | None = None
         damaged: list[str] = []
         if self.world.is_main and checkpoint.exists(self.folder.checkpoints):

@@ -122,10 +122,11 @@ def test_scores_are_kept_a_file_for_each_protocol_part_and_data_set(tmp_path: Pa
         {**semi, "protocol": "knn", "bank": 500},
         {**semi, "val": "w"},
         {**semi, "val": "other/v"},
+        {**semi, "train": "elsewhere/cars/train.beton"},  # a folder and a file of the same names
     ]
     for scores in (semi, *others, {**semi, "trained": {"top1": 2.0}}):
         save_scores(folder, scores)
-    assert sorted(scores["trained"]["top1"] for scores in load_scores(folder)) == [1.0] * 6 + [2.0]
+    assert sorted(scores["trained"]["top1"] for scores in load_scores(folder)) == [1.0] * 7 + [2.0]
     (folder.scores / "broken.json").write_text("{}")
     with pytest.raises(ConfigError, match=r"broken.json is no score"):
         load_scores(folder)

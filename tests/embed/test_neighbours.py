@@ -59,6 +59,13 @@ def test_neighbours_and_pairs_are_those_of_a_double_loop(count: int, k: int) -> 
     assert np.array_equal(alone.rows, pairs.rows)
 
 
+@pytest.mark.parametrize("count", [20, 100])
+def test_of_equal_cosines_the_lowest_rows_come_first(count: int) -> None:
+    found, _ = neighbours.compare(lay(np.ones((count, 7), np.float32)), k=5)
+    for row in range(count):
+        assert found.rows[row].tolist() == [other for other in range(count) if other != row][:5]
+
+
 def test_copies_are_found_at_any_length_and_threshold() -> None:
     values = drawn(40)
     values[33], values[7], values[20] = 3 * values[2], 0.1 * values[2], 0

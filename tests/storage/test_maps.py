@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import html
+import os
 import re
 from pathlib import Path
-from urllib.parse import unquote
+from urllib.parse import unquote_to_bytes
 
 from fastbyol.storage.maps import add_map, links, read_maps
 from fastbyol.storage.run_folder import RunFolder
@@ -17,15 +18,17 @@ def test_a_map_is_linked_once_from_wherever_it_lies(tmp_path: Path) -> None:
     folder = RunFolder(tmp_path / "runs" / "first")
     folder.path.mkdir(parents=True)
     folder.report.write_text(REPORT)
-    names = ['a "map" & more #1.html', "runs/first/inside.html"]
+    names = ['a "map" & more #1.html', "runs/first/inside.html", os.fsdecode(b"of no \xff UTF-8.html")]
     for name in (*names, names[0]):
         (tmp_path / name).touch()
-        add_map(folder, tmp_path / name, title=f"<{name}>", images=1234)
+        add_map(folder, tmp_path / name, title=f"<{len(name)}>", images=1234)
+    wanted = [*names[1:], names[0]]  # the first was recorded again
     text = folder.report.read_text()
     found = re.findall(r'<a href="([^"]+)">(.*?)</a>, 1,234 images', text)
-    assert [html.unescape(title) for _, title in found] == [f"<{name}>" for name in reversed(names)]
-    for (href, _), name in zip(found, reversed(names), strict=True):
-        assert (folder.path / unquote(html.unescape(href))).resolve() == (tmp_path / name).resolve()
+    assert [html.unescape(title) for _, title in found] == [f"<{len(name)}>" for name in wanted]
+    for (href, _), name in zip(found, wanted, strict=True):
+        linked = os.fsdecode(unquote_to_bytes(html.unescape(href)))
+        assert (folder.path / linked).resolve() == (tmp_path / name).resolve()
     assert text.startswith("<main>before")
     assert text.endswith("after</main>")
 

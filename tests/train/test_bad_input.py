@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from fastbyol.cli import eval as evaluation
 from fastbyol.cli.train import main
 from fastbyol.storage.checkpoint import MAGIC, TRAILER
 from fastbyol.storage.run_folder import RunFolder
@@ -50,6 +51,19 @@ def test_a_new_run_removes_nothing_that_no_run_left(
     assert main(arguments(betons, tmp_path / "mine", "--epochs=1", "--warmup-epochs=0")) == 2
     assert "holds no run, but result.json, checkpoints, scores, which a new run would remove" in capsys.readouterr().err
     assert all(path.read_text() == "of another program" for path in kept)
+
+
+@pytest.mark.parametrize("text", ["", "{}", "[]"])
+def test_a_damaged_outcome_is_one_clear_line(
+    text: str, betons: Betons, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = RunFolder(shutil.copytree(finished, tmp_path / "run"))
+    folder.result.write_text(text)
+    again = arguments(betons, folder.path, f"--val={betons.val}", "--epochs=3", "--warmup-epochs=1", "--resume")
+    assert main(again) == 2
+    assert "result.json is damaged; restore it, or remove it" in capsys.readouterr().err
+    assert evaluation.main(["knn", str(folder.path), f"--train={betons.train}", f"--val={betons.val}"]) == 2
+    assert "result.json is damaged" in capsys.readouterr().err
 
 
 def test_a_full_disk_ends_with_one_clear_line(betons: Betons, tmp_path: Path) -> None:
