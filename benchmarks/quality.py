@@ -2,9 +2,9 @@
 
 Compute is counted in CPU-seconds of one thread: the cost of a step is measured once for each method, and a budget fixes
 the number of epochs, of which the score is a function. A method that has rows keeps their cost, so that its budgets lie
-on one line. The cost is to be measured on a quiet machine: beside ten programs a step has cost 1.4 times as much. A run
-that used much more or less than its budget is told. Methods and recipes are compared on images held out of the
-training set; `--test` scores a choice that is made, on the test set.
+on one line. Measure the cost on a quiet machine: beside ten programs a step has cost 1.4 times as much. A line warns of
+a run that used much more or less than its budget. Methods and recipes are compared on images held out of the training
+set; `--test` scores a chosen method on the test set.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ from fastbyol.train.planning import WARMUP_MAX
 
 HELD_PER_CLASS = 250
 COST_STEPS, COST_COLD = 200, 100  # of the run that measures the cost of a step; the first ones cost a tenth more
-COST_OFF = 0.15  # a run that used so much more or less than its budget is no fair one
+COST_OFF = 0.15  # share of its budget by which a fair run may miss it
 LOG_EVERY = 20
 ROWS = Path(__file__).parent / "results" / "quality" / "rows.jsonl"
 FLAGS = (

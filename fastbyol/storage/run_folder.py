@@ -145,7 +145,10 @@ class RunFolder:
             raise ConfigError(f"{self.config} is not UTF-8; restore it, or give another --out") from error
 
     def read_result(self) -> dict[str, Any]:
-        """Read the outcome of a finished run; raise ConfigError where the file is damaged."""
+        """Read result.json, the outcome of a finished run: scores in %, seconds and counts by name.
+
+        Raises ConfigError where the file is damaged.
+        """
         try:
             result = json.loads(self.result.read_text(encoding="utf-8"))
         except ValueError:  # no JSON, or not UTF-8

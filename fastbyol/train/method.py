@@ -69,15 +69,14 @@ def _choice(
         each_s = step_s(config, tuner, images=measured, left_s=left_s) * images / measured
         epochs = max(left_s / each_s, 1.0) * recipe.batch_size / len(train)
     choice = choose(recipe, epochs=epochs, images=len(train))
-    too_large = [each for each in choices(recipe) if epochs <= each.until]
-    if choice is None and too_large:
-        larger = apply_change(recipe, too_large[0].change).batch_size
-        return recipe, (
-            f"{recipe.name}'s own: {too_large[0].name}, which has won at this length, takes batches of {larger} "
-            f"images, and there are {len(train)}"
-        )
     if choice is None:
-        return recipe, f"{recipe.name}'s own, which nothing has beaten in runs of {epochs:.2g} epochs (docs/quality.md)"
+        won = choose(recipe, epochs=epochs, images=sys.maxsize)
+        if won is None:
+            reason = f", which nothing has beaten in runs of {epochs:.2g} epochs (docs/quality.md)"
+        else:
+            batch_size = apply_change(recipe, won.change).batch_size
+            reason = f": {won.name}, which has won, takes batches of {batch_size} images, and there are {len(train)}"
+        return recipe, f"{recipe.name}'s own{reason}"
     evidence = choice.nearest(epochs)
     return apply_change(recipe, choice.change), (
         f"{choice.name}, for about {epochs:.2g} epochs of {recipe.name}: kNN {evidence.chosen:.1f} against "
