@@ -206,6 +206,8 @@ def main() -> int:
     where = calls.Where(
         device, work, output.rows, output.failed, work / "facts.json", args.carried.resolve(), commit or None
     )
+    if args.deadline is None:
+        call.deadline = began + deadline_s * where.patience
     return carry_out(call, replace(where, deadline_s=deadline_s, sets=sets), environment)
 
 
@@ -224,6 +226,9 @@ def carry_out(call: Call, where: calls.Where, environment: Mapping[str, str]) ->
             smi.wait()
         call.write()
     print(call.output.summary.read_text())
+    for outcome in call.outcomes:  # last, where one who sees the end of a log looks
+        if not outcome.is_ok:
+            print("\n  ".join([f"{outcome.name}: {outcome.status}", *outcome.last_lines]), file=sys.stderr)
     if call.stopped.is_set():
         return INTERRUPTED
     return 0 if all(outcome.is_ok for outcome in call.outcomes) else 1

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import io
 import json
 import os
@@ -178,6 +179,15 @@ def test_the_calls_fit_their_time_and_the_first_knows_what_it_needs(tmp_path: Pa
     for command in benchmarks:
         assert command[command.index("--without") + 1] == "compile"
         assert command[command.index("--commit") + 1] == "abc"
+
+
+def test_a_rehearsal_has_more_patience_than_a_gpu(tmp_path: Path) -> None:
+    rehearsal = dataclasses.replace(where(tmp_path), device="cpu")
+    for number in (1, 2, 4):
+        limits, patient = (
+            {p.name: p.limit_s for s in calls.stages(number, w) for p in s} for w in (where(tmp_path), rehearsal)
+        )
+        assert all(patient[name] == calls.PATIENCE * limits[name] for name in limits.keys() & patient.keys())
 
 
 def test_what_a_gpu_is_asked_is_understood(tmp_path: Path) -> None:
@@ -379,19 +389,21 @@ def test_a_call_cut_short_writes_its_summary(ends_by: str, tmp_path: Path) -> No
     out, seconds = tmp_path / "out", 15.0 if ends_by == "deadline" else 100.0
     command = [*CALL, "3", "--out", out, "--work", tmp_path / "work", "--carried", tmp_path / "none", "--device", "cpu"]
     began = time.monotonic()
-    process = subprocess.Popen([*command, "--deadline", str(seconds)], cwd=ROOT, stdout=subprocess.PIPE, text=True)
+    command += ["--deadline", str(seconds)]
+    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     if ends_by == "signal":
         while "training imagenette" not in ((out / "log.txt").read_text() if (out / "log.txt").exists() else ""):
             assert process.poll() is None
             time.sleep(0.05)
         process.send_signal(signal.SIGTERM)
-    said, _ = process.communicate()
+    said, failed = process.communicate()
     assert process.returncode == (1 if ends_by == "deadline" else 75)
     assert ends_by == "signal" or time.monotonic() - began < seconds + 1
     text = (out / "summary.md").read_text()
     assert text in said
     reason = {"deadline": "no time was left", "signal": "a signal came"}[ends_by]
     assert f"| training cifar10-long | 0 | not run: {reason} |" in text
+    assert failed.splitlines()[-1] == f"training cifar10-long: not run: {reason}"
     assert "stopped" in text
     found = [json.loads(line) for line in (out / "rows.jsonl").read_text().splitlines()]
     parts = [row for row in found if row["case"] == "part"]
