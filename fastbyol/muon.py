@@ -142,14 +142,37 @@ def orthogonal(matrices: Tensor) -> Tensor:
     Singular values from a five-hundredth of the matrix's norm on become 0.68 to 1.21, smaller ones less. Computed in
     bfloat16 on a GPU, whose matrix units are fast in it. Source: Jordan et al. 2024, a quintic Newton-Schulz iteration.
     """
-    a, b, c = QUINTIC
-    is_tall = matrices.shape[1] > matrices.shape[2]  # the products below are of the shorter side, which costs less
+    is_tall = matrices.shape[1] > matrices.shape[2]  # the products are of the shorter side, which costs less
     x = _unit(matrices)
     x = (x.mT if is_tall else x).to(torch.bfloat16 if x.is_cuda else x.dtype)
+    # sixteen bits would lose the squares of small singular values
+    x = _iterated(x) if x.dtype.itemsize == 2 else _factor(x @ x.mT) @ x
+    return (x.mT if is_tall else x).to(matrices.dtype)
+
+
+def _iterated(x: Tensor) -> Tensor:
+    """Return matrices [K, M, N] after the iteration x <- a x + b (x x') x + c (x x')^2 x."""
+    a, b, c = QUINTIC
     for _ in range(ITERATIONS):
         squared = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(squared, squared, squared, beta=b, alpha=c), x, beta=a)
-    return (x.mT if is_tall else x).to(matrices.dtype)
+    return x
+
+
+def _factor(squared: Tensor) -> Tensor:
+    """Return the matrices [K, M, M] by which the iteration multiplies x in all, from squared = x x'.
+
+    All of them are polynomials of `squared`, so they commute, and N enters but twice: half the time for N = 9 M.
+    """
+    a, b, c = QUINTIC
+    factor = torch.eye(squared.shape[1], dtype=squared.dtype, device=squared.device).expand_as(squared)
+    for left in reversed(range(ITERATIONS)):
+        polynomial = torch.baddbmm(squared, squared, squared, beta=b, alpha=c)
+        polynomial.diagonal(dim1=1, dim2=2).add_(a)
+        factor = polynomial @ factor
+        if left:
+            squared = polynomial @ squared @ polynomial
+    return factor
 
 
 def _unit(matrices: Tensor) -> Tensor:

@@ -8,6 +8,7 @@ import pytest
 import torch
 from torch import nn
 
+from fastbyol import muon
 from fastbyol.config import OptimConfig
 from fastbyol.errors import ConfigError
 from fastbyol.muon import Muon, orthogonal
@@ -49,6 +50,19 @@ def test_singular_values_become_one_and_the_singular_vectors_stay(shape: tuple[i
     torch.testing.assert_close(along, torch.diag_embed(found_values), rtol=0, atol=FLOAT32_ORTHOGONAL)
     assert found_values.min() > 0.68 - FLOAT32_ORTHOGONAL
     assert found_values.max() < 1.21
+
+
+@pytest.mark.parametrize("shape", [(1, 5), (8, 8), (16, 300)])
+def test_the_factor_is_what_the_iteration_multiplies_by(shape: tuple[int, int]) -> None:
+    x = torch.randn(3, *shape, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
+    x /= torch.linalg.matrix_norm(x, keepdim=True)
+    torch.testing.assert_close(muon._factor(x @ x.mT) @ x, muon._iterated(x), rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_sixteen_bits_are_iterated_as_they_are(dtype: torch.dtype) -> None:
+    x = torch.randn(2, 8, 40, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(orthogonal(x.to(dtype)).float(), orthogonal(x), rtol=0, atol=0.02)
 
 
 def test_zeros_stay_zeros() -> None:
