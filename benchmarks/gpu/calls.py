@@ -43,6 +43,7 @@ CHANGES = {  # of cifar10_rn18, tried in call 5
     "negatives-fade-late": (*SGD, "0.1", "+beta=1+fade=1"),
     CONTRASTIVE: (f"+{UNBLURRED}",),
     f"{CONTRASTIVE}-muon": (f"+{NEGATIVES}+decoupled=true+{MUON}",),
+    "muon": (f"+{MUON}",),
     "negatives-fade-muon": (f"+beta=1+fade=0.5+{MUON}",),
 }
 FIFTH_TESTS = ("tests/gpu", *(f"tests/kernels/test_{name}.py" for name in ("augment", "lars_ema", "batchnorm")))
