@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import argparse
-import io
 import json
-import os
 import sys
 import warnings
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 from typing import NoReturn
 
@@ -24,6 +23,7 @@ from fastbyol.data_prep.sources.base import SourceError
 from fastbyol.data_prep.verify import has_checksum, verify
 from fastbyol.jpeg import require_pillow
 from fastbyol.system.command_line import EpilogFormatter, Parser, add_overwrite, add_version, add_workers, int_range
+from fastbyol.system.output import run_command
 from fastbyol.system.signals import interrupt_on_signals
 
 BAD_INPUT, INTERRUPTED = 2, 75
@@ -45,26 +45,24 @@ class _Parser(Parser):
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit status: 0 when done, 2 on bad usage or input, 75 when interrupted."""
+    return run_command("fastbyol-prep", partial(run, argv))
+
+
+def run(argv: Sequence[str] | None) -> int:
+    """Run one command; print every error in one line."""
     arguments = argparse.Namespace()
-    if isinstance(sys.stdout, io.TextIOWrapper):  # file names need not be valid text
-        sys.stdout.reconfigure(errors="backslashreplace")
     try:
         build_parser().parse_args(argv, arguments)
         require_pillow()
         with interrupt_on_signals(), warnings.catch_warnings():
             silence_decoders()
             status: int = arguments.run(arguments)
-            sys.stdout.flush()
     except BadImages as error:
         for line in error.listed:
             print(f"fastbyol-prep: {' '.join(line.split())}", file=sys.stderr)
         return _fail(str(error))
     except (UsageError, BetonError, SourceError, SettingsError, ImageError) as error:
         return _fail(str(error))
-    except BrokenPipeError:
-        # The reader of stdout has gone, as with `| head`. Redirecting stdout keeps the interpreter from flushing again.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 0
     except OSError as error:
         place = error.filename or getattr(arguments, "out", None) or getattr(arguments, "file", "output")
         return _fail(f"{place}: {error.strerror or error}; check the path, its permissions and the space left")

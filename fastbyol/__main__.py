@@ -6,6 +6,7 @@ import sys
 from collections.abc import Sequence
 
 from fastbyol.system.command_line import DONE, EpilogFormatter, Parser, add_version, format_list
+from fastbyol.system.output import run_command
 
 SHELLS = ("bash", "zsh")
 COMMANDS = {
@@ -51,4 +52,4 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command("fastbyol", main))

@@ -3,6 +3,7 @@
 import sys
 
 from fastbyol.cli.eval import main
+from fastbyol.system.output import run_command
 
 if __name__ == "__main__":
-    sys.exit(main())
+    sys.exit(run_command("fastbyol-eval", main))

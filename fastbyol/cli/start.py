@@ -5,7 +5,7 @@ from __future__ import annotations
 import importlib
 import os
 import signal
-import sys
+from contextlib import suppress
 from types import FrameType
 from typing import NoReturn
 
@@ -31,17 +31,19 @@ def embed() -> NoReturn:
 
 def _start(module: str) -> NoReturn:
     """Import a command and run it; a signal during the import prints one line and ends the process with status 75."""
+    command = f"fastbyol-{module}"
 
     def quit_at_once(_number: int, _frame: FrameType | None) -> None:
         # nothing has started; an exception could be lost in a callback of the import system
-        os.write(2, f"fastbyol-{module}: interrupted; give the same command again\n".encode())
+        with suppress(OSError):  # nobody may read it
+            os.write(2, f"{command}: interrupted; give the same command again\n".encode())
         os._exit(INTERRUPTED)
 
     for number in active_stop_signals():
         signal.signal(number, quit_at_once)
-    status: int = importlib.import_module(f"fastbyol.cli.{module}").main()
+    from fastbyol.system.output import run_command  # noqa: PLC0415 - after the handlers
+
+    status = run_command(command, lambda: importlib.import_module(f"fastbyol.cli.{module}").main())
     for number in STOP_SIGNALS:
         signal.signal(number, signal.SIG_IGN)  # the work is done: a late signal must not change the status
-    sys.stdout.flush()
-    sys.stderr.flush()
-    os._exit(status)  # every file is closed; unloading torch would cost a second of the budget
+    os._exit(status)  # every file is closed, every line printed; unloading torch would cost a second of the budget

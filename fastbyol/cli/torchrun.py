@@ -4,15 +4,22 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Sequence
+from functools import partial
 
 from torch.distributed import run
 from torch.distributed.elastic.multiprocessing.api import SignalException
 from torch.distributed.elastic.multiprocessing.errors import ChildFailedError
 
 from fastbyol.system.command_line import DONE, INTERRUPTED, RANK_LOST
+from fastbyol.system.output import run_command
 
 
 def main(argv: Sequence[str] | None = None) -> int:
+    """Run fastbyol-torchrun; return its exit status."""
+    return run_command("fastbyol-torchrun", partial(launch, argv))
+
+
+def launch(argv: Sequence[str] | None) -> int:
     """Run torchrun; return 0, 75 after a signal, which it hands to the ranks, or the status of the first rank to fail.
 
     A rank that was killed counts as lost.

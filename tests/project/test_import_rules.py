@@ -61,6 +61,7 @@ NEEDED_BY_DATA_PREP: dict[str, set[str]] = {  # and the packages that each of th
     "fastbyol.storage.files": set(),
     "fastbyol.system.command_line": set(),
     "fastbyol.system.limits": set(),
+    "fastbyol.system.output": set(),
     "fastbyol.system.signals": set(),
 }
 # for python -m: they import the command line they start
