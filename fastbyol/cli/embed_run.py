@@ -41,6 +41,7 @@ from fastbyol.system.limits import available_cores
 from fastbyol.system.signals import StopSignal
 
 Facts = dict[str, Any]
+OF_MACHINE = ("cache", "device", "json", "threads", "workers")  # flags that change no file
 
 
 def run(args: argparse.Namespace) -> int:
@@ -65,9 +66,11 @@ def embed(args: argparse.Namespace, *, stop: Callable[[], bool]) -> Facts:
     encoder, inputs, folder = _open_encoder(args)
     cache = Cache(folder_of(folder, args.cache), tuple(args.prep), command="fastbyol-embed")
     with Reader(cache.beton(args.source)) as reader:
-        args.out.parent.mkdir(parents=True, exist_ok=True)
-        key = _key(args, encoder, reader, inputs)
-        with Partial(partial_path(args.out), key, width=encoder.features, dtype=args.dtype) as partial:
+        _check_number(args, len(reader))
+        for path in (args.out, *([] if args.map is None else [args.map])):
+            path.parent.mkdir(parents=True, exist_ok=True)
+        key, name = _key(args, encoder, reader, inputs), _command(args)
+        with Partial(partial_path(args.out), key, width=encoder.features, dtype=args.dtype, command=name) as partial:
             pace = _compute(args, encoder.to(inputs.device), reader, inputs, partial, stop)
             found = partial.vectors()
             require(len(found) > 0, f"no image of {reader.path} decodes; write it anew with fastbyol-prep")
@@ -106,7 +109,7 @@ def check_output(args: argparse.Namespace) -> None:
     tables = {"neighbours": args.neighbours, "duplicates": args.duplicates}
     others = [beside(args.out, what) for what, asked in tables.items() if asked is not None]
     others += formats.companions(args.out, has_clusters=bool(args.clusters))
-    is_begun = partial_path(args.out).exists()  # and stopped while the others were written
+    is_begun = vectors.read_command(partial_path(args.out)) == _command(args)  # and stopped: it wrote the others
     for path in (args.out, *([] if is_begun else others)):
         require(args.overwrite or not path.exists(), f"{path} already exists; give --overwrite or another --out")
     if args.map is not None:
@@ -116,6 +119,21 @@ def check_output(args: argparse.Namespace) -> None:
         layout.require_package(args.layout or page.LAYOUT)
     if args.out.suffix == ".parquet" and importlib.util.find_spec("pyarrow") is None:
         raise ConfigError(f"{args.out} needs pyarrow; pip install 'fastbyol[parquet]', or give a name in .npz or .csv")
+
+
+def _command(args: argparse.Namespace) -> str:
+    """Return the digest of what a command line asks for, by which one that goes on is told from another."""
+    asked = {name: value for name, value in vars(args).items() if name not in OF_MACHINE}
+    places = {name: value.absolute() if isinstance(value, Path) else value for name, value in asked.items()}
+    return hashlib.blake2b(repr(sorted(places.items())).encode(), digest_size=16).hexdigest()
+
+
+def _check_number(args: argparse.Namespace, images: int) -> None:
+    """Raise ConfigError where what is asked for needs more images, before they are embedded."""
+    if args.clusters:
+        clusters.check_number(args.clusters, images)
+    if args.map is not None:
+        layout.check_number(args.layout or page.LAYOUT, min(images, page.POINTS_MAX))
 
 
 def _open_encoder(args: argparse.Namespace) -> tuple[Encoder, InputSettings, Path]:
@@ -210,7 +228,6 @@ def _draw_map(
         embedding = embedding.part(evenly_spaced(whole, page.POINTS_MAX))
         nearest, _ = neighbours.compare(embedding.vectors, k=page.NEAREST, device=inputs.device, threads=inputs.threads)
     places = layout.lay_out(embedding.vectors, method, seed=args.seed, device=inputs.device)
-    args.map.parent.mkdir(parents=True, exist_ok=True)
     shown = page.write(
         args.map,
         reader,

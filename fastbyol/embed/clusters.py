@@ -25,7 +25,7 @@ def cluster(
 ) -> NDArray[np.int64]:
     """Divide the vectors into k groups; return the group of each, int64 [N], from 0, the largest, to k - 1."""
     count = len(vectors)
-    require(k <= count, f"--clusters is {k}, but there are {count} images; give at most as many")
+    check_number(k, count)
     centres = _first_centres(vectors, k, seed, device)
     groups = torch.full((count,), -1, dtype=torch.int64)
     for _ in trange(ROUNDS_MAX, desc="cluster", delay=2, leave=False, disable=None):
@@ -43,6 +43,11 @@ def cluster(
     rank = torch.empty(k, dtype=torch.int64)
     rank[sizes.argsort(stable=True, descending=True)] = torch.arange(k)
     return rank[groups].numpy()
+
+
+def check_number(k: int, images: int) -> None:
+    """Raise ConfigError where there are fewer images than groups."""
+    require(k <= images, f"--clusters is {k}, but there are {images} images; give at most as many")
 
 
 def _first_centres(vectors: Vectors, k: int, seed: int, device: str) -> Tensor:

@@ -16,6 +16,7 @@ from fastbyol.errors import require
 TITLES = {"pca": "principal components", "tsne": "t-SNE", "umap": "UMAP"}
 PACKAGES = {"tsne": ("sklearn", "scikit-learn"), "umap": ("umap", "umap-learn")}  # as imported, as installed
 ROWS = 8192  # read at a time
+IMAGES_MIN = {"tsne": 4, "umap": 16}
 COMPONENTS = 50  # that t-SNE and UMAP start from
 
 
@@ -28,8 +29,15 @@ def require_package(method: str) -> None:
     )
 
 
+def check_number(method: str, images: int) -> None:
+    """Raise ConfigError where a layout needs more images."""
+    least = IMAGES_MIN.get(method, 0)
+    require(images >= least, f"--layout {method} needs at least {least} images, not {images}; leave out --layout")
+
+
 def lay_out(vectors: Vectors, method: str, *, seed: int, device: str) -> NDArray[np.float32]:
     """Return a place for each vector, float32 [N, 2], from 0 to 1 along the longer side; y points down."""
+    check_number(method, len(vectors))
     if method == "pca":
         places = principal_components(vectors, 2, device=device)
     else:
@@ -70,7 +78,6 @@ def _project(block: Tensor, mean: Tensor, axes: Tensor) -> NDArray[np.float32]:
 def _tsne(reduced: NDArray[np.float32], seed: int) -> NDArray[np.float32]:
     from sklearn.manifold import TSNE  # noqa: PLC0415 - optional
 
-    require(len(reduced) > 3, f"--layout tsne needs at least 4 images, not {len(reduced)}; leave out --layout")
     perplexity = min(30.0, (len(reduced) - 1) / 3)
     placed: NDArray[np.float32] = TSNE(perplexity=perplexity, random_state=seed, n_jobs=-1).fit_transform(reduced)
     return placed
@@ -79,6 +86,5 @@ def _tsne(reduced: NDArray[np.float32], seed: int) -> NDArray[np.float32]:
 def _umap(reduced: NDArray[np.float32], seed: int) -> NDArray[np.float32]:
     from umap import UMAP  # noqa: PLC0415 - optional
 
-    require(len(reduced) > 15, f"--layout umap needs at least 16 images, not {len(reduced)}; leave out --layout")
     placed: NDArray[np.float32] = UMAP(random_state=seed, n_jobs=1).fit_transform(reduced)
     return placed

@@ -1,7 +1,8 @@
 """Vectors of the images of a .beton, computed into a file that a command goes on with after it was killed.
 
-The file begins with HEADER_BYTES of text: MAGIC, the key of the work and the number of images done. A record for each
-image follows, in the order of the .beton: its sample number, or LEFT_OUT if it does not decode, and its vector.
+The file begins with HEADER_BYTES of text: MAGIC, the key of the work, the number of images done, and a digest of the
+command. A record for each image follows, in the order of the .beton: its sample number, or LEFT_OUT if it does not
+decode, and its vector.
 """
 
 from __future__ import annotations
@@ -79,14 +80,14 @@ class Vectors:
 class Partial:
     """The file of the vectors computed so far, locked while it is open; `done` counts its records.
 
-    key: names the encoder, the images and the settings; what another key left is overwritten. Raises ConfigError where
-    another process has the file open.
+    key: names the encoder, the images and the settings; what another key left is overwritten. command: its
+    digest, for read_command. Raises ConfigError where another process has the file open.
     """
 
-    def __init__(self, path: Path, key: str, *, width: int, dtype: Dtype) -> None:
+    def __init__(self, path: Path, key: str, *, width: int, dtype: Dtype, command: str = "") -> None:
         self.path = path
         self.record = np.dtype([("sample", "<i8"), ("values", np.dtype(dtype).newbyteorder("<"), (width,))])
-        self._key = key
+        self._key, self._command = key, command
         self._file = os.fdopen(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644), "r+b")
         try:
             self._lock()
@@ -110,9 +111,9 @@ class Partial:
 
     def _read_done(self) -> int:
         """Return the records that a killed command of this key has left, in whole batches."""
-        words = self._file.read(HEADER_BYTES).decode("ascii", "replace").split()
+        words = _words(self._file.read(HEADER_BYTES))
         held = (os.fstat(self._file.fileno()).st_size - HEADER_BYTES) // self.record.itemsize
-        is_ours = len(words) == 3 and words[:2] == [MAGIC, self._key] and words[2].isdecimal()
+        is_ours = len(words) > 2 and words[:2] == [MAGIC, self._key] and words[2].isdecimal()
         return int(words[2]) if is_ours and int(words[2]) <= held else 0
 
     def append(self, samples: NDArray[np.int64], values: NDArray[Any]) -> None:
@@ -128,7 +129,8 @@ class Partial:
     def save(self) -> None:
         """Note what is done, after it has reached the disk."""
         os.fsync(self._file.fileno())
-        os.pwrite(self._file.fileno(), f"{MAGIC} {self._key} {self.done}\n".ljust(HEADER_BYTES).encode(), 0)
+        header = f"{MAGIC} {self._key} {self.done} {self._command}\n"
+        os.pwrite(self._file.fileno(), header.ljust(HEADER_BYTES).encode(), 0)
         self._saved_s = time.monotonic()
 
     def vectors(self) -> Vectors:
@@ -145,6 +147,20 @@ class Partial:
         with self._file:
             if not isinstance(error, OSError):  # the disk may be full
                 self.save()
+
+
+def read_command(path: Path) -> str:
+    """Return the digest of the command that left a file of Partial, "" where there is none."""
+    try:
+        with path.open("rb") as file:
+            words = _words(file.read(HEADER_BYTES))
+    except OSError:
+        return ""
+    return words[3] if len(words) == 4 and words[0] == MAGIC else ""
+
+
+def _words(header: bytes) -> list[str]:
+    return header.decode("ascii", "replace").split()
 
 
 def compute(

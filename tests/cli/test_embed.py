@@ -126,6 +126,51 @@ def test_tables_of_other_vectors_are_not_replaced(
     assert "v.neighbours.csv already exists" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("more", "name"), [("--map={tmp}/map.html", "map.html"), ("--neighbours=2", "v.neighbours.csv")]
+)
+def test_what_another_command_left_behind_lets_no_file_be_replaced(
+    more: str, name: str, run: Path, betons: Betons, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = [str(run), str(betons.val), f"--out={tmp_path / 'v.csv'}", *ON_CPU]
+    with files_end_at(40_000):
+        assert main(asked) == 2
+    assert partial_path(tmp_path / "v.csv").exists()
+    (tmp_path / name).write_text("mine")
+    assert main([*asked, more.format(tmp=tmp_path)]) == 2
+    assert f"{name} already exists; give --overwrite or another --" in capsys.readouterr().err
+    assert (tmp_path / name).read_text() == "mine"
+    assert main([*asked, "--json"]) == 0
+    assert json.loads(capsys.readouterr().out)["resumed_at"] == 60
+
+
+@pytest.mark.parametrize(
+    ("more", "said"),
+    [
+        ("--clusters=61", "--clusters is 61, but there are 60 images; give at most as many"),
+        ("--map={tmp}/there.html/map.html", "there.html: File exists; check the path"),
+    ],
+)
+def test_what_cannot_be_made_of_the_images_is_said_before_they_are_embedded(
+    more: str, said: str, run: Path, betons: Betons, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    (tmp_path / "there.html").write_text("")
+    asked = [str(run), str(betons.val), f"--out={tmp_path / 'v.npz'}", *ON_CPU, more.format(tmp=tmp_path)]
+    assert main(asked) == 2
+    assert said in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["there.html"]
+
+
+def test_a_layout_that_needs_more_images_is_refused_before_they_are_embedded(
+    run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    few = write_beton(tmp_path / "few.beton", 3, split="val")
+    asked = [str(run), str(few), f"--out={tmp_path / 'v.npz'}", f"--map={tmp_path / 'map.html'}", *ON_CPU]
+    assert main([*asked, "--layout=tsne"]) == 2
+    assert "--layout tsne needs at least 4 images, not 3" in capsys.readouterr().err
+    assert not partial_path(tmp_path / "v.npz").exists()
+
+
 def test_class_names_that_are_no_utf_8_are_escaped(run: Path, tmp_path: Path) -> None:
     images, _ = demo.draw(2, seed=0, split="val")
     with Writer(tmp_path / "odd.beton", capacity=2, class_names=["a", os.fsdecode(b"caf\xe9")]) as writer:
