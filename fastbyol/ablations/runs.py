@@ -15,6 +15,7 @@ from fastbyol.ablations.paper import Cell
 from fastbyol.errors import ConfigError
 from fastbyol.evaluate import linear
 from fastbyol.monitor.metrics import read_metrics
+from fastbyol.shell import operand
 from fastbyol.storage import files
 from fastbyol.storage.run_folder import RunFolder
 from fastbyol.storage.scores import load_scores
@@ -125,7 +126,7 @@ def score_linear(job: Job, *, on_progress: Callable[[float], None]) -> None:
     config = job.folder.read_config()
     arguments = [
         "linear",
-        str(job.path),
+        operand(job.path),
         f"--train={config.data}",
         f"--val={config.val}",
         "--cached",

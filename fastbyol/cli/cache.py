@@ -19,6 +19,7 @@ from typing import IO
 
 from fastbyol.beton import BetonError, Reader, is_beton
 from fastbyol.errors import ConfigError
+from fastbyol.shell import operand
 from fastbyol.system.command_line import ANY_SOURCE, address_digest, is_address, shown
 
 PREP = (sys.executable, "-m", "fastbyol.data_prep.cli")
@@ -69,7 +70,8 @@ class Cache:
         flags = [*self.flags, *([] if like is None else self._same_classes(like))]
         self.folder.mkdir(parents=True, exist_ok=True)
         with self._turn(source, flags) as turn:
-            said = self._write([*PREP, "write", source, str(self.folder), *flags], source, turn=turn)
+            command = [*PREP, "write", operand(source), operand(self.folder), *flags]
+            said = self._write(command, source, turn=turn)
         first = FIRST_LINE.match(said)
         if first is None:
             raise ConfigError(f"--prep={' '.join(self.flags)} converts nothing; give flags of fastbyol-prep write")

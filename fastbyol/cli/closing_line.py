@@ -6,6 +6,7 @@ import shlex
 from typing import Any
 
 from fastbyol.config import Config
+from fastbyol.shell import operand
 from fastbyol.storage.run_folder import RunFolder
 from fastbyol.train.scoring import BASELINES
 
@@ -28,9 +29,10 @@ def _scores(result: dict[str, Any]) -> list[str]:
 
 def _next_command(folder: RunFolder, config: Config) -> str:
     """Return the command that scores the encoder by a linear classifier or, without labels, maps the images."""
+    run = operand(folder.path)
     if config.val is None:
-        words = ["fastbyol-embed", str(folder.path), config.data, "--out", "vectors.npy", "--map", "map.html"]
+        words = ["fastbyol-embed", run, operand(config.data), "--out", "vectors.npy", "--map", "map.html"]
     else:
-        train = config.labelled or config.data
-        words = ["fastbyol-eval", "linear", str(folder.path), "--train", train, "--val", config.val]
+        train = operand(config.labelled or config.data)
+        words = ["fastbyol-eval", "linear", run, "--train", train, "--val", operand(config.val)]
     return shlex.join(words)

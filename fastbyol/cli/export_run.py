@@ -9,6 +9,7 @@ from pathlib import Path
 from fastbyol.cli.trained import open_run
 from fastbyol.errors import require
 from fastbyol.export import formats, model_card, target
+from fastbyol.shell import quoted
 from fastbyol.storage import files
 from fastbyol.storage.run_folder import RunFolder
 from fastbyol.storage.scores import Scores, load_scores
@@ -75,4 +76,4 @@ def summary(exported: Scores) -> str:
     if Path(exported["model_card"]).name != README:
         return text
     folder = Path(exported["file"]).parent
-    return f"{text}; to a hub: hf upload OWNER/NAME {folder}"
+    return f"{text}; to a hub: hf upload OWNER/NAME {quoted(folder)}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import argparse
-import shlex
 import subprocess
 import sys
 import time
@@ -13,7 +12,7 @@ from typing import Any
 
 from fastbyol.beton import BetonError
 from fastbyol.budget import Stopwatch, parse_duration
-from fastbyol.cli.cache import Cache, folder_of, is_conversion_of, is_converted
+from fastbyol.cli.cache import PREP, Cache, folder_of, is_conversion_of, is_converted
 from fastbyol.cli.closing_line import closing_line
 from fastbyol.config import Config, CropRamp, Recipe
 from fastbyol.errors import ConfigError, require
@@ -22,6 +21,7 @@ from fastbyol.monitor.watchdog import Diverged
 from fastbyol.recipes.config_file import LENGTHS, formatted, has_length, replaced, timed
 from fastbyol.recipes.methods import variants
 from fastbyol.recipes.overrides import with_peaks
+from fastbyol.shell import operand, quoted
 from fastbyol.storage import files
 from fastbyol.storage.checkpoint import CheckpointError
 from fastbyol.storage.run_folder import RunFolder, check_free
@@ -263,14 +263,14 @@ def save_config(args: argparse.Namespace) -> str:
     Config(**timed({"data": "", **settings, **length, "device": "cpu"}))  # which checks them
     require(args.overwrite or not path.exists(), f"{path} exists; give another --save-config, or --overwrite")
     files.write(path, formatted(path, settings))
-    return f"wrote {path}; fastbyol-train --config {shlex.quote(str(path))} trains by it"
+    return f"wrote {path}; fastbyol-train --config {quoted(path)} trains by it"
 
 
 def draw_demo_set(config: Config) -> None:
     """Draw the demo set with fastbyol-prep, unless its files exist; raise ConfigError with its error where it fails."""
     if Path(config.data).exists() and config.val and Path(config.val).exists():
         return
-    command = [sys.executable, "-m", "fastbyol.data_prep.cli", "demo", str(Path(config.data).parent), "--overwrite"]
+    command = [*PREP, "demo", operand(Path(config.data).parent), "--overwrite"]
     drawn = subprocess.run(command, check=False, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     if drawn.returncode:
         raise ConfigError(f"the demo set could not be drawn: {drawn.stderr.strip()}")

@@ -14,6 +14,7 @@ from fastbyol.beton import UNLABELLED, Reader
 from fastbyol.errors import ConfigError, require
 from fastbyol.evaluate.images import InputSettings, center_views
 from fastbyol.parts import Encoder
+from fastbyol.shell import quoted
 from fastbyol.system.progress import Progress
 
 CLASSES_MAX = 65_536  # a larger label is a mistake, and would cost much memory
@@ -53,7 +54,7 @@ def check_classes(train: Reader, val: Reader) -> None:
     if len(names) > 1:
         raise ConfigError(
             f"{train.path} and {val.path} name different classes; give a --val written by fastbyol-prep "
-            f"write --classes-from {train.path}"
+            f"write --classes-from {quoted(train.path)}"
         )
     absent = np.setdiff1d(labels_of(val), labels_of(train))
     if len(absent):

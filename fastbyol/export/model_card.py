@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import dataclasses
 import platform
-import shlex
 from datetime import datetime
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
@@ -16,6 +15,7 @@ from fastbyol.budget import format_duration
 from fastbyol.config import Config, EncoderConfig, ObjectiveConfig, to_json
 from fastbyol.export.formats import name_in
 from fastbyol.export.target import MARK
+from fastbyol.shell import quoted
 
 LOADING = {
     "safetensors": 'encoder = fastbyol.load_encoder("{name}")',
@@ -196,7 +196,7 @@ def _command(config: Config, result: dict[str, Any]) -> str:
         length = f"--budget {config.budget_s:g}s"
     else:
         length = f"--epochs {config.epochs or result['epochs']:g}"  # a deadline is past
-    val = f" --val {shlex.quote(Path(config.val).name)}" if config.val else ""
-    data = shlex.quote(Path(config.data).name)
+    val = f" --val {quoted(Path(config.val).name)}" if config.val else ""
+    data = quoted(Path(config.data).name)
     command = f"fastbyol-train {config.recipe.name} --data {data}{val} {length} --seed {config.seed}"
     return f"{command}\n# and the settings below"

@@ -87,7 +87,8 @@ def describe_unknown(words: Sequence[str], *, known: Sequence[str]) -> str:
     flag = next((word.partition("=")[0] for word in words if word.startswith("--")), "")
     described = f"unrecognized arguments: {' '.join(words)}"
     if flag in PREP_FLAGS and "--prep" in known:
-        return f"{described}; {flag} is a flag of fastbyol-prep write: give it as --prep '{' '.join(words)}'"
+        given = shlex.quote(shlex.join(words))
+        return f"{described}; {flag} is a flag of fastbyol-prep write: give it as --prep {given}"
     alike = difflib.get_close_matches(flag, known, n=1)
     return described + (f"; the nearest flag is {alike[0]}" if alike else "")
 

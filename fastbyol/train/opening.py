@@ -15,6 +15,7 @@ from fastbyol.errors import ConfigError
 from fastbyol.evaluate import features
 from fastbyol.evaluate.protocol import Files
 from fastbyol.jpeg import require_pillow
+from fastbyol.shell import quoted
 from fastbyol.storage import checkpoint
 from fastbyol.storage.run_folder import RunFolder, check_resumable, check_unused, is_longer, lock
 from fastbyol.system.distributed import World, join_ranks
@@ -107,6 +108,6 @@ def _folder_state(folder: RunFolder, config: Config, *, resume: bool, overwrite:
     if not checkpoint.exists(folder.checkpoints):
         raise ConfigError(
             f"{folder.path} has finished and has no checkpoint any more to go on from; start another run from its "
-            f"weights: --init {folder.path} --out DIR"
+            f"weights: --init {quoted(folder.path)} --out DIR"
         )
     return "started"
