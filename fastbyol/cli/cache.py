@@ -75,7 +75,7 @@ class Cache:
         first = FIRST_LINE.match(said)
         if first is None:
             raise ConfigError(f"--prep={' '.join(self.flags)} converts nothing; give flags of fastbyol-prep write")
-        return first[1]
+        return str(self.folder / Path(first[1]).name)  # a folder's name that is no text is printed with escapes
 
     def _left_s(self) -> float:
         return math.inf if self.end_s is None else max(self.end_s - time.monotonic(), 0.0)

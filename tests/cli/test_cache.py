@@ -87,6 +87,12 @@ def test_a_source_that_changed_is_converted_again_beside_the_old_file(folder: Pa
         assert reader.widths.max() == 16
 
 
+def test_a_cache_may_lie_in_a_folder_whose_name_is_no_text(folder: Path, tmp_path: Path) -> None:
+    cache = Cache(tmp_path / os.fsdecode(b"caf\xe9") / "cache")
+    with Reader(cache.beton(str(folder / "train"))) as reader:
+        assert len(reader) == 8
+
+
 @pytest.mark.parametrize("damage", ["cut", "no sidecar", "empty"])
 def test_a_damaged_file_of_the_cache_is_written_again(folder: Path, tmp_path: Path, damage: str) -> None:
     cache, source = Cache(tmp_path / "cache"), str(folder / "train")
