@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import argparse
+import sys
 from collections.abc import Sequence
 from itertools import product
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from fastbyol.beton import Reader
 from fastbyol.evaluate import metrics, splits
@@ -92,19 +94,29 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _prepare(args: argparse.Namespace, files: Files, inputs: InputSettings) -> tuple[Scores, Job]:
     labels = labels_of(files[0])
-    name = f"{args.fraction:g}-seed{args.seed}-{splits.fingerprint(labels)[:8]}.json"
-    path = args.split or RunFolder(args.run_dir).splits / name
-    if args.split is None and not path.exists():
-        split = splits.balanced_split(labels, args.fraction, seed=args.seed)
-        splits.save(path, split, labels, fraction=args.fraction, seed=args.seed)
-    split = splits.load(path, labels)
+    split, path = _find_split(args, labels)
 
     def job(encoder: Encoder, label: str) -> Scores:
         return score(
             encoder, files, split, base_lrs=args.lrs, epochs=args.epochs, inputs=inputs, seed=args.seed, label=label
         )
 
-    return {"split": str(path), "fraction": split.learn.size / len(labels)}, job
+    return {"split": None if path is None else str(path), "fraction": split.learn.size / len(labels)}, job
+
+
+def _find_split(args: argparse.Namespace, labels: NDArray[np.int64]) -> tuple[Split, Path | None]:
+    """Return the split that is given or stored, or a new one; and its file, None where it cannot be stored."""
+    name = f"{args.fraction:g}-seed{args.seed}-{splits.fingerprint(labels)[:8]}.json"
+    path: Path = args.split or RunFolder(args.run_dir).splits / name
+    if args.split is not None or path.exists():
+        return splits.load(path, labels), path
+    split = splits.balanced_split(labels, args.fraction, seed=args.seed)
+    try:
+        splits.save(path, split, labels, fraction=args.fraction, seed=args.seed)
+    except OSError as error:  # the same arguments draw it again
+        print(f"fastbyol-eval: warning: the split could not be saved in {path.parent}: {error}", file=sys.stderr)
+        return split, None
+    return split, path
 
 
 PROTOCOL = Protocol(

@@ -101,6 +101,23 @@ def test_semi_stores_its_split_and_takes_it_again(
     assert first["trained"]["labelled"] == len(json.loads(stored.read_text())["learn"])
 
 
+def test_what_cannot_be_kept_in_the_run_folder_is_scored_all_the_same(
+    betons: Betons, run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = RunFolder(shutil.copytree(run, tmp_path / "run"))
+    for place in (folder.splits, folder.scores):
+        shutil.rmtree(place, ignore_errors=True)
+        place.write_text("in the way")  # as root, only this keeps a folder from being written
+    asked = ["semi", str(folder.path), *files(betons), "--fraction=.2", "--lrs=.1", "--epochs=1", "--skip-supervised"]
+    assert main([*asked, "--json"]) == 0
+    said = capsys.readouterr()
+    scores = json.loads(said.out)
+    assert scores["split"] is None
+    assert scores["trained"]["labelled"] == 30  # three of each class
+    assert "warning: the split could not be saved in" in said.err
+    assert "warning: the score could not be saved in" in said.err
+
+
 def test_segment_scores_a_fifth_of_the_images(run: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     images, masks = draw(tmp_path, 5, seed=0)
     asked = ["segment", str(run), f"--images={images}", f"--masks={masks}", "--steps=2", "--batch-size=2"]
