@@ -132,8 +132,8 @@ class RunFolder:
 
     @property
     def rehearsal(self) -> RunFolder:
-        """The folder in which the closing work is rehearsed; it is removed afterwards."""
-        return RunFolder(self.path / "rehearsal")
+        """The folder in which the closing work is rehearsed; it is removed afterwards, whatever a killed run left."""
+        return RunFolder(self.path / ".fastbyol-rehearsal")
 
     def read_config(self) -> Config:
         """Read the configuration; raise ConfigError when the folder holds no run."""

@@ -34,7 +34,7 @@ def finished(betons: Betons, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 MOMENTS: dict[str, Callable[[Path], bool]] = {
-    "rehearsal": lambda out: (out / "rehearsal").exists(),
+    "rehearsal": lambda out: RunFolder(out).rehearsal.path.exists(),
     "first row": lambda out: len(read_metrics(RunFolder(out).metrics)) > 0,
     "a save": lambda out: any(RunFolder(out).checkpoints.glob("*.partial")),
     "the closing work": lambda out: RunFolder(out).encoder.exists(),
@@ -79,10 +79,10 @@ def test_a_signal_during_start_up_is_answered(betons: Betons, tmp_path: Path, af
 
 
 def test_a_signal_after_the_rehearsal_is_answered(betons: Betons, tmp_path: Path) -> None:
-    out = tmp_path / "run"
-    process = Fork(tmp_path / "said", *arguments(betons, out, "--budget=1h"))
-    wait_until((out / "rehearsal").exists, process)
-    wait_until(lambda: not (out / "rehearsal").exists(), process)
+    rehearsal = RunFolder(tmp_path / "run").rehearsal.path
+    process = Fork(tmp_path / "said", *arguments(betons, tmp_path / "run", "--budget=1h"))
+    wait_until(rehearsal.exists, process)
+    wait_until(lambda: not rehearsal.exists(), process)
     process.send_signal(signal.SIGTERM)
     _, said = process.communicate()
     assert process.returncode == 75, said

@@ -42,6 +42,18 @@ def begun(betons: Betons, out: Path, *, recipe_name: str = "demo+batch_size=32")
         yield Run(config, opened, stopwatch=watch, stop=StopSignal())
 
 
+def test_it_leaves_nothing_but_what_others_have_put_beside_it(betons: Betons, tmp_path: Path) -> None:
+    with begun(betons, tmp_path / "run") as run:
+        mine = tmp_path / "run" / "rehearsal" / "report.html"
+        mine.parent.mkdir(parents=True)
+        mine.write_text("mine")
+        (run.folder.rehearsal.path / "scores").mkdir(parents=True)  # of a run that was killed
+        run.closing.rehearse()
+        assert [path for path in run.folder.path.rglob("*") if path.is_file()] == [mine]
+        assert mine.read_text() == "mine"
+        assert not run.folder.rehearsal.path.exists()
+
+
 def test_what_only_the_first_batch_takes_is_not_reserved(betons: Betons, tmp_path: Path) -> None:
     with begun(betons, tmp_path / "run") as run:
         seen: list[Any] = []
