@@ -6,11 +6,12 @@ import argparse
 import subprocess
 import sys
 import time
+from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from fastbyol.beton import BetonError
+from fastbyol.beton import BetonError, Reader
 from fastbyol.budget import Stopwatch, parse_duration
 from fastbyol.cli.cache import PREP, Cache, folder_of, is_conversion_of, is_converted
 from fastbyol.cli.closing_line import closing_line
@@ -80,8 +81,8 @@ def train(args: argparse.Namespace, *, stopwatch: Stopwatch, stop: StopSignal) -
             if not args.resume:
                 check_free(folder, overwrite=args.overwrite)
             say_choices(args, config)
-            if config.data == str(folder.demo_train):
-                draw_demo_set(config)
+            if (config.data, config.val) == (str(folder.demo_train), str(folder.demo_val)):
+                draw_demo_set(folder)
             else:
                 config = convert_sources(args, config, folder, stopwatch=stopwatch)
             if args.plan is not None:
@@ -266,11 +267,21 @@ def save_config(args: argparse.Namespace) -> str:
     return f"wrote {path}; fastbyol-train --config {quoted(path)} trains by it"
 
 
-def draw_demo_set(config: Config) -> None:
+def draw_demo_set(folder: RunFolder) -> None:
     """Draw the demo set with fastbyol-prep, unless its files exist; raise ConfigError with its error where it fails."""
-    if Path(config.data).exists() and config.val and Path(config.val).exists():
+    there = [path for path in (folder.demo_train, folder.demo_val) if path.exists()]
+    if len(there) == 2:
         return
-    command = [*PREP, "demo", operand(Path(config.data).parent), "--overwrite"]
+    for path in there:  # one alone is left by a drawing that was killed, or is the user's own
+        require(_is_drawn(path), f"{path} is in the place of the demo set; give it by --data, or another --out")
+    command = [*PREP, "demo", operand(folder.demo_train.parent), "--overwrite"]
     drawn = subprocess.run(command, check=False, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     if drawn.returncode:
         raise ConfigError(f"the demo set could not be drawn: {drawn.stderr.strip()}")
+
+
+def _is_drawn(beton: Path) -> bool:
+    """Return whether fastbyol-prep demo has drawn a .beton."""
+    with suppress(BetonError), Reader(beton) as reader:
+        return str(reader.sidecar.get("source", "")).startswith("fastbyol-prep demo")
+    return False

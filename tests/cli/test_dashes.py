@@ -49,8 +49,7 @@ def test_images_are_converted_from_and_to_such_folders(here: Path) -> None:
 
 def test_the_demo_set_is_drawn_into_such_a_folder() -> None:
     folder = RunFolder(Path("-run"))
-    config = Config(named("demo"), data=str(folder.demo_train), val=str(folder.demo_val), epochs=1.0)
-    draw_demo_set(config)
+    draw_demo_set(folder)
     assert folder.demo_train.is_file()
     assert folder.demo_val.is_file()
 

@@ -53,6 +53,19 @@ def test_a_new_run_removes_nothing_that_no_run_left(
     assert all(path.read_text() == "of another program" for path in kept)
 
 
+def test_images_of_ones_own_are_not_replaced_by_the_demo_set(
+    betons: Betons, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    own = RunFolder(tmp_path / "run").demo_train
+    own.parent.mkdir(parents=True)
+    shutil.copy(betons.train, own)
+    length = ("--batch-size=32", "--epochs=1", "--warmup-epochs=0", "--device=cpu", "--no-tensorboard")
+    assert main(["demo", f"--out={tmp_path / 'run'}", *length]) == 2
+    assert "train.beton is in the place of the demo set; give it by --data, or another --out" in capsys.readouterr().err
+    assert main(["demo", f"--data={own}", f"--out={tmp_path / 'run'}", *length]) == 0
+    assert own.read_bytes() == betons.train.read_bytes()
+
+
 @pytest.mark.parametrize("text", ["", "{}", "[]"])
 def test_a_damaged_outcome_is_one_clear_line(
     text: str, betons: Betons, finished: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
