@@ -15,11 +15,11 @@ from fastbyol.ablations.paper import Cell
 from fastbyol.errors import ConfigError
 from fastbyol.evaluate import linear
 from fastbyol.monitor.metrics import read_metrics
-from fastbyol.shell import operand
 from fastbyol.storage import files
 from fastbyol.storage.run_folder import RunFolder
 from fastbyol.storage.scores import load_scores
 from fastbyol.system.command_line import BAD_INPUT, DIVERGED, DONE, INTERRUPTED
+from fastbyol.system.shell import operand
 
 POLL_S = 5.0  # not shorter: each poll reads every row of the run
 

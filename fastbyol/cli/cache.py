@@ -19,8 +19,8 @@ from typing import IO
 
 from fastbyol.beton import BetonError, Reader, is_beton
 from fastbyol.errors import ConfigError
-from fastbyol.shell import operand
 from fastbyol.system.command_line import ANY_SOURCE, address_digest, is_address, shown
+from fastbyol.system.shell import operand
 
 PREP = (sys.executable, "-m", "fastbyol.data_prep.cli")
 SILENT_S = 2.0  # a conversion that takes longer is said to run

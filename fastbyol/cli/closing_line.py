@@ -6,8 +6,8 @@ import shlex
 from typing import Any
 
 from fastbyol.config import Config
-from fastbyol.shell import operand
 from fastbyol.storage.run_folder import RunFolder
+from fastbyol.system.shell import operand
 from fastbyol.train.scoring import BASELINES
 
 

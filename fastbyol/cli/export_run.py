@@ -9,10 +9,10 @@ from pathlib import Path
 from fastbyol.cli.trained import open_run
 from fastbyol.errors import require
 from fastbyol.export import formats, model_card, target
-from fastbyol.shell import quoted
 from fastbyol.storage import files
 from fastbyol.storage.run_folder import RunFolder
 from fastbyol.storage.scores import Scores, load_scores
+from fastbyol.system.shell import quoted
 
 CARD = "model-card.md"  # beside a file
 README = "README.md"  # the card in a folder, where hubs show it

@@ -22,13 +22,13 @@ from fastbyol.monitor.watchdog import Diverged
 from fastbyol.recipes.config_file import LENGTHS, formatted, has_length, replaced, timed
 from fastbyol.recipes.methods import variants
 from fastbyol.recipes.overrides import with_peaks
-from fastbyol.shell import operand, quoted
 from fastbyol.storage import files
 from fastbyol.storage.checkpoint import CheckpointError
 from fastbyol.storage.run_folder import RunFolder, check_free
 from fastbyol.system.command_line import BAD_INPUT, DIVERGED, DONE, INTERRUPTED, RANK_LOST, fail, format_list
 from fastbyol.system.device import choose_device
 from fastbyol.system.distributed import RankLost, rank, ranks
+from fastbyol.system.shell import operand, quoted
 from fastbyol.system.signals import StopSignal
 from fastbyol.train import memory
 from fastbyol.train.forecast import forecast

@@ -14,8 +14,8 @@ from fastbyol.beton import UNLABELLED, Reader
 from fastbyol.errors import ConfigError, require
 from fastbyol.evaluate.images import InputSettings, center_views
 from fastbyol.parts import Encoder
-from fastbyol.shell import quoted
 from fastbyol.system.progress import Progress
+from fastbyol.system.shell import quoted
 
 CLASSES_MAX = 65_536  # a larger label is a mistake, and would cost much memory
 LISTED_MAX = 5  # classes that a message lists

@@ -15,7 +15,7 @@ from fastbyol.budget import format_duration
 from fastbyol.config import Config, EncoderConfig, ObjectiveConfig, to_json
 from fastbyol.export.formats import name_in
 from fastbyol.export.target import MARK
-from fastbyol.shell import quoted
+from fastbyol.system.shell import quoted
 
 LOADING = {
     "safetensors": 'encoder = fastbyol.load_encoder("{name}")',

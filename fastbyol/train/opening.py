@@ -15,10 +15,10 @@ from fastbyol.errors import ConfigError
 from fastbyol.evaluate import features
 from fastbyol.evaluate.protocol import Files
 from fastbyol.jpeg import require_pillow
-from fastbyol.shell import quoted
 from fastbyol.storage import checkpoint
 from fastbyol.storage.run_folder import RunFolder, check_resumable, check_unused, is_longer, lock
 from fastbyol.system.distributed import World, join_ranks
+from fastbyol.system.shell import quoted
 from fastbyol.train import method, micro_batches, start
 
 

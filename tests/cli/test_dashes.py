@@ -18,8 +18,8 @@ from fastbyol.cli.train_run import draw_demo_set
 from fastbyol.config import Config, to_json
 from fastbyol.errors import ConfigError
 from fastbyol.recipes import named
-from fastbyol.shell import operand, quoted
 from fastbyol.storage.run_folder import RunFolder
+from fastbyol.system.shell import operand, quoted
 from tests.conftest import Betons
 from tests.support.layouts import draw, lay_out
 

@@ -45,7 +45,7 @@ MAY_IMPORT = {  # the folders of fastbyol/ that the modules of a folder may impo
     "embed": {"evaluate", "storage", "system", TOP},
     "evaluate": {"loaders", "storage", "system", "kernels", TOP},
     "monitor": {"loaders", "storage", "system", TOP},
-    "export": {"storage", "kernels", TOP},
+    "export": {"storage", "system", "kernels", TOP},
     "weights": {"export", "storage", TOP},
     "loaders": {"system", "kernels", TOP},
     "recipes": {TOP},
