@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import importlib
 import json
-import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,6 +12,7 @@ from typing import Any
 
 from fastbyol import tables
 from fastbyol.errors import ConfigError, require
+from fastbyol.ranges import BATCHES_MAX, COUNT_MAX, EPOCHS_MAX, SECONDS_MAX, THREADS_MAX, check_number, check_text
 from fastbyol.recipe import (
     EAGER,
     NORMALIZATIONS,
@@ -119,14 +119,9 @@ class Config:
             len(lengths) == 1,
             f"the run has {len(lengths)} lengths; give one, a budget or a number of epochs: --budget 8h, --epochs 100",
         )
-        require(self.budget_s is None or 0 < self.budget_s < math.inf, f"budget is {self.budget_s} s; give more than 0")
-        require(self.epochs is None or 0 < self.epochs < math.inf, f"epochs is {self.epochs}; give more than 0")
-        require(0 <= self.seed < 2**63, f"seed is {self.seed}; give a whole number from 0 to 2^63 - 1")
+        self._check_ranges()
         if self.method != "auto":  # which chooses a recipe with a warm-up of its own
             self.check_warmup()
-        require(self.workers >= 1, f"workers is {self.workers}; give at least 1")
-        require(self.threads is None or self.threads >= 1, f"threads is {self.threads}; give at least 1")
-        require(self.prefetch >= 1, f"prefetch is {self.prefetch}; give at least 1 batch")
         require(self.on_error in ON_ERROR, f"on_error is {self.on_error!r}; give one of {', '.join(ON_ERROR)}")
         require(self.method in METHODS, f"method is {self.method!r}; give one of {', '.join(METHODS)}")
         LOADERS.check(self.loader)
@@ -134,10 +129,6 @@ class Config:
             self.memory_side is None or self.loader == "memory",
             f"memory_side is for images that loader memory keeps, and the loader is {self.loader}; give --loader "
             "memory, or no --memory-side",
-        )
-        require(
-            self.memory_side is None or self.memory_side >= 8,
-            f"memory_side is {self.memory_side}; give at least 8 pixels",
         )
         require(self.crop in CROPS, f"crop is {self.crop!r}; give one of {', '.join(CROPS)}")
         require(
@@ -150,8 +141,6 @@ class Config:
             f"--crop dali makes crops of one size, and the {len(self.recipe.local_views)} local views have their own; "
             "give --crop kernels, or no local views",
         )
-        require(self.log_every >= 1, f"log_every is {self.log_every}; give at least 1")
-        require(self.knn_bank >= 1, f"knn_bank is {self.knn_bank}; give at least 1 image")
         for name in ("knn_at", "quality_at"):
             flag = f"--{name.replace('_', '-')}"
             for share in getattr(self, name):
@@ -167,19 +156,36 @@ class Config:
             "--labelled holds the neighbours of the images of --val; give --val, or no --labelled",
         )
         require(
-            self.checkpoint_s is None or self.checkpoint_s > 0,
-            f"checkpoint_s is {self.checkpoint_s}; give more than 0 seconds",
-        )
-        require(
             self.parts >= 1 and self.recipe.batch_size >= 2 * self.parts,
             f"{self.micro_batches} micro-batches of a batch of {self.recipe.batch_size}; batch norm needs at least "
-            "2 images in each",
+            f"2 images in each, so give 1 to {self.recipe.batch_size // 2}",
         )
         require(
             self.parts == 1 or not self.recipe.lagged_target,
             f"a lagged target moves with every forward, and a step of {self.parts} micro-batches has {self.parts}; "
             "leave out --lagged-target or --micro-batches",
         )
+
+    def _check_ranges(self) -> None:
+        """Check the numbers and texts that stand for themselves."""
+        for name in ("data", "val", "labelled", "init", "wandb"):
+            check_text(name, getattr(self, name))
+        for name, most in (("budget_s", SECONDS_MAX), ("checkpoint_s", SECONDS_MAX), ("epochs", EPOCHS_MAX)):
+            if getattr(self, name) is not None:
+                check_number(name, getattr(self, name), 0, most, is_above=True)
+        if self.deadline is not None:
+            check_number("deadline", self.deadline, 0, SECONDS_MAX)
+        require(0 <= self.seed < 2**63, f"seed is {self.seed}; give a whole number from 0 to 2^63 - 1")
+        for name, least, most in (
+            ("workers", 1, THREADS_MAX),
+            ("threads", 1, THREADS_MAX),
+            ("prefetch", 1, BATCHES_MAX),
+            ("memory_side", 8, COUNT_MAX),
+            ("log_every", 1, COUNT_MAX),
+            ("knn_bank", 1, COUNT_MAX),
+        ):
+            if getattr(self, name) is not None:
+                check_number(name, getattr(self, name), least, most)
 
     def end_s(self, elapsed_at: Callable[[float], float]) -> float | None:
         """Return when the run ends, in its own seconds, which `elapsed_at` gives of a Unix time; None by epochs."""

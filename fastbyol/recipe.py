@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 
+from fastbyol import ranges
 from fastbyol.errors import ConfigError, require
+from fastbyol.ranges import FLOAT32_SAFE, check_number
 from fastbyol.registry import ENCODERS, OBJECTIVES, OPTIMIZERS
 
 TARGET_STATISTICS = ("batch", "running")
@@ -22,9 +23,6 @@ LOSS_SETTINGS = {  # of ObjectiveConfig, by the loss that reads them
 EAGER = ("coding-rate",)  # losses that no CUDA graph holds
 WITHOUT_TARGET = ("vicreg", "coding-rate")  # losses of the online network's projections alone
 BASE_BATCH = 256  # images, for which a base learning rate is given
-
-
-FLOAT32_SAFE = 1e30  # a rate, also scaled by the batch, is finite in float32
 
 
 def scale_lr(base_lr: float, *, batch_size: int) -> float:
@@ -57,16 +55,15 @@ class ViewConfig:
 
     def __post_init__(self) -> None:
         for name in ("flip", "jitter", "grayscale", "blur", "solarize"):
-            value = getattr(self, name)
-            require(0 <= value <= 1, f"view probability {name} is {value}; give a number from 0 to 1")
+            check_number(f"view probability {name}", getattr(self, name), 0, 1)
         for name in ("area", "ratio", "sigma"):
             low, high = getattr(self, name)
-            require(0 < low <= high < math.inf, f"view range {name} is ({low}, {high}); give 0 < low <= high")
+            require(0 < low <= high <= FLOAT32_SAFE, f"view range {name} is ({low}, {high}); give 0 < low <= high")
         require(self.area[1] <= 1, f"view area ends at {self.area[1]}; a crop cannot exceed the image: give at most 1")
         for name in ("brightness", "contrast", "saturation", "hue"):
-            value = getattr(self, name)
-            require(0 <= value <= 1, f"view strength {name} is {value}; give a number from 0 to 1")
-        require(self.local_px is None or self.local_px >= 8, f"local_px is {self.local_px}; give at least 8")
+            check_number(f"view strength {name}", getattr(self, name), 0, 1)
+        if self.local_px is not None:
+            check_number("local_px", self.local_px, 8, ranges.SIDE_MAX)
 
 
 @dataclass(frozen=True)
@@ -88,7 +85,7 @@ class EncoderConfig:
 
     def __post_init__(self) -> None:
         ENCODERS.check(self.arch)
-        require(0 < self.width < math.inf, f"width is {self.width}; give a multiplier of the channels above 0")
+        check_number("width", self.width, 0, ranges.WIDTH_MAX, is_above=True)
         require(self.channels in CHANNELS, f"channels is {self.channels}; give 3 for RGB or 1 for gray images")
         require(self.padding in PADDINGS, f"padding is {self.padding!r}; give one of {', '.join(PADDINGS)}")
 
@@ -109,8 +106,7 @@ class HeadConfig:
 
     def __post_init__(self) -> None:
         for name in ("hidden", "out"):
-            value = getattr(self, name)
-            require(value >= 1, f"head size {name} is {value}; give at least 1")
+            check_number(f"head size {name}", getattr(self, name), 1, ranges.SIZE_MAX)
         for name, least in (("projector_depth", 1), ("predictor_depth", 0)):
             value = getattr(self, name)
             require(value in range(least, 4), f"{name} is {value}; give a number of linear layers from {least} to 3")
@@ -170,14 +166,14 @@ class ObjectiveConfig:
             ("normalization", self.normalization, NORMALIZATIONS),
         ):
             require(value in known, f"{name} is {value!r}; give one of {', '.join(known)}")
-        require(0 <= self.beta < math.inf, f"beta is {self.beta}; give a weight of the negatives from 0")
-        require(0 < self.temperature < math.inf, f"temperature is {self.temperature}; give more than 0")
+        check_number("beta", self.beta, 0, FLOAT32_SAFE)
+        check_number("temperature", self.temperature, 0, FLOAT32_SAFE, is_above=True)
         require(
             self.normalization == "l2" or self.beta == 0,
             f"negatives are compared by cosine, not by normalization {self.normalization}; give beta 0 or l2",
         )
         require(0 <= self.fade <= 1, f"fade is {self.fade}; give a share of the run from 0, for a constant beta, to 1")
-        require(0 <= self.beta_end < math.inf, f"beta_end is {self.beta_end}; give a weight of the negatives from 0")
+        check_number("beta_end", self.beta_end, 0, FLOAT32_SAFE)
         require(
             self.beta > 0 or not (self.fade or self.beta_end or self.decoupled),
             "fade, beta_end and decoupled are of negatives, and beta 0 has none; give beta above 0, or none of them",
@@ -190,7 +186,7 @@ class ObjectiveConfig:
             self.fade == 0 or self.loss == "byol",
             f"fade moves the beta of loss byol, not of {self.loss}; give fade 0 or loss byol",
         )
-        require(self.queue >= 0, f"queue is {self.queue}; give a number of projections, 0 for none")
+        check_number("queue", self.queue, 0, ranges.COUNT_MAX)
         require(
             self.queue == 0 or (self.beta > 0 and self.target in ("ema", "constant")),
             f"a queue of {self.queue} is not used with beta {self.beta:g} and target {self.target}; "
@@ -200,9 +196,8 @@ class ObjectiveConfig:
     def _check_loss(self) -> None:
         """Check the settings that are of one loss, and what the losses without a target ask for."""
         for name in ("invariance", "variance", "covariance", "similarity"):
-            value = getattr(self, name)
-            require(0 <= value < math.inf, f"{name} is {value}; give a weight from 0")
-        require(0 < self.distortion < math.inf, f"distortion is {self.distortion}; give more than 0")
+            check_number(name, getattr(self, name), 0, FLOAT32_SAFE)
+        check_number("distortion", self.distortion, 0, FLOAT32_SAFE, is_above=True)
         others = LOSS_SETTINGS if self.loss in LOSS_SETTINGS else {}
         for other, names in others.items():
             usual = {name: getattr(type(self), name) for name in names if other != self.loss}
@@ -250,10 +245,9 @@ class OptimConfig:
     def __post_init__(self) -> None:
         OPTIMIZERS.check(self.optimizer)
         for name in ("base_lr", "weight_decay", "warmup_epochs"):
-            value = getattr(self, name)
-            require(0 <= value <= FLOAT32_SAFE, f"{name} is {value}; give a number from 0 to {FLOAT32_SAFE:g}")
-        require(0 <= self.tau_base <= 1, f"tau_base is {self.tau_base}; give a number from 0 to 1")
-        require(0 < self.trust < math.inf, f"trust is {self.trust}; give a trust coefficient of LARS above 0")
+            check_number(name, getattr(self, name), 0, FLOAT32_SAFE)
+        check_number("tau_base", self.tau_base, 0, 1)
+        check_number("trust", self.trust, 0, FLOAT32_SAFE, is_above=True)
         require(0 <= self.momentum < 1, f"momentum is {self.momentum}; give a number from 0 up to, not including, 1")
 
 
@@ -266,9 +260,9 @@ class Preset:
     tau_base: float
 
     def __post_init__(self) -> None:
-        require(0 < self.epochs < math.inf, f"preset epochs is {self.epochs}; give more than 0")
-        require(0 <= self.base_lr < math.inf, f"preset base_lr is {self.base_lr}; give a number from 0")
-        require(0 <= self.tau_base <= 1, f"preset tau_base is {self.tau_base}; give a number from 0 to 1")
+        check_number("preset epochs", self.epochs, 0, ranges.EPOCHS_MAX, is_above=True)
+        check_number("preset base_lr", self.base_lr, 0, FLOAT32_SAFE)
+        check_number("preset tau_base", self.tau_base, 0, 1)
 
 
 @dataclass(frozen=True)
@@ -331,14 +325,22 @@ class Recipe:
             self.target_statistics in TARGET_STATISTICS,
             f"target_statistics is {self.target_statistics!r}; give one of {', '.join(TARGET_STATISTICS)}",
         )
+        require(self.name.isprintable() and self.name != "", f"the recipe's name is {self.name!r}; give a line of text")
         self._check_views()
-        require(self.batch_size >= 2, f"batch size is {self.batch_size}; batch norm needs at least 2 images")
+        require(
+            2 <= self.batch_size <= ranges.COUNT_MAX,
+            f"batch size is {self.batch_size}; batch norm needs at least 2 images; give 2 to {ranges.COUNT_MAX}",
+        )
         for name in ("crop_px", "eval_px"):
-            value = getattr(self, name)
-            require(value >= 8, f"{name} is {value}; give at least 8")
+            check_number(name, getattr(self, name), 8, ranges.SIDE_MAX)
+        largest = 0 if self.crop_ramp is None else max(self.crop_ramp.sizes_px)
+        require(
+            largest < self.crop_px,
+            f"crop ramp has a side of {largest} px, and views have {self.crop_px} px in the end; give smaller ones",
+        )
         require(0 < self.eval_margin <= 1, f"eval_margin is {self.eval_margin}; give a share of the short side up to 1")
-        require(0 < self.epochs < math.inf, f"the recipe's epochs is {self.epochs}; give more than 0")
-        require(self.recalibrate >= 0, f"recalibrate is {self.recalibrate}; give a number of batches from 0")
+        check_number("the recipe's epochs", self.epochs, 0, ranges.EPOCHS_MAX, is_above=True)
+        check_number("recalibrate", self.recalibrate, 0, ranges.BATCHES_MAX)
         objective = self.objective
         require(
             objective.target == "ema" or not (self.lagged_target or self.target_statistics == "running"),
@@ -388,6 +390,7 @@ class Recipe:
         count, goal, local = len(self.views), self.objective, self.local_views
         whole = count - len(local)
         require(whole >= 2, f"the recipe has {whole} views that are not local; give two or more")
+        check_number("the number of views", count, 2, ranges.VIEWS_MAX)
         require(self.views[whole:] == local, "a local view comes before a global one; give the global views first")
         sides = sorted({view.local_px for view in local if view.local_px is not None})
         require(len(sides) <= 1, f"local views have sides of {sides} px; give one local_px to all of them")

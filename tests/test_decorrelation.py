@@ -227,9 +227,9 @@ def test_what_a_cuda_graph_cannot_hold_is_refused_with_a_remedy() -> None:
             "variance=1",
             "loss byol does not read variance=1.0, which is of loss vicreg; give variance=25.0, or loss=vicreg",
         ),
-        ("loss=vicreg+target=online+predictor_depth=0+variance=-1", "variance is -1.0; give a weight from 0"),
-        ("loss=vicreg+target=online+predictor_depth=0+invariance=nan", "invariance is nan; give a weight from 0"),
-        ("loss=coding-rate+target=online+predictor_depth=0+distortion=0", "distortion is 0.0; give more than 0"),
+        ("loss=vicreg+target=online+predictor_depth=0+variance=-1", "variance is -1.0; give a number from 0"),
+        ("loss=vicreg+target=online+predictor_depth=0+invariance=nan", "invariance is nan; give a number from 0"),
+        ("loss=coding-rate+target=online+predictor_depth=0+distortion=0", "distortion is 0.0; give a number above 0"),
     ],
 )
 def test_a_setting_that_is_not_the_losss_is_refused_with_a_remedy(change: str, expected: str) -> None:

@@ -21,7 +21,7 @@ from fastbyol.system.command_line import (
     join_prep,
     seed,
     share,
-    whole_number,
+    thread_count,
 )
 
 SUFFIXES = (".parquet", ".npz", ".csv", ".npy")  # of --out
@@ -63,7 +63,7 @@ def build_parser() -> Parser:
     machine.add_argument(
         "--device", choices=["cuda", "cpu"], help="where to compute (default: cuda where there is one)"
     )
-    machine.add_argument("--threads", type=whole_number, metavar="N", help=THREADS)
+    machine.add_argument("--threads", type=thread_count, metavar="N", help=THREADS)
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     return parser
 
@@ -116,7 +116,7 @@ def _add_more(group: argparse._ActionsContainer) -> None:
 
 def _add_images(group: argparse._ActionsContainer) -> None:
     add_cache_flags(group)
-    group.add_argument("--workers", type=whole_number, metavar="N", help=WORKERS)
+    group.add_argument("--workers", type=thread_count, metavar="N", help=WORKERS)
     group.add_argument(
         "--on-error",
         choices=("fail", "skip"),

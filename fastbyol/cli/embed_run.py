@@ -35,7 +35,7 @@ from fastbyol.storage.identity import identify
 from fastbyol.storage.maps import add_map
 from fastbyol.storage.run_folder import RunFolder
 from fastbyol.system import threads
-from fastbyol.system.command_line import BAD_INPUT, DONE, INTERRUPTED, fail
+from fastbyol.system.command_line import BAD_INPUT, DONE, INTERRUPTED, fail, naming_memory
 from fastbyol.system.device import choose_device
 from fastbyol.system.limits import available_cores
 from fastbyol.system.signals import StopSignal
@@ -48,7 +48,7 @@ def run(args: argparse.Namespace) -> int:
     """Write the vectors; return the exit status."""
     signal = StopSignal()
     try:
-        with signal.catch():
+        with signal.catch(), naming_memory():
             require_pillow()
             facts = embed(args, stop=lambda: signal.has_arrived)
     except (KeyboardInterrupt, OutOfTime):

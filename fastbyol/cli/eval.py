@@ -23,6 +23,7 @@ from fastbyol.system.command_line import (
     add_view,
     format_list,
     join_prep,
+    thread_count,
     whole_number,
 )
 
@@ -121,7 +122,7 @@ def _add_files(parser: Parser, *, has_val: bool) -> None:
         group.add_argument("--val", required=True, metavar="SOURCE", help="labelled images to score on")
     add_cache_flags(group)
     add_view(group)
-    group.add_argument("--workers", type=whole_number, metavar="N", help=WORKERS)
+    group.add_argument("--workers", type=thread_count, metavar="N", help=WORKERS)
     group.add_argument(
         "--on-error",
         choices=("fail", "skip"),
@@ -133,7 +134,7 @@ def _add_files(parser: Parser, *, has_val: bool) -> None:
 def _add_machine(parser: Parser) -> None:
     group = parser.add_argument_group("machine")
     group.add_argument("--device", choices=["cuda", "cpu"], help="where to score (default: cuda where there is one)")
-    group.add_argument("--threads", type=whole_number, metavar="N", help=THREADS)
+    group.add_argument("--threads", type=thread_count, metavar="N", help=THREADS)
 
 
 def add_table_flags(parser: argparse.ArgumentParser) -> None:

@@ -26,7 +26,7 @@ from fastbyol.storage.checkpoint import CheckpointError
 from fastbyol.storage.run_folder import RunFolder
 from fastbyol.storage.scores import Scores, load_scores, save_scores
 from fastbyol.system import threads
-from fastbyol.system.command_line import BAD_INPUT, DONE, INTERRUPTED, fail
+from fastbyol.system.command_line import BAD_INPUT, DONE, INTERRUPTED, fail, naming_memory
 from fastbyol.system.device import choose_device
 from fastbyol.system.limits import available_cores
 from fastbyol.system.signals import StopSignal
@@ -48,7 +48,7 @@ MEASURES = {  # keys of what is no percentage
 def run(args: argparse.Namespace, protocol: Protocol | None) -> int:
     """Score by the protocol or, where it is None, do what the command says; return the exit status."""
     try:
-        with StopSignal().catch():
+        with StopSignal().catch(), naming_memory():
             require_pillow()
             if args.protocol == "table":
                 return tables.main(args)

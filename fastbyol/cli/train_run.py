@@ -25,7 +25,16 @@ from fastbyol.recipes.overrides import with_peaks
 from fastbyol.storage import files
 from fastbyol.storage.checkpoint import CheckpointError
 from fastbyol.storage.run_folder import RunFolder, check_free
-from fastbyol.system.command_line import BAD_INPUT, DIVERGED, DONE, INTERRUPTED, RANK_LOST, fail, format_list
+from fastbyol.system.command_line import (
+    BAD_INPUT,
+    DIVERGED,
+    DONE,
+    INTERRUPTED,
+    RANK_LOST,
+    fail,
+    format_list,
+    naming_memory,
+)
 from fastbyol.system.device import choose_device
 from fastbyol.system.distributed import RankLost, rank, ranks
 from fastbyol.system.shell import operand, quoted
@@ -76,7 +85,7 @@ def train(args: argparse.Namespace, *, stopwatch: Stopwatch, stop: StopSignal) -
         if args.plan:
             print(memory_plan(args, gib=args.plan))
             return DONE
-        with stop.catch():
+        with stop.catch(), naming_memory():
             config = config_of(args, folder)
             if not args.resume:
                 check_free(folder, overwrite=args.overwrite)

@@ -20,8 +20,9 @@ from fastbyol.evaluate.images import InputSettings
 from fastbyol.evaluate.masks import IGNORED, Pair, augmented_batches, find_classes, find_pairs, read_pair
 from fastbyol.evaluate.protocol import Job, Protocol, add_from_scratch, add_seed
 from fastbyol.parts import Encoder
+from fastbyol.ranges import SIDE_MAX
 from fastbyol.storage.scores import Scores
-from fastbyol.system.command_line import nonnegative_number, positive_number, whole_number
+from fastbyol.system.command_line import int_range, nonnegative_number, positive_number, whole_number
 from fastbyol.system.progress import Progress
 
 STEPS = 30_000  # these constants: He et al. 2020 (MoCo), appendix; docs/numerics.md has the paper's
@@ -168,7 +169,9 @@ def _add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument(
         "--stride", type=whole_number, default=STRIDE, metavar="N", help="pixels of the image per cell of the last map"
     )
-    parser.add_argument("--crop-px", type=whole_number, default=CROP_PX, metavar="PX", help="side of a training crop")
+    parser.add_argument(
+        "--crop-px", type=int_range(1, SIDE_MAX), default=CROP_PX, metavar="PX", help="side of a training crop"
+    )
     parser.add_argument("--steps", type=whole_number, default=STEPS, metavar="N", help="steps of the training")
     parser.add_argument("--batch-size", type=whole_number, default=BATCH, metavar="N", help="images in a step")
     parser.add_argument("--lr", type=positive_number, default=LR, metavar="X", help="peak learning rate")

@@ -18,6 +18,7 @@ from fastbyol.kernels.view_params import ViewParams
 from fastbyol.loaders.batch import PREFETCH, Batch
 from fastbyol.loaders.resized import ResizedReader
 from fastbyol.order import Rows
+from fastbyol.ranges import BATCHES_MAX, COUNT_MAX, THREADS_MAX, check_number
 from fastbyol.registry import LOADERS
 
 __all__ = ["PREFETCH", "Batch", "Loader", "crop_by_dali", "decoding_threads", "default_workers", "load"]
@@ -185,6 +186,9 @@ def _check_settings(name: str, *, workers: int, prefetch: int, on_error: str, pr
     LOADERS.check(name)
     if on_error not in ON_ERROR:
         raise ConfigError(f"on_error is {on_error!r}; choose one of {', '.join(ON_ERROR)}")
-    for setting, value in (("workers", workers), ("prefetch", prefetch), ("processes", processes)):
-        if value < 1:
-            raise ConfigError(f"{setting} is {value}; give at least 1")
+    for setting, value, most in (
+        ("workers", workers, THREADS_MAX),
+        ("prefetch", prefetch, BATCHES_MAX),
+        ("processes", processes, COUNT_MAX),
+    ):
+        check_number(setting, value, 1, most)

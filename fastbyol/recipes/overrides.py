@@ -10,6 +10,7 @@ from typing import Any, NamedTuple, get_type_hints
 
 from fastbyol.config import EncoderConfig, Preset, Recipe, ViewConfig
 from fastbyol.errors import ConfigError, require
+from fastbyol.ranges import SIDE_MAX, VIEWS_MAX, check_number
 
 # What each named set of views omits from the first and from the second view, and of more in turn. Source: paper,
 # appendix F.3, table 17.
@@ -30,7 +31,7 @@ OMITTED: dict[str, tuple[str, str]] = {
 SYMMETRIC: dict[str, Any] = {"blur": 0.5, "solarize": 0.2}  # all views
 VIEWS = (*OMITTED, "symmetric")
 COUNTS = {"global_views": 4, "local_views": 4, "local_px": 96}  # with an example
-LEAST = {"global_views": 2, "local_views": 0, "local_px": 8}
+RANGES = {"global_views": (2, VIEWS_MAX), "local_views": (0, VIEWS_MAX), "local_px": (8, SIDE_MAX)}
 OTHERS = ("views", *COUNTS, "encoder")  # settings that are no field of a recipe, see apply_change
 LOCAL_AREA = (0.05, 0.14)  # of an image: SwAV, Caron et al. 2020
 LOCAL_SIDE = 96 / 224  # of a global view's, likewise
@@ -122,7 +123,7 @@ def _counted(views: tuple[ViewConfig, ...], counts: Mapping[str, int], *, crop_p
     local = [view for view in views if view.local_px is not None]
     number = counts.get("local_views", len(local))
     for name, count in counts.items():
-        require(count >= LEAST[name], f"{name} is {count}; give a whole number from {LEAST[name]}")
+        check_number(name, count, *RANGES[name])
     require(
         number > 0 or "local_px" not in counts,
         f"local_px is {counts.get('local_px')}, and there are no local views; give local_views=4, too",

@@ -8,6 +8,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from fastbyol.config import CROPS, ENGINES, METHODS, NORMALIZATIONS, ON_ERROR, PRECISIONS, TARGET_STATISTICS, TARGETS
+from fastbyol.ranges import BATCHES_MAX, SIDE_MAX, SIZE_MAX, THREADS_MAX, WIDTH_MAX
 from fastbyol.recipe import CHANNELS, PADDINGS
 from fastbyol.registry import ENCODERS, LOADERS, OBJECTIVES, OPTIMIZERS, Registry
 
@@ -33,6 +34,8 @@ def _parts(parts: Registry) -> str:
 
 
 PROBABILITY, ABOVE, FROM_ZERO, FROM_ONE, SWITCH = "0 to 1", "above 0", "0 or more", "1 or more", "true or false"
+SIDE, SIZE, NUMBER_OF_THREADS = f"8 to {SIDE_MAX}", f"1 to {SIZE_MAX}", f"1 to {THREADS_MAX}"
+OF_BATCHES = f"to {BATCHES_MAX}"
 PLACE = "a path or an address"
 WEIGHTS = "a run, a checkpoint, an encoder's file, torchvision:NAME or timm:NAME"
 VIEWS, NEGATIVES = "P appendix B, table 6", "P appendix F.4"
@@ -56,9 +59,9 @@ RUN = {
     "loader": About("what decodes", _parts(LOADERS)),
     "memory_side": About("short side at most with which loader memory keeps images, in pixels", "8 or more"),
     "crop": About("what crops the views", _one_of(CROPS)),
-    "workers": About("decoding threads of a rank", FROM_ONE),
-    "threads": About("threads that compute, on a CPU", FROM_ONE),
-    "prefetch": About("batches decoded in advance", FROM_ONE),
+    "workers": About("decoding threads of a rank", NUMBER_OF_THREADS),
+    "threads": About("threads that compute, on a CPU", NUMBER_OF_THREADS),
+    "prefetch": About("batches decoded in advance", f"1 {OF_BATCHES}"),
     "on_error": About("an image that does not decode: stop, or take the next", _one_of(ON_ERROR)),
     "micro_batches": About("equal parts in which a rank's batch is computed", FROM_ONE),
     "recomputes": About("recompute activations in the backward, chosen by memory", SWITCH),
@@ -75,26 +78,28 @@ RUN = {
 }
 RECIPE = {
     "name": About("what the run is called", "a name"),
-    "crop_px": About("side of a training view in pixels", "8 or more", "P section 3.3: 224"),
+    "crop_px": About("side of a training view in pixels", SIDE, "P section 3.3: 224"),
     "batch_size": About("images in a step, over all ranks", "2 or more", "P section 3.3: 4096"),
     "epochs": About("the length that the constants were chosen for", ABOVE, "P section 3.3: 1000"),
-    "eval_px": About("side of an evaluation view in pixels", "8 or more", "P appendix C.1: 224"),
+    "eval_px": About("side of an evaluation view in pixels", SIDE, "P appendix C.1: 224"),
     "eval_margin": About("side of its square by the image's short side", "above 0, to 1", "P appendix C.1: 224 / 256"),
     "target_statistics": About("what the target normalises by", _one_of(TARGET_STATISTICS), "P: batch"),
     "lagged_target": About("move the target in the launch of the loss, one step late", SWITCH),
-    "recalibrate": About("batches from which the running statistics are computed anew after training", FROM_ZERO),
+    "recalibrate": About(
+        "batches from which the running statistics are computed anew after training", f"0 {OF_BATCHES}"
+    ),
 }
 ENCODER = {
     "arch": About("the network", _parts(ENCODERS), "P section 3.3: resnet50"),
-    "width": About("multiplier of every layer's channels", ABOVE, "P section 3.3: 1"),
+    "width": About("multiplier of every layer's channels", f"{ABOVE}, to {WIDTH_MAX}", "P section 3.3: 1"),
     "stem": About("the first layers", "imagenet, cifar, cifar_stride2"),
     "channels": About("of the images, which are RGB or gray", " or ".join(map(str, CHANNELS)), "P: 3"),
     "frozen": About("parameters that stay as drawn, by what their names begin with", "names with spaces between"),
     "padding": About("of a ResNet's layers: as in PyTorch, or as in TensorFlow and JAX", _one_of(PADDINGS), "DM: same"),
 }
 HEAD = {
-    "hidden": About("width of the hidden layers of projector and predictor", FROM_ONE, "P section 3.3: 4096"),
-    "out": About("dimensions of a projection", FROM_ONE, "P section 3.3: 256"),
+    "hidden": About("width of the hidden layers of projector and predictor", SIZE, "P section 3.3: 4096"),
+    "out": About("dimensions of a projection", SIZE, "P section 3.3: 256"),
     "projector_depth": About("linear layers of the projector", "1 to 3", "P section 3.3: 2"),
     "predictor_depth": About("linear layers of the predictor; 0 is none", "0 to 3", "P section 3.3: 2"),
     "local_predictor": About("a predictor of their own for local views", SWITCH, "arXiv 2602.05845"),
@@ -112,7 +117,7 @@ VIEW = {
     "blur": About("probability of a Gaussian blur", PROBABILITY, f"{VIEWS}: 1 and 0.1"),
     "sigma": About("standard deviation of the blur in pixels, least and most", ABOVE, "P appendix B: 0.1, 2"),
     "solarize": About("probability of solarising", PROBABILITY, f"{VIEWS}: 0 and 0.2"),
-    "local_px": About("side of a local view in pixels; left out, the view is global", "8 or more"),
+    "local_px": About("side of a local view in pixels; left out, the view is global", SIDE),
 }
 OPTIM = {
     "base_lr": About("peak learning rate per 256 images of batch", FROM_ZERO, "P section 3.3: 0.2; DM by length"),
@@ -141,7 +146,7 @@ OBJECTIVE = {
     "distortion": About("squared distortion of the coding rate", ABOVE, f"{EMP_SSL}: 0.2"),
 }
 CROP_RAMP = {
-    "sizes_px": About("sides of the smaller views at first, each for an equal share", "8 or more"),
+    "sizes_px": About("sides of the smaller views at first, each for an equal share", "8 or more, below crop_px"),
     "until": About("progress at which views have full size", "above 0, below 1"),
 }
 PRESET = {

@@ -11,11 +11,14 @@ import shlex
 import shutil
 import sys
 import textwrap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, NoReturn
 
 import fastbyol
+from fastbyol.errors import ConfigError
+from fastbyol.ranges import FLOAT32_SAFE, SIDE_MAX, THREADS_MAX
 from fastbyol.system.limits import available_cores
 
 DONE, RANK_LOST, BAD_INPUT, DIVERGED, INTERRUPTED = 0, 1, 2, 3, 75  # exit statuses
@@ -137,6 +140,21 @@ def fail(command: str, error: Exception, *, status: int) -> int:
     return status
 
 
+@contextmanager
+def naming_memory() -> Iterator[None]:
+    """Raise ConfigError where the with-block asks torch or numpy for more memory than this machine has."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        asked = re.search(r"can't allocate memory: you tried to allocate (\d+) bytes", str(error))
+        if asked is None and not isinstance(error, MemoryError) and "Storage size calculation" not in str(error):
+            raise
+        found = "" if asked is None else f" for {int(asked[1]) / 2**30:.3g} GiB at once"
+        raise ConfigError(
+            f"this machine has too little memory{found}; give a smaller network, batch or side of images"
+        ) from error
+
+
 def is_address(source: str) -> bool:
     """Return whether a source is an address as fsspec reads it, s3://bucket/photos, rather than a path."""
     return re.match(r"([a-z0-9]+::)*[A-Za-z][A-Za-z0-9+.-]*://", source) is not None
@@ -195,8 +213,9 @@ def _number(text: str, wanted: str, is_valid: Callable[[float], bool]) -> float:
         value = float(text)
     except ValueError:
         value = math.nan
-    if not (math.isfinite(value) and is_valid(value)):
-        raise argparse.ArgumentTypeError(f"{text!r} given; wanted a number {wanted}")
+    if not (is_valid(value) and value <= FLOAT32_SAFE):
+        most = f", at most {FLOAT32_SAFE}" if value > FLOAT32_SAFE else ""
+        raise argparse.ArgumentTypeError(f"{text!r} given; wanted a number {wanted}{most}")
     return value
 
 
@@ -220,12 +239,13 @@ def int_range(low: int, high: int | None = None) -> Callable[[str], int]:
 
 
 whole_number = int_range(1)
+thread_count = int_range(1, THREADS_MAX)
 
 
 def add_workers(command: argparse._ActionsContainer) -> None:
     """Add --workers, by default all cores this process may use, since it does nothing else meanwhile."""
     command.add_argument(
-        "--workers", type=int_range(1), default=available_cores(), metavar="N", help="threads (default: one a core)"
+        "--workers", type=thread_count, default=available_cores(), metavar="N", help="threads (default: one a core)"
     )
 
 
@@ -260,7 +280,7 @@ def add_view(group: argparse._ActionsContainer) -> None:
     """Add --px and --margin, at which an encoder sees images."""
     group.add_argument(
         "--px",
-        type=int_range(8, 4096),
+        type=int_range(8, SIDE_MAX),
         metavar="N",
         help="side at which the encoder sees images (default: the run's or recipe's, else 224; an exported file of "
         "fastbyol's needs it)",

@@ -29,9 +29,9 @@ from tests.conftest import Betons
     ("name", "settings", "message"),
     [
         ("nativ", {}, "no loader 'nativ'; choose one of native, memory, ffcv, dali"),
-        ("native", {"workers": 0}, "workers is 0; give at least 1"),
-        ("native", {"prefetch": 0}, "prefetch is 0; give at least 1"),
-        ("memory", {"processes": 0}, "processes is 0; give at least 1"),
+        ("native", {"workers": 0}, "workers is 0; give a number from 1"),
+        ("native", {"prefetch": 0}, "prefetch is 0; give a number from 1"),
+        ("memory", {"processes": 0}, "processes is 0; give a number from 1"),
         ("native", {"on_error": "ignore"}, "on_error is 'ignore'; choose one of fail, skip"),
     ],
 )

@@ -56,8 +56,10 @@ MAY_IMPORT = {  # the folders of fastbyol/ that the modules of a folder may impo
 NEEDED_BY_DATA_PREP: dict[str, set[str]] = {  # and the packages that each of them may need
     "fastbyol": set(),
     "fastbyol.beton": {"numpy"},
+    "fastbyol.errors": set(),
     "fastbyol.jpeg": {"numpy", "PIL", "simplejpeg"},
     "fastbyol.names": set(),
+    "fastbyol.ranges": set(),
     "fastbyol.storage.files": set(),
     "fastbyol.system.command_line": set(),
     "fastbyol.system.limits": set(),

@@ -199,14 +199,14 @@ def test_targets_without_negatives_take_any_number_of_views() -> None:
 @pytest.mark.parametrize(
     ("text", "expected"),
     [
-        ("demo+global_views=1", "global_views is 1; give a whole number from 2"),
-        ("demo+global_views=-1", "global_views is -1; give a whole number from 2"),
-        ("demo+global_views=0", "global_views is 0; give a whole number from 2"),
-        ("demo+local_views=-4", "local_views is -4; give a whole number from 0"),
+        ("demo+global_views=1", "global_views is 1; give a number from 2"),
+        ("demo+global_views=-1", "global_views is -1; give a number from 2"),
+        ("demo+global_views=0", "global_views is 0; give a number from 2"),
+        ("demo+local_views=-4", "local_views is -4; give a number from 0"),
         ("demo+local_views=4+beta=1", "negatives .* with 6 views"),
         ("demo+local_views=4+lagged_target=true", "--lagged-target with 6 views"),
         ("demo+local_px=8", "no local views; give local_views=4, too"),
-        ("demo+local_views=2+local_px=4", "local_px is 4; give a whole number from 8"),
+        ("demo+local_views=2+local_px=4", "local_px is 4; give a number from 8"),
         ("demo+local_px=abc+local_views=2", "local_px is 'abc'; give a whole number, such as 96"),
         ("demo+local_views=2+predictor_depth=0+local_predictor=true", "local_predictor with a predictor_depth of 0"),
         ("demo+local_predictor=true", "local_predictor is of local views, and there are none"),
@@ -236,7 +236,7 @@ def test_targets_without_negatives_take_any_number_of_views() -> None:
         ("demo+beta=1+lagged_target=true", "BYOL's own loss"),
         ("demo+predictor_depth=4", "from 0 to 3"),
         ("demo+projector_depth=0", "from 1 to 3"),
-        ("demo+temperature=0", "more than 0"),
+        ("demo+temperature=0", "a number above 0"),
     ],
 )
 def test_a_change_that_cannot_be_is_refused_with_a_remedy(text: str, expected: str) -> None:
