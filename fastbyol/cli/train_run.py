@@ -6,6 +6,7 @@ import argparse
 import subprocess
 import sys
 import time
+from collections.abc import Sequence
 from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
@@ -20,7 +21,7 @@ from fastbyol.errors import ConfigError, require
 from fastbyol.monitor.wandb_sink import require_wandb
 from fastbyol.monitor.watchdog import Diverged
 from fastbyol.recipes.config_file import LENGTHS, formatted, has_length, replaced, timed
-from fastbyol.recipes.methods import variants
+from fastbyol.recipes.methods import choices, variants
 from fastbyol.recipes.overrides import with_peaks
 from fastbyol.storage import files
 from fastbyol.storage.checkpoint import CheckpointError
@@ -72,6 +73,8 @@ SAME_NAME = (  # flags that are settings of the run
     "tensorboard",
     "wandb",
 )
+OF_OPTIM = ("base_lr", "tau_base", "weight_decay", "warmup_epochs", "optimizer")  # flags that are settings of it
+OF_RECIPE = ("batch_size", "target_statistics", "lagged_target")
 RECALIBRATE = 50  # batches of batch-norm recalibration after a crop ramp
 
 
@@ -210,12 +213,7 @@ def _fit(recipe: Recipe, settings: dict[str, Any], *, gib: float) -> memory.Fit:
 def recipe_of(args: argparse.Namespace) -> Recipe:
     """Build the recipe with the command line's changes; a peak rate given there applies to runs of any length."""
     recipe: Recipe = args.file["recipe"]
-    given = {
-        name: getattr(args, name) for name in ("base_lr", "tau_base", "weight_decay", "warmup_epochs", "optimizer")
-    }
-    optim_changes = {name: value for name, value in given.items() if value is not None}
-    given = {name: getattr(args, name) for name in ("batch_size", "target_statistics", "lagged_target")}
-    changes: dict[str, Any] = {name: value for name, value in given.items() if value is not None}
+    optim_changes, changes = _given(args, OF_OPTIM), _given(args, OF_RECIPE)
     if optim_changes.keys() & {"base_lr", "tau_base"}:
         changes["presets"] = with_peaks(recipe.presets, base_lr=args.base_lr, tau_base=args.tau_base)
     if args.channels is not None:
@@ -225,15 +223,25 @@ def recipe_of(args: argparse.Namespace) -> Recipe:
     return replace(recipe, optim=replace(recipe.optim, **optim_changes), **changes)
 
 
+def _given(args: argparse.Namespace, names: Sequence[str]) -> dict[str, Any]:
+    """Return the values of those flags that were given."""
+    return {name: getattr(args, name) for name in names if getattr(args, name) is not None}
+
+
 def settings_of(args: argparse.Namespace) -> dict[str, Any]:
-    """Return the settings that the file and, above it, the flags give; `timed` makes arguments of Config of them."""
-    given = {name: getattr(args, name) for name in SAME_NAME}
-    changes = {name: value for name, value in given.items() if value is not None} | {"recipe": recipe_of(args)}
+    """Return the settings that the file and, above it, the flags give; `timed` makes arguments of Config of them.
+
+    Raises ConfigError for a flag beside --method auto that a choice would change.
+    """
+    changes = {**_given(args, SAME_NAME), "recipe": recipe_of(args)}
     if args.checkpoint_every is not None:
         changes["checkpoint_s"] = parse_duration(args.checkpoint_every, flag="--checkpoint-every")
     if args.budget is not None:
         changes["budget"] = args.budget
-    return replaced(args.file, changes)
+    settings = replaced(args.file, changes)
+    if settings.get("method") == "auto":
+        choices(settings["recipe"], flags=_given(args, (*OF_OPTIM, *OF_RECIPE)))
+    return settings
 
 
 def config_of(args: argparse.Namespace, folder: RunFolder) -> Config:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from fastbyol.config import Recipe
@@ -75,15 +76,18 @@ CHOICES: dict[str, tuple[Choice, ...]] = {
 }
 
 
-def choices(recipe: Recipe) -> tuple[Choice, ...]:
-    """Return what may be chosen for a recipe; raise ConfigError where the user has set what a choice would set."""
+def choices(recipe: Recipe, *, flags: Collection[str] = ()) -> tuple[Choice, ...]:
+    """Return what may be chosen for a recipe; raise ConfigError where the user has set what a choice would set.
+
+    flags: settings of the recipe that the user gave beside its name, be it with the values that it has anyway.
+    """
     name = recipe.name.partition("+")[0]
     found = CHOICES.get(name, ())
     if any(recipe.name.endswith(f"+{choice.change}") for choice in found):
         return ()  # chosen before: the recipe of a run's config.json
     if found:
         before, now = settings(RECIPES[name]()), settings(recipe)
-        said = {assignment.partition("=")[0] for assignment in recipe.name.split("+")[1:]}
+        said = {*flags, *(assignment.partition("=")[0] for assignment in recipe.name.split("+")[1:])}
         for choice in found:
             named = [assignment.partition("=")[0] for assignment in choice.change.split("+")]
             changed = {each for each in named if each in now and now[each].value != before[each].value}

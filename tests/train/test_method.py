@@ -81,6 +81,27 @@ def test_data_smaller_than_the_batch_of_a_choice_are_told(
     assert "takes batches of 256 images, and there are 160" in capsys.readouterr().err
 
 
+@pytest.mark.parametrize(
+    ("recipe", "flag"),
+    [
+        ("cifar10_tiny", "--batch-size=64"),
+        ("cifar10_tiny", "--optimizer=lars"),
+        ("cifar10_rn18", "--warmup-epochs=10"),
+    ],
+)
+@pytest.mark.parametrize("way", ["--plan=80", "--plan", "--save-config={}"])
+def test_a_flag_that_a_choice_would_change_is_refused_where_it_says_what_the_recipe_has(
+    recipe: str, flag: str, way: str, betons: Betons, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    asked = [recipe, f"--data={betons.train}", "--device=cpu", "--epochs=11", way.format(tmp_path / "run.toml")]
+    assert main([*asked, "--method=auto", flag]) == 2
+    setting = flag.removeprefix("--").partition("=")[0].replace("-", "_")
+    assert f"sets {setting}, and so do you; leave that out, or --method auto" in capsys.readouterr().err
+    (tmp_path / "auto.toml").write_text(f'method = "auto"\nrecipe = "{recipe}"\n')
+    assert main(["--config", str(tmp_path / "auto.toml"), *asked[1:], flag]) == 2
+    assert f"sets {setting}, and so do you" in capsys.readouterr().err
+
+
 def test_the_plan_of_memory_lists_all_that_auto_may_choose(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["cifar10_tiny", "--method=auto", "--plan=80"]) == 0
     lines = capsys.readouterr().out.splitlines()
