@@ -11,7 +11,7 @@ from fastbyol.byol import BYOL
 from fastbyol.config import Config, EncoderConfig
 from fastbyol.errors import ConfigError, require
 from fastbyol.weights import Weights, read
-from fastbyol.weights.match import match
+from fastbyol.weights.match import check_finite, match
 
 
 def settle(config: Config, recorded: Config | None) -> tuple[str | None, str | None]:
@@ -48,11 +48,11 @@ def start_(model: BYOL, weights: Weights) -> str:
     encoder.load_state_dict(taken)
     notes = [left] if left else []
     heads = {"projector.": model.online.projector, "predictor.": model.predictor}
-    has_heads = bool(weights.heads) and _load_heads(heads, weights.heads)
+    has_heads = bool(weights.heads) and _load_heads(heads, weights)
     if weights.heads and not has_heads:
         notes.append("its heads have other sizes, so the heads begin anew")
     local = model.local_predictor
-    if has_heads and local is not None and not _load_heads({"local_predictor.": local}, weights.heads):
+    if has_heads and local is not None and not _load_heads({"local_predictor.": local}, weights):
         notes.append("it has no predictor for local views of this size, so that one begins anew")
     if model.target is not None:
         model.target.load_state_dict(model.online.state_dict())
@@ -60,14 +60,19 @@ def start_(model: BYOL, weights: Weights) -> str:
     return "; ".join((f"starts from {weights.source}: {parts}", *notes))
 
 
-def _load_heads(modules: Mapping[str, nn.Module], heads: dict[str, Tensor]) -> bool:
-    """Load modules, each under its prefix of HEADS, if all sizes are theirs; tell whether they are."""
+def _load_heads(modules: Mapping[str, nn.Module], weights: Weights) -> bool:
+    """Load modules, each under its prefix of HEADS, if all sizes are theirs; tell whether they are.
+
+    Raises ConfigError where a number of theirs is not finite.
+    """
     own = {prefix + name: value for prefix, module in modules.items() for name, value in module.state_dict().items()}
-    given = {name: value for name, value in heads.items() if name.startswith(tuple(modules))}
+    given = {name: value for name, value in weights.heads.items() if name.startswith(tuple(modules))}
     if _shapes(given) != _shapes(own):
         return False
+    taken = {name: given.get(name, value) for name, value in own.items()}
+    check_finite(taken, own, source=weights.source)
     for prefix, module in modules.items():
-        module.load_state_dict({name: heads.get(prefix + name, value) for name, value in module.state_dict().items()})
+        module.load_state_dict({name: taken[prefix + name] for name in module.state_dict()})
     return True
 
 

@@ -6,6 +6,7 @@ import re
 from collections import Counter
 from collections.abc import Iterable, Mapping
 
+import torch
 from torch import Tensor
 
 from fastbyol.config import EncoderConfig
@@ -28,7 +29,8 @@ def match(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor], *, source: 
     """Return the tensors for every name in `wanted`, and a text on those that are left over ("" for none).
 
     All names may have a prefix, as in a whole model's file ("module.encoder.conv1.weight"). A classifier is left out,
-    and so is what lies outside the prefix. Raises ConfigError that names what is missing, too much or of another shape.
+    and so is what lies outside the prefix. Raises ConfigError that names what is missing, too much, of another shape or
+    not finite.
     """
     prefix = _prefix(given, wanted)
     inside = {name: given[prefix + name] for name in _inside(given, prefix)}
@@ -51,7 +53,22 @@ def match(given: Mapping[str, Tensor], wanted: Mapping[str, Tensor], *, source: 
         )
     left = [name for name in given if name.removeprefix(prefix) not in wanted or not name.startswith(prefix)]
     taken = {name: inside.get(name, tensor) for name, tensor in wanted.items()}
+    check_finite(taken, wanted, source=source, prefix=prefix)
     return taken, f"{listed(left)} {'is' if len(left) == 1 else 'are'} not used" if left else ""
+
+
+def check_finite(taken: Mapping[str, Tensor], wanted: Mapping[str, Tensor], *, source: str, prefix: str = "") -> None:
+    """Raise ConfigError that names the first tensor with NaN or Inf in the dtype of its place, under its prefix.
+
+    What the network itself has there, such as a mask of -inf, may stay.
+    """
+    for name, tensor in taken.items():
+        own = wanted[name]
+        found = tensor.to(own.dtype)
+        require(
+            bool(found.isfinite().all()) or torch.equal(found.to(own.device), own),
+            f"{source} has NaN or Inf in {prefix}{name}; give weights of a training that did not diverge",
+        )
 
 
 def recognize(given: Mapping[str, Tensor], *, source: str) -> EncoderConfig:

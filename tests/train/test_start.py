@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 import signal
 import sys
@@ -12,22 +13,32 @@ from typing import Any
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from fastbyol.byol import BYOL
+from fastbyol.cli import eval as evaluation
 from fastbyol.cli.train import main
+from fastbyol.errors import ConfigError
 from fastbyol.monitor.metrics import read_metrics
 from fastbyol.recipes import named
 from fastbyol.storage import checkpoint
 from fastbyol.storage.run_folder import RunFolder
 from fastbyol.train import start
 from fastbyol.weights import read
+from fastbyol.weights.match import match
 from tests.conftest import Betons, write_beton
 from tests.support.commands import Fork, wait_until
 from tests.support.runs import arguments, encoders_are_equal
 
 SHORT = ("--epochs=1", "--warmup-epochs=0")
+
+
+def metadata_of(file: Path) -> dict[str, str]:
+    """Return what a safetensors file says beside its tensors."""
+    with safe_open(file, framework="pt") as opened:
+        return dict(opened.metadata())
 
 
 def state_of(run: Path) -> dict[str, Tensor]:
@@ -108,6 +119,39 @@ def test_a_classifier_is_left_out_and_other_networks_are_refused(finished: Path,
     save_file(tensors | {"layer9.bias": torch.zeros(1)}, file)
     assert "1 are too many (layer9.bias)" in refused(file)
     assert "stem cifar_stride2, the recipe's has cifar;" in refused(RunFolder(finished).encoder, "demo+stem=cifar")
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf])
+def test_weights_that_are_not_finite_are_refused_by_the_name_of_the_first(
+    finished: Path, tmp_path: Path, value: float, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tensors, file = load_file(RunFolder(finished).encoder), tmp_path / "e.pth"
+    tensors["bn1.bias"][1] = tensors["layer1.0.conv1.weight"][0, 0, 0, 0] = value
+    torch.save({f"module.{name}": tensor for name, tensor in tensors.items()}, file)
+    said = f"{file} has NaN or Inf in module.bn1.bias; give weights of a training that did not diverge"
+    assert refused(file) == said
+    weights = read(str(finished))
+    heads = {name: tensor.clone() for name, tensor in weights.heads.items()}
+    heads["predictor.0.bias"][0] = value
+    model = BYOL(named("demo").encoder, named("demo").head, seed=5)
+    with pytest.raises(ConfigError, match=r"has NaN or Inf in predictor\.0\.bias; give"):
+        start.start_(model, replace(weights, heads=heads))
+    images = ["--train=none.beton", "--val=none.beton"]
+    save_file(tensors, scored := tmp_path / "e.safetensors", metadata=metadata_of(RunFolder(finished).encoder))
+    assert evaluation.main(["knn", str(scored), *images, "--px=24"]) == 2
+    assert "has NaN or Inf in bn1.bias" in capsys.readouterr().err
+
+
+def test_weights_that_are_finite_in_their_own_type_alone_are_refused(finished: Path, tmp_path: Path) -> None:
+    tensors = {name: tensor.double() for name, tensor in load_file(RunFolder(finished).encoder).items()}
+    tensors["bn1.bias"][0] = 1e300
+    save_file(tensors, tmp_path / "e.safetensors")
+    assert "has NaN or Inf in bn1.bias" in refused(tmp_path / "e.safetensors")
+
+
+def test_a_mask_of_the_network_itself_may_hold_infinity() -> None:
+    mask = {"mask": torch.full((2, 2), -math.inf)}
+    assert match(mask, mask, source="s")[0] == mask
 
 
 @pytest.mark.parametrize(
