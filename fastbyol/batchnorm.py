@@ -160,7 +160,8 @@ def has_population(layer: nn.Module) -> bool:
 def replace_norms_(module: nn.Module, *, views: int) -> list[str]:
     """Put a Replacement in the place of every batch norm inside a module, if all of them can be replaced.
 
-    Returns the kinds of those that cannot be; where there are any, nothing is replaced.
+    One that has several places gets the same Replacement in each. Returns the kinds of those that cannot be replaced;
+    where there are any, nothing is replaced.
     """
     others = {
         type(layer).__name__
@@ -168,11 +169,13 @@ def replace_norms_(module: nn.Module, *, views: int) -> list[str]:
         if has_population(layer) and not isinstance(layer, _PerView) and not can_replace(layer)
     }
     if not others:
+        made: dict[nn.Module, Replacement] = {}
         for parent in list(module.modules()):
-            for name, layer in parent.named_children():
-                if can_replace(layer):
-                    assert isinstance(layer, nn.modules.batchnorm._BatchNorm)
-                    setattr(parent, name, Replacement(layer, views=views))
+            for name, layer in list(parent._modules.items()):  # named_children() leaves out a layer's second name
+                if isinstance(layer, nn.modules.batchnorm._BatchNorm) and can_replace(layer):
+                    if layer not in made:
+                        made[layer] = Replacement(layer, views=views)
+                    setattr(parent, name, made[layer])
     return sorted(others)
 
 

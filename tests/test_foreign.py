@@ -10,6 +10,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from fastbyol.batchnorm import Replacement, synchronize_
@@ -80,6 +81,54 @@ def test_a_step_on_two_views_is_a_forward_for_each_view(norm: type[nn.BatchNorm2
     assert list(encoder.state_dict()) == list(plain.state_dict())
     encoder.eval()
     torch.testing.assert_close(encoder(views[:1]), plain.eval()(views[:1]), **CLOSE)
+
+
+class Tied(nn.Module):
+    """A network whose second convolution and batch norm are the first ones, and whose third shares their weights."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 8, 1)
+        self.first, self.norm = nn.Conv2d(8, 8, 1), nn.BatchNorm2d(8)
+        self.second, self.again = self.first, self.norm
+        self.third = nn.Conv2d(8, 8, 1, bias=False)
+        self.third.weight = self.first.weight
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map images [N, 3, H, W] to representations [N, 8]."""
+        x = self.norm(self.first(self.stem(images))).relu()
+        return (x + self.third(self.again(self.second(x)))).mean((2, 3))
+
+
+def test_a_batch_norm_of_two_places_takes_each_view_by_itself_in_both() -> None:
+    torch.manual_seed(0)
+    plain = Tied().double()
+    encoder = adapt(copy.deepcopy(plain), CONFIG, views=2)
+    views = torch.randn(6, 3, 5, 5, dtype=torch.float64)
+    views[3:] += 5
+    torch.testing.assert_close(encoder(views), torch.cat([plain(view) for view in views.chunk(2)]), **CLOSE)
+    assert isinstance(encoder.norm, Replacement)
+    assert encoder.norm is encoder.again
+    assert encoder.third.weight is encoder.first.weight
+
+
+@pytest.mark.parametrize("optimizer", ["lars", "adamw", "muon"])
+def test_a_network_with_tied_weights_trains_resumes_and_exports(
+    betons: Betons, tmp_path: Path, optimizer: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setitem(sys.modules, "tied", SimpleNamespace(build=Tied))
+    _, *given = arguments(betons, tmp_path / "run", f"--optimizer={optimizer}", "--base-lr=0.01")
+    run = RunFolder(tmp_path / "run")
+    for epochs in (1, 2):  # the second time from the checkpoint
+        more = [f"--epochs={epochs}", "--warmup-epochs=0", "--resume"]
+        assert main(["demo+encoder=tied:build", *given, *more]) == 0
+    assert [row["step"] for row in read_metrics(run.metrics)] == [*range(1, 11)]
+    encoder = load_encoder(run.path, trust=True)
+    assert torch.equal(encoder.first.bias, encoder.second.bias)
+    assert encoder.third.weight is encoder.first.weight
+    written = load_file(run.encoder)
+    assert {"first.bias", "second.bias", "third.weight"} <= written.keys()
+    assert all(torch.equal(value, encoder.state_dict()[name]) for name, value in written.items())
 
 
 def test_in_another_number_of_views_a_batch_is_one_population() -> None:

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
+from torch import Tensor
 
 from fastbyol.config import EncoderConfig
 from fastbyol.errors import ConfigError
@@ -24,9 +25,15 @@ IN_FOLDER = "model.safetensors"  # the encoder's file in an exported folder: tim
 def save_encoder(path: Path, encoder: Encoder, config: EncoderConfig) -> None:
     """Write weights and batch-norm buffers, with the architecture in the file's metadata; atomic.
 
-    Equal weights give equal bytes.
+    Equal weights give equal bytes. A tensor that several names share is written under each of them.
     """
-    tensors = {name: value.detach().cpu().contiguous() for name, value in encoder.state_dict().items()}
+    tensors: dict[str, Tensor] = {}
+    places = set[int]()  # in memory, of which a file of this format may name each once
+    for name, value in encoder.state_dict().items():
+        own = value.detach().cpu().contiguous()
+        place = own.untyped_storage().data_ptr()
+        tensors[name] = own.clone() if place in places else own
+        places.add(place)
     metadata = {"format": "pt", "fastbyol": json.dumps(dataclasses.asdict(config))}
     with files.replacement(path) as file:
         file.write(_with_sorted_metadata(save(tensors, metadata=metadata)))
