@@ -9,6 +9,7 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from fastbyol.base_encoder import Encoder
 from fastbyol.config import EncoderConfig, ObjectiveConfig, OptimConfig
@@ -69,12 +70,15 @@ def build_encoder(config: EncoderConfig, *, seed: int | None, views: int = 1) ->
 
     seed None: the weights are replaced afterwards. views: how many populations, one after the other, its batch norms
     take a batch as in train mode. A network that is no Encoder becomes one, see fastbyol.foreign. Raises ConfigError
-    where the encoder cannot be imported or called so, is no network, or is an Encoder without its attributes.
+    where the encoder cannot be imported or called so, is no network, is an Encoder without its attributes, or has
+    parameters of another type than float32, or lazy ones.
     """
     is_ours = ENCODERS.get(config.arch) == OURS
     with nullcontext() if is_ours else draw_weights(seed):
         given = () if _takes_nothing(ENCODERS.find(config.arch)) else (config,)
         encoder = ENCODERS.build(config.arch, *given, **({"seed": seed, "views": views} if given else {}))
+        if isinstance(encoder, nn.Module) and not is_ours:
+            _check_parameters(encoder, config)
         if isinstance(encoder, nn.Module) and not isinstance(encoder, Encoder):
             encoder = adapt(encoder, config, views=views)
     if not isinstance(encoder, Encoder):
@@ -86,6 +90,21 @@ def build_encoder(config: EncoderConfig, *, seed: int | None, views: int = 1) ->
         if not isinstance(getattr(encoder, name, None), kind):
             raise ConfigError(f"encoder {config.arch!r} has no {name}; set it to the {kind.__name__} in __init__")
     return encoder if is_ours else encoder.to(torch.get_default_device())
+
+
+def _check_parameters(network: nn.Module, config: EncoderConfig) -> None:
+    """Raise ConfigError for the first parameter that no optimiser or moving average of ours can update as it should."""
+    for name, parameter in network.named_parameters():
+        if is_lazy(parameter):
+            raise ConfigError(
+                f"encoder {config.arch!r} has a lazy parameter {name}, of no size yet; map an image by the network "
+                "before you return it"
+            )
+        if parameter.dtype != torch.float32:
+            raise ConfigError(
+                f"encoder {config.arch!r} has a parameter {name} of {parameter.dtype}; build it in torch.float32, in "
+                "which weights and their moving average are kept (--precision bfloat16 computes in bfloat16)"
+            )
 
 
 def _takes_nothing(part: Any) -> bool:

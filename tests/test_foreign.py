@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import signal
 import sys
+from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -83,6 +84,11 @@ def test_a_step_on_two_views_is_a_forward_for_each_view(norm: type[nn.BatchNorm2
     torch.testing.assert_close(encoder(views[:1]), plain.eval()(views[:1]), **CLOSE)
 
 
+def lazy() -> nn.Module:
+    """Build a network whose first layer has no size before it has seen an image."""
+    return nn.Sequential(nn.LazyConv2d(8, 3), nn.AdaptiveAvgPool2d(1), nn.Flatten())
+
+
 class Tied(nn.Module):
     """A network whose second convolution and batch norm are the first ones, and whose third shares their weights."""
 
@@ -129,6 +135,28 @@ def test_a_network_with_tied_weights_trains_resumes_and_exports(
     written = load_file(run.encoder)
     assert {"first.bias", "second.bias", "third.weight"} <= written.keys()
     assert all(torch.equal(value, encoder.state_dict()[name]) for name, value in written.items())
+
+
+@pytest.mark.parametrize(
+    ("build", "said"),
+    [
+        (lambda: Net().bfloat16(), r"has a parameter scale of torch\.bfloat16; build it in torch\.float32"),
+        (lambda: Net().double(), r"has a parameter scale of torch\.float64; build it in torch\.float32"),
+        (lambda: nn.Sequential(Tied(), nn.Linear(8, 8).half()), r"has a parameter 1\.weight of torch\.float16"),
+        (lazy, r"has a lazy parameter 0\.weight, of no size yet; map an image by the network"),
+    ],
+)
+def test_parameters_that_cannot_be_trained_are_refused_by_name(
+    build: Callable[[], nn.Module], said: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def sized() -> nn.Module:
+        network = build()
+        network.num_features = 8  # type: ignore[assignment]  # an attribute, not a layer
+        return network
+
+    monkeypatch.setitem(sys.modules, "typed", SimpleNamespace(build=sized))
+    with pytest.raises(ConfigError, match=said):
+        build_encoder(EncoderConfig("typed:build"), seed=0, views=2)
 
 
 def test_in_another_number_of_views_a_batch_is_one_population() -> None:
