@@ -33,6 +33,7 @@ class Muon(torch.optim.Optimizer):
 
     is_capturable = True
     skips_bad_steps = True
+    needs_gradients = True
 
     def __init__(self, module: nn.Module, target_of: Mapping[nn.Parameter, Tensor], config: OptimConfig) -> None:
         weights, vectors = (group["params"] for group in parameter_groups(module, weight_decay=0.0, trust=config.trust))
@@ -74,7 +75,7 @@ class Muon(torch.optim.Optimizer):
     def step(self, closure: Callable[[], float] | None = None) -> float | None:
         """Update momenta, parameters and targets in place; return the closure's loss, if a closure is given.
 
-        Raises RuntimeError for a parameter without a gradient.
+        Raises MissingGradient for a parameter without a gradient.
         """
         loss = None
         if closure is not None:

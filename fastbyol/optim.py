@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from fastbyol.config import OptimConfig
+from fastbyol.errors import ConfigError
 from fastbyol.kernels.lars_ema import Workspace, lars_ema_
 from fastbyol.kernels.reference import LarsGroup, LarsRates
 
@@ -17,13 +18,17 @@ from fastbyol.kernels.reference import LarsGroup, LarsRates
 EXCLUDED = re.compile(r"pos_embed|position|(^|_)tokens?$")
 
 
+class MissingGradient(ConfigError, RuntimeError):
+    """A parameter without a gradient: a wrong call in Python, or in a run a network that does not always use it."""
+
+
 class LARS(torch.optim.Optimizer):
     """LARS (layer-wise adaptive rate scaling); each step also moves the EMA targets of the parameters.
 
     Group settings: `lr`, `momentum`, `weight_decay`, `trust` (None: ratio 1, for biases and batch norm) and `tau`.
     `target_of` maps parameters to their EMA targets of the same shape; parameters without a target are only updated.
-    step() raises RuntimeError for a parameter without a gradient: its momentum and target would fall behind silently.
-    Source: paper, section 3.2; the authors' code.
+    step() raises MissingGradient for a parameter without a gradient: its momentum and target would fall behind
+    silently. Source: paper, section 3.2; the authors' code.
 
     A step with inf or NaN in any gradient changes nothing but `skipped`, [2] int32 on the parameters' device: the
     number of such steps in all, and in a row up to now.
@@ -31,6 +36,7 @@ class LARS(torch.optim.Optimizer):
 
     is_capturable = True
     skips_bad_steps = True
+    needs_gradients = True
 
     def __init__(
         self,
@@ -128,11 +134,11 @@ def _rates(group: dict[str, Any]) -> LarsRates:
 
 
 def gradient_of(parameter: nn.Parameter) -> Tensor:
-    """Return the gradient of a parameter; raise RuntimeError where there is none."""
+    """Return the gradient of a parameter; raise MissingGradient where there is none."""
     if parameter.grad is None:
-        raise RuntimeError(
+        raise MissingGradient(
             f"a parameter of shape {tuple(parameter.shape)} has no gradient, and an optimiser needs one for each: "
-            "call backward() first, or leave parameters that the loss does not use out of the optimiser"
+            "call backward() first, or leave parameters that the loss does not always use out, in a run by +frozen=NAME"
         )
     return parameter.grad
 

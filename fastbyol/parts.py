@@ -27,7 +27,8 @@ class Optimizer(Protocol):
 
     `skipped`: steps left out because of inf or NaN in a gradient, in all and in a row up to now, int32 [2] on the
     parameters' device. `tau`: the EMA rate, a scalar there. One that keeps more than one tensor of its size for a
-    parameter says how many as `moments`, see count_moments.
+    parameter says how many as `moments`, see count_moments. One whose step raises for a parameter without a gradient
+    has `needs_gradients` True: a run with such a parameter is then refused before it begins.
     """
 
     is_capturable: bool  # a CUDA graph can hold step()

@@ -21,6 +21,7 @@ from fastbyol.system.device import make_deterministic
 from fastbyol.system.signals import StopSignal
 from fastbyol.train import memory, micro_batches, start, step
 from fastbyol.train.finish import Closing
+from fastbyol.train.gradients import check_gradients
 from fastbyol.train.lengthen import lengthen
 from fastbyol.train.loop import Loop
 from fastbyol.train.opening import OpenRun, open_run
@@ -109,6 +110,7 @@ class Run:
         engine = step.engine(
             config.engine, self.model, optimizer, precision=config.precision, lagged_target=recipe.lagged_target
         )
+        check_gradients(engine, recipe, ranks=world.ranks)
         if world.group is not None:
             engine.distribute(world.group)
         self.loop = Loop(

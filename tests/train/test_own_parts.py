@@ -9,15 +9,20 @@ import signal
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
+import torch
+from torch import Tensor, nn
 
 from fastbyol import registry
 from fastbyol.cli import eval as evaluation
+from fastbyol.cli.train import main
 from fastbyol.config import EncoderConfig
 from fastbyol.errors import ConfigError
 from fastbyol.export import load_encoder
 from fastbyol.monitor.metrics import read_metrics
+from fastbyol.parts import build_encoder
 from fastbyol.storage.run_folder import RunFolder
 from tests.conftest import Betons
 from tests.support.commands import arguments, wait_until
@@ -112,6 +117,102 @@ def test_a_part_that_is_not_there_is_refused_before_anything_is_written(
     assert process.returncode == 2
     assert message in errors
     assert not folder.config.exists()
+
+
+class Spare(nn.Module):
+    """A network that never uses `spare`, and in training its layer `other` in the first `uses` calls alone."""
+
+    num_features, uses = 8, sys.maxsize
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.stem, self.spare, self.other = nn.Conv2d(3, 8, 3, 4), nn.Linear(8, 3), nn.Conv2d(8, 8, 1)
+        self.calls = 0
+
+    def forward(self, images: Tensor) -> Tensor:
+        """Map images [N, 3, H, W] to representations [N, 8]."""
+        x = self.stem(images).relu()
+        self.calls += self.training
+        return (self.other(x) if self.calls < self.uses else x).mean((2, 3))
+
+
+class Fading(Spare):
+    """The same with a layer that only the first steps use."""
+
+    uses = 3
+
+
+@pytest.mark.parametrize(
+    ("optimizer", "change", "status"),
+    [
+        ("lars", "", 2),
+        ("muon", "", 2),
+        ("adamw", "", 0),
+        ("lars", "+frozen=spare", 0),
+        ("muon", "+frozen=spare.weight spare.bias", 0),
+    ],
+)
+def test_parameters_that_a_forward_does_not_use_are_refused_at_once_or_stay_as_drawn(
+    optimizer: str,
+    change: str,
+    status: int,
+    betons: Betons,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.setitem(sys.modules, "spare", SimpleNamespace(build=Spare))
+    run = RunFolder(tmp_path / "run")
+    _, *given = arguments(betons, run.path, f"--optimizer={optimizer}", "--base-lr=0.01", "--epochs=1")
+    asked = [f"demo+encoder=spare:build{change}", *given, "--warmup-epochs=0"]
+    assert main(asked) == status
+    if status:
+        assert main([*asked, "--plan"]) == status
+        said = capsys.readouterr().err.splitlines()
+        assert said == 2 * [
+            "fastbyol-train: error: encoder spare:build does not use spare.weight, spare.bias in its forward, so there "
+            "is no gradient to learn by; leave that out of the network, or keep it as drawn by RECIPE+frozen="
+            "spare.weight (more names with spaces between)"
+        ]
+        assert not run.config.exists()
+        return
+    assert main([*asked, "--resume", "--epochs=2"]) == 0
+    drawn = build_encoder(run.read_config().recipe.encoder, seed=0).state_dict()
+    trained = load_encoder(run.path, trust=True).state_dict()
+    assert {name for name in drawn if torch.equal(drawn[name], trained[name])} == {"spare.weight", "spare.bias"}
+
+
+def test_a_parameter_that_is_not_always_used_ends_a_run_in_one_line(
+    betons: Betons, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "spare", SimpleNamespace(build=Fading))
+    _, *given = arguments(betons, tmp_path / "run", "--epochs=1", "--warmup-epochs=0")
+    assert main(["demo+encoder=spare:build+frozen=spare", *given]) == 2
+    assert re.search(
+        r"error: a parameter of shape \(8, 8, 1, 1\) has no gradient.*frozen=NAME\n", capsys.readouterr().err
+    )
+
+
+class Weighted(nn.Module):
+    """A loss with a parameter that it does not use."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(3))
+
+    def forward(self, q: Tensor, z: Tensor) -> Tensor:
+        """Compute the squared distance of predictions q and projections z [2B, D]."""
+        return (q - z).square().mean()
+
+
+def test_parameters_that_a_loss_does_not_use_are_refused_at_once(
+    betons: Betons, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "weighted", SimpleNamespace(build=lambda _, **__: Weighted()))
+    _, *given = arguments(betons, tmp_path / "run", "--epochs=1", "--warmup-epochs=0")
+    assert main(["demo+loss=weighted:build", *given]) == 2
+    assert "loss weighted:build does not use objective.weight; leave that out" in capsys.readouterr().err
+    assert not RunFolder(tmp_path / "run").config.exists()
 
 
 @pytest.mark.parametrize("loss", ["mypackage:none:Loss", "cosine"])

@@ -1,0 +1,53 @@
+"""Check that the loss reaches every parameter, before a run begins."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+
+from fastbyol.config import Recipe
+from fastbyol.errors import require
+from fastbyol.parts import OURS
+from fastbyol.registry import ENCODERS, OBJECTIVES
+from fastbyol.train.step import Eager
+from fastbyol.weights.match import listed
+
+IMAGES = 2  # the fewest that batch norm takes
+ENCODER = "online.encoder."
+
+
+def check_gradients(engine: Eager, recipe: Recipe, *, ranks: int) -> None:
+    """Raise ConfigError that names parameters without a gradient, where the optimiser or several ranks want one of all.
+
+    A copy of the model computes the loss of random views once; not for encoders and losses of ours, which use all.
+    """
+    is_ours = ENCODERS.get(recipe.encoder.arch) == OURS and recipe.objective.loss in OBJECTIVES
+    if is_ours or not (ranks > 1 or getattr(engine.optimizer, "needs_gradients", False)):
+        return
+    unused = _without_gradient(engine, recipe)
+    inside = [name.removeprefix(ENCODER) for name in unused if name.startswith(ENCODER)]
+    require(
+        not inside,
+        f"encoder {recipe.encoder.arch} does not use {listed(inside)} in its forward, so there is no gradient to learn "
+        f"by; leave that out of the network, or keep it as drawn by RECIPE+frozen={inside[0] if inside else ''} (more "
+        "names with spaces between)",
+    )
+    require(not unused, f"loss {recipe.objective.loss} does not use {listed(unused)}; leave that out of its module")
+
+
+def _without_gradient(engine: Eager, recipe: Recipe) -> list[str]:
+    """Name the trainable parameters that get no gradient; model and random generators stay as they are."""
+    weight = next(engine.model.parameters())
+    with torch.random.fork_rng(devices=[weight.device] if weight.is_cuda else []):
+        model = copy.deepcopy(engine.model)
+        views = [
+            torch.rand(count * IMAGES, recipe.encoder.channels, px, px, device=weight.device).contiguous(
+                memory_format=torch.channels_last
+            )
+            for count, px in recipe.sizes_of_views(recipe.crop_px)
+        ]
+        with engine.autocast():
+            loss = model(*views).loss
+        loss.backward()
+    return [name for name, each in model.named_parameters() if each.requires_grad and each.grad is None]
