@@ -46,7 +46,6 @@ NEGATIVES = "target=online+predictor_depth=0+beta=1"  # of the batch alone
 SGD = "weight_decay=0.0005+optimizer=sgd+views=no_blur"
 SIMCLR = f"{NEGATIVES}+base_lr=1+{SGD}"
 # without an image's other view among the negatives, and in larger batches, which cost less an image
-DECOUPLED = f"{NEGATIVES}+base_lr=1.4+{SGD}+decoupled=true+batch_size=256"
 MUON = f"{NEGATIVES}+views=no_blur+decoupled=true+batch_size=256+optimizer=muon"
 # for a recipe without blur
 UNBLURRED = f"{NEGATIVES}+optimizer=sgd+base_lr=1+weight_decay=0.0005+warmup_epochs=1+decoupled=true"
@@ -58,17 +57,12 @@ CHOICES: dict[str, tuple[Choice, ...]] = {
             until=10,
             evidence=(Evidence(1.13, 36.7, 55.0), Evidence(5.65, 44.6, 61.1)),
         ),
-        Choice("SimCLR by Muon", f"{MUON}+base_lr=0.04", until=30, evidence=(Evidence(16.1, 53.4, 65.8),)),
+        Choice("SimCLR by Muon", f"{MUON}+base_lr=0.04", until=35, evidence=(Evidence(16.1, 53.4, 65.8),)),
         Choice(
-            "SimCLR",
-            DECOUPLED,
-            until=60,
-            evidence=(
-                Evidence(1.13, 36.7, 49.0),
-                Evidence(5.65, 44.6, 57.8),
-                Evidence(16.1, 53.4, 64.4),
-                Evidence(48.3, 62.1, 67.2),
-            ),
+            "BYOL by Muon",
+            "views=no_blur+optimizer=muon+base_lr=0.05",
+            until=120,
+            evidence=(Evidence(48.3, 62.1, 67.2),),
         ),
     ),
     "cifar10_rn18": (Choice("SimCLR", UNBLURRED, until=20, evidence=(Evidence(10, 37.6, 57.2),)),),
@@ -112,8 +106,9 @@ def choose(recipe: Recipe, *, epochs: float, images: int) -> Choice | None:
 
     A choice whose batch is larger than the data is none. Raises like choices.
     """
-    fitting = (each for each in choices(recipe) if apply_change(recipe, each.change).batch_size <= images)
-    return next((each for each in fitting if epochs <= each.until), None)
+    choice = next((each for each in choices(recipe) if epochs <= each.until), None)
+    is_fitting = choice is not None and apply_change(recipe, choice.change).batch_size <= images
+    return choice if is_fitting else None
 
 
 def variants(recipe: Recipe) -> list[Recipe]:
