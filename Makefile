@@ -18,8 +18,8 @@ IN_PARALLEL := -n logical --maxprocesses 8 --dist worksteal --durations 10
 PIP_INSTALL := install --quiet --disable-pip-version-check --no-compile
 PEERS_APT := build-essential pkg-config libopencv-dev libturbojpeg0-dev
 
-.PHONY: demo environments test test-main test-kernels test-slow test-all test-triton rehearse test-peers soak lint docs \
-	bench bench-data gpu gpu-carry clean
+.PHONY: demo environments test test-main test-kernels test-slow test-triton rehearse test-peers soak lint docs bench \
+	bench-data gpu gpu-carry clean
 .DELETE_ON_ERROR:
 
 environments: $(INSTALLED) $(REHEARSAL)/installed
@@ -46,11 +46,6 @@ test-kernels: $(INSTALLED)
 
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m "slow and not peers" $(IN_PARALLEL)
-
-# test-main and test-slow in one; the latter wait for clocks and processes, and meanwhile a third worker has a core.
-test-all: $(INSTALLED)
-	$(BIN)/python -m pytest -m "not peers" --ignore tests/kernels $(IN_PARALLEL) \
-		-n $$(($$(getconf _NPROCESSORS_ONLN) * 3 / 2))
 
 # Each kernel under the oldest Triton that is supported, which torch 2.11 brings on a GPU; whole steps are left to test.
 test-triton: $(REHEARSAL)/installed

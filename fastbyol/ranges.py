@@ -31,4 +31,4 @@ def check_text(name: str, text: str | None) -> None:
         holds = text is None or b"\0" not in os.fsencode(text)
     except UnicodeEncodeError:
         holds = False
-    require(holds, f"{name} is {text!r}; give a text without NUL and lone surrogates")
+    require(holds, f"{name} is {text!r}; give one without NUL that this system can write as a path")

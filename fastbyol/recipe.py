@@ -58,7 +58,10 @@ class ViewConfig:
             check_number(f"view probability {name}", getattr(self, name), 0, 1)
         for name in ("area", "ratio", "sigma"):
             low, high = getattr(self, name)
-            require(0 < low <= high <= FLOAT32_SAFE, f"view range {name} is ({low}, {high}); give 0 < low <= high")
+            require(
+                0 < low <= high <= FLOAT32_SAFE,
+                f"view range {name} is ({low}, {high}); give 0 < low <= high <= {FLOAT32_SAFE:g}",
+            )
         require(self.area[1] <= 1, f"view area ends at {self.area[1]}; a crop cannot exceed the image: give at most 1")
         for name in ("brightness", "contrast", "saturation", "hue"):
             check_number(f"view strength {name}", getattr(self, name), 0, 1)

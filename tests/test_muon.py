@@ -59,10 +59,9 @@ def test_the_factor_is_what_the_iteration_multiplies_by(shape: tuple[int, int]) 
     torch.testing.assert_close(muon._factor(x @ x.mT) @ x, muon._iterated(x), rtol=0, atol=1e-12)
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_sixteen_bits_are_iterated_as_they_are(dtype: torch.dtype) -> None:
+def test_bfloat16_is_iterated_as_it_is() -> None:
     x = torch.randn(2, 8, 40, generator=torch.Generator().manual_seed(0))
-    torch.testing.assert_close(orthogonal(x.to(dtype)).float(), orthogonal(x), rtol=0, atol=0.02)
+    torch.testing.assert_close(orthogonal(x.bfloat16()).float(), orthogonal(x), rtol=0, atol=0.02)
 
 
 def test_zeros_stay_zeros() -> None:

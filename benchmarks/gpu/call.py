@@ -225,7 +225,7 @@ def carry_out(call: Call, where: calls.Where, environment: Mapping[str, str]) ->
             smi.terminate()
             smi.wait()
         call.write()
-    print(call.output.summary.read_text())
+    print(call.output.summary.read_text(), flush=True)
     for outcome in call.outcomes:  # last, where one who sees the end of a log looks
         if not outcome.is_ok:
             print("\n  ".join([f"{outcome.name}: {outcome.status}", *outcome.last_lines]), file=sys.stderr)

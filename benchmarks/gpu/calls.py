@@ -180,7 +180,7 @@ def fourth(where: Where) -> list[Stage]:
         ),
         (_bench("optimizer kernels", where, 60.0, *AIMS),),
         (_training("imagenet-500px", where, 55.0, *length, *_data(photographs)),),
-        (_script("graphs", "cuDNN's graphs", where, 100.0, "--limit", "85"),),
+        (_script("graphs", "cuDNN's graphs", where, 100.0, "--limit", f"{85 * where.patience:.0f}"),),
     ]
 
 
@@ -297,7 +297,7 @@ def _bench(
     """Run benchmark groups, named with blanks between, in one process; a rehearsal repeats nothing."""
     rounds = repeats if where.is_gpu else REPEATS["cpu"]
     options = ["--device", where.device, "--json", str(where.rows), "--repeats", str(rounds)]
-    options += ["--limit", str(limit_s - GRACE_S)]
+    options += ["--limit", f"{(limit_s - GRACE_S) * where.patience:.0f}"]
     chosen = only if where.is_gpu or groups == "candidates" else ()
     options += [word for text in chosen for word in ("--only", text)]
     options += [word for rival in (*SLOW_RIVALS, *without) for word in ("--without", rival)]

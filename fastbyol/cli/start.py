@@ -39,11 +39,15 @@ def _start(module: str) -> NoReturn:
             os.write(2, f"{command}: interrupted; give the same command again\n".encode())
         os._exit(INTERRUPTED)
 
+    def work() -> int:
+        status: int = importlib.import_module(f"fastbyol.cli.{module}").main()
+        for number in STOP_SIGNALS:
+            signal.signal(number, signal.SIG_IGN)  # the work is done: a late signal must not change the status
+        return status
+
     for number in active_stop_signals():
         signal.signal(number, quit_at_once)
     from fastbyol.system.output import run_command  # noqa: PLC0415 - after the handlers
 
-    status = run_command(command, lambda: importlib.import_module(f"fastbyol.cli.{module}").main())
-    for number in STOP_SIGNALS:
-        signal.signal(number, signal.SIG_IGN)  # the work is done: a late signal must not change the status
+    status = run_command(command, work)
     os._exit(status)  # every file is closed, every line printed; unloading torch would cost a second of the budget

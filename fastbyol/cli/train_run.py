@@ -290,7 +290,7 @@ def draw_demo_set(folder: RunFolder) -> None:
     if len(there) == 2:
         return
     for path in there:  # one alone is left by a drawing that was killed, or is the user's own
-        require(_is_drawn(path), f"{path} is in the place of the demo set; give it by --data, or another --out")
+        require(_is_drawn(path), f"{path} is in the place of the demo set; give it by --data, or remove it")
     command = [*PREP, "demo", operand(folder.demo_train.parent), "--overwrite"]
     drawn = subprocess.run(command, check=False, stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
     if drawn.returncode:

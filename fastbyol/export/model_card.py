@@ -198,5 +198,5 @@ def _command(config: Config, result: dict[str, Any]) -> str:
         length = f"--epochs {config.epochs or result['epochs']:g}"  # a deadline is past
     val = f" --val {quoted(Path(config.val).name)}" if config.val else ""
     data = quoted(Path(config.data).name)
-    command = f"fastbyol-train {config.recipe.name} --data {data}{val} {length} --seed {config.seed}"
+    command = f"fastbyol-train {quoted(config.recipe.name)} --data {data}{val} {length} --seed {config.seed}"
     return f"{command}\n# and the settings below"

@@ -84,6 +84,7 @@ def choices(recipe: Recipe, *, flags: Collection[str] = ()) -> tuple[Choice, ...
         said = {*flags, *(assignment.partition("=")[0] for assignment in recipe.name.split("+")[1:])}
         for choice in found:
             named = [assignment.partition("=")[0] for assignment in choice.change.split("+")]
+            named += ["weight_decay"] if "optimizer=muon" in choice.change else []  # which does not heed it
             changed = {each for each in named if each in now and now[each].value != before[each].value}
             given = [each for each in named if each in said | changed]
             if given:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import errno
 import io
 import os
+import select
 import sys
 from collections.abc import Callable
 from typing import Any
@@ -20,9 +20,8 @@ class _Lasting(io.FileIO):
     def write(self, data: Any, /) -> int:
         """Write bytes, or drop them; return their number."""
         try:
-            written = super().write(data)
-            if written is None:  # a pipe that is full, and does not block
-                raise BlockingIOError(errno.EAGAIN, os.strerror(errno.EAGAIN))
+            while (written := super().write(data)) is None:  # a pipe that is full, and does not block
+                select.select([], [self], [])
         except BrokenPipeError:  # as with `| head`
             return len(data)
         except OSError as error:

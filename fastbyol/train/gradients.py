@@ -14,7 +14,7 @@ from fastbyol.train.step import Eager
 from fastbyol.weights.match import listed
 
 IMAGES = 2  # the fewest that batch norm takes
-ENCODER = "online.encoder."
+ENCODER, PACKAGE = "online.encoder.", "fastbyol."
 
 
 def check_gradients(engine: Eager, recipe: Recipe, *, ranks: int) -> None:
@@ -22,7 +22,8 @@ def check_gradients(engine: Eager, recipe: Recipe, *, ranks: int) -> None:
 
     A copy of the model computes the loss of random views once; not for encoders and losses of ours, which use all.
     """
-    is_ours = ENCODERS.get(recipe.encoder.arch) == OURS and recipe.objective.loss in OBJECTIVES
+    has_our_loss = OBJECTIVES.get(recipe.objective.loss, "").startswith(PACKAGE)
+    is_ours = has_our_loss and ENCODERS.get(recipe.encoder.arch) == OURS
     if is_ours or not (ranks > 1 or getattr(engine.optimizer, "needs_gradients", False)):
         return
     unused = _without_gradient(engine, recipe)
@@ -30,8 +31,8 @@ def check_gradients(engine: Eager, recipe: Recipe, *, ranks: int) -> None:
     require(
         not inside,
         f"encoder {recipe.encoder.arch} does not use {listed(inside)} in its forward, so there is no gradient to learn "
-        f"by; leave that out of the network, or keep it as drawn by RECIPE+frozen={inside[0] if inside else ''} (more "
-        "names with spaces between)",
+        f"by; leave that out of the network, or keep it as drawn by +frozen={inside[0] if inside else ''} after the "
+        "recipe's name, in quotes where there are more names, with spaces between",
     )
     require(not unused, f"loss {recipe.objective.loss} does not use {listed(unused)}; leave that out of its module")
 

@@ -20,6 +20,7 @@ from fastbyol.system import threads
 from fastbyol.system.distributed import World
 from fastbyol.system.threads import ThreadTuner
 from fastbyol.train import memory, step
+from fastbyol.train.gradients import check_gradients
 
 WARM_UP, TIMED = step.WARM_UP + 1, 3  # steps; a graph is captured after its engine's warm-up
 TRAINING_SHARE = 0.85  # of the time left goes into steps, the rest into planning, views and closing work
@@ -72,7 +73,7 @@ def _choice(
     if choice is None:
         won = choose(recipe, epochs=epochs, images=sys.maxsize)
         if won is None:
-            reason = f", which nothing has beaten in runs of {epochs:.2g} epochs (docs/quality.md)"
+            reason = f"; no other was measured in runs of {epochs:.2g} epochs (docs/quality.md)"
         else:
             batch_size = apply_change(recipe, won.change).batch_size
             reason = f": {won.name}, which has won, takes batches of {batch_size} images, and there are {len(train)}"
@@ -98,6 +99,7 @@ def step_s(config: Config, tuner: ThreadTuner, *, images: int, left_s: float) ->
         model.to(config.device)
         optimizer = build_optimizer(recipe.optim.optimizer, model, model.target_of(), recipe.optim)
         engine = step.engine(config.engine, model, optimizer, precision=config.precision)
+        check_gradients(engine, recipe, ranks=1)
         batch = [
             torch.rand(count * images, recipe.encoder.channels, px, px, device=config.device).contiguous(
                 memory_format=torch.channels_last

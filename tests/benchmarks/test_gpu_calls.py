@@ -187,7 +187,11 @@ def test_a_rehearsal_has_more_patience_than_a_gpu(tmp_path: Path) -> None:
         limits, patient = (
             {p.name: p.limit_s for s in calls.stages(number, w) for p in s} for w in (where(tmp_path), rehearsal)
         )
-        assert all(patient[name] == calls.PATIENCE * limits[name] for name in limits.keys() & patient.keys())
+        common = limits.keys() & patient.keys()
+        assert common
+        assert all(patient[name] == calls.PATIENCE * limits[name] for name in common)
+        for part in (each for stage in calls.stages(number, rehearsal) for each in stage if "--limit" in each.command):
+            assert float(part.command[part.command.index("--limit") + 1]) > part.limit_s - calls.PATIENCE * 20
 
 
 def test_what_a_gpu_is_asked_is_understood(tmp_path: Path) -> None:
@@ -221,6 +225,8 @@ def test_the_best_of_the_changes_trains_on(tmp_path: Path) -> None:
     assert [each.name for each in trained_on] == ["training negatives-fade-long", "training simclr-muon-long"]
     place.rows.unlink()
     assert calls.best_of(place.rows, ["today", "negatives-fade"]) == "today"
+    *_, trained_on = calls.fifth(dataclasses.replace(place, device="cpu"))
+    assert [each.name for each in trained_on] == [f"training {name}-long" for name in calls.REHEARSED]
 
 
 def test_every_command_that_runs_on_a_gpu_is_understood(tmp_path: Path) -> None:

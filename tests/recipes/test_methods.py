@@ -52,7 +52,8 @@ def test_beyond_what_was_measured_the_recipe_keeps_its_method(name: str) -> None
 def test_a_setting_of_the_user_is_not_overwritten() -> None:
     with pytest.raises(ConfigError, match="sets base_lr, and so do you; leave that out, or --method auto"):
         choose(named("cifar10_tiny+base_lr=0.5"), epochs=1, images=1000)
-    for said in ("views=crop_blur", "batch_size=64"):  # the latter as the recipe has it
+    # the second as the recipe has it, and the third is nothing to Muon
+    for said in ("views=crop_blur", "batch_size=64", "weight_decay=0.01"):
         with pytest.raises(ConfigError, match=f"sets {said.partition('=')[0]}, and so do you"):
             choose(named(f"cifar10_tiny+{said}"), epochs=1, images=1000)
     assert choose(named("demo+batch_size=32"), epochs=1, images=1000) is not None

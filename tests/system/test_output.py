@@ -63,6 +63,17 @@ def work(done: Path, *, name: str = "", status: int = 0, redirected: str = "", *
     return ended.returncode, ended.stdout.decode()
 
 
+def test_a_pipe_that_does_not_block_gets_all_of_it(tmp_path: Path) -> None:
+    reader, writer = os.pipe()
+    os.set_blocking(writer, False)
+    code = WORK.format(name="many", done=str(tmp_path / "done"), status=0).replace("'many'", "'x' * 300_000")
+    with subprocess.Popen([sys.executable, "-c", code], stdout=writer, stderr=subprocess.DEVNULL) as process:
+        os.close(writer)
+        with os.fdopen(reader, "rb") as file:
+            assert file.read().count(b"x") == 300_000
+        assert process.wait(PATIENCE_S) == 0
+
+
 @pytest.mark.parametrize("unbuffered", ["", "1"])
 @pytest.mark.parametrize("status", [0, 75])
 @pytest.mark.parametrize("redirected", ["2>/dev/full", "2>&-", ">&-", ">&- 2>&-"])

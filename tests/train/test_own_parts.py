@@ -171,8 +171,8 @@ def test_parameters_that_a_forward_does_not_use_are_refused_at_once_or_stay_as_d
         said = capsys.readouterr().err.splitlines()
         assert said == 2 * [
             "fastbyol-train: error: encoder spare:build does not use spare.weight, spare.bias in its forward, so there "
-            "is no gradient to learn by; leave that out of the network, or keep it as drawn by RECIPE+frozen="
-            "spare.weight (more names with spaces between)"
+            "is no gradient to learn by; leave that out of the network, or keep it as drawn by +frozen=spare.weight "
+            "after the recipe's name, in quotes where there are more names, with spaces between"
         ]
         assert not run.config.exists()
         return
@@ -180,6 +180,15 @@ def test_parameters_that_a_forward_does_not_use_are_refused_at_once_or_stay_as_d
     drawn = build_encoder(run.read_config().recipe.encoder, seed=0).state_dict()
     trained = load_encoder(run.path, trust=True).state_dict()
     assert {name for name in drawn if torch.equal(drawn[name], trained[name])} == {"spare.weight", "spare.bias"}
+
+
+def test_auto_names_a_parameter_that_a_forward_does_not_use(
+    betons: Betons, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setitem(sys.modules, "spare", SimpleNamespace(build=Spare))
+    asked = ["demo+encoder=spare:build", f"--data={betons.train}", f"--out={tmp_path / 'run'}", "--device=cpu"]
+    assert main([*asked, "--method=auto", "--budget=60s"]) == 2
+    assert "does not use spare.weight, spare.bias in its forward" in capsys.readouterr().err
 
 
 def test_a_parameter_that_is_not_always_used_ends_a_run_in_one_line(
