@@ -61,7 +61,7 @@ def test_images_of_ones_own_are_not_replaced_by_the_demo_set(
     shutil.copy(betons.train, own)
     length = ("--batch-size=32", "--epochs=1", "--warmup-epochs=0", "--device=cpu", "--no-tensorboard")
     assert main(["demo", f"--out={tmp_path / 'run'}", *length]) == 2
-    assert "train.beton is in the place of the demo set; give it by --data, or another --out" in capsys.readouterr().err
+    assert "train.beton is in the place of the demo set; give it by --data, or remove it" in capsys.readouterr().err
     assert main(["demo", f"--data={own}", f"--out={tmp_path / 'run'}", *length]) == 0
     assert own.read_bytes() == betons.train.read_bytes()
 
