@@ -49,7 +49,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def run(argv: Sequence[str] | None) -> int:
-    """Run one command; print every error in one line."""
+    """Run one command, print an error in one line, and return the exit status."""
     arguments = argparse.Namespace()
     try:
         build_parser().parse_args(argv, arguments)

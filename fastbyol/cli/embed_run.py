@@ -122,7 +122,7 @@ def check_output(args: argparse.Namespace) -> None:
 
 
 def _command(args: argparse.Namespace) -> str:
-    """Return the digest of what a command line asks for, by which one that goes on is told from another."""
+    """Return a digest of the flags that decide what is written: the same for a command that is given again."""
     asked = {name: value for name, value in vars(args).items() if name not in OF_MACHINE}
     places = {name: value.absolute() if isinstance(value, Path) else value for name, value in asked.items()}
     return hashlib.blake2b(repr(sorted(places.items())).encode(), digest_size=16).hexdigest()

@@ -80,8 +80,8 @@ class Vectors:
 class Partial:
     """The file of the vectors computed so far, locked while it is open; `done` counts its records.
 
-    key: names the encoder, the images and the settings; what another key left is overwritten. command: its
-    digest, for read_command. Raises ConfigError where another process has the file open.
+    key: names the encoder, the images and the settings; what another key left is overwritten. command: the
+    digest that read_command returns. Raises ConfigError where another process has the file open.
     """
 
     def __init__(self, path: Path, key: str, *, width: int, dtype: Dtype, command: str = "") -> None:

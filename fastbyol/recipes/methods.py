@@ -45,7 +45,7 @@ class Choice:
 NEGATIVES = "target=online+predictor_depth=0+beta=1"  # of the batch alone
 SGD = "weight_decay=0.0005+optimizer=sgd+views=no_blur"
 SIMCLR = f"{NEGATIVES}+base_lr=1+{SGD}"
-# without an image's other view among the negatives, and in larger batches, which cost less an image
+# decoupled: without an image's other view among the negatives; larger batches cost less an image
 MUON = f"{NEGATIVES}+views=no_blur+decoupled=true+batch_size=256+optimizer=muon"
 # for a recipe without blur
 UNBLURRED = f"{NEGATIVES}+optimizer=sgd+base_lr=1+weight_decay=0.0005+warmup_epochs=1+decoupled=true"

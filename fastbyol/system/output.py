@@ -1,4 +1,4 @@
-"""The output of a command: what cannot be written ends no work, and is told by the exit status."""
+"""Streams that a command prints to: an error in writing them ends no work, but changes the exit status."""
 
 from __future__ import annotations
 

@@ -10,7 +10,7 @@ from fastbyol.config import Recipe
 from fastbyol.errors import require
 from fastbyol.parts import OURS
 from fastbyol.registry import ENCODERS, OBJECTIVES
-from fastbyol.train.step import Eager
+from fastbyol.train.step import Eager, random_views
 from fastbyol.weights.match import listed
 
 IMAGES = 2  # the fewest that batch norm takes
@@ -18,7 +18,7 @@ ENCODER, PACKAGE = "online.encoder.", "fastbyol."
 
 
 def check_gradients(engine: Eager, recipe: Recipe, *, ranks: int) -> None:
-    """Raise ConfigError that names parameters without a gradient, where the optimiser or several ranks want one of all.
+    """Raise ConfigError that names parameters without a gradient, where the optimiser or several ranks need them all.
 
     A copy of the model computes the loss of random views once; not for encoders and losses of ours, which use all.
     """
@@ -42,13 +42,7 @@ def _without_gradient(engine: Eager, recipe: Recipe) -> list[str]:
     weight = next(engine.model.parameters())
     with torch.random.fork_rng(devices=[weight.device] if weight.is_cuda else []):
         model = copy.deepcopy(engine.model)
-        views = [
-            torch.rand(count * IMAGES, recipe.encoder.channels, px, px, device=weight.device).contiguous(
-                memory_format=torch.channels_last
-            )
-            for count, px in recipe.sizes_of_views(recipe.crop_px)
-        ]
         with engine.autocast():
-            loss = model(*views).loss
+            loss = model(*random_views(recipe, images=IMAGES, device=weight.device)).loss
         loss.backward()
     return [name for name, each in model.named_parameters() if each.requires_grad and each.grad is None]

@@ -100,12 +100,7 @@ def step_s(config: Config, tuner: ThreadTuner, *, images: int, left_s: float) ->
         optimizer = build_optimizer(recipe.optim.optimizer, model, model.target_of(), recipe.optim)
         engine = step.engine(config.engine, model, optimizer, precision=config.precision)
         check_gradients(engine, recipe, ranks=1)
-        batch = [
-            torch.rand(count * images, recipe.encoder.channels, px, px, device=config.device).contiguous(
-                memory_format=torch.channels_last
-            )
-            for count, px in recipe.sizes_of_views(recipe.crop_px)
-        ]
+        batch = step.random_views(recipe, images=images, device=config.device)
         taken: list[float] = []
         while len(taken) < WARM_UP + TIMED:
             if config.device == "cpu" and taken and sum(taken) > MEASURED_SHARE * left_s:

@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
 from fastbyol.byol import BYOL, Output
+from fastbyol.config import Recipe
 from fastbyol.errors import ConfigError
 from fastbyol.parts import Optimizer
 
@@ -237,6 +238,19 @@ class Compiled(Eager):
 
 
 ENGINES: dict[str, type[Eager]] = {"eager": Eager, "graph": Graph, "compile": Compiled}
+
+
+def random_views(recipe: Recipe, *, images: int, device: str | torch.device) -> Views:
+    """Return views of this many random images, as an engine takes them: a tensor for each size of views.
+
+    Each is float32 [views * images, channels, px, px] from 0 to 1, in channels-last memory.
+    """
+    return tuple(
+        torch.rand(count * images, recipe.encoder.channels, px, px, device=device).contiguous(
+            memory_format=torch.channels_last
+        )
+        for count, px in recipe.sizes_of_views(recipe.crop_px)
+    )
 
 
 def engine(

@@ -87,8 +87,8 @@ def test_work_goes_on_without_its_output(tmp_path: Path, redirected: str, status
 def test_what_a_disk_refused_is_told_in_one_line_after_the_work(tmp_path: Path, status: int) -> None:
     ended, said = work(tmp_path / "done", status=status, redirected=">/dev/full")
     assert (ended, (tmp_path / "done").exists()) == (status or 2, True)
-    told = "work: error: stdout: No space left on device; check the path, its permissions and the space left\n"
-    assert said == 3 * "progress\n" + ("" if status else told)
+    error = "work: error: stdout: No space left on device; check the path, its permissions and the space left\n"
+    assert said == 3 * "progress\n" + ("" if status else error)
 
 
 @pytest.mark.parametrize("encoding", ["utf-8:strict", "ascii:strict"])
