@@ -22,17 +22,17 @@ LOSS_RTOL = 0.05  # a GPU's sums run in any order, so two runs agree in what the
 KILL_AT = 0.4  # of the run
 
 
-def wait_for_progress(out: Path, progress: float, process: subprocess.Popen[bytes], patience_s: float) -> None:
-    """Wait for a row of that progress and for a checkpoint; raise RuntimeError if the run ends before."""
-    deadline = time.monotonic() + patience_s
+def wait_for_progress(out: Path, progress: float, process: subprocess.Popen[bytes]) -> None:
+    """Wait for a row of that progress and for a checkpoint; raise RuntimeError if the run ends before.
+
+    However long it takes: the limit is the call's, whose patience depends on the machine.
+    """
     while not (
         list(out.glob("checkpoints/*.pt"))
         and any(r["progress"] >= progress for r in read_metrics(out / "metrics.jsonl"))
     ):
         if process.poll() is not None:
             raise RuntimeError(f"the run ended with status {process.returncode} before it could be killed")
-        if time.monotonic() > deadline:
-            raise RuntimeError(f"no checkpoint and no progress of {progress:.0%} after {patience_s:.0f} s")
         time.sleep(0.02)
 
 
@@ -53,13 +53,12 @@ def main() -> int:
     parser.add_argument("--rows", type=Path, required=True, metavar="FILE")
     parser.add_argument("--out", type=Path, required=True, metavar="DIR")
     parser.add_argument("--facts", type=Path, metavar="FILE", help="the machine, for the rows")
-    parser.add_argument("--patience", type=float, default=40.0, metavar="SECONDS")
     own, arguments = sys.argv[1 : sys.argv.index("--")], sys.argv[sys.argv.index("--") + 1 :]
     args = parser.parse_args(own)
     row: dict[str, Any] = {"case": "kill -9 and --resume", "shape": arguments[0], "dtype": "", "error": None}
     row["implementation"] = "fastbyol"
     try:
-        row |= measure(arguments, args.out, patience_s=args.patience)
+        row |= measure(arguments, args.out)
     except (RuntimeError, subprocess.CalledProcessError) as error:
         row["error"] = f"failed: {error}"
     facts = json.loads(args.facts.read_text()) if args.facts and args.facts.exists() else {}
@@ -68,7 +67,7 @@ def main() -> int:
     return int(row["error"] is not None)
 
 
-def measure(arguments: list[str], out: Path, *, patience_s: float) -> dict[str, Any]:
+def measure(arguments: list[str], out: Path) -> dict[str, Any]:
     """Run one training whole and kill another beside it, resume that, and return what they showed."""
     command = [sys.executable, "-m", "fastbyol.train", *arguments, "--log-every", "1", "--checkpoint-every", "0.5s"]
     whole, killed = out / "whole", out / "killed"
@@ -77,7 +76,7 @@ def measure(arguments: list[str], out: Path, *, patience_s: float) -> dict[str, 
     )
     try:
         try:
-            wait_for_progress(killed, KILL_AT, process, patience_s)
+            wait_for_progress(killed, KILL_AT, process)
         finally:
             process.kill()
             process.wait()

@@ -24,6 +24,7 @@ from fastbyol.recipes import named
 from fastbyol.storage.run_folder import RunFolder
 from fastbyol.storage.scores import load_scores
 from tests.conftest import Betons
+from tests.support.commands import PATIENCE_S
 
 BASE = "demo+hidden=16+out=8"
 TRAIN = ("--warmup-epochs=0", "--batch-size=32", "--device=cpu", "--log-every=1", "--workers=1")
@@ -218,7 +219,7 @@ def test_an_interrupted_table_is_continued_by_the_same_command(betons: Betons, t
         assert time.monotonic() < deadline
         time.sleep(0.05)
     process.send_signal(signal.SIGINT)
-    _, said = process.communicate(timeout=60)
+    _, said = process.communicate(timeout=PATIENCE_S)
     assert process.returncode == 75, said
     assert "continue with the same command" in said
     assert not folder.result.exists()

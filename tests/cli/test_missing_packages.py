@@ -11,6 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.commands import PATIENCE_S
+
 ROOT = Path(__file__).parents[2]
 NAMED = (
     "simplejpeg",
@@ -140,7 +142,7 @@ for main, words in (
 def started(*words: str, **environment: str) -> subprocess.CompletedProcess[str]:
     """Run Python in the folder of the project, with more environment variables."""
     command, env = [sys.executable, *words], os.environ | environment
-    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False, timeout=300)
+    return subprocess.run(command, cwd=ROOT, env=env, capture_output=True, text=True, check=False, timeout=PATIENCE_S)
 
 
 def test_every_dependency_is_needed_or_tried_without() -> None:

@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 import fastbyol
+from tests.support.commands import PATIENCE_S
 
 HEAVY = ("torch", "numpy", "matplotlib", "PIL", "triton")
 # Run one command line in a fresh process, then print what it imported.
@@ -27,7 +28,7 @@ print(json.dumps([status or 0, sorted(sys.modules)]))
 def answer(module: str, *words: str) -> tuple[int, str, str, set[str]]:
     """Return the exit status of a command line, its output and errors, and the heavy modules that it imported."""
     ended = subprocess.run(
-        [sys.executable, "-c", PROBE, module, *words], capture_output=True, text=True, check=True, timeout=60
+        [sys.executable, "-c", PROBE, module, *words], capture_output=True, text=True, check=True, timeout=PATIENCE_S
     )
     said, last = ended.stdout.rstrip("\n").rpartition("\n")[::2]
     status, modules = json.loads(last)
@@ -103,7 +104,7 @@ except SystemExit:
     others = ("linear", "semi_supervised", "linear_transfer", "finetune", "segmentation")
     sys.exit(any(f"fastbyol.evaluate.{name}" in sys.modules for name in others))
 """
-    subprocess.run([sys.executable, "-c", probe], check=True, capture_output=True, timeout=60)
+    subprocess.run([sys.executable, "-c", probe], check=True, capture_output=True, timeout=PATIENCE_S)
 
 
 @pytest.mark.parametrize("words", ["write --help", "write nothing out.beton"])
@@ -117,7 +118,7 @@ except SystemExit:
     pass
 sys.exit(any(name in sys.modules for name in ("fsspec", "aiohttp", "asyncio.runners", "ssl")))
 """
-    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=60)
+    subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, timeout=PATIENCE_S)
 
 
 def test_the_version_of_a_tree_that_is_not_installed_is_that_of_its_project(tmp_path: Path) -> None:

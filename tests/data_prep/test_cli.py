@@ -23,6 +23,7 @@ from fastbyol.data_prep.convert import convert
 from fastbyol.data_prep.settings import MODES, Settings
 from fastbyol.data_prep.sources import open_source
 from fastbyol.data_prep.sources.base import SourceError
+from tests.support.commands import PATIENCE_S
 from tests.support.layouts import draw, lay_out, pack
 
 ROOT = Path(__file__).parents[2]
@@ -283,7 +284,7 @@ def start_long_write(tmp_path: Path) -> subprocess.Popen[str]:
 def test_signal_in_the_middle_leaves_nothing_under_the_name(tmp_path: Path, number: signal.Signals) -> None:
     with start_long_write(tmp_path) as process:
         process.send_signal(number)
-        out, err = process.communicate(timeout=60)
+        out, err = process.communicate(timeout=PATIENCE_S)
     left = names_in(tmp_path) - {"source"}
     assert not {"a.beton", "a.beton.json"} & left
     if number == signal.SIGKILL:

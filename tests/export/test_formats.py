@@ -23,6 +23,7 @@ from fastbyol.errors import ConfigError
 from fastbyol.export import formats
 from fastbyol.export.network import ordinary
 from fastbyol.parts import Encoder
+from tests.support.commands import PATIENCE_S
 
 SMALL = EncoderConfig("resnet18", width=0.125)
 DETECTRON2 = {  # as its own ResNets name them
@@ -129,7 +130,7 @@ def test_type_checkers_know_what_is_loaded(tmp_path: Path) -> None:
         capture_output=True,
         text=True,
         check=False,
-        timeout=300,
+        timeout=PATIENCE_S,
     ).stdout
     errors = [line for line in said.split("\n") if line.startswith(str(tmp_path)) and " error: " in line]
     assert len(errors) == 1, said

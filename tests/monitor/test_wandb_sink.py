@@ -11,6 +11,7 @@ import pytest
 
 from fastbyol.errors import ConfigError
 from fastbyol.monitor.wandb_sink import require_wandb, run_id
+from tests.support.commands import PATIENCE_S
 
 
 def test_a_missing_package_is_one_clear_line() -> None:
@@ -67,7 +68,7 @@ def test_a_wandb_that_never_finishes_does_not_keep_the_run_from_ending(tmp_path:
         capture_output=True,
         text=True,
         env={"PYTHONPATH": f"{root}:{tmp_path}", "PATH": ""},
-        timeout=60,
+        timeout=PATIENCE_S,
     )
     assert ran.returncode == 0, ran.stderr
     assert "wandb did not finish (it took more than 1 s); metrics.jsonl holds every row" in ran.stderr

@@ -17,6 +17,7 @@ from fastbyol.monitor.logger import Telemetry
 from fastbyol.monitor.metrics import read_metrics
 from fastbyol.monitor.wandb_sink import WandbRun
 from tests.monitor.test_metrics import row
+from tests.support.commands import PATIENCE_S
 
 pytestmark = pytest.mark.peers
 
@@ -96,7 +97,7 @@ def test_no_login_is_one_clear_line(tmp_path: Path) -> None:
         text=True,
         stdin=subprocess.DEVNULL,
         env=kept | nowhere,
-        timeout=60,
+        timeout=PATIENCE_S,
     )
     assert "wandb does not start" in ran.stdout, ran.stderr
     assert "WANDB_MODE=offline" in ran.stdout

@@ -18,13 +18,14 @@ from fastbyol.export import save_encoder
 from fastbyol.parts import build_encoder
 from fastbyol.recipes import named
 from tests.conftest import Betons
+from tests.support.commands import PATIENCE_S
 
 EXAMPLES = Path(__file__).parents[2] / "examples"
 
 
 def run(name: str, *asked: object) -> str:
     command = [sys.executable, EXAMPLES / name, *map(str, asked)]
-    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=240).stdout
+    return subprocess.run(command, check=True, capture_output=True, text=True, timeout=PATIENCE_S).stdout
 
 
 @pytest.mark.slow
@@ -102,7 +103,9 @@ def test_the_cells_of_a_notebook_run_in_order(path: Path, tmp_path: Path) -> Non
     places = [str(Path(__file__).parents[2]), *filter(None, [os.environ.get("PYTHONPATH")])]
     env = os.environ | {"MPLBACKEND": "agg", "PYTHONPATH": os.pathsep.join(places)}
     command = [sys.executable, tmp_path / "cells.py"]
-    ended = subprocess.run(command, cwd=tmp_path, env=env, check=False, capture_output=True, text=True, timeout=240)
+    ended = subprocess.run(
+        command, cwd=tmp_path, env=env, check=False, capture_output=True, text=True, timeout=PATIENCE_S
+    )
     assert ended.returncode == 0, ended.stderr
     assert re.search(r"kNN top-1 [\d.]+ % -> [\d.]+ %\nRankMe [\d.]+ -> ", ended.stdout)
     assert "have a nearest neighbour of their own class" in ended.stdout

@@ -13,9 +13,9 @@ import torch.distributed as dist
 from torch import Tensor, nn
 
 from fastbyol.batchnorm import BatchNormAct2d, BatchNormAddReLU2d, normalize_and_pool, synchronize_
+from tests.support.commands import PATIENCE_S
 from tests.support.forks import CONTEXT
 
-TIMEOUT_S = 120
 VIEWS = 2
 
 
@@ -26,7 +26,7 @@ def run(rank_main: Callable[[int, Path], Any], folder: Path, *, ranks: int) -> l
         process.start()
     try:
         for process in processes:
-            process.join(TIMEOUT_S)
+            process.join(PATIENCE_S)
         assert [process.exitcode for process in processes] == [0] * ranks
     finally:
         for process in processes:
@@ -36,7 +36,7 @@ def run(rank_main: Callable[[int, Path], Any], folder: Path, *, ranks: int) -> l
 
 def _enter(rank_main: Callable[[int, Path], Any], rank: int, ranks: int, folder: Path) -> None:
     torch.set_num_threads(1)
-    rendezvous, timeout = f"file://{folder / 'rendezvous'}", timedelta(seconds=TIMEOUT_S)
+    rendezvous, timeout = f"file://{folder / 'rendezvous'}", timedelta(seconds=PATIENCE_S)
     dist.init_process_group("gloo", init_method=rendezvous, rank=rank, world_size=ranks, timeout=timeout)
     torch.save(rank_main(rank, folder), folder / f"{rank}.pt")
     dist.destroy_process_group()
