@@ -40,6 +40,22 @@ def turn(*, is_alone: bool) -> Iterator[None]:
         os.close(room)
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Let a law be tried once: make test-triton asks whether an old Triton runs the kernels at all."""
+    parser.addoption("--first-cases", action="store_true", help="of a test with parameters run the first case only")
+
+
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Keep the first case of each test, where that was asked."""
+    if not config.getoption("first_cases"):
+        return
+    first: dict[str, pytest.Item] = {}
+    for item in items:
+        first.setdefault(item.nodeid.partition("[")[0], item)
+    config.hook.pytest_deselected(items=[item for item in items if item not in first.values()])
+    items[:] = first.values()
+
+
 @pytest.hookimpl(wrapper=True)
 def pytest_runtest_protocol(item: pytest.Item) -> Generator[None, object, object]:
     """Run each test in its turn."""

@@ -245,7 +245,7 @@ def test_every_group_runs_its_reduced_form(groups: str, cases: set[str], only: s
     file = tmp_path / "rows.jsonl"
     command = [sys.executable, "benchmarks/bench.py", *groups.split(), "--device", "cpu", "--repeats", "1"]
     command += [word for text in only.split("|") for word in ("--only", text)]
-    command += ["--json", str(file), "--batch-size", "5"]  # of the loaders
+    command += ["--json", str(file), "--batch-size", "5", "--images", "40"]  # of the loaders, of embed
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert ("reduced CPU form" in done.stdout) == (not set(groups.split()) <= set(bench.HOST_GROUPS))
