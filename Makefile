@@ -18,8 +18,8 @@ IN_PARALLEL := -n logical --maxprocesses 8 --dist worksteal --durations 10
 PIP_INSTALL := install --quiet --disable-pip-version-check --no-compile
 PEERS_APT := build-essential pkg-config libopencv-dev libturbojpeg0-dev
 
-.PHONY: demo environments test test-main test-kernels test-slow test-triton rehearse test-peers soak lint docs bench \
-	bench-data gpu gpu-carry clean
+.PHONY: demo environments test test-main test-kernels test-slow test-main-and-slow test-triton rehearse test-peers soak \
+	lint docs bench bench-data gpu gpu-carry clean
 .DELETE_ON_ERROR:
 
 environments: $(INSTALLED) $(REHEARSAL)/installed
@@ -46,6 +46,10 @@ test-kernels: $(INSTALLED)
 
 test-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m "slow and not peers" $(IN_PARALLEL)
+
+# Both, collected once.
+test-main-and-slow: $(INSTALLED)
+	$(BIN)/python -m pytest -m "not peers" --ignore tests/kernels $(IN_PARALLEL)
 
 # Each kernel under the oldest Triton that is supported, which torch 2.11 brings on a GPU: a case of each law, and every
 # specialisation compiled. Whole steps are left to test-kernels.

