@@ -57,16 +57,16 @@ CHOICES: dict[str, tuple[Choice, ...]] = {
             until=10,
             evidence=(Evidence(1.13, 36.7, 55.0), Evidence(5.65, 44.6, 61.1)),
         ),
-        Choice("SimCLR by Muon", f"{MUON}+base_lr=0.04", until=35, evidence=(Evidence(16.1, 53.4, 65.8),)),
+        Choice("SimCLR by Muon", f"{MUON}+base_lr=0.04", until=35, evidence=(Evidence(22.6, 55.8, 65.8),)),
         Choice(
             "BYOL by Muon",
             "views=no_blur+optimizer=muon+base_lr=0.05",
             until=120,
-            evidence=(Evidence(48.3, 62.1, 67.2),),
+            evidence=(Evidence(67.8, 63.6, 67.2),),
         ),
     ),
     "cifar10_rn18": (Choice("SimCLR", UNBLURRED, until=20, evidence=(Evidence(10, 37.6, 57.2),)),),
-    "demo": (Choice("SimCLR", SIMCLR, until=100, evidence=(Evidence(9.73, 74.3, 97.0),)),),
+    "demo": (Choice("SimCLR", SIMCLR, until=100, evidence=(Evidence(12.8, 78.5, 97.8),)),),
 }
 
 

@@ -3,19 +3,29 @@
 from __future__ import annotations
 
 import json
+import operator
 import statistics
+from collections.abc import Iterable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from benchmarks.quality import is_fair
 from fastbyol.errors import ConfigError
 from fastbyol.recipes import named
 from fastbyol.recipes.methods import CHOICES, Choice, choose, variants
 
 QUALITY = Path(__file__).parents[2] / "benchmarks" / "results" / "quality"
 ROWS = (QUALITY / "rows.jsonl", QUALITY / "gpu.jsonl")
+GRID = [json.loads(line) for line in ROWS[0].read_text().splitlines()]
+CHANGE = operator.itemgetter("change")
 ALL = [(name, choice) for name, choices in CHOICES.items() for choice in choices]
+
+
+def mean_of(runs: Iterable[dict[str, Any]]) -> float:
+    return statistics.fmean(row["knn_top1"] for row in runs)
 
 
 @pytest.mark.parametrize("choice", [choice for _, choice in ALL])
@@ -24,6 +34,24 @@ def test_a_choice_has_won_at_every_length_up_to_its_end(choice: Choice) -> None:
     assert lengths == sorted(lengths)
     assert lengths[-1] <= choice.until
     assert all(each.chosen > each.own for each in choice.evidence)
+
+
+def test_the_rows_of_the_grid_used_the_compute_that_they_name() -> None:
+    unfair = [row for row in GRID if not is_fair(row)]
+    assert not unfair
+
+
+@pytest.mark.parametrize("name", sorted({row["shape"] for row in GRID} & CHOICES.keys()))
+def test_at_every_budget_auto_is_within_a_point_of_the_best_of_the_grid(name: str) -> None:
+    budgets = sorted({row["budget_cpu_s"] for row in GRID if row["shape"] == name})
+    for place, budget in enumerate(budgets):
+        cell = [row for row in GRID if (row["shape"], row["split"], row["budget_cpu_s"]) == (name, "held out", budget)]
+        scores = {change: mean_of(row for row in cell if row["change"] == change) for change in map(CHANGE, cell)}
+        epochs = next(row["epochs"] for row in cell if not row["change"])
+        choice = choose(named(name), epochs=epochs, images=47500)
+        chosen = scores["" if choice is None else choice.change]
+        assert chosen >= max(scores.values()) - 1, (budget, scores)
+        assert place > 1 or chosen >= scores[""] + 5, (budget, scores)
 
 
 @pytest.mark.parametrize(("name", "choice"), ALL)
