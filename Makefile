@@ -51,8 +51,8 @@ test-slow: $(INSTALLED)
 test-main-and-slow: $(INSTALLED)
 	$(BIN)/python -m pytest -m "not peers" --ignore tests/kernels $(IN_PARALLEL)
 
-# Each kernel under the oldest Triton that is supported, which torch 2.11 brings on a GPU: a case of each law, and every
-# specialisation compiled. Whole steps are left to test-kernels.
+# Each kernel under the oldest Triton that is supported, which torch 2.11 brings on a GPU: the first case of each test,
+# mostly in float32, and every specialisation compiled. Whole steps are left to test-kernels.
 test-triton: $(REHEARSAL)/installed
 	TRITON_INTERPRET=1 $(REHEARSAL)/bin/python -m pytest tests/kernels --ignore tests/kernels/test_step.py \
 		--first-cases $(IN_PARALLEL)

@@ -25,7 +25,7 @@ KILL_AT = 0.4  # of the run
 def wait_for_progress(out: Path, progress: float, process: subprocess.Popen[bytes]) -> None:
     """Wait for a row of that progress and for a checkpoint; raise RuntimeError if the run ends before.
 
-    However long it takes: the limit is the call's, whose patience depends on the machine.
+    However long it takes: the limit is that of the part of a call, which depends on the machine.
     """
     while not (
         list(out.glob("checkpoints/*.pt"))
@@ -61,6 +61,8 @@ def main() -> int:
         row |= measure(arguments, args.out)
     except (RuntimeError, subprocess.CalledProcessError) as error:
         row["error"] = f"failed: {error}"
+    except KeyboardInterrupt:  # the part's limit
+        row["error"] = "failed: interrupted"
     facts = json.loads(args.facts.read_text()) if args.facts and args.facts.exists() else {}
     print(json.dumps(row), flush=True)
     append_row(args.rows, row | facts)

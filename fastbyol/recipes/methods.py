@@ -28,6 +28,7 @@ class Evidence:
 class Choice:
     """A method that won over a recipe's own, to be chosen up to `until` epochs of the latter: RECIPE+change.
 
+    images: of an epoch, there and in the evidence. On other data as many steps count as much, whatever the epochs.
     evidence: by ascending epochs, from benchmarks/quality.py, or benchmarks/gpu/call.py, on images held out of the
     training set. docs/quality.md says why it may be chosen for longer runs than these, up to `until`.
     """
@@ -35,11 +36,16 @@ class Choice:
     name: str
     change: str
     until: float
+    images: int
     evidence: tuple[Evidence, ...]
 
-    def nearest(self, epochs: float) -> Evidence:
-        """Return the evidence for the length most like this one."""
-        return min(self.evidence, key=lambda each: abs(math.log(each.epochs / epochs)))
+    def epochs_of(self, seen: float) -> float:
+        """Return the epochs of the evidence's images in which as many images are seen."""
+        return seen / self.images
+
+    def nearest(self, seen: float) -> Evidence:
+        """Return the evidence for the length most like that of a run that sees so many images."""
+        return min(self.evidence, key=lambda each: abs(math.log(each.epochs / self.epochs_of(seen))))
 
 
 NEGATIVES = "target=online+predictor_depth=0+beta=1"  # of the batch alone
@@ -49,24 +55,29 @@ SIMCLR = f"{NEGATIVES}+base_lr=1+{SGD}"
 MUON = f"{NEGATIVES}+views=no_blur+decoupled=true+batch_size=256+optimizer=muon"
 # for a recipe without blur
 UNBLURRED = f"{NEGATIVES}+optimizer=sgd+base_lr=1+weight_decay=0.0005+warmup_epochs=1+decoupled=true"
+CIFAR = 47500  # images of CIFAR-10's training set, without those held out
 CHOICES: dict[str, tuple[Choice, ...]] = {
     "cifar10_tiny": (
         Choice(
             "SimCLR by Muon",
             f"{MUON}+base_lr=0.1",
             until=10,
+            images=CIFAR,
             evidence=(Evidence(1.13, 36.7, 55.0), Evidence(5.65, 44.6, 61.1)),
         ),
-        Choice("SimCLR by Muon", f"{MUON}+base_lr=0.04", until=35, evidence=(Evidence(22.6, 55.8, 65.8),)),
+        Choice(
+            "SimCLR by Muon", f"{MUON}+base_lr=0.04", until=35, images=CIFAR, evidence=(Evidence(22.6, 55.8, 65.8),)
+        ),
         Choice(
             "BYOL by Muon",
             "views=no_blur+optimizer=muon+base_lr=0.05",
             until=120,
+            images=CIFAR,
             evidence=(Evidence(67.8, 63.6, 67.2),),
         ),
     ),
-    "cifar10_rn18": (Choice("SimCLR", UNBLURRED, until=20, evidence=(Evidence(10, 37.6, 57.2),)),),
-    "demo": (Choice("SimCLR", SIMCLR, until=100, evidence=(Evidence(12.8, 78.5, 97.8),)),),
+    "cifar10_rn18": (Choice("SimCLR", UNBLURRED, until=20, images=CIFAR, evidence=(Evidence(10, 37.6, 57.2),)),),
+    "demo": (Choice("SimCLR", SIMCLR, until=100, images=4000, evidence=(Evidence(12.8, 78.5, 97.8),)),),
 }
 
 
@@ -102,14 +113,12 @@ def choices(recipe: Recipe, *, flags: Collection[str] = ()) -> tuple[Choice, ...
     return found
 
 
-def choose(recipe: Recipe, *, epochs: float, images: int) -> Choice | None:
-    """Choose for a run that fits this many epochs of the recipe's own method, of so many images; None keeps that.
+def choose(recipe: Recipe, *, seen: float) -> Choice | None:
+    """Choose for a run in which the recipe's own method would see so many images; None keeps that.
 
-    A choice whose batch is larger than the data is none. Raises like choices.
+    seen: images times epochs. Raises like choices.
     """
-    choice = next((each for each in choices(recipe) if epochs <= each.until), None)
-    is_fitting = choice is not None and apply_change(recipe, choice.change).batch_size <= images
-    return choice if is_fitting else None
+    return next((each for each in choices(recipe) if each.epochs_of(seen) <= each.until), None)
 
 
 def variants(recipe: Recipe) -> list[Recipe]:

@@ -69,19 +69,20 @@ def _choice(
         measured = min(images, MEASURED_IMAGES) if config.device == "cpu" else images
         each_s = step_s(config, tuner, images=measured, left_s=left_s) * images / measured
         epochs = max(left_s / each_s, 1.0) * recipe.batch_size / len(train)
-    choice = choose(recipe, epochs=epochs, images=len(train))
+    length = f"about {epochs:.2g} epochs of {len(train)} images"
+    choice = choose(recipe, seen=epochs * len(train))
     if choice is None:
-        won = choose(recipe, epochs=epochs, images=sys.maxsize)
-        if won is None:
-            reason = f"; no other was measured in runs of {epochs:.2g} epochs (docs/quality.md)"
-        else:
-            batch_size = apply_change(recipe, won.change).batch_size
-            reason = f": {won.name}, which has won, takes batches of {batch_size} images, and there are {len(train)}"
-        return recipe, f"{recipe.name}'s own{reason}"
-    evidence = choice.nearest(epochs)
-    return apply_change(recipe, choice.change), (
-        f"{choice.name}, for about {epochs:.2g} epochs of {recipe.name}: kNN {evidence.chosen:.1f} against "
-        f"{evidence.own:.1f} by its own method at {evidence.epochs:.2g} epochs (docs/quality.md); the same as recipe "
+        return recipe, f"{recipe.name}'s own; no other was measured in runs as long as {length} (docs/quality.md)"
+    changed = apply_change(recipe, choice.change)
+    if changed.batch_size > len(train):
+        reason = (
+            f"{choice.name}, which has won, takes batches of {changed.batch_size} images, and there are {len(train)}"
+        )
+        return recipe, f"{recipe.name}'s own: {reason}"
+    evidence = choice.nearest(epochs * len(train))
+    return changed, (
+        f"{choice.name}, for {length} by {recipe.name}: kNN {evidence.chosen:.1f} against {evidence.own:.1f} by its "
+        f"own method at {evidence.epochs:.2g} epochs of {choice.images} (docs/quality.md); the same as recipe "
         f"{recipe.name}+{choice.change}"
     )
 
