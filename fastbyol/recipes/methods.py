@@ -28,7 +28,7 @@ class Evidence:
 class Choice:
     """A method that won over a recipe's own, to be chosen up to `until` epochs of the latter: RECIPE+change.
 
-    images: of an epoch, there and in the evidence. On other data as many steps count as much, whatever the epochs.
+    images: in an epoch of `until` and of the evidence. On other data the images seen count, whatever the epochs.
     evidence: by ascending epochs, from benchmarks/quality.py, or benchmarks/gpu/call.py, on images held out of the
     training set. docs/quality.md says why it may be chosen for longer runs than these, up to `until`.
     """
@@ -40,7 +40,7 @@ class Choice:
     evidence: tuple[Evidence, ...]
 
     def epochs_of(self, seen: float) -> float:
-        """Return the epochs of the evidence's images in which as many images are seen."""
+        """Return the epochs of the evidence's data in which so many images are seen."""
         return seen / self.images
 
     def nearest(self, seen: float) -> Evidence:
@@ -116,7 +116,7 @@ def choices(recipe: Recipe, *, flags: Collection[str] = ()) -> tuple[Choice, ...
 def choose(recipe: Recipe, *, seen: float) -> Choice | None:
     """Choose for a run in which the recipe's own method would see so many images; None keeps that.
 
-    seen: images times epochs. Raises like choices.
+    seen: images of the data times epochs. Raises ConfigError like choices.
     """
     return next((each for each in choices(recipe) if each.epochs_of(seen) <= each.until), None)
 
