@@ -67,7 +67,7 @@ NEEDED_BY_DATA_PREP: dict[str, set[str]] = {  # and the packages that each of th
     "fastbyol.system.signals": set(),
 }
 # for python -m: they import the command line they start
-STARTERS = {"fastbyol.__main__", "fastbyol.eval", "fastbyol.train.__main__"}
+STARTERS = {"fastbyol.__main__", "fastbyol.embed.__main__", "fastbyol.eval", "fastbyol.train.__main__"}
 
 
 def modules() -> dict[str, Path]:

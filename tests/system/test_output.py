@@ -117,3 +117,17 @@ def test_a_training_whose_reader_has_gone_is_finished(betons: Betons, tmp_path: 
     with broken_pipe() as pipe:
         ended = subprocess.run([*TRAIN, *asked], stdout=pipe, stderr=pipe, timeout=PATIENCE_S, check=False)
     assert (ended.returncode, RunFolder(tmp_path / "run").result.exists()) == (0, True)
+
+
+@pytest.mark.parametrize("command", ["train", "eval", "embed"])
+def test_a_module_ends_at_once_as_its_command_does(command: str) -> None:
+    """Unloading torch would take a second of the budget after the run has told how long it took."""
+    code = (
+        "import atexit, runpy; atexit.register(print, 'unloading'); "
+        f"runpy.run_module('fastbyol.{command}', run_name='__main__')"
+    )
+    ended = subprocess.run(
+        [sys.executable, "-c", code, "--help"], capture_output=True, text=True, timeout=PATIENCE_S, check=True
+    )
+    assert f"usage: fastbyol-{command}" in ended.stdout
+    assert "unloading" not in ended.stdout
