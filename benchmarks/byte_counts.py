@@ -25,11 +25,11 @@ from benchmarks.cases import plain
 from benchmarks.document import DOCUMENT, put
 from benchmarks.roofline import BATCH, CARDS, TODAY, VIEWS, Switches
 from fastbyol import optim
-from fastbyol.batchnorm import join_convolutions_
-from fastbyol.byol import BYOL
 from fastbyol.config import EncoderConfig, HeadConfig
-from fastbyol.encoder import StemConv2d, Twins
 from fastbyol.kernels.max_pool import max_pool
+from fastbyol.model.batchnorm import join_convolutions_
+from fastbyol.model.byol import BYOL
+from fastbyol.model.resnet import StemConv2d, Twins
 from fastbyol.recipes import named
 from fastbyol.train.memory import _make_fake
 

@@ -15,7 +15,7 @@ import torch.distributed as dist
 from benchmarks.cases.step import RATES, _views
 from benchmarks.rows import place
 from fastbyol import optim
-from fastbyol.byol import BYOL
+from fastbyol.model.byol import BYOL
 from fastbyol.recipes import named
 from fastbyol.train import step
 

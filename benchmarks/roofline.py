@@ -21,9 +21,9 @@ import torch
 from torch import Tensor, nn
 
 from benchmarks.document import DOCUMENT, put
-from fastbyol.batchnorm import BatchNormAct2d, BatchNormAddReLU2d, joins
 from fastbyol.config import EncoderConfig
-from fastbyol.encoder import BasicBlock, Bottleneck, ResNet
+from fastbyol.model.batchnorm import BatchNormAct2d, BatchNormAddReLU2d, joins
+from fastbyol.model.resnet import BasicBlock, Bottleneck, ResNet
 
 BATCH = 512  # images, over whose views a weight is read once
 VIEWS = 2

@@ -25,8 +25,8 @@ import numpy as np
 import torch
 
 from benchmarks.document import DOCUMENT, put
-from fastbyol.batchnorm import _PerView
-from fastbyol.byol import BYOL, VIEWS
+from fastbyol.model.batchnorm import _PerView
+from fastbyol.model.byol import BYOL, VIEWS
 from fastbyol.recipe import Recipe
 from fastbyol.recipes import named
 

@@ -10,11 +10,11 @@ from dataclasses import replace
 import torch
 from torch import Tensor, nn
 
-from fastbyol.batchnorm import BatchNormAct2d
 from fastbyol.budget import parse_duration
 from fastbyol.config import Config, EncoderConfig
-from fastbyol.encoder import init_
-from fastbyol.parts import Encoder
+from fastbyol.model.batchnorm import BatchNormAct2d
+from fastbyol.model.parts import Encoder
+from fastbyol.model.resnet import init_
 from fastbyol.recipes import named
 from fastbyol.train import run
 

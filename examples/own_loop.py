@@ -8,8 +8,8 @@ from itertools import islice
 
 from fastbyol import optim, schedule, views
 from fastbyol.beton import Reader
-from fastbyol.byol import BYOL
 from fastbyol.loaders import load
+from fastbyol.model.byol import BYOL
 from fastbyol.order import stream
 from fastbyol.recipes import named
 

@@ -9,8 +9,8 @@ import sys
 import torch
 from torch import nn
 
-from fastbyol.batchnorm import BatchNormAct1d, BatchNormAct2d
 from fastbyol.kernels.byol_loss import byol_loss
+from fastbyol.model.batchnorm import BatchNormAct1d, BatchNormAct2d
 from fastbyol.optim import LARS, parameter_groups
 
 VIEWS = 2

@@ -97,25 +97,29 @@ def _is_target(text: str) -> bool:
 ENCODERS = Registry(
     "encoder",
     dict.fromkeys(
-        ("resnet8", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnet200"), "fastbyol.encoder:build"
+        ("resnet8", "resnet18", "resnet34", "resnet50", "resnet101", "resnet152", "resnet200"),
+        "fastbyol.model.resnet:build",
     ),
-    libraries={"timm": "fastbyol.libraries:build_timm", "torchvision": "fastbyol.libraries:build_torchvision"},
+    libraries={
+        "timm": "fastbyol.model.libraries:build_timm",
+        "torchvision": "fastbyol.model.libraries:build_torchvision",
+    },
 )
 OBJECTIVES = Registry(
     "objective",
     {
-        "byol": "fastbyol.objective:Objective",
-        "vicreg": "fastbyol.decorrelation:VICReg",
-        "coding-rate": "fastbyol.decorrelation:CodingRate",
+        "byol": "fastbyol.model.objective:Objective",
+        "vicreg": "fastbyol.model.decorrelation:VICReg",
+        "coding-rate": "fastbyol.model.decorrelation:CodingRate",
     },
 )
 OPTIMIZERS = Registry(
     "optimizer",
     {
-        "lars": "fastbyol.optim:build",
-        "sgd": "fastbyol.optim:build_sgd",
-        "muon": "fastbyol.muon:Muon",
-        "adamw": "fastbyol.adamw:AdamW",
+        "lars": "fastbyol.optim.lars:build",
+        "sgd": "fastbyol.optim.lars:build_sgd",
+        "muon": "fastbyol.optim.muon:Muon",
+        "adamw": "fastbyol.optim.adamw:AdamW",
         "apex-larc": "fastbyol.train.larc:LARC",
     },
 )

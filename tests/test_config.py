@@ -11,8 +11,8 @@ import torch
 
 from fastbyol import schedule
 from fastbyol.config import Config, HeadConfig, ObjectiveConfig, OptimConfig, ViewConfig, from_json, to_json
-from fastbyol.encoder import ARCHS, ResNet
 from fastbyol.errors import ConfigError
+from fastbyol.model.resnet import ARCHS, ResNet
 from fastbyol.recipe import scale_lr
 from fastbyol.recipes import PAPER_VIEWS, RECIPES, named
 

@@ -12,10 +12,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastbyol import optim
-from fastbyol.batchnorm import set_views_
-from fastbyol.byol import BYOL
 from fastbyol.config import EncoderConfig, HeadConfig, ObjectiveConfig, OptimConfig
-from fastbyol.objective import Objective, local_attraction
+from fastbyol.model.batchnorm import set_views_
+from fastbyol.model.byol import BYOL
+from fastbyol.model.objective import Objective, local_attraction
 from fastbyol.train import step
 from tests.support import ranks
 from tests.support.tolerances import FLOAT64_ATOL, FLOAT64_RTOL, NAIVE_STEPS_RTOL

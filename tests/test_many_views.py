@@ -13,11 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastbyol import views
-from fastbyol.batchnorm import set_views_
-from fastbyol.byol import BYOL, embedding_std
 from fastbyol.config import EncoderConfig, HeadConfig, ObjectiveConfig
 from fastbyol.kernels.byol_loss import byol_loss
-from fastbyol.objective import Objective, attraction, mean_of_others
+from fastbyol.model.batchnorm import set_views_
+from fastbyol.model.byol import BYOL, embedding_std
+from fastbyol.model.objective import Objective, attraction, mean_of_others
 from fastbyol.recipes import named
 from tests.support import ranks
 from tests.support.tolerances import FLOAT64_ATOL, FLOAT64_RTOL, NAIVE_STEPS_RTOL

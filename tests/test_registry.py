@@ -38,7 +38,7 @@ def test_a_part_of_ones_own_takes_no_name_that_is_taken() -> None:
 
 PARTS = """
 import torch
-from fastbyol.parts import Encoder
+from fastbyol.model.parts import Encoder
 
 
 class Featureless(Encoder):

@@ -16,10 +16,10 @@ from torch.nn.modules._functions import SyncBatchNorm as TorchSyncBatchNorm
 from benchmarks.cases import plain
 from benchmarks.cases.compare import FLOAT32, HALF, HALF_MASKS, agree
 from benchmarks.harness import Absent, Case, Ready
-from fastbyol.batchnorm import EPS, MOMENTUM
 from fastbyol.errors import ConfigError
 from fastbyol.kernels.batchnorm import batch_norm_act, batch_norm_add_relu
 from fastbyol.kernels.reference import NormParams
+from fastbyol.model.batchnorm import EPS, MOMENTUM
 from fastbyol.train import larc
 
 SHAPES = (  # channels, side, residual: the widest batch norms of each stage of a ResNet-50 at 224 px

@@ -10,7 +10,7 @@ import torch
 
 from benchmarks.cases import step
 from benchmarks.harness import Case, Ready
-from fastbyol.batchnorm import join_convolutions_
+from fastbyol.model.batchnorm import join_convolutions_
 from fastbyol.recipes import named
 
 DEFAULT = 10  # algorithms that cuDNN tries for each convolution, as torch sets it

@@ -31,7 +31,7 @@ from fastbyol.evaluate.features import represent_unlabelled
 from fastbyol.evaluate.images import BATCH_GPU, InputSettings
 from fastbyol.export.network import ordinary
 from fastbyol.kernels.reference import IMAGENET_MEAN, IMAGENET_STD
-from fastbyol.parts import Encoder, build_encoder
+from fastbyol.model.parts import Encoder, build_encoder
 
 DRAWN = 50  # images, which come again and again
 STORED_PX, PX = (320, 240), 96

@@ -18,10 +18,10 @@ from torch import Tensor
 from benchmarks.cases.compare import WrongResult
 from benchmarks.harness import Absent, Case, Ready
 from fastbyol.beton import Reader
-from fastbyol.encoder import build
 from fastbyol.evaluate import knn, linear, linear_transfer, logistic
 from fastbyol.evaluate.features import Features, evenly_spaced, represent
 from fastbyol.evaluate.images import InputSettings
+from fastbyol.model.resnet import build
 from fastbyol.recipes import named
 
 FEATURES, CLASSES = 512, 10

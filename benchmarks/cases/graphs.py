@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from benchmarks.cases.compare import HALF, HALF_MASKS, agree
 from benchmarks.harness import Absent, Case, Ready
 from fastbyol.config import EncoderConfig
-from fastbyol.encoder import ResNet
+from fastbyol.model.resnet import ResNet
 
 IMAGES = 512
 DTYPES = (torch.bfloat16, torch.float16)

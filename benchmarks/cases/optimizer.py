@@ -15,10 +15,10 @@ from benchmarks.cases import plain
 from benchmarks.cases.compare import agree
 from benchmarks.harness import Absent, Case, Ready
 from fastbyol import optim
-from fastbyol.byol import BYOL
 from fastbyol.config import OptimConfig
 from fastbyol.errors import ConfigError
 from fastbyol.kernels import reference
+from fastbyol.model.byol import BYOL
 from fastbyol.recipes import named
 from fastbyol.train import larc
 

@@ -10,10 +10,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastbyol import optim
-from fastbyol.batchnorm import EPS, MOMENTUM, BatchNormAct1d, BatchNormAct2d, BatchNormAddReLU2d
-from fastbyol.byol import BYOL, Output
 from fastbyol.config import OptimConfig
-from fastbyol.encoder import NormedMaxPool, StemConv2d
+from fastbyol.model.batchnorm import EPS, MOMENTUM, BatchNormAct1d, BatchNormAct2d, BatchNormAddReLU2d
+from fastbyol.model.byol import BYOL, Output
+from fastbyol.model.resnet import NormedMaxPool, StemConv2d
 
 
 def norm_relu(x: Tensor, residual: Tensor | None, weight: Tensor, bias: Tensor, mean: Tensor, var: Tensor) -> Tensor:

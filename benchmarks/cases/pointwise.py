@@ -11,11 +11,11 @@ from torch import Tensor
 
 from benchmarks.cases.compare import FLOAT32, HALF, agree
 from benchmarks.harness import Case, Ready
-from fastbyol.batchnorm import EPS, MOMENTUM
 from fastbyol.kernels import reference
 from fastbyol.kernels.batchnorm_statistics import batch_statistics
 from fastbyol.kernels.pointwise import CHOICES, pointwise_statistics, tiles_for
 from fastbyol.kernels.reference import NormParams
+from fastbyol.model.batchnorm import EPS, MOMENTUM
 
 VIEWS = 2
 SHAPES = (  # inputs, side, channels: all of stride 1 in a ResNet-50 at 224 px

@@ -10,12 +10,12 @@ from torch import Tensor
 
 from benchmarks.cases.compare import FLOAT32, HALF, HALF_MASKS, agree
 from benchmarks.harness import Case, Ready
-from fastbyol.batchnorm import EPS, MOMENTUM
 from fastbyol.kernels import reference
 from fastbyol.kernels.batchnorm import batch_norm_act
 from fastbyol.kernels.batchnorm_pool import batch_norm_relu_pool
 from fastbyol.kernels.max_pool import max_pool
 from fastbyol.kernels.reference import NormParams
+from fastbyol.model.batchnorm import EPS, MOMENTUM
 
 SHAPES = {"cuda": (1024, 64, 112), "cpu": (16, 8, 32)}  # two views of 512 images of 224 px
 Pool = Callable[[Tensor], tuple[Tensor, Tensor]]

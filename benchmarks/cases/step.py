@@ -13,8 +13,8 @@ from benchmarks.cases import plain
 from benchmarks.cases.compare import WrongResult
 from benchmarks.harness import Case, Ready
 from fastbyol import optim
-from fastbyol.byol import BYOL
 from fastbyol.config import Recipe
+from fastbyol.model.byol import BYOL
 from fastbyol.recipes import named
 from fastbyol.train import step
 

@@ -16,12 +16,12 @@ from benchmarks.cases.compare import WrongResult
 from benchmarks.cases.photographs import Job, Photographs
 from benchmarks.harness import Absent, Case, Ready
 from fastbyol import loaders, optim, views
-from fastbyol.byol import BYOL
 from fastbyol.config import Recipe
 from fastbyol.errors import ConfigError
 from fastbyol.kernels.view_params import ViewParams
 from fastbyol.loaders.batch import Batch
 from fastbyol.loaders.resized import at_side
+from fastbyol.model.byol import BYOL
 from fastbyol.recipes import named
 from fastbyol.system.device import queue_copy
 from fastbyol.train import step

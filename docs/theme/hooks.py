@@ -21,7 +21,8 @@ SHOWN = {
     "CITATION.cff": "yaml",
     **{f"examples/{path.name}": path.suffix[1:] for path in sorted((ROOT / "examples").glob("*.*"))},
 }
-PACKAGES = ("train", "loaders", "recipes", "evaluate", "export", "kernels.reference")  # beside the modules at the top
+PACKAGES = ("train", "loaders", "recipes", "evaluate", "export", "kernels.reference")
+MODULES = ("", "model", "optim")  # folders of which each module has a page of its own
 HISTORY = {"log.md", "changelog.md"}  # they name files as they were called then
 LINK = re.compile(r"(?<!!)\[([^\]]*)\]\(([^)\s]+)\)|(?<=\]\()([^)\s]+)(?=\))")
 PATH = re.compile(r"(?<![\w/.-])(?:fastbyol|kernels|data_prep|benchmarks|tests|examples|docs)/[\w./-]*\w")
@@ -80,11 +81,10 @@ def _cells(notebook: Path) -> str:
 
 def _api() -> dict[str, Path]:
     """Map the name of each public module or package to its file."""
-    top = {f"fastbyol.{path.stem}": path for path in sorted((ROOT / "fastbyol").glob("*.py")) if path.stem[0] != "_"}
-    for name in PACKAGES:
-        place = ROOT / "fastbyol" / name.replace(".", "/")
-        top[f"fastbyol.{name}"] = place / "__init__.py" if place.is_dir() else place.with_suffix(".py")
-    return top
+    modules = [path for name in MODULES for path in sorted((ROOT / "fastbyol" / name).glob("*.py"))]
+    paths = [path for path in modules if path.stem[0] != "_"]
+    paths += [ROOT / "fastbyol" / name.replace(".", "/") / "__init__.py" for name in PACKAGES]
+    return {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__"): path for path in paths}
 
 
 def _page_of(name: str) -> str:

@@ -29,7 +29,7 @@ from fastbyol.evaluate.images import InputSettings
 from fastbyol.export import IN_FOLDER
 from fastbyol.jpeg import require_pillow
 from fastbyol.loaders import default_workers
-from fastbyol.parts import Encoder
+from fastbyol.model.parts import Encoder
 from fastbyol.storage.checkpoint import CheckpointError
 from fastbyol.storage.identity import identify
 from fastbyol.storage.maps import add_map

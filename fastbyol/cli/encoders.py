@@ -12,7 +12,7 @@ from fastbyol.cli.trained import open_run
 from fastbyol.config import EncoderConfig, Recipe
 from fastbyol.errors import ConfigError, require
 from fastbyol.export import IN_FOLDER
-from fastbyol.parts import Encoder, build_encoder
+from fastbyol.model.parts import Encoder, build_encoder
 from fastbyol.recipes import RECIPES, named
 from fastbyol.registry import ENCODERS
 from fastbyol.storage.run_folder import RunFolder

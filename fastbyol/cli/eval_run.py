@@ -20,7 +20,7 @@ from fastbyol.evaluate.protocol import Files, Protocol
 from fastbyol.evaluate.raw_pixels import RawPixels
 from fastbyol.jpeg import require_pillow
 from fastbyol.loaders import default_workers
-from fastbyol.parts import Encoder, build_encoder
+from fastbyol.model.parts import Encoder, build_encoder
 from fastbyol.report import evaluations
 from fastbyol.storage.checkpoint import CheckpointError
 from fastbyol.storage.run_folder import RunFolder

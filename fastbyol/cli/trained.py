@@ -8,7 +8,7 @@ from typing import Any, NamedTuple
 from fastbyol.config import Config
 from fastbyol.errors import ConfigError
 from fastbyol.export import load_fused
-from fastbyol.parts import Encoder, build_encoder
+from fastbyol.model.parts import Encoder, build_encoder
 from fastbyol.storage import checkpoint
 from fastbyol.storage.run_folder import RunFolder
 from fastbyol.weights import online_encoder

@@ -26,7 +26,7 @@ from fastbyol.beton import Reader
 from fastbyol.errors import ConfigError, require
 from fastbyol.evaluate import features
 from fastbyol.evaluate.images import InputSettings
-from fastbyol.parts import Encoder
+from fastbyol.model.parts import Encoder
 
 DTYPES = ("float32", "float16")
 LEFT_OUT = -1

@@ -13,7 +13,7 @@ from torch import Tensor
 from fastbyol.beton import UNLABELLED, Reader
 from fastbyol.errors import ConfigError, require
 from fastbyol.evaluate.images import InputSettings, center_views
-from fastbyol.parts import Encoder
+from fastbyol.model.parts import Encoder
 from fastbyol.system.progress import Progress
 from fastbyol.system.shell import quoted
 

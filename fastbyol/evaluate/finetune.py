@@ -21,7 +21,7 @@ from fastbyol.evaluate.features import labels_of
 from fastbyol.evaluate.images import InputSettings, center_views, random_crops, shuffled_batches
 from fastbyol.evaluate.protocol import Files, Job, Protocol, add_from_scratch, add_lrs, add_seed
 from fastbyol.evaluate.splits import Split, hold_out
-from fastbyol.parts import Encoder
+from fastbyol.model.parts import Encoder
 from fastbyol.storage.scores import Scores
 from fastbyol.system.command_line import nonnegative_number, whole_number
 from fastbyol.system.progress import Progress

@@ -16,7 +16,7 @@ from fastbyol.errors import require
 from fastbyol.evaluate.features import Features, represent_both
 from fastbyol.evaluate.images import InputSettings
 from fastbyol.evaluate.protocol import Files, Job, Protocol
-from fastbyol.parts import Encoder
+from fastbyol.model.parts import Encoder
 from fastbyol.storage.scores import Scores
 from fastbyol.system.command_line import whole_number
 from fastbyol.system.progress import Progress

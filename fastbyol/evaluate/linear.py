@@ -18,7 +18,7 @@ from fastbyol.evaluate.finetune import MOMENTUM
 from fastbyol.evaluate.images import InputSettings, random_crops, shuffled_batches
 from fastbyol.evaluate.protocol import Files, Job, Protocol, add_lrs, add_seed
 from fastbyol.evaluate.splits import hold_out
-from fastbyol.parts import Encoder
+from fastbyol.model.parts import Encoder
 from fastbyol.recipe import scale_lr
 from fastbyol.storage.scores import Scores
 from fastbyol.system.command_line import whole_number

@@ -14,7 +14,7 @@ from fastbyol.evaluate.features import Features, represent_both
 from fastbyol.evaluate.images import InputSettings
 from fastbyol.evaluate.protocol import Files, Job, Protocol, add_seed
 from fastbyol.evaluate.splits import hold_out
-from fastbyol.parts import Encoder
+from fastbyol.model.parts import Encoder
 from fastbyol.storage.scores import Scores
 from fastbyol.system.threads import NO_TUNING, ThreadTuner
 

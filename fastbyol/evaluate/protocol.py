@@ -13,7 +13,7 @@ from fastbyol.system.command_line import positive_number, seed
 if TYPE_CHECKING:
     from fastbyol.beton import Reader
     from fastbyol.evaluate.images import InputSettings
-    from fastbyol.parts import Encoder
+    from fastbyol.model.parts import Encoder
 
 Files: TypeAlias = "tuple[Reader, Reader]"  # labelled images to learn from, and to score on
 Job: TypeAlias = "Callable[[Encoder, str], Scores]"  # from an encoder on its device, and a label for progress bars

@@ -18,8 +18,8 @@ from fastbyol.errors import require
 from fastbyol.evaluate.features import Features, OutOfTime, check_features, evenly_spaced
 from fastbyol.evaluate.images import InputSettings, ViewBatches, center_views, random_crops
 from fastbyol.evaluate.protocol import Files, Job, Protocol, add_seed
+from fastbyol.model.parts import Encoder
 from fastbyol.order import Rows
-from fastbyol.parts import Encoder
 from fastbyol.storage.scores import Scores
 from fastbyol.system.command_line import whole_number
 from fastbyol.system.progress import Progress

@@ -6,7 +6,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from fastbyol.config import EncoderConfig
-from fastbyol.parts import Encoder
+from fastbyol.model.parts import Encoder
 
 SIDE = 32  # px at most: larger images are averaged down to it, since neighbours are searched in three times its square
 

@@ -13,13 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from fastbyol.encoder import BasicBlock, Bottleneck, ResNet, init_
 from fastbyol.errors import ConfigError, require
 from fastbyol.evaluate.finetune import HParams, run_sgd
 from fastbyol.evaluate.images import InputSettings
 from fastbyol.evaluate.masks import IGNORED, Pair, augmented_batches, find_classes, find_pairs, read_pair
 from fastbyol.evaluate.protocol import Job, Protocol, add_from_scratch, add_seed
-from fastbyol.parts import Encoder
+from fastbyol.model.parts import Encoder
+from fastbyol.model.resnet import BasicBlock, Bottleneck, ResNet, init_
 from fastbyol.ranges import SIDE_MAX
 from fastbyol.storage.scores import Scores
 from fastbyol.system.command_line import int_range, nonnegative_number, positive_number, whole_number

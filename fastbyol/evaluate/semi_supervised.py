@@ -19,7 +19,7 @@ from fastbyol.evaluate.finetune import Classifier, HParams, Trial, predict, run_
 from fastbyol.evaluate.images import InputSettings
 from fastbyol.evaluate.protocol import Files, Job, Protocol, add_lrs, add_seed
 from fastbyol.evaluate.splits import Split
-from fastbyol.parts import Encoder
+from fastbyol.model.parts import Encoder
 from fastbyol.recipe import scale_lr
 from fastbyol.storage.run_folder import RunFolder
 from fastbyol.storage.scores import Scores

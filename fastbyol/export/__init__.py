@@ -14,7 +14,7 @@ from torch import Tensor
 from fastbyol.config import EncoderConfig
 from fastbyol.errors import ConfigError
 from fastbyol.export.network import ordinary
-from fastbyol.parts import Encoder, build_encoder
+from fastbyol.model.parts import Encoder, build_encoder
 from fastbyol.registry import ENCODERS
 from fastbyol.storage import files
 from fastbyol.storage.run_folder import RunFolder

@@ -24,9 +24,9 @@ from fastbyol.config import EncoderConfig
 from fastbyol.errors import ConfigError, require
 from fastbyol.export import save_encoder
 from fastbyol.export.target import MARK
-from fastbyol.foreign import fixed_px
 from fastbyol.kernels.reference import IMAGENET_MEAN, IMAGENET_STD, LUMA
-from fastbyol.parts import Encoder
+from fastbyol.model.foreign import fixed_px
+from fastbyol.model.parts import Encoder
 from fastbyol.storage import files
 
 DETECTRON2_NAMES = (  # applied in this order

@@ -8,11 +8,11 @@ import torch
 from torch import Tensor, nn
 from torch.jit import is_scripting  # type: ignore[attr-defined]  # torch's stubs do not export it
 
-from fastbyol import encoder as fused
-from fastbyol.batchnorm import set_views_
 from fastbyol.export.check import check_call, check_images
-from fastbyol.padding import SameMaxPool2d, padded_convolution
-from fastbyol.parts import Encoder
+from fastbyol.model import resnet as fused
+from fastbyol.model.batchnorm import set_views_
+from fastbyol.model.padding import SameMaxPool2d, padded_convolution
+from fastbyol.model.parts import Encoder
 
 torch.fx.wrap("check_images")  # a symbolic trace has no sizes to check: it records the call
 

@@ -7,8 +7,8 @@ import re
 import torch
 from torch import nn
 
-from fastbyol.byol import BYOL
 from fastbyol.config import Recipe
+from fastbyol.model.byol import BYOL
 
 PASSES_ONLINE = 3  # the forward, and the backward's two products for each one of the forward
 PASSES_TARGET = 1

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from fastbyol.parts import Optimizer
+from fastbyol.model.parts import Optimizer
 
 STEPS_MIN, STEPS_MAX = 3, 30
 SHARE, SHARE_MAX = 0.02, 0.25  # of the time left: what is enough, and the most, even for fewer than STEPS_MIN steps

@@ -13,12 +13,12 @@ from typing import Any
 import torch
 
 from fastbyol import report
-from fastbyol.batchnorm import recalibrate_
 from fastbyol.beton import Reader
 from fastbyol.budget import TimeLimit
 from fastbyol.config import Config
 from fastbyol.evaluate.protocol import Files
 from fastbyol.export import save_encoder
+from fastbyol.model.batchnorm import recalibrate_
 from fastbyol.monitor.metrics import Intervals, read_metrics
 from fastbyol.storage import checkpoint
 from fastbyol.storage.checkpoint import copy_to_host

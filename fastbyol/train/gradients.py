@@ -8,7 +8,7 @@ import torch
 
 from fastbyol.config import Recipe
 from fastbyol.errors import require
-from fastbyol.parts import OURS
+from fastbyol.model.parts import OURS
 from fastbyol.registry import ENCODERS, OBJECTIVES
 from fastbyol.train.step import Eager, random_views
 from fastbyol.weights.match import listed

@@ -11,10 +11,10 @@ from torch import Tensor
 
 from fastbyol.beton import Reader
 from fastbyol.budget import Stopwatch
-from fastbyol.byol import Output
 from fastbyol.config import Config
 from fastbyol.errors import ConfigError
 from fastbyol.loaders.batch import Batch
+from fastbyol.model.byol import Output
 from fastbyol.monitor.logger import RunLogger
 from fastbyol.monitor.metrics import Intervals
 from fastbyol.monitor.watchdog import Watchdog

@@ -20,11 +20,11 @@ from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from fastbyol.byol import BYOL
 from fastbyol.config import Recipe
 from fastbyol.errors import ConfigError
 from fastbyol.kernels.dispatch import allocate_only
-from fastbyol.parts import count_moments
+from fastbyol.model.byol import BYOL
+from fastbyol.model.parts import count_moments
 from fastbyol.registry import OPTIMIZERS
 from fastbyol.train.step import PRECISIONS
 

@@ -11,9 +11,9 @@ import torch
 
 from fastbyol.beton import Reader
 from fastbyol.budget import Stopwatch
-from fastbyol.byol import BYOL
 from fastbyol.config import Config, Recipe
-from fastbyol.parts import build_optimizer
+from fastbyol.model.byol import BYOL
+from fastbyol.model.parts import build_optimizer
 from fastbyol.recipes.methods import choices, choose, variants
 from fastbyol.recipes.overrides import apply_change
 from fastbyol.system import threads

@@ -14,10 +14,10 @@ from torch import Tensor, nn
 
 from fastbyol.beton import UNLABELLED, Reader
 from fastbyol.config import Config, OptimConfig
-from fastbyol.encoder import init_
 from fastbyol.evaluate.features import CLASSES_MAX
-from fastbyol.muon import VECTOR_RATE
-from fastbyol.parts import build_optimizer
+from fastbyol.model.parts import build_optimizer
+from fastbyol.model.resnet import init_
+from fastbyol.optim.muon import VECTOR_RATE
 from fastbyol.system.distributed import World
 
 RECENT = 0.95  # the progress from which on the mean of a run's rows is the probe's score

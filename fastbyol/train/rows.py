@@ -8,11 +8,11 @@ from typing import Any, NamedTuple
 import torch
 
 from fastbyol.beton import Reader
-from fastbyol.byol import Output, embedding_std
 from fastbyol.config import Config
+from fastbyol.model.byol import Output, embedding_std
+from fastbyol.model.parts import Optimizer
 from fastbyol.monitor.logger import RunLogger
 from fastbyol.monitor.watchdog import Watchdog
-from fastbyol.parts import Optimizer
 from fastbyol.schedule import Schedule
 from fastbyol.system.device import STEPS_AHEAD, HostCopy
 from fastbyol.system.distributed import World

@@ -10,11 +10,11 @@ from typing import Any
 import torch
 
 from fastbyol.budget import Stopwatch
-from fastbyol.byol import BYOL
 from fastbyol.config import Config, to_json
+from fastbyol.model.byol import BYOL
+from fastbyol.model.parts import build_optimizer
 from fastbyol.monitor.metrics import read_metrics
 from fastbyol.monitor.watchdog import Diverged
-from fastbyol.parts import build_optimizer
 from fastbyol.storage import checkpoint, files
 from fastbyol.storage.run_folder import RunFolder, initialize, set_aside
 from fastbyol.system.device import make_deterministic

@@ -9,8 +9,8 @@ from typing import Any
 
 from torch import Tensor, nn
 
-from fastbyol.byol import Output
-from fastbyol.parts import Optimizer, count_moments
+from fastbyol.model.byol import Output
+from fastbyol.model.parts import Optimizer, count_moments
 from fastbyol.storage.checkpoint import Saver
 
 

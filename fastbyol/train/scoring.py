@@ -18,7 +18,7 @@ from fastbyol.evaluate.neighbours import Neighbours
 from fastbyol.evaluate.protocol import Files
 from fastbyol.evaluate.quality import Quality
 from fastbyol.evaluate.raw_pixels import RawPixels
-from fastbyol.parts import Encoder
+from fastbyol.model.parts import Encoder
 from fastbyol.system.threads import ThreadTuner
 
 SHOWN_QUERIES, SHOWN_NEIGHBOURS = 8, 5  # in the report

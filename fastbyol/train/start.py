@@ -7,9 +7,9 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor, nn
 
-from fastbyol.byol import BYOL
 from fastbyol.config import Config, EncoderConfig
 from fastbyol.errors import ConfigError, require
+from fastbyol.model.byol import BYOL
 from fastbyol.weights import Weights, read
 from fastbyol.weights.match import check_finite, match
 

@@ -15,10 +15,10 @@ import torch.distributed as dist
 from torch import Tensor, nn
 from torch.nn.parallel import DistributedDataParallel
 
-from fastbyol.byol import BYOL, Output
 from fastbyol.config import Recipe
 from fastbyol.errors import ConfigError
-from fastbyol.parts import Optimizer
+from fastbyol.model.byol import BYOL, Output
+from fastbyol.model.parts import Optimizer
 
 Views = tuple[Tensor, ...]  # of a batch or a part of it, the arguments of BYOL.forward: global, then local if any
 WARM_UP = 3  # eager steps before a capture, in which cuDNN chooses algorithms and LARS allocates momenta

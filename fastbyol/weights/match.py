@@ -10,8 +10,8 @@ import torch
 from torch import Tensor
 
 from fastbyol.config import EncoderConfig
-from fastbyol.encoder import ARCHS, Bottleneck
 from fastbyol.errors import ConfigError, require
+from fastbyol.model.resnet import ARCHS, Bottleneck
 
 CLASSIFIER = (
     "fc.",

@@ -8,7 +8,7 @@ from urllib.error import URLError
 from torch import Tensor
 
 from fastbyol.errors import ConfigError
-from fastbyol.libraries import import_library
+from fastbyol.model.libraries import import_library
 
 PACKAGES = ("torchvision", "timm")
 

@@ -20,10 +20,10 @@ from benchmarks.cases import batchnorm, compare, loader, plain
 from benchmarks.gpu import predictions
 from benchmarks.harness import Absent, Case, Limits, Ready, measure
 from fastbyol import optim
-from fastbyol.batchnorm import BatchNormAct1d, BatchNormAct2d, BatchNormAddReLU2d
-from fastbyol.byol import BYOL
 from fastbyol.config import EncoderConfig, HeadConfig, OptimConfig
-from fastbyol.encoder import NormedMaxPool, StemConv2d
+from fastbyol.model.batchnorm import BatchNormAct1d, BatchNormAct2d, BatchNormAddReLU2d
+from fastbyol.model.byol import BYOL
+from fastbyol.model.resnet import NormedMaxPool, StemConv2d
 from fastbyol.train import step
 from tests.support.tolerances import NAIVE_STEPS_RTOL
 

@@ -16,8 +16,8 @@ from fastbyol.cli.encoders import open_encoder, settle_px
 from fastbyol.cli.eval import main
 from fastbyol.cli.train import main as train
 from fastbyol.config import EncoderConfig
-from fastbyol.encoder import build
 from fastbyol.errors import ConfigError
+from fastbyol.model.resnet import build
 from fastbyol.recipes import named
 from fastbyol.storage.run_folder import RunFolder
 from fastbyol.storage.scores import load_scores

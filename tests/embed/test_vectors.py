@@ -22,7 +22,7 @@ from fastbyol.embed.vectors import Dtype, Partial, Vectors
 from fastbyol.errors import ConfigError
 from fastbyol.evaluate.features import OutOfTime, evenly_spaced, represent
 from fastbyol.evaluate.images import InputSettings
-from fastbyol.parts import Encoder, build_encoder
+from fastbyol.model.parts import Encoder, build_encoder
 from tests.conftest import Betons, write_beton
 from tests.support.full_disk import files_end_at
 

@@ -17,12 +17,12 @@ from fastbyol.beton import JPEG, BetonError, Reader, StoredImage
 from fastbyol.config import EncoderConfig
 from fastbyol.data_prep import demo
 from fastbyol.data_prep.writer import Writer
-from fastbyol.encoder import build
 from fastbyol.errors import ConfigError
 from fastbyol.evaluate import knn, linear
 from fastbyol.evaluate.features import Features, OutOfTime, check_classes, check_features, extract
 from fastbyol.evaluate.finetune import Classifier, predict
 from fastbyol.evaluate.images import InputSettings, random_crops, shuffled_batches
+from fastbyol.model.resnet import build
 from fastbyol.order import Rows
 from fastbyol.system.threads import NO_TUNING
 from tests.conftest import Betons

@@ -12,12 +12,12 @@ import torch
 
 from fastbyol.beton import Reader
 from fastbyol.config import EncoderConfig
-from fastbyol.encoder import ResNet, build
 from fastbyol.errors import ConfigError
 from fastbyol.evaluate import finetune, semi_supervised
 from fastbyol.evaluate.finetune import Grid, HParams
 from fastbyol.evaluate.images import InputSettings
 from fastbyol.evaluate.splits import balanced_split, hold_out
+from fastbyol.model.resnet import ResNet, build
 from tests.conftest import Betons
 
 INPUTS = InputSettings(24, 1.0)

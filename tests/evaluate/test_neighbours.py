@@ -8,9 +8,9 @@ import torch
 
 from fastbyol.beton import Reader
 from fastbyol.config import EncoderConfig
-from fastbyol.encoder import build
 from fastbyol.evaluate.features import Features, extract
 from fastbyol.evaluate.neighbours import first_of_classes, pick, pick_without_labels
+from fastbyol.model.resnet import build
 from tests.conftest import Betons
 
 

@@ -10,11 +10,11 @@ import torch
 from PIL import Image
 
 from fastbyol.config import EncoderConfig
-from fastbyol.encoder import build
 from fastbyol.errors import ConfigError
 from fastbyol.evaluate import masks, segmentation
 from fastbyol.evaluate.finetune import HParams
 from fastbyol.evaluate.images import InputSettings
+from fastbyol.model.resnet import build
 
 
 def draw(folder: Path, count: int, *, seed: int) -> tuple[Path, Path]:

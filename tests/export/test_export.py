@@ -11,9 +11,9 @@ import torch
 from safetensors.torch import load_file, save_file
 
 from fastbyol.config import EncoderConfig
-from fastbyol.encoder import build
 from fastbyol.errors import ConfigError
 from fastbyol.export import load_encoder, load_fused, save_encoder
+from fastbyol.model.resnet import build
 
 
 def test_an_encoder_comes_back_as_it_was(tmp_path: Path) -> None:

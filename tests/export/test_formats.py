@@ -18,11 +18,11 @@ from onnx.reference import ReferenceEvaluator
 
 import fastbyol
 from fastbyol.config import EncoderConfig
-from fastbyol.encoder import ResNet, build
 from fastbyol.errors import ConfigError
 from fastbyol.export import formats
 from fastbyol.export.network import ordinary
-from fastbyol.parts import Encoder
+from fastbyol.model.parts import Encoder
+from fastbyol.model.resnet import ResNet, build
 from tests.support.commands import PATIENCE_S
 
 SMALL = EncoderConfig("resnet18", width=0.125)

@@ -18,11 +18,11 @@ from torch.nn.utils import parameters_to_vector
 
 import fastbyol
 from fastbyol.config import EncoderConfig
-from fastbyol.encoder import build
 from fastbyol.errors import ConfigError
 from fastbyol.export import formats, save_encoder
 from fastbyol.export.network import ordinary
-from fastbyol.parts import Encoder, build_encoder
+from fastbyol.model.parts import Encoder, build_encoder
+from fastbyol.model.resnet import build
 from tests.support.tolerances import FLOAT64_ATOL, FLOAT64_RTOL
 
 DEPTHS = {"resnet8": (1, 1, 1), "resnet18": (2, 2, 2, 2), "resnet50": (3, 4, 6, 3)}
@@ -33,8 +33,8 @@ CONFIGS = [
 ]
 OWN = """
 from torch import nn
-from fastbyol.batchnorm import BatchNormAct2d
-from fastbyol.parts import Encoder, build_encoder
+from fastbyol.model.batchnorm import BatchNormAct2d
+from fastbyol.model.parts import Encoder, build_encoder
 
 class Own(Encoder):
     def __init__(self, config):

@@ -17,11 +17,11 @@ from torch.profiler import ProfilerActivity, profile, record_function
 
 from benchmarks.cases import plain
 from fastbyol import views
-from fastbyol.batchnorm import synchronize_
-from fastbyol.byol import BYOL
 from fastbyol.config import EncoderConfig, HeadConfig, ObjectiveConfig, OptimConfig
 from fastbyol.kernels.view_params import ViewParams
-from fastbyol.parts import build_optimizer
+from fastbyol.model.batchnorm import synchronize_
+from fastbyol.model.byol import BYOL
+from fastbyol.model.parts import build_optimizer
 from fastbyol.recipes import PAPER_VIEWS, named
 from fastbyol.system.device import STEPS_AHEAD, HostCopy, Throttle, make_deterministic
 from fastbyol.train import memory, step

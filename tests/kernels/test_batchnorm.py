@@ -13,11 +13,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from fastbyol import encoder as encoder_module
 from fastbyol.config import EncoderConfig
-from fastbyol.encoder import Bottleneck, build
 from fastbyol.kernels import batchnorm, reference
 from fastbyol.kernels.reference import NormParams
+from fastbyol.model import resnet as encoder_module
+from fastbyol.model.resnet import Bottleneck, build
 from tests.support.tolerances import FLOAT32_BATCHNORM, FLOAT32_BATCHNORM_COLD, FLOAT32_NETWORK, HALF_ULPS
 
 pytestmark = pytest.mark.usefixtures("poisoned")

@@ -11,15 +11,15 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastbyol import encoder as encoder_module
-from fastbyol.batchnorm import join_convolutions_
 from fastbyol.config import EncoderConfig
-from fastbyol.encoder import Bottleneck, ResNet, build
 from fastbyol.kernels import pointwise, reference
 from fastbyol.kernels.batchnorm import batch_norm_act, batch_norm_add_relu
 from fastbyol.kernels.batchnorm_statistics import batch_statistics
 from fastbyol.kernels.pointwise import Tiles, pointwise_statistics
 from fastbyol.kernels.reference import NormParams
+from fastbyol.model import resnet as encoder_module
+from fastbyol.model.batchnorm import join_convolutions_
+from fastbyol.model.resnet import Bottleneck, ResNet, build
 from tests.support.tolerances import FLOAT32_BATCHNORM, FLOAT32_NETWORK, HALF_ULPS
 
 pytestmark = pytest.mark.usefixtures("poisoned")

@@ -7,8 +7,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from fastbyol.encoder import StemConv2d
 from fastbyol.kernels.stem import fold, stem_convolution
+from fastbyol.model.resnet import StemConv2d
 
 pytestmark = pytest.mark.usefixtures("poisoned")
 SHAPES = [(2, 3, 16, 16), (1, 3, 17, 12), (2, 3, 1, 1), (1, 1, 9, 9), (2, 4, 8, 10), (1, 3, 6, 300)]

@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from fastbyol import optim, views
-from fastbyol.byol import BYOL
 from fastbyol.config import EncoderConfig, HeadConfig, ObjectiveConfig, OptimConfig
+from fastbyol.model.byol import BYOL
 from fastbyol.recipes import PAPER_VIEWS
 from fastbyol.train import step
 from tests.support.tolerances import KERNEL_STEPS

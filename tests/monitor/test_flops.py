@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch.utils.flop_counter import FlopCounterMode
 
-from fastbyol.byol import BYOL
 from fastbyol.config import EncoderConfig, HeadConfig, ObjectiveConfig
-from fastbyol.encoder import ResNet
+from fastbyol.model.byol import BYOL
+from fastbyol.model.resnet import ResNet
 from fastbyol.monitor.flops import Meter, peak_flops, train_flops_per_image
 from fastbyol.recipes import named
 

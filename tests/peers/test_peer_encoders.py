@@ -12,16 +12,16 @@ from types import ModuleType
 import pytest
 import torch
 
-from fastbyol.batchnorm import set_views_
-from fastbyol.byol import BYOL
 from fastbyol.cli import eval as evaluation
 from fastbyol.cli.train import main
 from fastbyol.config import EncoderConfig, HeadConfig
 from fastbyol.errors import ConfigError
 from fastbyol.export import formats, load_encoder
-from fastbyol.foreign import draw_weights
+from fastbyol.model.batchnorm import set_views_
+from fastbyol.model.byol import BYOL
+from fastbyol.model.foreign import draw_weights
+from fastbyol.model.parts import build_encoder
 from fastbyol.monitor.metrics import read_metrics
-from fastbyol.parts import build_encoder
 from fastbyol.recipes import RECIPES, named
 from fastbyol.storage.run_folder import RunFolder
 from tests.conftest import Betons

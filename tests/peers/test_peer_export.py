@@ -10,8 +10,8 @@ import pytest
 import torch
 
 from fastbyol.config import EncoderConfig
-from fastbyol.encoder import ResNet, build
 from fastbyol.export import IN_FOLDER, formats, load_encoder, save_encoder
+from fastbyol.model.resnet import ResNet, build
 from tests.support.tolerances import FLOAT64_ATOL, FLOAT64_RTOL
 
 pytestmark = pytest.mark.peers

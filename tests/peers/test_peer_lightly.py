@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from fastbyol import schedule
-from fastbyol.decorrelation import agreement, coding_rate, vicreg
 from fastbyol.kernels import reference
+from fastbyol.model.decorrelation import agreement, coding_rate, vicreg
 from tests.support.tolerances import FLOAT64
 
 pytestmark = pytest.mark.peers

@@ -9,10 +9,10 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from fastbyol.byol import BYOL
 from fastbyol.cli.encoders import open_encoder
 from fastbyol.config import EncoderConfig
 from fastbyol.errors import ConfigError
+from fastbyol.model.byol import BYOL
 from fastbyol.recipes import named
 from fastbyol.train import start
 from fastbyol.weights import packages, read

@@ -15,7 +15,7 @@ from PIL import Image
 from fastbyol.cli.train import build_parser
 from fastbyol.data_prep import demo
 from fastbyol.export import save_encoder
-from fastbyol.parts import build_encoder
+from fastbyol.model.parts import build_encoder
 from fastbyol.recipes import named
 from tests.conftest import Betons
 from tests.support.commands import PATIENCE_S

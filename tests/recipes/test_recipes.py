@@ -7,9 +7,9 @@ from dataclasses import replace
 import pytest
 import torch
 
-from fastbyol.byol import MLP, Branch
-from fastbyol.encoder import ARCHS, ResNet
 from fastbyol.errors import ConfigError
+from fastbyol.model.byol import MLP, Branch
+from fastbyol.model.resnet import ARCHS, ResNet
 from fastbyol.recipes import PAPER_VIEWS, RECIPES, named, overrides
 from fastbyol.schedule import ema_rate, learning_rate, peaks
 

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from fastbyol.batchnorm import BatchNormAct2d, BatchNormAddReLU2d, normalize_and_pool, synchronize_
+from fastbyol.model.batchnorm import BatchNormAct2d, BatchNormAddReLU2d, normalize_and_pool, synchronize_
 from tests.support.commands import PATIENCE_S
 from tests.support.forks import CONTEXT
 

@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from fastbyol import optim
-from fastbyol.byol import BYOL
+from fastbyol.model.byol import BYOL
 from fastbyol.recipes import named
 from fastbyol.system.device import STEPS_AHEAD
 from fastbyol.train import calibrate, step

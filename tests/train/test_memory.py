@@ -11,12 +11,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastbyol import batchnorm
 from fastbyol.beton import Reader
-from fastbyol.byol import BYOL, Output
 from fastbyol.cli.train import main
 from fastbyol.config import Config, Recipe
 from fastbyol.errors import ConfigError
+from fastbyol.model import batchnorm
+from fastbyol.model.byol import BYOL, Output
 from fastbyol.monitor.metrics import read_metrics
 from fastbyol.recipes import named
 from fastbyol.storage.run_folder import RunFolder

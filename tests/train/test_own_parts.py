@@ -21,8 +21,8 @@ from fastbyol.cli.train import main
 from fastbyol.config import EncoderConfig
 from fastbyol.errors import ConfigError
 from fastbyol.export import load_encoder
+from fastbyol.model.parts import build_encoder
 from fastbyol.monitor.metrics import read_metrics
-from fastbyol.parts import build_encoder
 from fastbyol.storage.run_folder import RunFolder
 from tests.conftest import Betons
 from tests.support.commands import arguments, wait_until
@@ -234,14 +234,14 @@ def test_a_loss_of_no_known_form_is_refused_with_the_choices(loss: str) -> None:
 
 
 def test_a_network_of_no_known_form_becomes_an_encoder(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from fastbyol.parts import build_encoder  # noqa: PLC0415
+    from fastbyol.model.parts import build_encoder  # noqa: PLC0415
 
     monkeypatch.syspath_prepend(place)
     assert build_encoder(EncoderConfig("mypackage.models:build"), seed=0).features == 64
 
 
 def test_a_registered_name_is_found_and_has_to_build_an_encoder(place: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    from fastbyol.parts import build_encoder  # noqa: PLC0415
+    from fastbyol.model.parts import build_encoder  # noqa: PLC0415
 
     monkeypatch.syspath_prepend(place)
     monkeypatch.setattr(registry.ENCODERS, "_parts", dict(registry.ENCODERS))

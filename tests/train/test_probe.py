@@ -14,8 +14,8 @@ from torch import Tensor
 
 from fastbyol import optim
 from fastbyol.beton import UNLABELLED
-from fastbyol.byol import BYOL
 from fastbyol.config import EncoderConfig, HeadConfig, OptimConfig
+from fastbyol.model.byol import BYOL
 from fastbyol.train import step
 from fastbyol.train.probe import Probe
 from tests.support import ranks

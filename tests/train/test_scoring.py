@@ -15,8 +15,8 @@ from fastbyol.cli.eval import main as evaluate
 from fastbyol.cli.train import main
 from fastbyol.config import Config
 from fastbyol.evaluate.features import OutOfTime
+from fastbyol.model.parts import Encoder, build_encoder
 from fastbyol.monitor.metrics import read_metrics
-from fastbyol.parts import Encoder, build_encoder
 from fastbyol.recipes import named
 from fastbyol.storage.run_folder import RunFolder
 from fastbyol.system.threads import NO_TUNING

@@ -17,10 +17,10 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from torch import Tensor
 
-from fastbyol.byol import BYOL
 from fastbyol.cli import eval as evaluation
 from fastbyol.cli.train import main
 from fastbyol.errors import ConfigError
+from fastbyol.model.byol import BYOL
 from fastbyol.monitor.metrics import read_metrics
 from fastbyol.recipes import named
 from fastbyol.storage import checkpoint

@@ -13,9 +13,9 @@ import torch
 from torch import Tensor
 
 from fastbyol import optim
-from fastbyol.byol import BYOL, Output
 from fastbyol.config import EncoderConfig, HeadConfig, OptimConfig
 from fastbyol.errors import ConfigError
+from fastbyol.model.byol import BYOL, Output
 from fastbyol.optim import LARS
 from fastbyol.train import step
 from tests.support.tolerances import BF16_LOSS, FLOAT64_ATOL, NAIVE_STEPS_RTOL

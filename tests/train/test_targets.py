@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastbyol import optim, schedule
-from fastbyol.byol import BYOL, MLP
 from fastbyol.config import EncoderConfig, HeadConfig, ObjectiveConfig, OptimConfig
+from fastbyol.model.byol import BYOL, MLP
 from fastbyol.train import step
 from tests.support import ranks
 from tests.support.tolerances import FLOAT64_ATOL, FLOAT64_RTOL, NAIVE_STEPS_RTOL

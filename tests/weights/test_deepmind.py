@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 import torch
 
-from fastbyol.byol import BYOL
 from fastbyol.config import EncoderConfig, HeadConfig
 from fastbyol.errors import ConfigError
+from fastbyol.model.byol import BYOL
 from fastbyol.recipes import named
 from fastbyol.train import start
 from fastbyol.weights import deepmind, read

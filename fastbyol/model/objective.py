@@ -8,10 +8,10 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from fastbyol.batchnorm import TakesViews
 from fastbyol.config import ObjectiveConfig
 from fastbyol.kernels.byol_loss import byol_loss
 from fastbyol.kernels.reference import NORM_EPS, normalize_rows
+from fastbyol.model.batchnorm import TakesViews
 
 
 def normalize(x: Tensor, normalization: str, *, views: int = 2) -> Tensor:

@@ -11,7 +11,7 @@ from torch.nn.functional import cosine_similarity
 
 from fastbyol.config import ObjectiveConfig
 from fastbyol.kernels.reference import normalize_rows
-from fastbyol.objective import at_least_float32, gather_rows
+from fastbyol.model.objective import at_least_float32, gather_rows
 
 VARIANCE_EPS = 1e-4  # Bardes et al. 2022, section 4.2
 HINGE = 1.0  # their target standard deviation of each dimension, section 4.1

@@ -11,10 +11,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastbyol import optim, schedule
-from fastbyol.batchnorm import BatchNormAddReLU2d
-from fastbyol.byol import BYOL, embedding_std
 from fastbyol.config import EncoderConfig, HeadConfig, OptimConfig
 from fastbyol.kernels.reference import byol_loss
+from fastbyol.model.batchnorm import BatchNormAddReLU2d
+from fastbyol.model.byol import BYOL, embedding_std
 from fastbyol.train.step import Eager
 from tests.support.tolerances import FLOAT64_ATOL, FLOAT64_RTOL, NAIVE_STEPS_RTOL
 

@@ -8,12 +8,12 @@ from functools import partial
 import torch
 from torch import Tensor, nn
 
-from fastbyol.batchnorm import BatchNormAct2d, BatchNormAddReLU2d, convolve, normalize_and_pool, normalize_then
 from fastbyol.config import EncoderConfig
 from fastbyol.errors import require
 from fastbyol.kernels.stem import stem_convolution
-from fastbyol.padding import SameConv2d, SameNormedMaxPool, padded_convolution
-from fastbyol.parts import Encoder
+from fastbyol.model.batchnorm import BatchNormAct2d, BatchNormAddReLU2d, convolve, normalize_and_pool, normalize_then
+from fastbyol.model.padding import SameConv2d, SameNormedMaxPool, padded_convolution
+from fastbyol.model.parts import Encoder
 
 Twins = tuple[Tensor, Tensor]  # a feature map, once for a block's convolutions and once for its shortcut
 

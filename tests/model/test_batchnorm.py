@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from fastbyol.batchnorm import BatchNormAct1d, BatchNormAct2d, BatchNormAddReLU2d, recalibrate_
+from fastbyol.model.batchnorm import BatchNormAct1d, BatchNormAct2d, BatchNormAddReLU2d, recalibrate_
 from tests.support.tolerances import FLOAT64_ATOL, FLOAT64_RTOL
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fastbyol.config import OptimConfig
 from fastbyol.kernels import reference
-from fastbyol.optim import parameter_groups
+from fastbyol.optim.groups import parameter_groups
 
 BETA2, EPS = 0.999, 1e-8  # torch's defaults, which the authors of MoCo v3 and DINO kept
 

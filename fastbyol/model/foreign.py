@@ -12,10 +12,10 @@ import torch
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
-from fastbyol.base_encoder import Encoder
-from fastbyol.batchnorm import TakesViews, replace_norms_
 from fastbyol.config import EncoderConfig
 from fastbyol.errors import ConfigError, require
+from fastbyol.model.base_encoder import Encoder
+from fastbyol.model.batchnorm import TakesViews, replace_norms_
 
 PROBE_PX = 224  # side of the images that tell the length of a representation where a network has no attribute for it
 
@@ -25,7 +25,7 @@ class Foreign(Encoder, TakesViews):
 
     Parameters and buffers have the network's own names, since the encoder shares its tables of them. `each_view`: in
     training each view is a forward of its own, because a batch norm of the network cannot be replaced by one of
-    fastbyol.batchnorm.
+    fastbyol.model.batchnorm.
     """
 
     network: nn.Module

@@ -7,10 +7,10 @@ import copy
 import torch
 from torch import Tensor, nn
 
-from fastbyol.batchnorm import set_views_
 from fastbyol.config import EncoderConfig
 from fastbyol.errors import ConfigError
 from fastbyol.kernels.reference import IMAGENET_STD, LUMA
+from fastbyol.model.batchnorm import set_views_
 
 
 class Encoder(nn.Module):
@@ -18,7 +18,7 @@ class Encoder(nn.Module):
 
     Subclasses set `config` and `features`, the length of a representation, and define forward. A run builds one with
     views=2, or as many as its recipe has: in train mode N is then V*B, view-major, and each batch norm of
-    fastbyol.batchnorm takes its statistics per view. Otherwise a batch is one population, of any size.
+    fastbyol.model.batchnorm takes its statistics per view. Otherwise a batch is one population, of any size.
     """
 
     config: EncoderConfig

@@ -11,15 +11,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from fastbyol.base_encoder import Encoder
 from fastbyol.config import EncoderConfig, ObjectiveConfig, OptimConfig
 from fastbyol.errors import ConfigError
-from fastbyol.foreign import adapt, draw_weights
+from fastbyol.model.base_encoder import Encoder
+from fastbyol.model.foreign import adapt, draw_weights
 from fastbyol.registry import ENCODERS, OBJECTIVES, OPTIMIZERS
 
 __all__ = ["Encoder", "Optimizer", "build_encoder", "build_objective", "build_optimizer", "count_moments"]
 
-OURS = "fastbyol.encoder:build"  # draws from a generator of its own, on any device
+OURS = "fastbyol.model.resnet:build"  # draws from a generator of its own, on any device
 
 
 class Optimizer(Protocol):
@@ -70,9 +70,9 @@ def build_encoder(config: EncoderConfig, *, seed: int | None, views: int = 1) ->
     """Build the encoder named by config.arch, with weights that depend only on (config, seed).
 
     seed None: the weights are replaced afterwards. views: how many populations, one after the other, its batch norms
-    take a batch as in train mode. A network that is no Encoder becomes one, see fastbyol.foreign. Raises ConfigError
-    where the encoder cannot be imported or called so, is no network, is an Encoder without its attributes, or has
-    parameters of another type than float32, or lazy ones.
+    take a batch as in train mode. A network that is no Encoder becomes one, see fastbyol.model.foreign. Raises
+    ConfigError where the encoder cannot be imported or called so, is no network, is an Encoder without its attributes,
+    or has parameters of another type than float32, or lazy ones.
     """
     is_ours = ENCODERS.get(config.arch) == OURS
     with nullcontext() if is_ours else draw_weights(seed):
@@ -85,7 +85,7 @@ def build_encoder(config: EncoderConfig, *, seed: int | None, views: int = 1) ->
     if not isinstance(encoder, Encoder):
         raise ConfigError(
             f"encoder {config.arch!r} built a {type(encoder).__name__}; return a torch.nn.Module, or a subclass of "
-            "fastbyol.parts.Encoder"
+            "fastbyol.model.parts.Encoder"
         )
     for name, kind in (("config", EncoderConfig), ("features", int)):
         if not isinstance(getattr(encoder, name, None), kind):
@@ -134,7 +134,7 @@ def build_optimizer(
     if missing:
         raise ConfigError(
             f"optimizer {name!r} built a {type(optimizer).__name__} without {', '.join(missing)}; see "
-            "fastbyol.parts.Optimizer"
+            "fastbyol.model.parts.Optimizer"
         )
     return optimizer
 

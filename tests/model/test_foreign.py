@@ -14,17 +14,17 @@ import torch
 from safetensors.torch import load_file
 from torch import Tensor, nn
 
-from fastbyol.batchnorm import Replacement, synchronize_
-from fastbyol.byol import BYOL
 from fastbyol.cli.train import main
 from fastbyol.config import EncoderConfig, HeadConfig
 from fastbyol.errors import ConfigError
 from fastbyol.export import load_encoder
-from fastbyol.foreign import Foreign, adapt
 from fastbyol.kernels.reference import IMAGENET_MEAN, IMAGENET_STD, LUMA
-from fastbyol.libraries import build_timm
+from fastbyol.model.batchnorm import Replacement, synchronize_
+from fastbyol.model.byol import BYOL
+from fastbyol.model.foreign import Foreign, adapt
+from fastbyol.model.libraries import build_timm
+from fastbyol.model.parts import build_encoder
 from fastbyol.monitor.metrics import read_metrics
-from fastbyol.parts import build_encoder
 from fastbyol.recipes import named
 from fastbyol.recipes.overrides import apply_change
 from fastbyol.storage.run_folder import RunFolder

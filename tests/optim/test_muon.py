@@ -8,10 +8,10 @@ import pytest
 import torch
 from torch import nn
 
-from fastbyol import muon
 from fastbyol.config import OptimConfig
 from fastbyol.errors import ConfigError
-from fastbyol.muon import Muon, orthogonal
+from fastbyol.optim import muon
+from fastbyol.optim.muon import Muon, orthogonal
 from tests.support.gradients import copy_gradients, set_gradients
 from tests.support.tolerances import FLOAT32_ORTHOGONAL
 

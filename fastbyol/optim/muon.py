@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fastbyol.config import OptimConfig
 from fastbyol.errors import require
 from fastbyol.kernels import reference
-from fastbyol.optim import gradient_of, parameter_groups
+from fastbyol.optim.groups import gradient_of, parameter_groups
 
 VECTOR_RATE = 10.0  # of biases and normalisation layers, over the weights' rate; 5 to 20 score alike, docs/quality.md
 ITERATIONS = 5

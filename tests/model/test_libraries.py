@@ -10,8 +10,8 @@ import torch
 
 from fastbyol.config import EncoderConfig
 from fastbyol.errors import ConfigError
-from fastbyol.libraries import import_library
-from fastbyol.parts import build_encoder
+from fastbyol.model.libraries import import_library
+from fastbyol.model.parts import build_encoder
 from fastbyol.weights import read
 
 UNFIT = "raise RuntimeError('operator torchvision::nms does not exist\\nand more of it')"

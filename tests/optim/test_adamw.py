@@ -8,9 +8,9 @@ import pytest
 import torch
 from torch import nn
 
-from fastbyol.adamw import AdamW
 from fastbyol.config import OptimConfig
 from fastbyol.optim import parameter_groups
+from fastbyol.optim.adamw import AdamW
 from tests.support.gradients import copy_gradients, set_gradients
 
 CONFIG = OptimConfig(base_lr=1e-3, weight_decay=0.1, tau_base=0.9)

@@ -10,10 +10,10 @@ import pytest
 import torch
 
 from fastbyol.config import EncoderConfig
-from fastbyol.encoder import ARCHS, STEMS, ResNet, build
 from fastbyol.errors import ConfigError
+from fastbyol.model.resnet import ARCHS, STEMS, ResNet, build
 
-TORCHVISION = json.loads((Path(__file__).parent / "data" / "torchvision_resnets.json").read_text())["models"]
+TORCHVISION = json.loads((Path(__file__).parents[1] / "data" / "torchvision_resnets.json").read_text())["models"]
 PUBLISHED_PARAMETERS = {  # with the 1000-class layer: torchvision's model pages
     "resnet18": 11_689_512,
     "resnet34": 21_797_672,

@@ -8,13 +8,13 @@ import pytest
 import torch
 from torch import Tensor
 
-from fastbyol.batchnorm import BatchNormAct2d
 from fastbyol.config import EncoderConfig
-from fastbyol.encoder import STEMS, build
 from fastbyol.errors import ConfigError
 from fastbyol.evaluate.segmentation import dilate_
 from fastbyol.export import formats, load_encoder, save_encoder
-from fastbyol.padding import SameConv2d, SameMaxPool2d, padded_convolution
+from fastbyol.model.batchnorm import BatchNormAct2d
+from fastbyol.model.padding import SameConv2d, SameMaxPool2d, padded_convolution
+from fastbyol.model.resnet import STEMS, build
 from tests.support.tolerances import FLOAT64_ATOL, FLOAT64_RTOL
 
 CLOSE = {"rtol": FLOAT64_RTOL, "atol": FLOAT64_ATOL}

@@ -9,15 +9,15 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from fastbyol import batchnorm
-from fastbyol.batchnorm import BatchNormAct1d
 from fastbyol.config import EncoderConfig, HeadConfig, ObjectiveConfig
-from fastbyol.encoder import init_
 from fastbyol.errors import require
 from fastbyol.kernels import reference
 from fastbyol.kernels.ema_loss import Workspace, ema_loss
-from fastbyol.objective import Objective
-from fastbyol.parts import Encoder, build_encoder, build_objective
+from fastbyol.model import batchnorm
+from fastbyol.model.batchnorm import BatchNormAct1d
+from fastbyol.model.objective import Objective
+from fastbyol.model.parts import Encoder, build_encoder, build_objective
+from fastbyol.model.resnet import init_
 
 VIEWS = 2  # of an image, unless a recipe has more
 

@@ -13,11 +13,11 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from fastbyol import optim
-from fastbyol.byol import BYOL
 from fastbyol.config import EncoderConfig, HeadConfig, ObjectiveConfig, OptimConfig
-from fastbyol.decorrelation import agreement, coding_rate
 from fastbyol.errors import ConfigError
-from fastbyol.parts import build_objective
+from fastbyol.model.byol import BYOL
+from fastbyol.model.decorrelation import agreement, coding_rate
+from fastbyol.model.parts import build_objective
 from fastbyol.recipe import EAGER, LOSS_SETTINGS
 from fastbyol.recipes import named
 from fastbyol.train import step

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from fastbyol.config import ObjectiveConfig
 from fastbyol.kernels.byol_loss import byol_loss
-from fastbyol.objective import Objective, attraction, gather_rows, normalize, repulsion
+from fastbyol.model.objective import Objective, attraction, gather_rows, normalize, repulsion
 from tests.support import ranks
 from tests.support.tolerances import FLOAT64_ATOL, FLOAT64_RTOL
 

@@ -1,0 +1,1 @@
+"""What is trained: encoders, batch norm, heads and target, and the losses."""
