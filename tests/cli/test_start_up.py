@@ -39,8 +39,6 @@ def answer(module: str, *words: str) -> tuple[int, str, str, set[str]]:
     ("module", "words", "said"),
     [
         ("fastbyol.cli.train", "--help", "--budget TIME"),
-        ("fastbyol.train.__main__", "--help", "--budget TIME"),
-        ("fastbyol.eval", "--help", "semantic segmentation"),
         ("fastbyol.cli.train", "--recipes", "imagenet_rn50x4_e1000"),
         ("fastbyol.cli.train", "--settings", "hue = 0.1"),
         ("fastbyol.cli.train", "cifar10_tiny --settings", "hue = 0.05"),
@@ -59,6 +57,16 @@ def test_questions_are_answered_without_torch_or_numpy(module: str, words: str, 
     status, output, _, heavy = answer(module, *words.split())
     assert (status, heavy) == (0, set())
     assert said in output
+
+
+@pytest.mark.parametrize("command", ["train", "eval", "embed"])
+def test_a_module_answers_as_its_command_does(command: str) -> None:
+    asked = [sys.executable, "-X", "importtime", "-m", f"fastbyol.{command}", "--help"]
+    ended = subprocess.run(asked, capture_output=True, text=True, check=True, timeout=PATIENCE_S)
+    imported = {line.rpartition("|")[2].strip() for line in ended.stderr.split("\n")}
+    assert f"usage: fastbyol-{command}" in ended.stdout
+    assert "fastbyol.system.command_line" in imported
+    assert not imported & set(HEAVY)
 
 
 @pytest.mark.parametrize(
