@@ -120,7 +120,7 @@ OPTIMIZERS = Registry(
         "sgd": "fastbyol.optim.lars:build_sgd",
         "muon": "fastbyol.optim.muon:Muon",
         "adamw": "fastbyol.optim.adamw:AdamW",
-        "apex-larc": "fastbyol.train.larc:LARC",
+        "apex-larc": "fastbyol.optim.larc:LARC",
     },
 )
 LOADERS = Registry(

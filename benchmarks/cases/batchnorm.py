@@ -20,7 +20,7 @@ from fastbyol.errors import ConfigError
 from fastbyol.kernels.batchnorm import batch_norm_act, batch_norm_add_relu
 from fastbyol.kernels.reference import NormParams
 from fastbyol.model.batchnorm import EPS, MOMENTUM
-from fastbyol.train import larc
+from fastbyol.optim import larc
 
 SHAPES = (  # channels, side, residual: the widest batch norms of each stage of a ResNet-50 at 224 px
     (64, 56, False),

@@ -19,8 +19,8 @@ from fastbyol.config import OptimConfig
 from fastbyol.errors import ConfigError
 from fastbyol.kernels import reference
 from fastbyol.model.byol import BYOL
+from fastbyol.optim import larc
 from fastbyol.recipes import named
-from fastbyol.train import larc
 
 RECIPES = {"cuda": ("imagenet_rn50", "cifar10_rn18"), "cpu": ("cifar10_tiny",)}
 RATES = {"lr": 0.2, "tau": 0.99}
@@ -90,7 +90,7 @@ def _moved(model: BYOL, start: Problem) -> Tensor:
 
 
 def _apex_larc(problem: Callable[[], Problem]) -> Ready:
-    """Prepare apex's LARC, which is not LARS (see fastbyol.train.larc): timed, not compared."""
+    """Prepare apex's LARC, which is not LARS (see fastbyol.optim.larc): timed, not compared."""
     own = _copied(problem())
     with _absent():
         optimizer = larc.LARC(own.model, own.model.target_of(), own.config)

@@ -21,8 +21,8 @@ SHOWN = {
     "CITATION.cff": "yaml",
     **{f"examples/{path.name}": path.suffix[1:] for path in sorted((ROOT / "examples").glob("*.*"))},
 }
-PACKAGES = ("train", "loaders", "recipes", "evaluate", "export", "kernels.reference")
-MODULES = ("", "model", "optim")  # folders of which each module has a page of its own
+PACKAGES = ("optim", "train", "loaders", "recipes", "evaluate", "export", "kernels.reference")
+MODULES = ("", "model")  # folders of which each module has a page of its own
 HISTORY = {"log.md", "changelog.md"}  # they name files as they were called then
 LINK = re.compile(r"(?<!!)\[([^\]]*)\]\(([^)\s]+)\)|(?<=\]\()([^)\s]+)(?=\))")
 PATH = re.compile(r"(?<![\w/.-])(?:fastbyol|kernels|data_prep|benchmarks|tests|examples|docs)/[\w./-]*\w")

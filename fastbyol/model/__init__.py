@@ -1,1 +1,1 @@
-"""What is trained: encoders, batch norm, heads and target, and the losses."""
+"""What is trained: encoders, batch norm, heads and target, the losses, and what one of your own must do."""

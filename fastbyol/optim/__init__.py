@@ -1,4 +1,4 @@
-"""Optimisers, each of which also moves the target network: LARS here; Muon and AdamW beside it."""
+"""Optimisers that also move the target network: LARS and parameter groups here; others in modules of their own."""
 
 from fastbyol.optim.groups import MissingGradient, gradient_of, is_excluded, parameter_groups
 from fastbyol.optim.lars import LARS, build, build_sgd

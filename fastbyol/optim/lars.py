@@ -1,4 +1,4 @@
-"""LARS as BYOL uses it, with the EMA update of the target network in the same step."""
+"""LARS as BYOL uses it, and SGD as a case of it, with the EMA update of the target network in the same step."""
 
 from __future__ import annotations
 

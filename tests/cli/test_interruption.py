@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import signal
 import subprocess
+import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -66,9 +67,14 @@ def answers(process: subprocess.Popen[str]) -> bool:
     return bool(int(caught, 16) >> (signal.SIGTERM - 1) & 1)
 
 
-@pytest.mark.parametrize("after_s", [0.0, 0.5, 1.5])
-def test_a_signal_during_start_up_is_answered(betons: Betons, tmp_path: Path, after_s: float) -> None:
-    process = start(*TRAIN, *arguments(betons, tmp_path / "run", EPOCHS))
+MODULE = (sys.executable, "-m", "fastbyol.train")
+
+
+@pytest.mark.parametrize(("command", "after_s"), [(TRAIN, 0.0), (TRAIN, 0.5), (TRAIN, 1.5), (MODULE, 0.0)])
+def test_a_signal_during_start_up_is_answered(
+    betons: Betons, tmp_path: Path, command: tuple[str, ...], after_s: float
+) -> None:
+    process = start(*command, *arguments(betons, tmp_path / "run", EPOCHS))
     wait_until(lambda: answers(process), process)
     time.sleep(after_s)
     process.send_signal(signal.SIGTERM)

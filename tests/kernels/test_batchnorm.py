@@ -16,8 +16,7 @@ from torch import Tensor
 from fastbyol.config import EncoderConfig
 from fastbyol.kernels import batchnorm, reference
 from fastbyol.kernels.reference import NormParams
-from fastbyol.model import resnet as encoder_module
-from fastbyol.model.resnet import Bottleneck, build
+from fastbyol.model.resnet import ARCHS, Bottleneck, build
 from tests.support.tolerances import FLOAT32_BATCHNORM, FLOAT32_BATCHNORM_COLD, FLOAT32_NETWORK, HALF_ULPS
 
 pytestmark = pytest.mark.usefixtures("poisoned")
@@ -393,7 +392,7 @@ def test_a_captured_step_is_the_step() -> None:
 def test_recomputed_activations_give_the_same_bits_and_are_not_kept(
     device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setitem(encoder_module.ARCHS, "resnet50", (Bottleneck, (2, 1)))  # its blocks, three of them
+    monkeypatch.setitem(ARCHS, "resnet50", (Bottleneck, (2, 1)))  # its blocks, three of them
     config, kept, grads = EncoderConfig("resnet50", width=1 / 16, stem="cifar"), [], []
     images = channels_last(torch.randn(4, 3, 8, 8, generator=torch.Generator().manual_seed(0))).to(device)
     for recomputes in (False, True):

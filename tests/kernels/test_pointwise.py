@@ -17,9 +17,8 @@ from fastbyol.kernels.batchnorm import batch_norm_act, batch_norm_add_relu
 from fastbyol.kernels.batchnorm_statistics import batch_statistics
 from fastbyol.kernels.pointwise import Tiles, pointwise_statistics
 from fastbyol.kernels.reference import NormParams
-from fastbyol.model import resnet as encoder_module
 from fastbyol.model.batchnorm import join_convolutions_
-from fastbyol.model.resnet import Bottleneck, ResNet, build
+from fastbyol.model.resnet import ARCHS, Bottleneck, ResNet, build
 from tests.support.tolerances import FLOAT32_BATCHNORM, FLOAT32_NETWORK, HALF_ULPS
 
 pytestmark = pytest.mark.usefixtures("poisoned")
@@ -189,7 +188,7 @@ def small_network(device: str, *, joins: bool) -> ResNet:
 @pytest.fixture
 def three_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make of a ResNet-50 three blocks, the last one strided."""
-    monkeypatch.setitem(encoder_module.ARCHS, "resnet50", (Bottleneck, (2, 1)))
+    monkeypatch.setitem(ARCHS, "resnet50", (Bottleneck, (2, 1)))
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 STDLIB = frozenset(sys.stdlib_module_names)
-TOP = "."  # the modules at the top of fastbyol/: the parts that one imports
+TOP = "."  # the modules at the top of fastbyol/: settings, images, views, schedules
 MAY_IMPORT = {  # the folders of fastbyol/ that the modules of a folder may import beside their own
     "cli": {
         "train",

@@ -11,8 +11,7 @@ from torch import nn
 from fastbyol import optim
 from fastbyol.config import OptimConfig
 from fastbyol.errors import ConfigError
-from fastbyol.optim import LARS
-from fastbyol.train import larc
+from fastbyol.optim import LARS, larc
 
 CONFIG = OptimConfig(base_lr=1.0, weight_decay=0.0, tau_base=0.9)  # without decay, LARC's ratio is LARS's
 
