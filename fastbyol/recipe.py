@@ -233,7 +233,7 @@ class OptimConfig:
 
     `base_lr`: peak learning rate per 256 images of batch, reached linearly over `warmup_epochs`. `tau_base`: the
     target's EMA rate at the start, which rises to 1 unless `tau_rises` is False. `momentum`: AdamW's beta 1.
-    `trust`: LARS's trust coefficient.
+    `trust`: LARS's trust coefficient. `predictor_lr`: the predictor's learning rate, in units of the other layers'.
     """
 
     base_lr: float
@@ -244,13 +244,15 @@ class OptimConfig:
     trust: float = 1e-3
     tau_rises: bool = True
     optimizer: str = "lars"
+    predictor_lr: float = 1.0
 
     def __post_init__(self) -> None:
         OPTIMIZERS.check(self.optimizer)
         for name in ("base_lr", "weight_decay", "warmup_epochs"):
             check_number(name, getattr(self, name), 0, FLOAT32_SAFE)
         check_number("tau_base", self.tau_base, 0, 1)
-        check_number("trust", self.trust, 0, FLOAT32_SAFE, is_above=True)
+        for name in ("trust", "predictor_lr"):
+            check_number(name, getattr(self, name), 0, FLOAT32_SAFE, is_above=True)
         require(0 <= self.momentum < 1, f"momentum is {self.momentum}; give a number from 0 up to, not including, 1")
 
 
@@ -359,6 +361,11 @@ class Recipe:
             objective.loss not in WITHOUT_TARGET or self.head.predictor_depth == 0,
             f"loss {objective.loss} has no target, so a predictor of depth {self.head.predictor_depth} has nothing to "
             "predict; give predictor_depth 0",
+        )
+        require(
+            self.optim.predictor_lr == 1 or self.head.predictor_depth > 0,
+            f"predictor_lr is {self.optim.predictor_lr:g} with a predictor_depth of 0, which is none; give 1 "
+            "to 3 layers, or leave predictor_lr out",
         )
         require(
             objective.queue == 0 or objective.queue >= 2 * self.batch_size,

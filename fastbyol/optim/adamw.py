@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from fastbyol.config import OptimConfig
 from fastbyol.kernels import reference
-from fastbyol.optim.groups import parameter_groups
+from fastbyol.optim.groups import configured_groups, set_lr
 
 BETA2, EPS = 0.999, 1e-8  # torch's defaults, which the authors of MoCo v3 and DINO kept
 
@@ -27,29 +27,31 @@ class AdamW(torch.optim.AdamW):
     moments = 2  # of the gradient and of its square
 
     def __init__(self, module: nn.Module, target_of: Mapping[nn.Parameter, Tensor], config: OptimConfig) -> None:
-        groups = parameter_groups(module, weight_decay=config.weight_decay, trust=config.trust)
+        groups = configured_groups(module, config)
         device = next(p.device for group in groups for p in group["params"])
         self.params, self.targets = list(target_of), list(target_of.values())
         self.tau = torch.ones((), dtype=torch.float64, device=device)
         self.skipped = torch.zeros(2, dtype=torch.int32, device=device)
-        self._lr = torch.zeros((), device=device)  # a CUDA graph reads it; on a CPU torch wants a number
+        # a CUDA graph reads them; on a CPU torch wants numbers
+        self._lrs = [torch.zeros((), device=device) for _ in groups]
         super().__init__(groups, lr=0.0, betas=(config.momentum, BETA2), eps=EPS, fused=True, capturable=self._on_gpu)
 
     def __getstate__(self) -> dict[str, Any]:
         """Return the state for copies and pickles."""
-        own = ("params", "targets", "tau", "skipped", "_lr")
+        own = ("params", "targets", "tau", "skipped", "_lrs")
         return {**super().__getstate__(), **{name: getattr(self, name) for name in own}}
 
     @property
     def _on_gpu(self) -> bool:
-        return self._lr.is_cuda
+        return self._lrs[0].is_cuda
 
     def set_rates(self, *, lr: float, tau: float) -> None:
         """Set the learning rate and tau for the next step or CUDA graph replay."""
         self.tau.fill_(tau)
-        self._lr.fill_(lr)
-        for group in self.param_groups:
-            group["lr"] = self._lr if self._on_gpu else lr
+        set_lr(self.param_groups, lr)
+        if self._on_gpu:
+            for group, value in zip(self.param_groups, self._lrs, strict=True):
+                group["lr"] = value.fill_(group["lr"])
 
     @torch.no_grad()
     def step(self, closure: Any = None) -> Any:

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterable
 from typing import Any
 
 from torch import Tensor, nn
 
+from fastbyol.config import OptimConfig
 from fastbyol.errors import ConfigError
 
+PREDICTORS = ("predictor.", "local_predictor.")
 # "pos_embed", "pos_embedding", "relative_position_bias_table", "cls_token", "class_token", "mask_token"
 EXCLUDED = re.compile(r"pos_embed|position|(^|_)tokens?$")
 
@@ -27,14 +30,37 @@ def gradient_of(parameter: nn.Parameter) -> Tensor:
     return parameter.grad
 
 
-def parameter_groups(module: nn.Module, *, weight_decay: float, trust: float) -> list[dict[str, Any]]:
-    """Split the trainable parameters: weights have trust and decay; those that is_excluded names have neither."""
-    trainable = [(name, p) for name, p in module.named_parameters() if p.requires_grad]
-    weights, others = ([p for name, p in trainable if is_excluded(name, p) == left_out] for left_out in (False, True))
-    return [
-        {"params": weights, "weight_decay": weight_decay, "trust": trust},
-        {"params": others, "weight_decay": 0.0, "trust": None},
+def parameter_groups(
+    module: nn.Module, *, weight_decay: float, trust: float, predictor_lr: float = 1.0
+) -> list[dict[str, Any]]:
+    """Split the trainable parameters: weights have trust and decay; those that is_excluded names have neither.
+
+    With a `predictor_lr` that is not 1, the predictors' parameters are split likewise into two groups of their own, of
+    that `lr_scale`; see set_lr.
+    """
+    groups: list[dict[str, Any]] = [
+        {"params": [], "weight_decay": decay, "trust": ratio, "lr_scale": scale}
+        for scale in ((1.0,) if predictor_lr == 1 else (1.0, predictor_lr))
+        for decay, ratio in ((weight_decay, trust), (0.0, None))
     ]
+    for name, parameter in module.named_parameters():
+        if parameter.requires_grad:
+            first = 2 if predictor_lr != 1 and name.startswith(PREDICTORS) else 0
+            groups[first + is_excluded(name, parameter)]["params"].append(parameter)
+    return groups
+
+
+def configured_groups(module: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
+    """Split the trainable parameters as a run's configuration says."""
+    return parameter_groups(
+        module, weight_decay=config.weight_decay, trust=config.trust, predictor_lr=config.predictor_lr
+    )
+
+
+def set_lr(groups: Iterable[dict[str, Any]], lr: float) -> None:
+    """Set the learning rate of an optimiser's groups: `lr` times the `lr_scale` of each, 1 where it has none."""
+    for group in groups:
+        group["lr"] = lr * group.get("lr_scale", 1.0)
 
 
 def is_excluded(name: str, parameter: Tensor) -> bool:

@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from fastbyol.config import OptimConfig
 from fastbyol.errors import ConfigError
 from fastbyol.kernels import reference
-from fastbyol.optim import parameter_groups
+from fastbyol.optim import configured_groups, set_lr
 
 PIECES = {  # module, and the builds of apex that have it
     "LARC": ("apex.parallel", "25.05 and older"),
@@ -61,14 +61,13 @@ class LARC:
     skips_bad_steps = False
 
     def __init__(self, module: nn.Module, target_of: Mapping[nn.Parameter, Tensor], config: OptimConfig) -> None:
-        weights, others = parameter_groups(module, weight_decay=config.weight_decay, trust=config.trust)
-        adaptive = torch.optim.SGD(
-            weights["params"], lr=0.0, momentum=config.momentum, weight_decay=config.weight_decay
-        )
-        plain = torch.optim.SGD(others["params"], lr=0.0, momentum=config.momentum)
+        groups = configured_groups(module, config)
+        weights, others = ([group for group in groups if (group["trust"] is None) == plain] for plain in (False, True))
+        adaptive = torch.optim.SGD(weights, lr=0.0, momentum=config.momentum)
+        plain = torch.optim.SGD(others, lr=0.0, momentum=config.momentum)
         self.optimizers = (import_piece("LARC")(adaptive, trust_coefficient=config.trust, clip=False, eps=0.0), plain)
         self.params, self.targets = list(target_of), list(target_of.values())
-        device = weights["params"][0].device
+        device = weights[0]["params"][0].device
         self.tau = torch.ones((), device=device)
         self._tau = 1.0
         self.skipped = torch.zeros(2, dtype=torch.int32, device=device)
@@ -90,8 +89,7 @@ class LARC:
         self.tau.fill_(tau)
         self._tau = tau
         for optimizer in self.optimizers:
-            for group in optimizer.param_groups:
-                group["lr"] = lr
+            set_lr(optimizer.param_groups, lr)
 
     def step(self) -> None:
         """Update momenta, parameters and targets in place. LARC syncs with the host for every tensor."""

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fastbyol.config import OptimConfig
 from fastbyol.kernels.lars_ema import Workspace, lars_ema_
 from fastbyol.kernels.reference import LarsGroup, LarsRates
-from fastbyol.optim.groups import gradient_of, parameter_groups
+from fastbyol.optim.groups import configured_groups, gradient_of, set_lr
 
 
 class LARS(torch.optim.Optimizer):
@@ -108,8 +108,9 @@ class LARS(torch.optim.Optimizer):
 
     def set_rates(self, *, lr: float, tau: float) -> None:
         """Set the learning rate and tau of every group for the next step or CUDA graph replay."""
+        set_lr(self.param_groups, lr)
         for group in self.param_groups:
-            group["lr"], group["tau"] = lr, tau
+            group["tau"] = tau
         self._write_rates()
 
     def _write_rates(self) -> None:
@@ -127,11 +128,10 @@ def _rates(group: dict[str, Any]) -> LarsRates:
 
 def build(module: nn.Module, target_of: Mapping[nn.Parameter, Tensor], config: OptimConfig) -> LARS:
     """Build LARS over a module's trainable parameters, with biases and batch norm excluded as in the paper."""
-    groups = parameter_groups(module, weight_decay=config.weight_decay, trust=config.trust)
-    return LARS(groups, momentum=config.momentum, target_of=target_of)
+    return LARS(configured_groups(module, config), momentum=config.momentum, target_of=target_of)
 
 
 def build_sgd(module: nn.Module, target_of: Mapping[nn.Parameter, Tensor], config: OptimConfig) -> LARS:
     """Build SGD with momentum, which is LARS with the ratio 1: weights decay, biases and batch norm do not."""
-    groups = parameter_groups(module, weight_decay=config.weight_decay, trust=config.trust)
-    return LARS([{**group, "trust": None} for group in groups], momentum=config.momentum, target_of=target_of)
+    groups = [{**group, "trust": None} for group in configured_groups(module, config)]
+    return LARS(groups, momentum=config.momentum, target_of=target_of)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from fastbyol.config import OptimConfig
 from fastbyol.errors import require
 from fastbyol.kernels import reference
-from fastbyol.optim.groups import gradient_of, parameter_groups
+from fastbyol.optim.groups import configured_groups, gradient_of, set_lr
 
 VECTOR_RATE = 10.0  # of biases and normalisation layers, over the weights' rate; 5 to 20 score alike, docs/quality.md
 ITERATIONS = 5
@@ -36,21 +36,25 @@ class Muon(torch.optim.Optimizer):
     needs_gradients = True
 
     def __init__(self, module: nn.Module, target_of: Mapping[nn.Parameter, Tensor], config: OptimConfig) -> None:
-        weights, vectors = (group["params"] for group in parameter_groups(module, weight_decay=0.0, trust=config.trust))
-        for weight in weights:
+        groups = [
+            {"params": group["params"], "turns": group["trust"] is not None, "lr_scale": group["lr_scale"]}
+            for group in configured_groups(module, config)
+        ]
+        for weight in (weight for group in groups if group["turns"] for weight in group["params"]):
             require(
                 bool(weight.norm() > 0),
                 f"optimizer muon keeps the norm of each weight, and one of shape {tuple(weight.shape)} is drawn as "
                 "zeros; give optimizer lars or adamw",
             )
-        device = (weights or vectors)[0].device
+        parameters = [parameter for group in groups for parameter in group["params"]]
+        device = parameters[0].device
         self.targets, self.followed = list(target_of.values()), list(target_of)
         self.momentum = config.momentum
         self.lr = torch.zeros((), device=device)  # a CUDA graph reads it
         self.tau = torch.ones((), dtype=torch.float64, device=device)
         self.skipped = torch.zeros(2, dtype=torch.int32, device=device)
-        super().__init__([{"params": weights, "turns": True}, {"params": vectors}], {"lr": 0.0, "turns": False})
-        for parameter in [*weights, *vectors]:
+        super().__init__(groups, {"lr": 0.0})
+        for parameter in parameters:
             self.state[parameter]["momentum"] = torch.zeros_like(parameter)
 
     def __getstate__(self) -> dict[str, Any]:
@@ -62,8 +66,7 @@ class Muon(torch.optim.Optimizer):
         """Set the learning rate and tau for the next step or CUDA graph replay."""
         self.lr.fill_(lr)
         self.tau.fill_(tau)
-        for group in self.param_groups:
-            group["lr"] = lr
+        set_lr(self.param_groups, lr)
 
     @overload
     def step(self, closure: None = None) -> None: ...
@@ -94,7 +97,7 @@ class Muon(torch.optim.Optimizer):
         lr = self.lr * is_good
         for group in self.param_groups:
             move = _turn_all if group["turns"] else _move_all
-            move(group["params"], updates, lr)
+            move(group["params"], updates, lr * group.get("lr_scale", 1.0))
         bad = (~is_good).to(torch.int32)
         self.skipped += bad
         self.skipped[1] *= bad

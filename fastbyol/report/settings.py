@@ -69,6 +69,7 @@ def _departures(config: Config) -> dict[str, str]:
         "frozen": recipe.encoder.frozen,
         "loss": _loss(goal),
         "targets": goal.target if goal.target != "ema" else "",
+        "predictor's learning rate": _predictor_lr(recipe.optim),
         "normalisation": goal.normalization if goal.normalization != "l2" else "",
         "negatives": _negatives(goal),
         "target statistics": recipe.target_statistics if recipe.target_statistics != "batch" else "",
@@ -80,6 +81,10 @@ def _departures(config: Config) -> dict[str, str]:
         "recalibration": f"{recipe.recalibrate} batches" if recipe.recalibrate else "",
     }
     return {name: value for name, value in departures.items() if value}
+
+
+def _predictor_lr(optim: OptimConfig) -> str:
+    return "" if optim.predictor_lr == 1 else f"{optim.predictor_lr:g} times the other layers'"
 
 
 def _loss(goal: ObjectiveConfig) -> str:

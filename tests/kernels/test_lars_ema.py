@@ -24,7 +24,7 @@ from tests.support.tolerances import FLOAT32_LARS
 
 pytestmark = pytest.mark.usefixtures("poisoned")
 ADAPTING = LarsRates(lr=0.5, momentum=0.9, weight_decay=0.01, trust=0.1, tau=0.75)
-PLAIN = LarsRates(lr=0.5, momentum=0.9, weight_decay=0.0, trust=None, tau=0.75)
+PLAIN = LarsRates(lr=0.25, momentum=0.9, weight_decay=0.0, trust=None, tau=0.75)
 SHAPES = ((1,), (3, 5), (8, 3, 3, 3), (BLOCK,), (2 * BLOCK + 6,), (7, 1, 1, 2))
 
 

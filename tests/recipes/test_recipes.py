@@ -226,6 +226,8 @@ def test_targets_without_negatives_take_any_number_of_views() -> None:
         ("demo+width=0", "width is 0"),
         ("demo+epochs=inf", "epochs is inf"),
         ("demo+trust=nan", "trust is nan"),
+        ("demo+predictor_lr=0", "predictor_lr is 0"),
+        ("simclr_cifar10_tiny+predictor_lr=10", "predictor_lr is 10 with a predictor_depth of 0"),
         ("demo+tau_rises=no", "true or false"),
         ("demo+views=sepia", "views is 'sepia'; give one of no_flip"),
         ("demo+name=x", "is not a setting"),
