@@ -233,7 +233,7 @@ class OptimConfig:
 
     `base_lr`: peak learning rate per 256 images of batch, reached linearly over `warmup_epochs`. `tau_base`: the
     target's EMA rate at the start, which rises to 1 unless `tau_rises` is False. `momentum`: AdamW's beta 1.
-    `trust`: LARS's trust coefficient. `predictor_lr`: the predictor's learning rate, in units of the other layers'.
+    `trust`: LARS's trust coefficient. `predictor_lr_scale`: multiplies the predictor's learning rate.
     """
 
     base_lr: float
@@ -244,14 +244,14 @@ class OptimConfig:
     trust: float = 1e-3
     tau_rises: bool = True
     optimizer: str = "lars"
-    predictor_lr: float = 1.0
+    predictor_lr_scale: float = 1.0
 
     def __post_init__(self) -> None:
         OPTIMIZERS.check(self.optimizer)
         for name in ("base_lr", "weight_decay", "warmup_epochs"):
             check_number(name, getattr(self, name), 0, FLOAT32_SAFE)
         check_number("tau_base", self.tau_base, 0, 1)
-        for name in ("trust", "predictor_lr"):
+        for name in ("trust", "predictor_lr_scale"):
             check_number(name, getattr(self, name), 0, FLOAT32_SAFE, is_above=True)
         require(0 <= self.momentum < 1, f"momentum is {self.momentum}; give a number from 0 up to, not including, 1")
 
@@ -363,9 +363,9 @@ class Recipe:
             "predict; give predictor_depth 0",
         )
         require(
-            self.optim.predictor_lr == 1 or self.head.predictor_depth > 0,
-            f"predictor_lr is {self.optim.predictor_lr:g} with a predictor_depth of 0, which is none; give 1 "
-            "to 3 layers, or leave predictor_lr out",
+            self.optim.predictor_lr_scale == 1 or self.head.predictor_depth > 0,
+            f"predictor_lr_scale is {self.optim.predictor_lr_scale:g} with a predictor_depth of 0, which is none; give "
+            "1 to 3 layers, or leave predictor_lr_scale out",
         )
         require(
             objective.queue == 0 or objective.queue >= 2 * self.batch_size,

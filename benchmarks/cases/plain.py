@@ -108,6 +108,7 @@ class Group(NamedTuple):
     targets: list[Tensor]
     weight_decay: float
     trust: float | None
+    lr_scale: float
 
 
 class LARS:
@@ -116,12 +117,13 @@ class LARS:
     def __init__(self, model: BYOL, config: OptimConfig, step: Callable[..., None]) -> None:
         target_of, self.momentum, self._step = model.target_of(), config.momentum, step
         self.groups = []
-        for group in optim.parameter_groups(model, weight_decay=config.weight_decay, trust=config.trust):
+        for group in optim.configured_groups(model, config):
             for is_followed in (True, False):
                 params = [p for p in group["params"] if (p in target_of) == is_followed]
                 momenta = [torch.zeros_like(p) for p in params]
                 targets = [target_of[p] for p in params] if is_followed else []
-                self.groups.append(Group(params, momenta, targets, group["weight_decay"], group["trust"]))
+                settings = (group["weight_decay"], group["trust"], group["lr_scale"])
+                self.groups.append(Group(params, momenta, targets, *settings))
         self.set_rates(lr=0.0, tau=1.0)
 
     def zero_grad(self) -> None:
@@ -142,7 +144,7 @@ class LARS:
 
 def lars_loop_(groups: Iterable[Group], *, lr: float, momentum: float, tau: float) -> None:
     """Take the step tensor by tensor, the formula word for word."""
-    for params, momenta, targets, weight_decay, trust in groups:
+    for params, momenta, targets, weight_decay, trust, lr_scale in groups:
         for index, (p, u) in enumerate(zip(params, momenta, strict=True)):
             assert p.grad is not None
             g = p.grad + weight_decay * p
@@ -150,14 +152,14 @@ def lars_loop_(groups: Iterable[Group], *, lr: float, momentum: float, tau: floa
                 p_norm, g_norm = p.norm(), g.norm()
                 g = g * torch.where((p_norm > 0) & (g_norm > 0), trust * p_norm / g_norm, 1.0)
             u.mul_(momentum).add_(g)
-            p.sub_(u, alpha=lr)
+            p.sub_(u, alpha=lr * lr_scale)
             if targets:
                 targets[index].mul_(tau).add_(p, alpha=1 - tau)
 
 
 def lars_foreach_(groups: Iterable[Group], *, lr: float, momentum: float, tau: float) -> None:
     """Take the step with torch's operations over lists of tensors."""
-    for params, momenta, targets, weight_decay, trust in groups:
+    for params, momenta, targets, weight_decay, trust, lr_scale in groups:
         if not params:
             continue
         gradients = torch._foreach_add([p.grad for p in params], params, alpha=weight_decay)
@@ -167,6 +169,6 @@ def lars_foreach_(groups: Iterable[Group], *, lr: float, momentum: float, tau: f
             torch._foreach_mul_(gradients, list(ratios.unbind()))
         torch._foreach_mul_(momenta, momentum)
         torch._foreach_add_(momenta, gradients)
-        torch._foreach_add_(params, momenta, alpha=-lr)
+        torch._foreach_add_(params, momenta, alpha=-lr * lr_scale)
         if targets:
             torch._foreach_lerp_(targets, params, 1 - tau)

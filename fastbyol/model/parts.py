@@ -50,7 +50,7 @@ class Optimizer(Protocol):
         ...
 
     def set_rates(self, *, lr: float, tau: float) -> None:
-        """Set the learning rate and tau for the next step."""
+        """Set the learning rate, which `predictor_lr_scale` multiplies for predictors, and tau for the next step."""
         ...
 
     def step(self) -> Any:

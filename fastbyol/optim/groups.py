@@ -31,29 +31,28 @@ def gradient_of(parameter: nn.Parameter) -> Tensor:
 
 
 def parameter_groups(
-    module: nn.Module, *, weight_decay: float, trust: float, predictor_lr: float = 1.0
+    module: nn.Module, *, weight_decay: float, trust: float, predictor_lr_scale: float = 1.0
 ) -> list[dict[str, Any]]:
     """Split the trainable parameters: weights have trust and decay; those that is_excluded names have neither.
 
-    With a `predictor_lr` that is not 1, the predictors' parameters are split likewise into two groups of their own, of
-    that `lr_scale`; see set_lr.
+    With a `predictor_lr_scale` that is not 1, the parameters whose names begin with `predictor.` or `local_predictor.`
+    are split likewise, into two groups of their own of that `lr_scale`; see set_lr.
     """
-    groups: list[dict[str, Any]] = [
-        {"params": [], "weight_decay": decay, "trust": ratio, "lr_scale": scale}
-        for scale in ((1.0,) if predictor_lr == 1 else (1.0, predictor_lr))
-        for decay, ratio in ((weight_decay, trust), (0.0, None))
-    ]
+    groups: dict[tuple[float, bool], dict[str, Any]] = {}
+    for scale in (1.0, predictor_lr_scale):
+        groups[scale, False] = {"params": [], "weight_decay": weight_decay, "trust": trust, "lr_scale": scale}
+        groups[scale, True] = {"params": [], "weight_decay": 0.0, "trust": None, "lr_scale": scale}
     for name, parameter in module.named_parameters():
         if parameter.requires_grad:
-            first = 2 if predictor_lr != 1 and name.startswith(PREDICTORS) else 0
-            groups[first + is_excluded(name, parameter)]["params"].append(parameter)
-    return groups
+            scale = predictor_lr_scale if name.startswith(PREDICTORS) else 1.0
+            groups[scale, is_excluded(name, parameter)]["params"].append(parameter)
+    return list(groups.values())
 
 
 def configured_groups(module: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
     """Split the trainable parameters as a run's configuration says."""
     return parameter_groups(
-        module, weight_decay=config.weight_decay, trust=config.trust, predictor_lr=config.predictor_lr
+        module, weight_decay=config.weight_decay, trust=config.trust, predictor_lr_scale=config.predictor_lr_scale
     )
 
 

@@ -62,7 +62,8 @@ class LARC:
 
     def __init__(self, module: nn.Module, target_of: Mapping[nn.Parameter, Tensor], config: OptimConfig) -> None:
         groups = configured_groups(module, config)
-        weights, others = ([group for group in groups if (group["trust"] is None) == plain] for plain in (False, True))
+        weights = [group for group in groups if group["trust"] is not None]
+        others = [group for group in groups if group["trust"] is None]
         adaptive = torch.optim.SGD(weights, lr=0.0, momentum=config.momentum)
         plain = torch.optim.SGD(others, lr=0.0, momentum=config.momentum)
         self.optimizers = (import_piece("LARC")(adaptive, trust_coefficient=config.trust, clip=False, eps=0.0), plain)

@@ -17,7 +17,8 @@ from fastbyol.optim.groups import configured_groups, gradient_of, set_lr
 class LARS(torch.optim.Optimizer):
     """LARS (layer-wise adaptive rate scaling); each step also moves the EMA targets of the parameters.
 
-    Group settings: `lr`, `momentum`, `weight_decay`, `trust` (None: ratio 1, for biases and batch norm) and `tau`.
+    Group settings: `lr`, `momentum`, `weight_decay`, `trust` (None: ratio 1, for biases and batch norm), `tau` and, for
+    set_rates, `lr_scale` (1 where it is missing).
     `target_of` maps parameters to their EMA targets of the same shape; parameters without a target are only updated.
     step() raises MissingGradient for a parameter without a gradient: its momentum and target would fall behind
     silently. Source: paper, section 3.2; the authors' code.
@@ -107,7 +108,7 @@ class LARS(torch.optim.Optimizer):
         return momentum
 
     def set_rates(self, *, lr: float, tau: float) -> None:
-        """Set the learning rate and tau of every group for the next step or CUDA graph replay."""
+        """Set the learning rate, times a group's `lr_scale`, and tau for the next step or CUDA graph replay."""
         set_lr(self.param_groups, lr)
         for group in self.param_groups:
             group["tau"] = tau

@@ -128,7 +128,7 @@ OPTIM = {
     "trust": About("trust coefficient of LARS", ABOVE, "DM: 1e-3"),
     "tau_rises": About("let the EMA rate rise to 1", SWITCH, "P section 3.2: true"),
     "optimizer": About("the optimiser", _parts(OPTIMIZERS), "P section 3.3: lars"),
-    "predictor_lr": About("the predictor's learning rate, in units of the other layers'", ABOVE),
+    "predictor_lr_scale": About("the predictor's learning rate, as a multiple of the other layers'", ABOVE),
 }
 OBJECTIVE = {
     "loss": About("the loss", _parts(OBJECTIVES), "P eq. 2: byol"),

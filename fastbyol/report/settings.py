@@ -84,7 +84,7 @@ def _departures(config: Config) -> dict[str, str]:
 
 
 def _predictor_lr(optim: OptimConfig) -> str:
-    return "" if optim.predictor_lr == 1 else f"{optim.predictor_lr:g} times the other layers'"
+    return "" if optim.predictor_lr_scale == 1 else f"{optim.predictor_lr_scale:g} times the other layers'"
 
 
 def _loss(goal: ObjectiveConfig) -> str:

@@ -25,7 +25,6 @@ from benchmarks.gpu.parts import SKIPPED, Outcome, Part, run
 from fastbyol.cli import train
 from fastbyol.cli.train_run import config_of
 from fastbyol.storage.run_folder import RunFolder
-from fastbyol.system.limits import available_cores
 from fastbyol.system.usage import usage
 
 ROOT = Path(__file__).parents[2]
@@ -412,8 +411,7 @@ def test_a_call_cut_short_writes_its_summary(ends_by: str, tmp_path: Path) -> No
     said, failed = process.communicate()
     assert process.returncode == (1 if ends_by == "deadline" else 75)
     took_s = time.monotonic() - began
-    left_it_a_core = cpu_of_others_s() - others_s < (available_cores() - 1) * took_s
-    assert ends_by == "signal" or took_s < seconds + 1 or not left_it_a_core
+    share_of_others = (cpu_of_others_s() - others_s) / took_s / (os.cpu_count() or 1)
     text = (out / "summary.md").read_text()
     assert text in said
     reason = {"deadline": "no time was left", "signal": "a signal came"}[ends_by]
@@ -427,3 +425,6 @@ def test_a_call_cut_short_writes_its_summary(ends_by: str, tmp_path: Path) -> No
     files = [path for path in out.rglob("*") if path.is_file()]
     assert len(files) <= FILES_MAX
     assert all(path.stat().st_size <= FILE_BYTES and path.parent == out for path in files)
+    if ends_by == "deadline" and took_s >= seconds + 1 and share_of_others > 0.6:
+        pytest.skip("other programs keep this machine's cores busy")
+    assert ends_by == "signal" or took_s < seconds + 1

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from fastbyol.config import OptimConfig
+from fastbyol.config import EncoderConfig, HeadConfig, OptimConfig
+from fastbyol.model.byol import BYOL
 from fastbyol.model.parts import Optimizer, build_optimizer
 from fastbyol.optim import larc, parameter_groups
 from tests.support.gradients import set_gradients
@@ -26,7 +27,7 @@ class Networks(nn.Module):
     def __init__(self) -> None:
         super().__init__()
         self.online = nn.Sequential(nn.Linear(3, 6), nn.BatchNorm1d(6), nn.Linear(6, 4))
-        self.predictor = nn.Sequential(nn.Linear(4, 6), nn.BatchNorm1d(6), nn.Linear(6, 4))
+        self.predictor = nn.Sequential(nn.Linear(4, 5), nn.BatchNorm1d(5), nn.Linear(5, 4))
         self.local_predictor = nn.Linear(4, 4, bias=False)
 
 
@@ -48,7 +49,7 @@ def trained(name: str, config: OptimConfig, *, lr: float, steps: int = 3) -> nn.
 
 def test_each_parameter_is_in_one_group_and_the_predictors_are_in_their_own() -> None:
     networks = Networks()
-    groups = parameter_groups(networks, weight_decay=0.1, trust=1e-3, predictor_lr=SCALE)
+    groups = parameter_groups(networks, weight_decay=0.1, trust=1e-3, predictor_lr_scale=SCALE)
     assert sum(len(group["params"]) for group in groups) == len(list(networks.parameters()))
     scale_of = {parameter: group["lr_scale"] for group in groups for parameter in group["params"]}
     for name, parameter in networks.named_parameters():
@@ -57,10 +58,32 @@ def test_each_parameter_is_in_one_group_and_the_predictors_are_in_their_own() ->
     assert len(parameter_groups(networks, weight_decay=0.1, trust=1e-3)) == 2
 
 
+@pytest.mark.parametrize("depth", [1, 2])
+def test_the_predictors_of_a_run_are_found(depth: int) -> None:
+    model = BYOL(
+        EncoderConfig("resnet18", width=1 / 16, stem="cifar"),
+        HeadConfig(hidden=6, out=4, predictor_depth=depth, local_predictor=True),
+        seed=0,
+    )
+    groups = parameter_groups(model, weight_decay=0.1, trust=1e-3, predictor_lr_scale=SCALE)
+    scaled = {parameter for group in groups if group["lr_scale"] == SCALE for parameter in group["params"]}
+    assert model.local_predictor is not None
+    assert scaled == {*model.predictor.parameters(), *model.local_predictor.parameters()}
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_predictor_without_biases_and_norms_learns_too(name: str) -> None:
+    networks = nn.ModuleDict({"online": nn.Linear(3, 4), "predictor": nn.Linear(4, 4, bias=False)})
+    optimizer = build_optimizer(name, networks, {}, replace(CONFIG, predictor_lr_scale=SCALE))
+    before = copy.deepcopy(networks.state_dict())
+    take_a_step(networks, optimizer)
+    assert not any(torch.equal(value, before[key]) for key, value in networks.state_dict().items())
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_the_predictor_learns_at_its_own_rate_and_the_rest_as_without(name: str) -> None:
     usual, faster = trained(name, CONFIG, lr=0.01), trained(name, CONFIG, lr=SCALE * 0.01)
-    own = trained(name, replace(CONFIG, predictor_lr=SCALE), lr=0.01)
+    own = trained(name, replace(CONFIG, predictor_lr_scale=SCALE), lr=0.01)
     for key, parameter in own.named_parameters():
         expected = (faster if is_of_predictor(key) else usual).get_parameter(key)
         torch.testing.assert_close(parameter, expected, rtol=0, atol=0)

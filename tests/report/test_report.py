@@ -271,7 +271,7 @@ def test_settings_tell_the_peaks_that_were_used(parts: Parts) -> None:
     [
         ("demo+target=constant", {}, "targets constant"),
         ("demo+normalization=layernorm", {}, "normalisation layernorm"),
-        ("demo+predictor_lr=10", {}, "predictor's learning rate 10 times the other layers'"),
+        ("demo+predictor_lr_scale=10", {}, "predictor's learning rate 10 times the other layers'"),
         ("demo+beta=0.5+temperature=0.3", {}, "negatives β 0.5, temperature 0.3"),
         ("demo+beta=1+queue=512", {}, "negatives β 1, temperature 0.1, queue of 512"),
         (
