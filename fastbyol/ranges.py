@@ -13,6 +13,7 @@ COUNT_MAX = 10**9
 SIDE_MAX = 4096  # pixels of a view
 SIZE_MAX = 10**6  # dimensions of a layer
 WIDTH_MAX = 1000
+LR_SCALE_MAX = 10**6  # times the largest rate it is finite in float32
 VIEWS_MAX = 100
 BATCHES_MAX = 10_000  # decoded in advance, or of a recalibration
 THREADS_MAX = 1024  # with a hundred million torch dies of a segmentation fault

@@ -251,8 +251,8 @@ class OptimConfig:
         for name in ("base_lr", "weight_decay", "warmup_epochs"):
             check_number(name, getattr(self, name), 0, FLOAT32_SAFE)
         check_number("tau_base", self.tau_base, 0, 1)
-        for name in ("trust", "predictor_lr_scale"):
-            check_number(name, getattr(self, name), 0, FLOAT32_SAFE, is_above=True)
+        check_number("trust", self.trust, 0, FLOAT32_SAFE, is_above=True)
+        check_number("predictor_lr_scale", self.predictor_lr_scale, 0, ranges.LR_SCALE_MAX, is_above=True)
         require(0 <= self.momentum < 1, f"momentum is {self.momentum}; give a number from 0 up to, not including, 1")
 
 

@@ -150,5 +150,6 @@ def test_views_are_the_papers_but_for_cifars() -> None:
 def test_a_configuration_written_before_there_were_objectives_is_still_read() -> None:
     whole = json.loads(to_json(config()))
     del whole["recipe"]["objective"], whole["recipe"]["optim"]["tau_rises"]
+    del whole["recipe"]["optim"]["predictor_lr_scale"]
     del whole["recipe"]["head"]["projector_depth"], whole["recipe"]["head"]["predictor_depth"]
     assert from_json(json.dumps(whole)) == config()

@@ -38,7 +38,7 @@ def parameter_groups(
     With a `predictor_lr_scale` that is not 1, the parameters whose names begin with `predictor.` or `local_predictor.`
     are split likewise, into two groups of their own of that `lr_scale`; see set_lr.
     """
-    groups: dict[tuple[float, bool], dict[str, Any]] = {}
+    groups: dict[tuple[float, bool], dict[str, Any]] = {}  # two if the scale is 1, since the keys are the same twice
     for scale in (1.0, predictor_lr_scale):
         groups[scale, False] = {"params": [], "weight_decay": weight_decay, "trust": trust, "lr_scale": scale}
         groups[scale, True] = {"params": [], "weight_decay": 0.0, "trust": None, "lr_scale": scale}

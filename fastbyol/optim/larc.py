@@ -68,7 +68,7 @@ class LARC:
         plain = torch.optim.SGD(others, lr=0.0, momentum=config.momentum)
         self.optimizers = (import_piece("LARC")(adaptive, trust_coefficient=config.trust, clip=False, eps=0.0), plain)
         self.params, self.targets = list(target_of), list(target_of.values())
-        device = weights[0]["params"][0].device
+        device = next(p.device for group in groups for p in group["params"])
         self.tau = torch.ones((), device=device)
         self._tau = 1.0
         self.skipped = torch.zeros(2, dtype=torch.int32, device=device)

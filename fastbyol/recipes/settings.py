@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import NamedTuple
 
 from fastbyol.config import CROPS, ENGINES, METHODS, NORMALIZATIONS, ON_ERROR, PRECISIONS, TARGET_STATISTICS, TARGETS
-from fastbyol.ranges import BATCHES_MAX, SIDE_MAX, SIZE_MAX, THREADS_MAX, WIDTH_MAX
+from fastbyol.ranges import BATCHES_MAX, LR_SCALE_MAX, SIDE_MAX, SIZE_MAX, THREADS_MAX, WIDTH_MAX
 from fastbyol.recipe import CHANNELS, PADDINGS
 from fastbyol.registry import ENCODERS, LOADERS, OBJECTIVES, OPTIMIZERS, Registry
 
@@ -128,7 +128,7 @@ OPTIM = {
     "trust": About("trust coefficient of LARS", ABOVE, "DM: 1e-3"),
     "tau_rises": About("let the EMA rate rise to 1", SWITCH, "P section 3.2: true"),
     "optimizer": About("the optimiser", _parts(OPTIMIZERS), "P section 3.3: lars"),
-    "predictor_lr_scale": About("the predictor's learning rate, as a multiple of the other layers'", ABOVE),
+    "predictor_lr_scale": About("multiplies the predictor's learning rate", f"{ABOVE}, to {LR_SCALE_MAX}"),
 }
 OBJECTIVE = {
     "loss": About("the loss", _parts(OBJECTIVES), "P eq. 2: byol"),

@@ -109,6 +109,25 @@ def test_a_state_saved_before_groups_had_a_scale_goes_on(name: str) -> None:
         assert torch.equal(parameter, twin)
 
 
+@pytest.mark.parametrize("name", NAMES)
+def test_a_restored_state_and_a_copy_keep_both_rates(name: str) -> None:
+    config = replace(CONFIG, predictor_lr_scale=SCALE)
+    torch.manual_seed(0)
+    networks = Networks()
+    optimizer = build_optimizer(name, networks, {}, config)
+    take_a_step(networks, optimizer)
+    restored = copy.deepcopy(networks)
+    resumed = build_optimizer(name, restored, {}, config)
+    resumed.load_state_dict(copy.deepcopy(optimizer.state_dict()))
+    copied, copy_of_it = copy.deepcopy((networks, optimizer))
+    for each, its in ((networks, optimizer), (restored, resumed), (copied, copy_of_it)):
+        torch.manual_seed(2)
+        set_gradients(each)
+        its.step()  # at the rates of the step before
+    for parameter, *twins in zip(*(each.parameters() for each in (networks, restored, copied)), strict=True):
+        assert all(torch.equal(parameter, twin) for twin in twins)
+
+
 def take_a_step(networks: nn.Module, optimizer: Optimizer) -> None:
     torch.manual_seed(1)
     set_gradients(networks)

@@ -227,6 +227,7 @@ def test_targets_without_negatives_take_any_number_of_views() -> None:
         ("demo+epochs=inf", "epochs is inf"),
         ("demo+trust=nan", "trust is nan"),
         ("demo+predictor_lr_scale=0", "predictor_lr_scale is 0"),
+        ("demo+predictor_lr_scale=1e7", "predictor_lr_scale is 10000000.0; .* at most 1000000"),
         ("simclr_cifar10_tiny+predictor_lr_scale=10", "predictor_lr_scale is 10 with a predictor_depth of 0"),
         ("demo+tau_rises=no", "true or false"),
         ("demo+views=sepia", "views is 'sepia'; give one of no_flip"),
