@@ -35,8 +35,9 @@ def parameter_groups(
 ) -> list[dict[str, Any]]:
     """Split the trainable parameters: weights have trust and decay; those that is_excluded names have neither.
 
+    A group has `params`, `weight_decay`, `trust` (None: ratio 1) and `lr_scale`, a multiple of the learning rate.
     With a `predictor_lr_scale` that is not 1, the parameters whose names begin with `predictor.` or `local_predictor.`
-    are split likewise, into two groups of their own of that `lr_scale`; see set_lr.
+    are split likewise, into two groups of their own of that `lr_scale`, by which set_lr multiplies.
     """
     groups: dict[tuple[float, bool], dict[str, Any]] = {}  # two if the scale is 1, since the keys are the same twice
     for scale in (1.0, predictor_lr_scale):
@@ -50,7 +51,7 @@ def parameter_groups(
 
 
 def configured_groups(module: nn.Module, config: OptimConfig) -> list[dict[str, Any]]:
-    """Split the trainable parameters as a run's configuration says."""
+    """Split the trainable parameters into groups, as parameter_groups does, by the settings of a run's optimiser."""
     return parameter_groups(
         module, weight_decay=config.weight_decay, trust=config.trust, predictor_lr_scale=config.predictor_lr_scale
     )
